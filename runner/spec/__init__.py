@@ -1,0 +1,1 @@
+"""The declaration of a run: typed, checked whole, frozen to a file."""

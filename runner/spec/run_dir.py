@@ -1,0 +1,114 @@
+"""The layout of a run's directory: the one place that knows its names. Other tools may read what stands here."""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.errors import Fault, SpecError
+
+STATES = ("running", "done", "failed", "preempted")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside one run's directory."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """The declaration of the first attempt."""
+        return self.path / "spec.yaml"
+
+    @property
+    def status(self) -> Path:
+        """{"state": running | done | failed | preempted, "step": int, "metrics": {name: float}}."""
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: step, time_s, and names such as train/loss."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, platform, git state and command line of every attempt."""
+        return self.path / "provenance.json"
+
+    @property
+    def logs(self) -> Path:
+        """One file a rank."""
+        return self.path / "logs"
+
+    @property
+    def failures(self) -> Path:
+        """What each failed rank left behind, one JSON file each."""
+        return self.path / "failures"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Committed checkpoints, step_<n> each."""
+        return self.path / "checkpoints"
+
+    def rank_log(self, rank: int) -> Path:
+        """The log of one rank."""
+        return self.logs / f"rank_{rank}.log"
+
+    def specs(self) -> list[Path]:
+        """The declaration of every attempt, oldest first."""
+        resumed = sorted(self.path.glob("spec.attempt_*.yaml"), key=lambda path: int(path.stem.rpartition("_")[2]))
+        return [path for path in (self.spec, *resumed) if path.exists()]
+
+    def next_spec(self) -> Path:
+        """Where the next attempt's declaration goes."""
+        done = len(self.specs())
+        return self.path / f"spec.attempt_{done + 1}.yaml" if done else self.spec
+
+    def write_status(self, state: str, *, step: int, metrics: Mapping[str, float]) -> None:
+        """Replace status.json in one rename, so that a reader never sees half of it."""
+        assert state in STATES, state
+        partial = self.status.with_suffix(".partial")
+        partial.write_text(json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n")
+        os.replace(partial, self.status)
+
+    def read_status(self) -> dict[str, Any]:
+        """What status.json says; a run that never wrote one is at step 0."""
+        if not self.status.exists():
+            return {"state": "running", "step": 0, "metrics": {}}
+        status: dict[str, Any] = json.loads(self.status.read_text())
+        return status
+
+
+def claim(base: Path) -> Path:
+    """Make <base>/<date>/<time>-<id>: a directory that no other launch has, not even one in the same second.
+
+    The id is random and the last mkdir exclusive (hydra #1607: eight launches in one second shared one directory).
+    """
+    while True:
+        path = base / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}-{secrets.token_hex(2)}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def claim_named(path: Path, *, key: str) -> Path:
+    """Make the directory that the user named; it must not be there yet.
+
+    Raises:
+        SpecError: it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        rule = f"{path} exists already. Choose another directory, or continue that run: runner resume {path}"
+        raise SpecError(Fault(key=key, message=rule)) from None
+    return path

@@ -1,0 +1,124 @@
+"""What a run is: every section of a recipe, typed. `spec/read.py` makes one of a composed configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.protocols import (
+    Callback,
+    Checkpoint,
+    Clip,
+    Hardware,
+    Launcher,
+    Optimizer,
+    Precision,
+    Schedule,
+    Strategy,
+    Tracker,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook:
+    """One of the user's functions, and what the recipe hands to it. `spec/hooks.py` finds and calls it."""
+
+    target: str
+    """Dotted path of a callable: user_hooks.digits.build_model."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments; a nested mapping with a `_target_` of its own is built first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Items of one optimizer step and how they are cut. Two of the first and the other two follow."""
+
+    items: int
+    """Global batch of one optimizer step."""
+    micro_items: int
+    """What one rank forwards at once."""
+    accumulate: int
+    """Accumulation rounds of a full step: items / (micro_items × data ranks)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How long, from which seed, where."""
+
+    steps: int
+    """Optimizer steps of the whole run; schedules span them."""
+    seed: int
+    deterministic: bool
+    """Only deterministic kernels: two runs of one spec are bitwise equal on one kind of hardware."""
+    stop_at_step: int | None
+    """End this attempt after that step with a commit; the schedule keeps its length. null = off."""
+    dir: str | None
+    """The run's directory; it must not exist. null = outputs/<name>/<date>/<time>-<id>."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """How items are read and put into order."""
+
+    workers: int
+    """Processes that read items ahead of each rank; 0 = read in the rank itself."""
+    prefetch: int
+    """Micro-batches that each worker keeps ready."""
+    shuffle: bool
+    """A fresh order each epoch, from run.seed; false = the dataset's own order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """When to evaluate."""
+
+    every_steps: int | None
+    """Optimizer steps between evaluations; null = off."""
+    at_end: bool
+    micro_items: int | None
+    """Items that one rank forwards at once; null = batch.micro_items."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """When to record."""
+
+    every_steps: int
+    """Optimizer steps between records; the only steps on which the host waits for the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Where a sweep (-m) goes."""
+
+    dir: str | None
+    """The sweep's directory; it must not exist. null = multirun/<name>/<date>/<time>-<id>."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """A whole run, typed and without contradictions."""
+
+    name: str
+    model: Hook
+    data: Hook
+    loss: Hook
+    batch: Batch
+    run: Run
+    loader: Loader
+    clip: Clip
+    eval: Eval
+    log: Log
+    sweep: Sweep
+    hardware: Hardware
+    launch: Launcher
+    strategy: Strategy
+    precision: Precision
+    optimizer: Optimizer
+    schedule: Schedule
+    checkpoint: Checkpoint
+    tracker: Mapping[str, Tracker]
+    callback: Mapping[str, Callback]
+    import_roots: tuple[str, ...]
+    """Directories that hooks are imported from, first to last, ahead of what Python would find by itself."""
+    config: Mapping[str, Any]
+    """The composed configuration that this was made of: plain dicts, lists and scalars."""
