@@ -1,0 +1,1 @@
+"""Hydra, once: a recipe, config groups and overrides become one plain configuration."""
