@@ -45,11 +45,13 @@ __all__ = [
     "Scheduler",
     "State",
     "StepLoss",
+    "Stored",
     "Strategy",
     "Tracker",
     "TrackerLog",
     "Trainable",
     "Update",
+    "Weighed",
     "World",
 ]
 
@@ -107,11 +109,26 @@ class Batches(NamedTuple):
     """Items of the whole step, over all ranks and rounds."""
 
 
+class Weighed(NamedTuple):
+    """What came of one micro-batch: its total is `value` times `weight`, left unmultiplied until somebody logs it."""
+
+    value: "Tensor"
+    """Scalar: the hook's total, or its mean."""
+    weight: int
+    """1 for a total, the micro-batch's items for a mean, 0 for a filler."""
+    count: "Tensor | int"
+    """What the total sums over."""
+    is_mean: bool
+    """The hook returned a mean over items: every rank knows its count beforehand."""
+    metrics: Mapping[str, tuple["Tensor", "Tensor | int"]] = NO_METRICS
+    """As the hook returned them; none for a filler."""
+
+
 class StepLoss(NamedTuple):
     """What `forward_backward` leaves behind. Nothing in it was read on the host."""
 
-    rounds: Sequence[Loss]
-    """This rank's, one per round; fillers have total 0 and count 0."""
+    rounds: Sequence[Weighed]
+    """This rank's, one per round."""
     count: "Tensor | int"
     """Of the whole step: summed over rounds and ranks."""
 
@@ -160,6 +177,13 @@ class State:
     tensors: dict[str, "Tensor"] = field(default_factory=dict)
     """By dotted name: model.<parameter>, optimizer.<parameter>.<key>, rng.rank_<n>.<generator>, …"""
     values: dict[str, Any] = field(default_factory=dict)
+
+
+class Stored(NamedTuple):
+    """A tensor in a checkpoint."""
+
+    shape: tuple[int, ...]
+    dtype: "torch.dtype"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +279,11 @@ class Hardware(Part, Protocol):
         """Whether ranks may be forked from a process that has imported torch."""
         ...
 
+    @property
+    def pins_memory(self) -> bool:
+        """Whether batches are read into page-locked memory, from which the device copies without waiting."""
+        ...
+
     def count(self) -> int:
         """How many ranks this machine can hold, one device each."""
         ...
@@ -329,20 +358,20 @@ class Trainable(Protocol):
         """Divide by the step's count, clip, step, and clear the gradients. `measure` asks for the gradient's norm."""
         ...
 
-    def evaluate(self, batch: Any) -> Loss:
-        """The hook's loss on a batch, without gradients, the model in evaluation mode."""
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[Weighed]:
+        """The hook's loss on each, without gradients, the model in evaluation mode until the last was taken."""
         ...
 
     def state(self) -> State:
         """Model and optimizer by the model's own names. Tensors are the live ones, not copies."""
         ...
 
-    def load_state(self, read: Callable[[State], None], stored: Mapping[str, tuple[int, ...]]) -> None:
+    def load_state(self, read: Callable[[State], None], stored: Mapping[str, Stored]) -> None:
         """Continue from a checkpoint.
 
         Args:
-            read: fills the tensors and values of the state that it is given, in place.
-            stored: names and shapes of the tensors that the checkpoint holds.
+            read: fills the tensors of the state that it is given in place, and its values.
+            stored: what the checkpoint holds, by name.
 
         Raises:
             CheckpointError: names what is missing, unexpected or misshapen; all of it.
@@ -420,8 +449,8 @@ class Checkpointer(Protocol):
         """
         ...
 
-    def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
-        """Names and shapes of the tensors held."""
+    def stored(self, path: Path) -> Mapping[str, Stored]:
+        """What is held, by name."""
         ...
 
     def load(self, path: Path, state: State) -> None:
@@ -487,6 +516,3 @@ class Launcher(Part, Protocol):
             Interrupted: a signal ended the run.
         """
         ...
-
-
-Iterate = Callable[[], Iterator[Batches]]

@@ -1,0 +1,93 @@
+"""The run: steps, and what happens between them."""
+
+import gc
+import logging
+
+from runner.engine.agenda import Agenda
+from runner.engine.build import build, open_records
+from runner.engine.evaluate import evaluate
+from runner.engine.measure import step_values
+from runner.engine.restore import restore, whole_state
+from runner.engine.session import Session, Stopping
+from runner.protocols import StepLoss, Update, World
+from runner.spec.run_dir import RunDir
+from runner.spec.run_spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+def run(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> None:
+    """Build, continue from the newest commit if there is one, train, and leave the directory in a final state.
+
+    Collective: every rank runs this.
+    """
+    session = build(spec, run_dir, world, stopping)
+    checkpoint = session.checkpointer.latest()
+    if checkpoint is not None:
+        restore(session, checkpoint)
+        logger.info("continuing after step %d from %s", session.step, checkpoint.name)
+    open_records(session)
+    # What was imported and built so far lives as long as the run: no collection needs to look at it again.
+    gc.freeze()
+    gc.enable()
+    try:
+        state = train(session)
+    except BaseException as error:
+        error.add_note(f"after optimizer step {session.step}")
+        raise
+    session.close()
+    session.write_status(state)
+
+
+def train(session: Session) -> str:
+    """Steps until the attempt's end, a callback's word or a wish from outside.
+
+    Between two boundaries at which something is due there is nothing but steps.
+
+    Returns:
+        The state that the run is left in: done or preempted.
+    """
+    agenda = Agenda(session.spec, start=session.step)
+    steps = iter(session.stream)
+    while session.step < agenda.end:
+        boundary = agenda.next_after(session.step)
+        while session.step < boundary - 1:
+            session.take_step(next(steps), measure=False)
+        lr = session.trainable.optimizer.param_groups[0]["lr"]
+        loss, update = session.take_step(next(steps), measure=agenda.logs(boundary))
+        if not update.stepped:
+            continue
+        if agenda.logs(session.step):
+            _log(session, loss, update, lr)
+        verdict = _evaluate(session) if agenda.evaluates(session.step) else ""
+        wishes = agenda.poll(session.step, session.world, stop=session.stopping.requested)
+        if agenda.saves(session.step) or wishes.save or (agenda.saves_at_end and (verdict or wishes.stop)):
+            session.checkpointer.save(whole_state(session), progress=session.progress, metrics=session.metrics)
+            agenda.saved()
+        if wishes.stop and session.step < agenda.end:
+            logger.warning("asked to stop after step %d", session.step)
+            return "preempted"
+        if verdict:
+            logger.info("ended after step %d: %s", session.step, verdict)
+            return "done"
+        if wishes.polled:
+            session.write_status("running")
+    return "done"
+
+
+def _log(session: Session, loss: StepLoss, update: Update, lr: float) -> None:
+    values = step_values(loss, update, lr=lr, world=session.world)
+    session.record(values)
+    session.console.log(session.step, values, session.pace.items_per_s(session.stream.position))
+
+
+def _evaluate(session: Session) -> str:
+    """Evaluate, tell everyone, and return why a callback wants to end the run, or nothing."""
+    if session.data.eval is None:
+        return ""
+    metrics = evaluate(session)
+    session.record(metrics)
+    session.console.evaluated(session.step, metrics)
+    verdicts = [listener.after_eval(metrics, session.progress) for listener in session.listeners.values()]
+    session.pace.restart(session.stream.position)
+    return "; ".join(verdict for verdict in verdicts if verdict)

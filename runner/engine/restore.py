@@ -1,0 +1,63 @@
+"""The whole state of a run: gathered for a checkpoint, and put back from one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.engine.session import Session
+from runner.protocols import State
+from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
+
+
+def whole_state(session: Session) -> State:
+    """Model, optimizer, schedule, position, callbacks, and the generators of this rank."""
+    state = session.trainable.state()
+    state.tensors |= rng_state(session.world)
+    state.values |= {
+        "step": session.step,
+        "position": session.stream.position,
+        "time_s": session.time_s,
+        "metrics": session.metrics,
+        "schedule": session.schedule.state_dict(),
+        "callbacks": {name: listener.state() for name, listener in session.listeners.items()},
+    }
+    return state
+
+
+def restore(session: Session, checkpoint: Path) -> None:
+    """Continue from a committed checkpoint, whatever strategy and number of ranks wrote it. Collective.
+
+    Raises:
+        CheckpointError: it is corrupted or of another model; nothing was trained yet.
+    """
+    stored = session.checkpointer.stored(checkpoint)
+    mine = f"rng.rank_{session.world.rank}."
+    generators = {name: found for name, found in stored.items() if name.startswith(mine)}
+    rng = {name: torch.empty(found.shape, dtype=found.dtype) for name, found in generators.items()}
+    values: dict[str, Any] = {}
+
+    def read(state: State) -> None:
+        state.tensors |= rng
+        session.checkpointer.load(checkpoint, state)
+        values.update(state.values)
+
+    session.trainable.load_state(read, stored)
+    session.step = values["step"]
+    session.stream.position = values["position"]
+    session.time_before_s = values["time_s"]
+    session.metrics = values["metrics"]
+    session.pace.restart(session.stream.position)
+    session.schedule.load_state_dict(values["schedule"])
+    _restore_callbacks(session, values["callbacks"])
+    if rng:
+        load_rng_state(rng, session.world)
+    else:  # more ranks than wrote it: the new ones draw from a seed of their own
+        seed_all(mix(session.spec.run.seed, session.world.rank, session.step))
+
+
+def _restore_callbacks(session: Session, kept: dict[str, dict[str, Any]]) -> None:
+    """Callbacks that the resumed run adds begin afresh; those that it leaves out are gone by its own choice."""
+    for name, listener in session.listeners.items():
+        if name in kept:
+            listener.load_state(kept[name])

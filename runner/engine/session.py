@@ -1,0 +1,100 @@
+"""Everything that one rank holds while a run goes on."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from runner.data.stream import Stream
+from runner.engine.console import Console
+from runner.engine.measure import Pace
+from runner.protocols import (
+    Batches,
+    Checkpointer,
+    Data,
+    Listener,
+    Progress,
+    Scheduler,
+    StepLoss,
+    TrackerLog,
+    Trainable,
+    Update,
+    World,
+)
+from runner.spec.run_dir import RunDir
+from runner.spec.run_spec import RunSpec
+
+
+class Stopping(Protocol):
+    """Whether somebody outside wants the run to end."""
+
+    @property
+    def requested(self) -> bool:
+        """Read at step boundaries."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One rank's run: what was built from the spec, and where it stands."""
+
+    spec: RunSpec
+    run_dir: RunDir
+    world: World
+    stopping: Stopping
+    data: Data
+    stream: Stream
+    trainable: Trainable
+    schedule: Scheduler
+    checkpointer: Checkpointer
+    trackers: Sequence[TrackerLog]
+    listeners: Mapping[str, Listener]
+    step_listeners: Sequence[Listener]
+    console: Console
+    pace: Pace = field(default_factory=Pace)
+    step: int = 0
+    """Optimizer steps done."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last known value of each."""
+    time_before_s: float = 0.0
+    """Seconds of training in the attempts that this one continues."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return Progress(step=self.step, position=self.stream.position)
+
+    @property
+    def time_s(self) -> float:
+        """Seconds of training since the run began."""
+        return self.time_before_s + time.monotonic() - self.started
+
+    def take_step(self, batches: Batches, *, measure: bool) -> tuple[StepLoss, Update]:
+        """One optimizer step."""
+        loss = self.trainable.forward_backward(batches)
+        update = self.trainable.update(measure=measure)
+        if update.stepped:
+            self.schedule.step()
+            self.step += 1
+        for listener in self.step_listeners:
+            listener.after_step(self.trainable, self.progress)
+        return loss, update
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Give measurements to every tracker, and keep them as the last known ones."""
+        self.metrics.update(values)
+        for tracker in self.trackers:
+            tracker.log({"time_s": self.time_s, **values}, step=self.step)
+
+    def write_status(self, state: str) -> None:
+        """Say in the run's directory where it stands. Rank 0 only writes."""
+        if self.world.is_main:
+            self.run_dir.write_status(state, step=self.step, metrics=self.metrics)
+
+    def close(self) -> None:
+        """Flush everything that is open."""
+        self.checkpointer.close()
+        for tracker in self.trackers:
+            tracker.close()
+        self.console.close()

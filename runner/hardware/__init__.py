@@ -1,0 +1,1 @@
+"""The devices of one machine: one kind a file."""

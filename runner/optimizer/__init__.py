@@ -1,0 +1,1 @@
+"""Which optimizer updates the weights, and which weights decay."""

@@ -1,0 +1,57 @@
+"""AdamW: Loshchilov, Hutter (ICLR 2019), as torch.optim has it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch.nn import Parameter
+
+from runner.errors import Fault
+from runner.optimizer.groups import check_patterns, decay_groups
+
+if TYPE_CHECKING:
+    from runner.spec.run_spec import RunSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """torch.optim.AdamW."""
+
+    lr: float = 1e-3
+    """Learning rate that the schedule's factor multiplies."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean of the gradient and of its square."""
+    eps: float = 1e-8
+    """Added to the denominator."""
+    weight_decay: float = 0.01
+    """Decoupled decay, times the learning rate, each step."""
+    no_decay: list[str] = field(default_factory=list)
+    """Regular expressions; a parameter in whose name one is found does not decay."""
+    fused: bool | None = None
+    """One kernel for all parameters; null = torch's choice."""
+
+    def __post_init__(self) -> None:
+        if not self.lr >= 0:
+            raise ValueError(f"lr={self.lr} must not be negative.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} must lie in [0, 1).")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+        check_patterns(self.no_decay)
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """Goes with everything."""
+        return ()
+
+    def build(self, named_parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
+        """Over the parameters that require a gradient."""
+        return torch.optim.AdamW(
+            decay_groups(named_parameters, self.no_decay),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=self.fused,
+        )

@@ -1,0 +1,62 @@
+"""Stochastic gradient descent, as torch.optim has it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch.nn import Parameter
+
+from runner.errors import Fault
+from runner.optimizer.groups import check_patterns, decay_groups
+
+if TYPE_CHECKING:
+    from runner.spec.run_spec import RunSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """torch.optim.SGD."""
+
+    lr: float = 1e-3
+    """Learning rate that the schedule's factor multiplies."""
+    momentum: float = 0.0
+    """Decay of the running gradient; 0 = off."""
+    nesterov: bool = False
+    """Nesterov's momentum; needs momentum > 0."""
+    dampening: float = 0.0
+    """How much of a new gradient momentum leaves out."""
+    weight_decay: float = 0.0
+    """Added to the gradient, times the weight."""
+    no_decay: list[str] = field(default_factory=list)
+    """Regular expressions; a parameter in whose name one is found does not decay."""
+    fused: bool | None = None
+    """One kernel for all parameters; null = torch's choice."""
+
+    def __post_init__(self) -> None:
+        if not self.lr >= 0:
+            raise ValueError(f"lr={self.lr} must not be negative.")
+        if not self.momentum >= 0:
+            raise ValueError(f"momentum={self.momentum} must not be negative.")
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError("nesterov=true needs momentum above 0 and dampening=0.")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+        check_patterns(self.no_decay)
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """Goes with everything."""
+        return ()
+
+    def build(self, named_parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
+        """Over the parameters that require a gradient."""
+        return torch.optim.SGD(
+            decay_groups(named_parameters, self.no_decay),
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            dampening=self.dampening,
+            weight_decay=self.weight_decay,
+            fused=self.fused,
+        )

@@ -1,0 +1,1 @@
+"""In which types a model computes: one choice a file."""

@@ -1,0 +1,42 @@
+"""Weights in float32, the forward in bfloat16 under autocast."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+from runner.errors import Fault
+
+if TYPE_CHECKING:
+    from runner.spec.run_spec import RunSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BF16:
+    """Mixed precision: what autocast lists runs in bfloat16; weights, gradients and the optimizer stay float32."""
+
+    cache: bool = True
+    """Cast a weight once for each forward, not once for each use."""
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """The hardware must have bfloat16."""
+        if not spec.hardware.has_dtype(torch.bfloat16):
+            rule = "bf16 was asked for, but this hardware has no bfloat16. Use precision=fp32."
+            yield Fault(key="precision", message=rule)
+
+    @property
+    def param_dtype(self) -> torch.dtype:
+        """bfloat16, as a sharding strategy gathers the weights."""
+        return torch.bfloat16
+
+    @property
+    def reduce_dtype(self) -> torch.dtype:
+        """float32: sums over many ranks lose too much in eight bits of mantissa."""
+        return torch.float32
+
+    def autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """torch.autocast to bfloat16; one object, entered for each forward in turn."""
+        return torch.autocast(device_type, torch.bfloat16, cache_enabled=self.cache)

@@ -1,0 +1,37 @@
+"""Everything in float32."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+from runner.errors import Fault
+
+if TYPE_CHECKING:
+    from runner.spec.run_spec import RunSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FP32:
+    """Weights, activations, gradients and their sums in float32."""
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """Every hardware has it."""
+        return ()
+
+    @property
+    def param_dtype(self) -> torch.dtype:
+        """float32."""
+        return torch.float32
+
+    @property
+    def reduce_dtype(self) -> torch.dtype:
+        """float32."""
+        return torch.float32
+
+    def autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """Nothing is cast."""
+        return nullcontext()

@@ -1,0 +1,1 @@
+"""How learning rates move over the optimizer steps of a run."""

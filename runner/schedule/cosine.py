@@ -1,0 +1,46 @@
+"""Half a cosine down to a final factor, after an optional warm-up: Loshchilov, Hutter (ICLR 2017), without restarts."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+
+from runner.errors import Fault
+from runner.protocols import Scheduler
+from runner.schedule.factor import FactorScheduler, check_fields, progress, warmed_up
+
+if TYPE_CHECKING:
+    from runner.spec.run_spec import RunSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """lr = base × (final_factor + (1 − final_factor) × (1 + cos(π × progress)) / 2)."""
+
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up; 0 = off."""
+    final_factor: float = 0.0
+    """What the base rate is multiplied by when all steps are done."""
+
+    def __post_init__(self) -> None:
+        check_fields(self.warmup_steps, self.final_factor)
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """Warm-up must end before the run does."""
+        if self.warmup_steps > spec.run.steps:
+            rule = f"{self.warmup_steps} steps of warm-up do not fit in run.steps={spec.run.steps}. Use fewer."
+            yield Fault(key="schedule.warmup_steps", message=rule)
+
+    def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
+        """Spans all steps of the run, wherever an attempt begins or ends."""
+
+        def factor(done: int) -> float:
+            after = progress(done, warmup_steps=self.warmup_steps, steps=steps)
+            return warmed_up(done, self.warmup_steps) * (
+                self.final_factor + (1.0 - self.final_factor) * 0.5 * (1.0 + math.cos(math.pi * after))
+            )
+
+        return FactorScheduler(optimizer, factor)

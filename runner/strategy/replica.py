@@ -1,0 +1,193 @@
+"""The step of every strategy whose model is a torch module with gradients in place: Single, DDP, FSDP share it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.utils import get_total_norm
+
+from runner.errors import HookError
+from runner.protocols import (
+    Batches,
+    Clip,
+    Loss,
+    MicroBatch,
+    Precision,
+    State,
+    StepLoss,
+    Stored,
+    Update,
+    Weighed,
+    World,
+)
+from runner.strategy.named_state import load_named_state, named_state, settings
+
+STEPPED = Update(stepped=True)
+
+
+@final
+class Replica:
+    """A module and its optimizer. How ranks exchange gradients is in `forward` and `hold_back`; all else is here."""
+
+    def __init__(
+        self,
+        *,
+        model: Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[Module, Any], Loss | Tensor],
+        forward: Callable[[Any], Loss | Tensor],
+        hold_back: Callable[[], AbstractContextManager[Any]],
+        averaged: int,
+        precision: Precision,
+        clip: Clip,
+        world: World,
+    ) -> None:
+        """
+        Args:
+            forward: the hook on a batch, in training; its backward exchanges gradients unless held back.
+            hold_back: a context in which backward only sums gradients on this rank.
+            averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
+        """
+        self.model = model
+        self.optimizer = optimizer
+        self._loss = loss
+        self._forward = forward
+        self._hold_back = hold_back
+        self._averaged = averaged
+        self._autocast = precision.autocast(world.device.type)
+        self._clip = clip
+        self._clips = clip.norm is not None or clip.value is not None
+        self._world = world
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._divided = True  # whether the gradients in place are those of the step already,
+        self._factor: Tensor | float = 1.0  # or what they must still be multiplied by
+        self._built_groups = settings(optimizer)
+        model.train()
+
+    def forward_backward(self, batches: Batches) -> StepLoss:
+        """Forward and backward every round; ranks exchange gradients during the last."""
+        *held, last = batches.rounds
+        losses = []
+        for micro_batch in held:
+            with self._hold_back():
+                loss = self._weigh(self._forward, micro_batch)
+                losses.append(loss)
+                self._backward(loss, batches)
+        loss = self._weigh(self._forward, last)
+        losses.append(loss)
+        return StepLoss(losses, self._backward_and_count(losses, batches))
+
+    def update(self, *, measure: bool) -> Update:
+        """Divide, clip, step, clear. Division folds into clipping's own multiplication where there is one."""
+        update = self._divide_and_clip(measure) if measure or self._clips or not self._divided else STEPPED
+        self.optimizer.step()
+        for parameter in self._parameters:
+            parameter.grad = None
+        return update
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[Weighed]:
+        """The hook on the model itself: no gradients, nothing exchanged."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            for micro_batch in micro_batches:
+                with torch.no_grad():
+                    loss = self._weigh(lambda batch: self._loss(self.model, batch), micro_batch)
+                yield loss
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def state(self) -> State:
+        """Model and optimizer by the model's own names."""
+        state = named_state(self.model, self.optimizer)
+        state.values["optimizer"]["built_groups"] = self._built_groups
+        return state
+
+    def load_state(self, read: Callable[[State], None], stored: Mapping[str, Stored]) -> None:
+        """Continue from a checkpoint; every rank reads what it holds."""
+        load_named_state(self.model, self.optimizer, read, stored, built_groups=self._built_groups)
+
+    def _weigh(self, forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatch) -> Weighed:
+        with self._autocast:
+            result = forward(micro_batch.batch)
+        items = micro_batch.items
+        if isinstance(result, Loss):
+            total, count, metrics = result
+            _check_scalar(total, "Loss.total")
+            return Weighed(total, 1, count, False, metrics) if items else Weighed(total, 0, 0, False)
+        _check_scalar(result, "the loss")
+        return Weighed(result, items, items, True)
+
+    def _backward(self, loss: Weighed, batches: Batches) -> None:
+        """A mean over items is divided before backward: every rank knows the items of the step."""
+        factor = loss.weight * self._averaged / batches.items if loss.is_mean else float(loss.weight)
+        _backward(loss.value if factor == 1.0 else loss.value * factor)
+
+    def _backward_and_count(self, losses: Sequence[Weighed], batches: Batches) -> Tensor | int:
+        """Backward of the last round, and what the total of the whole step is to be divided by.
+
+        What the hook itself counts is known only after the last forward: a step of a single micro-batch is divided at
+        once; else the count travels between ranks while the backward runs, and `update` divides.
+        """
+        last = losses[-1]
+        self._divided = last.is_mean or (len(losses) == 1 and self._world.size == 1)
+        if last.is_mean:
+            self._backward(last, batches)
+            return batches.items
+        if self._divided:
+            _backward(last.value / _at_least_one(last.count))
+            return last.count
+        finish = self._world.start_sum(sum((loss.count for loss in losses), torch.zeros((), device=last.value.device)))
+        self._backward(last, batches)
+        count = finish()
+        self._factor = self._averaged / _at_least_one(count)
+        return count
+
+    def _divide_and_clip(self, measure: bool) -> Update:
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        factor = 1.0 if self._divided else self._factor
+        clip = self._clip
+        norm = get_total_norm(gradients) * factor if measure or clip.norm is not None else None
+        if clip.value is not None:
+            _multiply(gradients, factor)
+            factor = 1.0
+            torch._foreach_clamp_min_(gradients, -clip.value)
+            torch._foreach_clamp_max_(gradients, clip.value)
+        if clip.norm is not None:
+            length = norm if clip.value is None else get_total_norm(gradients)
+            # 1e-6 and the clamp as in torch.nn.utils.clip_grads_with_norm_: the same bits as a hand-written loop.
+            factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0) * factor
+        _multiply(gradients, factor)
+        return Update(True, norm)
+
+
+def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:
+    if isinstance(factor, Tensor) or factor != 1.0:
+        torch._foreach_mul_(gradients, factor)
+
+
+def _backward(loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise HookError(
+            "the loss that the hook returned has no gradient. Compute it from the model's output, without .item(), "
+            ".detach() or torch.no_grad()."
+        )
+    loss.backward()
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    """A step in which nothing counts has gradient 0, not 0 / 0."""
+    return torch.where(count == 0, 1, count) if isinstance(count, Tensor) else count or 1
+
+
+def _check_scalar(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor) or value.ndim:
+        kind = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise HookError(
+            f"{name} that the loss hook returned is {kind}, but must be a scalar tensor. "
+            "Return runner.Loss(total, count), or the mean over the micro-batch's items."
+        )

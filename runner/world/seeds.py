@@ -1,0 +1,85 @@
+"""Random numbers: seeded alike where ranks must agree, apart where they must not, and carried over a resume."""
+
+import math
+import random
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from runner.protocols import World
+
+# splitmix64: consecutive seeds give unrelated streams. Steele, Lea, Flood (OOPSLA 2014).
+_GAMMA = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def mix(*parts: int) -> int:
+    """One 63-bit seed out of several numbers: the same on every machine and release, far apart for near inputs."""
+    state = 0
+    for part in parts:
+        state = (state + _GAMMA + part) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy, torch and every device of this process."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def set_deterministic() -> None:
+    """Let torch use deterministic kernels only, and raise for an operation that has none.
+
+    Cuda's matrix library reads CUBLAS_WORKSPACE_CONFIG when it first runs; the launcher sets it for such a run.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def rng_state(world: World) -> dict[str, Tensor]:
+    """This rank's generators, by the names rng.rank_<n>.<generator>; none of the tensors is shared with a generator.
+
+    torch's and a device's states are their own bytes (uint8); Python's and NumPy's are Mersenne words (int64), and the
+    spare Gaussian that each may hold (float64, NaN = none).
+    """
+    version, words, spare = random.getstate()
+    numpy_state: Any = numpy.random.get_state(legacy=False)
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python_spare": torch.tensor(math.nan if spare is None else spare, dtype=torch.float64),
+        "numpy": torch.tensor([numpy_state["state"]["pos"], *numpy_state["state"]["key"].tolist()], dtype=torch.int64),
+        "numpy_spare": torch.tensor(
+            numpy_state["gauss"] if numpy_state["has_gauss"] else math.nan, dtype=torch.float64
+        ),
+    }
+    if world.device.type != "cpu":
+        states["device"] = torch.get_device_module(world.device).get_rng_state(world.device)
+    return {f"rng.rank_{world.rank}.{name}": state for name, state in states.items()}
+
+
+def load_rng_state(tensors: dict[str, Tensor], world: World) -> None:
+    """Continue this rank's generators from what `rng_state` gave for it."""
+    states = {name.rpartition(".")[2]: state for name, state in tensors.items()}
+    torch.set_rng_state(states["torch"])
+    version, *words = states["python"].tolist()
+    spare = states["python_spare"].item()
+    random.setstate((version, tuple(words), None if math.isnan(spare) else spare))
+    position, *keys = states["numpy"].tolist()
+    spare = states["numpy_spare"].item()
+    numpy.random.set_state(
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": numpy.array(keys, dtype=numpy.uint32), "pos": position},
+            "has_gauss": int(not math.isnan(spare)),
+            "gauss": 0.0 if math.isnan(spare) else spare,
+        }
+    )
+    if "device" in states:
+        torch.get_device_module(world.device).set_rng_state(states["device"], world.device)
