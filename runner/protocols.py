@@ -65,7 +65,7 @@ class Loss(NamedTuple):
     """What a loss hook returns for one micro-batch: a sum and what to divide it by.
 
     The gradient of an optimizer step is the gradient of the sum of all totals, divided once by the sum of all counts,
-    over every micro-batch of every rank. A hook may return a plain scalar instead: the mean over the micro-batch's items.
+    over every micro-batch of every rank. A hook may return a plain scalar instead: the mean over its micro-batch.
     """
 
     total: "Tensor"
@@ -172,7 +172,7 @@ class Axes:
 
 @dataclass(kw_only=True)
 class State:
-    """What a checkpoint holds. `tensors` are sharded or whole; `values` are what JSON can say, the same on every rank."""
+    """What a checkpoint holds: `tensors`, sharded or whole, and `values` that JSON can say, alike on every rank."""
 
     tensors: dict[str, "Tensor"] = field(default_factory=dict)
     """By dotted name: model.<parameter>, optimizer.<parameter>.<key>, rng.rank_<n>.<generator>, …"""
