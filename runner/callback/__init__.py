@@ -1,0 +1,1 @@
+"""What may listen to a run: one callback a file."""

@@ -1,0 +1,1 @@
+"""Where measurements go: one tracker a file, its library imported inside it."""
