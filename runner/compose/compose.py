@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -20,55 +19,77 @@ from runner.compose.composed import Composed
 from runner.compose.faults import salvage
 from runner.compose.recipe import Recipe, search_path
 from runner.compose.retarget import retargeted
-from runner.compose.search_path import searching
+from runner.compose.search_path import composing
 from runner.compose.sources import Sources, dig
 from runner.errors import Fault
 
 __all__ = ["compose", "from_hydra"]
 
 
-def compose(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> Composed:
+def compose(
+    recipe: Recipe,
+    overrides: Sequence[str],
+    *,
+    config_dirs: Sequence[Path] = (),
+    directories: Sequence[Path] | None = None,
+) -> Composed:
     """Compose, with every fault of every override in the result instead of the first as an exception.
 
     Args:
         overrides: in Hydra's grammar.
         config_dirs: searched after all others (Hydra's --config-dir).
+        directories: searched instead of the recipe's own search path; None = that.
 
     Raises:
         SpecError: the recipe itself cannot be composed, so nothing can be known of the rest.
     """
-    directories = (*search_path(recipe), *config_dirs)
-    with (
-        searching(directories),
-        initialize_config_dir(str(recipe.directory), job_name=recipe.name, version_base=None),
-    ):
+    directories = (
+        *(search_path(recipe) if directories is None else directories),
+        *config_dirs,
+    )
+    with composing(recipe, directories):
         try:
-            config = hydra_compose(recipe.name, list(overrides), return_hydra_config=True)
+            config = hydra_compose(
+                recipe.name, list(overrides), return_hydra_config=True
+            )
             faults: tuple[Fault, ...] = ()
         except HydraException:
             config, faults = salvage(recipe, overrides)
-        return from_hydra(recipe, config, directories=directories, faults=faults)
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)  # for ${hydra:…}
+        try:
+            return from_hydra(
+                recipe,
+                _without_hydra(config),
+                config.hydra,
+                directories=directories,
+                faults=faults,
+            )
+        finally:
+            HydraConfig.instance().cfg = before
 
 
 def from_hydra(
-    recipe: Recipe, config: DictConfig, *, directories: Sequence[Path], faults: Sequence[Fault] = ()
+    recipe: Recipe,
+    job: DictConfig,
+    hydra: DictConfig,
+    *,
+    directories: Sequence[Path],
+    faults: Sequence[Fault] = (),
 ) -> Composed:
     """The plain containers of what Hydra composed, interpolations resolved.
 
     Args:
-        config: with Hydra's own node.
+        job: without Hydra's own node.
+        hydra: Hydra's own node; ${hydra:…} must already find it.
     """
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(config)  # for ${hydra:…}
-    try:
-        hydra_node = cast("dict[str, Any]", OmegaConf.to_container(config.hydra, resolve=False, enum_to_str=True))
-        job = copy.copy(config)
-        OmegaConf.set_struct(job, False)
-        del job["hydra"]
-        plain, unresolved = _plain(job)
-    finally:
-        HydraConfig.instance().cfg = before
-    sources = Sources(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
+    hydra_node = cast(
+        "dict[str, Any]", OmegaConf.to_container(hydra, resolve=False, enum_to_str=True)
+    )
+    plain, unresolved = _plain(job)
+    sources = Sources(
+        recipe, tuple(directories), tuple(hydra_node["overrides"]["task"])
+    )
     return Composed(
         recipe=recipe,
         config=retargeted(plain, hydra_node["runtime"]["choices"], sources),
@@ -78,11 +99,24 @@ def from_hydra(
     )
 
 
+def _without_hydra(config: DictConfig) -> DictConfig:
+    job = copy.copy(config)
+    OmegaConf.set_struct(job, False)
+    del job["hydra"]
+    return job
+
+
 def _plain(config: DictConfig) -> tuple[dict[str, Any], list[Fault]]:
     try:
-        return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True, enum_to_str=True)), []
+        return cast(
+            "dict[str, Any]",
+            OmegaConf.to_container(config, resolve=True, enum_to_str=True),
+        ), []
     except OmegaConfBaseException:
-        raw = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
+        raw = cast(
+            "dict[str, Any]",
+            OmegaConf.to_container(config, resolve=False, enum_to_str=True),
+        )
         return raw, list(_unresolvable(config, raw))
 
 
@@ -96,7 +130,9 @@ def _unresolvable(config: DictConfig, raw: dict[str, Any]) -> list[Fault]:
             holder[name] = OmegaConf.select(config, key, throw_on_missing=True)
         except OmegaConfBaseException as error:
             reason = str(error).partition("\n")[0]
-            faults.append(Fault(key=key, message=f"{holder[name]!r} cannot be resolved: {reason}"))
+            faults.append(
+                Fault(key=key, message=f"{holder[name]!r} cannot be resolved: {reason}")
+            )
     return faults
 
 

@@ -32,7 +32,11 @@ class Composed:
     def name(self) -> str:
         """Of the run; the recipe's file name until the recipe is known to give one."""
         name = self.config.get("name")
-        return str(name) if name not in (None, "", "???") and "/" not in str(name) else self.recipe.name
+        return (
+            str(name)
+            if name not in (None, "", "???") and "/" not in str(name)
+            else self.recipe.name
+        )
 
     def read(self) -> RunSpec:
         """Typed and checked.
@@ -41,7 +45,12 @@ class Composed:
             SpecError: every fault, of composing and of reading.
         """
         roots = import_roots(self.recipe)
-        return read(self.config, import_roots=roots, origin=self.sources.origin, known_faults=self.faults)
+        return read(
+            self.config,
+            import_roots=roots,
+            origin=self.sources.origin,
+            known_faults=self.faults,
+        )
 
     def stored(self) -> Stored:
         """As it is frozen in a run's directory."""
@@ -53,7 +62,10 @@ class Composed:
                 recipe=str(self.recipe.path),
                 overrides=list(self.sources.overrides),
                 choices=dict(self.hydra["runtime"]["choices"]),
-                search_path=[str(path) for path in (self.recipe.directory, *self.sources.directories)],
+                search_path=[
+                    str(path)
+                    for path in (self.recipe.directory, *self.sources.directories)
+                ],
             ),
         )
 

@@ -22,7 +22,9 @@ from runner.spec.nearest import did_you_mean, listed
 __all__ = ["salvage"]
 
 
-def salvage(recipe: Recipe, overrides: Sequence[str]) -> tuple[DictConfig, tuple[Fault, ...]]:
+def salvage(
+    recipe: Recipe, overrides: Sequence[str]
+) -> tuple[DictConfig, tuple[Fault, ...]]:
     """What the good overrides make, and a fault for each of the others.
 
     Raises:
@@ -43,15 +45,30 @@ def salvage(recipe: Recipe, overrides: Sequence[str]) -> tuple[DictConfig, tuple
     try:
         bare = _composed(recipe, kept)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SpecError(*faults, Fault(key="recipe", message=_told(error), origin=str(recipe.path))) from None
+        raise SpecError(
+            *faults, Fault(key="recipe", message=_told(error), origin=str(recipe.path))
+        ) from None
     known = _dotted(OmegaConf.to_container(bare, resolve=False))
     for override in parsed:
         if override not in groups:
-            _try(recipe, override, kept, faults, why=lambda o, e: _value_fault(o, e, known))
+            _try(
+                recipe,
+                override,
+                kept,
+                faults,
+                why=lambda o, e: _value_fault(o, e, known),
+            )
     return _composed(recipe, kept), tuple(faults)
 
 
-def _try(recipe: Recipe, override: Override, kept: list[str], faults: list[Fault], *, why: Any) -> None:
+def _try(
+    recipe: Recipe,
+    override: Override,
+    kept: list[str],
+    faults: list[Fault],
+    *,
+    why: Any,
+) -> None:
     """Compose with one more override; keep it, or say why not."""
     text = str(override.input_line)
     try:
@@ -82,26 +99,42 @@ def _parsed(text: str) -> Override | Fault:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
         shape = "An override is key=value; quote what holds blanks or commas: 'key=\"a, b\"'."
-        return Fault(key=text.partition("=")[0], message=f"{text!r}: {_told(error)} {shape}", origin=COMMAND_LINE)
+        return Fault(
+            key=text.partition("=")[0],
+            message=f"{text!r}: {_told(error)} {shape}",
+            origin=COMMAND_LINE,
+        )
     if override.is_sweep_override():
         ways = f"several values make a sweep: add -m. One value that is a list is {override.key_or_group}=[a,b]."
-        return Fault(key=override.key_or_group, message=f"{text!r}: {ways}", origin=COMMAND_LINE)
+        return Fault(
+            key=override.key_or_group, message=f"{text!r}: {ways}", origin=COMMAND_LINE
+        )
     return override
 
 
 def _names_group(override: Override) -> bool:
     """Whether it chooses an option; a group is a folder on the search path."""
-    return bool(_options(override.key_or_group)) and not isinstance(override.value(), dict)
+    return bool(_options(override.key_or_group)) and not isinstance(
+        override.value(), dict
+    )
 
 
 def _options(group: str) -> list[str]:
-    return list(GlobalHydra.instance().config_loader().get_group_options(group)) if "." not in group else []
+    return (
+        list(GlobalHydra.instance().config_loader().get_group_options(group))
+        if "." not in group
+        else []
+    )
 
 
 def _group_fault(override: Override, error: Exception) -> Fault:
     group, value = override.key_or_group, override.value()
     options = _options(group)
-    wrong = [str(name) for name in (value if isinstance(value, list) else [value]) if str(name) not in options]
+    wrong = [
+        str(name)
+        for name in (value if isinstance(value, list) else [value])
+        if str(name) not in options
+    ]
     if not wrong:
         return Fault(key=group, message=_told(error), origin=COMMAND_LINE)
     message = f"there is no option {', '.join(map(repr, wrong))}.{did_you_mean(wrong[0], options)} There are: {listed(options)}."
@@ -112,9 +145,15 @@ def _value_fault(override: Override, error: Exception, known: Sequence[str]) -> 
     key = override.key_or_group
     if key in known:
         return Fault(key=key, message=_told(error), origin=COMMAND_LINE)
-    near = did_you_mean(key, known)
-    add = "" if override.is_delete() else f" To add a key of your own: +{str(override.input_line).lstrip('+')}"
-    return Fault(key=key, message=f"there is no such key.{near}{add}", origin=COMMAND_LINE)
+    near = _near(key, known)
+    add = (
+        ""
+        if override.is_delete()
+        else f" To add a key of your own: +{str(override.input_line).lstrip('+')}"
+    )
+    return Fault(
+        key=key, message=f"there is no such key.{near}{add}", origin=COMMAND_LINE
+    )
 
 
 def _dotted(node: Any, prefix: str = "") -> list[str]:
@@ -127,8 +166,26 @@ def _dotted(node: Any, prefix: str = "") -> list[str]:
     return [key for key in keys if not key.startswith("hydra.")]
 
 
+def _near(key: str, known: Sequence[str]) -> str:
+    """The nearest key inside the deepest section that is there, or anywhere."""
+    above = key.rpartition(".")[0]
+    while above and above not in known:
+        above = above.rpartition(".")[0]
+    start = f"{above}." if above else ""
+    near = did_you_mean(
+        key[len(start) :],
+        (name[len(start) :] for name in known if name.startswith(start)),
+    )
+    return near.replace("mean ", f"mean {start}", 1)
+
+
 def _told(error: BaseException) -> str:
     """Hydra's own words on one line, with the cause that it keeps apart."""
-    words = [str(error)] + ([str(error.__cause__)] if error.__cause__ is not None else [])
+    words = [str(reason) for reason in (error, error.__cause__) if reason is not None]
     lines = [line.strip() for text in words for line in text.splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type")))
+    return " ".join(
+        line
+        for line in lines
+        if line
+        and not line.startswith(("None", "full_key", "object_type", "reference_type"))
+    )

@@ -7,7 +7,15 @@ from pathlib import Path
 from runner.errors import Fault, SpecError
 from runner.spec.nearest import did_you_mean, listed
 
-__all__ = ["Recipe", "find", "import_roots", "options", "recipe_files", "search_path", "shipped_root"]
+__all__ = [
+    "Recipe",
+    "find",
+    "import_roots",
+    "options",
+    "recipe_files",
+    "search_path",
+    "shipped_root",
+]
 
 SUFFIX = ".yaml"
 
@@ -31,7 +39,9 @@ class Recipe:
     @property
     def root(self) -> Path:
         """Where the recipe's own conf/ and modules stand: beside its recipes/ folder, or else beside itself."""
-        folder = next((parent for parent in self.path.parents if parent.name == "recipes"), None)
+        folder = next(
+            (parent for parent in self.path.parents if parent.name == "recipes"), None
+        )
         return folder.parent if folder else self.directory
 
 
@@ -51,11 +61,21 @@ def find(argument: str) -> Recipe:
     path = Path(argument)
     if path.suffix == SUFFIX or path.is_file():
         if not path.is_file():
-            raise SpecError(Fault(key="recipe", message=f"there is no file {argument}.{_choices(argument)}"))
+            raise SpecError(
+                Fault(
+                    key="recipe",
+                    message=f"there is no file {argument}.{_choices(argument)}",
+                )
+            )
         return Recipe(path.resolve())
     files = recipe_files()
     if argument not in files:
-        raise SpecError(Fault(key="recipe", message=f"there is no recipe {argument!r}.{_choices(argument)}"))
+        raise SpecError(
+            Fault(
+                key="recipe",
+                message=f"there is no recipe {argument!r}.{_choices(argument)}",
+            )
+        )
     return Recipe(files[argument])
 
 
@@ -84,7 +104,11 @@ def search_path(recipe: Recipe) -> list[Path]:
         shipped / "recipes",
         shipped / "conf",
     )
-    return [path for path in dict.fromkeys(candidates) if path.is_dir() and path != recipe.directory]
+    return [
+        path
+        for path in dict.fromkeys(candidates)
+        if path.is_dir() and path != recipe.directory
+    ]
 
 
 def import_roots(recipe: Recipe) -> list[str]:

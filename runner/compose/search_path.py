@@ -1,14 +1,35 @@
-"""How Hydra learns of the runner's directories: a search path plugin that is registered only while it composes."""
+"""How Hydra learns of a recipe and of the runner's directories, for as long as it composes and no longer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-__all__ = ["searching"]
+from runner.compose.recipe import Recipe
+
+__all__ = ["composing", "searching"]
+
+
+@contextmanager
+def composing(recipe: Recipe, directories: Sequence[Path]) -> Iterator[None]:
+    """Inside the block, Hydra's compose API knows this recipe. May stand inside another one, or inside @hydra.main."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with (
+            searching(directories),
+            initialize_config_dir(
+                str(recipe.directory), job_name=recipe.name, version_base=None
+            ),
+        ):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 @contextmanager

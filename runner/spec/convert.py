@@ -15,7 +15,14 @@ from runner.spec.nearest import did_you_mean
 
 __all__ = ["Unfit", "convert", "described"]
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null", Path: "a path"}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Path: "a path",
+}
 TRUTH = {"true": True, "false": False}
 
 
@@ -69,15 +76,19 @@ def described(hint: Any) -> str:
 
 def _one_of(choices: Sequence[Any], value: Any) -> Any:
     """The first choice that takes it; one of the value's own type before one that would convert it."""
-    own = [choice for choice in choices if type(value) is (get_origin(choice) or choice)]
+    own = [
+        choice for choice in choices if type(value) is (get_origin(choice) or choice)
+    ]
     for choice in (*own, *choices):
         try:
             return convert(choice, value)
         except Unfit as unfit:
             reason = unfit
     optional = len(choices) == 2 and type(None) in choices
-    raise reason if optional and choices[-1] is not type(None) else Unfit(
-        f"must be {' or '.join(described(choice) for choice in choices)}."
+    raise (
+        reason
+        if optional and choices[-1] is not type(None)
+        else Unfit(f"must be {' or '.join(described(choice) for choice in choices)}.")
     )
 
 
@@ -102,7 +113,11 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    number = value if isinstance(value, int) and not isinstance(value, bool) else _float(value)
+    number = (
+        value
+        if isinstance(value, int) and not isinstance(value, bool)
+        else _float(value)
+    )
     if not math.isfinite(number) or number != int(number):
         raise Unfit("must be a whole number.")
     return int(number)
@@ -143,7 +158,10 @@ def _tuple(hint: Any, value: Any) -> tuple[Any, ...]:
     if inner and inner[-1] is not Ellipsis:
         if len(items) != len(inner):
             raise Unfit(f"must be {described(hint)}.")
-        return tuple(convert(item_hint, item) for item_hint, item in zip(inner, items, strict=True))
+        return tuple(
+            convert(item_hint, item)
+            for item_hint, item in zip(inner, items, strict=True)
+        )
     return tuple(convert(inner[0], item) if inner else item for item in items)
 
 
@@ -151,7 +169,18 @@ def _mapping(hint: Any, value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise Unfit("must be a mapping.")
     inner = get_args(hint)
-    return {convert(inner[0], key): convert(inner[1], item) for key, item in value.items()} if inner else dict(value)
+    return (
+        {convert(inner[0], key): convert(inner[1], item) for key, item in value.items()}
+        if inner
+        else dict(value)
+    )
 
 
-SCALARS = {type(None): _none, bool: _bool, int: _int, float: _float, str: _str, Path: _path}
+SCALARS = {
+    type(None): _none,
+    bool: _bool,
+    int: _int,
+    float: _float,
+    str: _str,
+    Path: _path,
+}

@@ -99,7 +99,9 @@ def read(
         SpecError: holds every fault that can be known.
     """
     import_from(import_roots)
-    reading = _Reading(config=config, import_roots=tuple(import_roots), faults=list(known_faults))
+    reading = _Reading(
+        config=config, import_roots=tuple(import_roots), faults=list(known_faults)
+    )
     _read_names(reading)
     for key, cls in SECTIONS.items():
         _read_section(reading, key, cls)
@@ -120,15 +122,25 @@ def read(
     if check:
         reading.faults += _checked(spec)
     if reading.faults:
-        raise SpecError(*(_with_origin(fault, origin) for fault in _distinct(reading.faults)))
+        raise SpecError(
+            *(_with_origin(fault, origin) for fault in _distinct(reading.faults))
+        )
     return spec
 
 
 def _read_names(reading: _Reading) -> None:
     name = reading.config.get("name")
-    good = isinstance(name, str | int) and str(name) not in ("", MISSING, ".", "..") and "/" not in str(name)
+    good = (
+        isinstance(name, str | int)
+        and str(name) not in ("", MISSING, ".", "..")
+        and "/" not in str(name)
+    )
     rule = "must be given: text without a slash; it names the run's directory."
-    reading.take("name", str(name) if good else None, [] if good else [Fault(key="name", message=f"{name!r}: {rule}")])
+    reading.take(
+        "name",
+        str(name) if good else None,
+        [] if good else [Fault(key="name", message=f"{name!r}: {rule}")],
+    )
     for key in reading.config:
         if key not in KNOWN:
             rule = f"there is no such section.{did_you_mean(key, KNOWN)} There are: {listed(KNOWN)}."
@@ -138,17 +150,36 @@ def _read_names(reading: _Reading) -> None:
 def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
     node = reading.config.get(key, {})
     if not isinstance(node, Mapping):
-        reading.take(key, None, [Fault(key=key, message=f"{node!r} must be a mapping: {key}.<key>=<value>")])
+        reading.take(
+            key,
+            None,
+            [
+                Fault(
+                    key=key, message=f"{node!r} must be a mapping: {key}.<key>=<value>"
+                )
+            ],
+        )
         return
     built = typed(cls, node, key=key)
-    ranges = list(range_faults(key, vars(built.value) if built.value is not None else node))
+    ranges = list(
+        range_faults(key, vars(built.value) if built.value is not None else node)
+    )
     reading.take(key, None if ranges else built.value, [*built.faults, *ranges])
 
 
 def _read_many(reading: _Reading, group: str) -> None:
     node = reading.config.get(group) or {}
     if not isinstance(node, Mapping):
-        reading.take(group, None, [Fault(key=group, message=f"{node!r} must be a mapping of names to options.")])
+        reading.take(
+            group,
+            None,
+            [
+                Fault(
+                    key=group,
+                    message=f"{node!r} must be a mapping of names to options.",
+                )
+            ],
+        )
         return
     parts = {}
     for name, option in node.items():
@@ -161,7 +192,9 @@ def _read_many(reading: _Reading, group: str) -> None:
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
     node = reading.config.get(key, {})
     if check:
-        reading.faults += hooks.faults_of(node, key=key, import_roots=reading.import_roots)
+        reading.faults += hooks.faults_of(
+            node, key=key, import_roots=reading.import_roots
+        )
     whole = isinstance(node, Mapping) and TARGET in node
     reading.take(key, hooks.hook_of(node) if whole else Hook(target=MISSING))
 
@@ -170,16 +203,24 @@ def _read_batch(reading: _Reading) -> None:
     """Replace the keys of the batch as written by the batch as it is cut among the strategy's data ranks."""
     try:
         keys, processes = reading.made["batch"], reading.made["hardware"].processes
-        given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)
+        given = BatchKeys(
+            items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate
+        )
         axes = reading.made["strategy"].axes(processes)
     except _NotKnown:
         reading.take("batch", None)
         return
     except ValueError as refused:
-        reading.take("batch", None, [Fault(key="hardware.processes", message=str(refused))])
+        reading.take(
+            "batch", None, [Fault(key="hardware.processes", message=str(refused))]
+        )
         return
     batch = cut(given, data_ranks=axes.data_ranks)
-    reading.take("batch", batch if isinstance(batch, Batch) else None, [batch] if isinstance(batch, Fault) else [])
+    reading.take(
+        "batch",
+        batch if isinstance(batch, Batch) else None,
+        [batch] if isinstance(batch, Fault) else [],
+    )
 
 
 def _checked(spec: RunSpec) -> Iterator[Fault]:

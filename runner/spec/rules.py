@@ -40,14 +40,20 @@ def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
     for name, value in values.items():
         least = SMALLEST.get(f"{section}.{name}")
         if least is not None and isinstance(value, int) and value < least:
-            yield Fault(key=f"{section}.{name}", message=f"{value} is too small: it must be at least {least}.")
+            yield Fault(
+                key=f"{section}.{name}",
+                message=f"{value} is too small: it must be at least {least}.",
+            )
 
 
 def clip_faults(clip: Clip) -> Iterator[Fault]:
     """Limits that would stop every step."""
     for name, value in (("norm", clip.norm), ("value", clip.value)):
         if value is not None and not value > 0:
-            yield Fault(key=f"clip.{name}", message=f"{value} must be above 0. Use null to leave gradients as they are.")
+            yield Fault(
+                key=f"clip.{name}",
+                message=f"{value} must be above 0. Use null to leave gradients as they are.",
+            )
 
 
 def run_faults(run: Run) -> Iterator[Fault]:
@@ -68,12 +74,28 @@ def cut(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
     if items is None:
         if micro_items is None or accumulate is None:
             missing = "batch.micro_items" if micro_items is None else "batch.accumulate"
-            rule = f"must be given, or {missing} too, from which it follows with the other." if keys != BatchKeys() else ""
-            return Fault(key="batch.items", message=rule or "must be given: the items of one optimizer step over all ranks.")
-        return Batch(items=micro_items * accumulate * data_ranks, micro_items=micro_items, accumulate=accumulate)
+            rule = (
+                f"must be given, or {missing} too, from which it follows with the other."
+                if keys != BatchKeys()
+                else ""
+            )
+            return Fault(
+                key="batch.items",
+                message=rule
+                or "must be given: the items of one optimizer step over all ranks.",
+            )
+        return Batch(
+            items=micro_items * accumulate * data_ranks,
+            micro_items=micro_items,
+            accumulate=accumulate,
+        )
     if micro_items is None:
         unit = data_ranks * (accumulate or 1)
-        what = f"data ranks = {data_ranks}" if accumulate is None else f"accumulate × data ranks = {unit}"
+        what = (
+            f"data ranks = {data_ranks}"
+            if accumulate is None
+            else f"accumulate × data ranks = {unit}"
+        )
         if items % unit:
             return Fault(key="batch.items", message=_not_a_multiple(items, unit, what))
         return Batch(items=items, micro_items=items // unit, accumulate=accumulate or 1)
@@ -83,7 +105,10 @@ def cut(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
         return Fault(key="batch.items", message=_not_a_multiple(items, unit, what))
     if accumulate is not None and accumulate != items // unit:
         rule = f"{accumulate} disagrees with items / (micro_items × data ranks) = {items} / {unit} = {items // unit}."
-        return Fault(key="batch.accumulate", message=f"{rule} Use {items // unit}, or null to have it derived.")
+        return Fault(
+            key="batch.accumulate",
+            message=f"{rule} Use {items // unit}, or null to have it derived.",
+        )
     return Batch(items=items, micro_items=micro_items, accumulate=items // unit)
 
 

@@ -68,10 +68,15 @@ def load(path: Path) -> Stored:
         raise RunnerError(f"{path} cannot be read: {error}") from error
     if not isinstance(page, dict) or page.get("format") != FORMAT:
         found = page.get("format") if isinstance(page, dict) else None
-        raise RunnerError(f"{path} is not a spec file of format {FORMAT} (it says {found}). Use the version that wrote it.")
+        raise RunnerError(
+            f"{path} is not a spec file of format {FORMAT} (it says {found}). Use the version that wrote it."
+        )
     source = Source(**page["source"])
     return Stored(
-        config=page["config"], import_roots=page["import_roots"], resume_from=page["resume_from"], source=source
+        config=page["config"],
+        import_roots=page["import_roots"],
+        resume_from=page["resume_from"],
+        source=source,
     )
 
 
@@ -118,4 +123,13 @@ def load_yaml(text: str) -> Any:
 def dump_yaml(value: Mapping[str, Any] | Sequence[Any]) -> str:
     """Plain YAML in the order given."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return str(yaml.dump(value, Dumper=dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=120))
+    return str(
+        yaml.dump(
+            value,
+            Dumper=dumper,
+            sort_keys=False,
+            default_flow_style=False,
+            allow_unicode=True,
+            width=120,
+        )
+    )

@@ -1,0 +1,63 @@
+"""One attempt at a run: what is written before it starts, and what its directory says when it ends."""
+
+import sys
+from pathlib import Path
+
+from runner.errors import Interrupted, RunnerError
+from runner.spec import provenance, store
+from runner.spec.run_dir import RunDir
+from runner.spec.run_spec import RunSpec
+
+__all__ = ["begin", "launch", "launch_apart"]
+
+
+def begin(
+    run_dir: RunDir, stored: store.Stored, spec: RunSpec, *, command: list[str]
+) -> Path:
+    """Freeze the declaration beside those of earlier attempts; what follows reads nothing else.
+
+    Returns:
+        The spec file.
+    """
+    path = run_dir.next_spec()
+    status = run_dir.read_status()
+    store.save(path, stored)
+    provenance.record(run_dir.provenance, provenance.describe(spec, command=command))
+    run_dir.write_status("running", step=status["step"], metrics=status["metrics"])
+    return path
+
+
+def launch(run_dir: RunDir, spec_path: Path, spec: RunSpec) -> None:
+    """Start the ranks and wait. However they end, status.json does not stay at `running`.
+
+    Raises:
+        RunFailed: a rank failed.
+        Interrupted: a signal ended the run.
+    """
+    try:
+        spec.launch.run(spec_path, spec)
+    except (Interrupted, KeyboardInterrupt):
+        _settle(run_dir, "preempted")
+        raise
+    except RunnerError:
+        _settle(run_dir, "failed")
+        raise
+
+
+def launch_apart(spec_path: str) -> None:
+    """What the process of one sweep job does; leaves it with the exit code of `runner train`."""
+    path = Path(spec_path)
+    try:
+        launch(RunDir(path.parent), path, store.read(path))
+    except RunnerError as error:
+        print(f"{error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(Interrupted.exit_code)
+
+
+def _settle(run_dir: RunDir, state: str) -> None:
+    """The last word, if the ranks were in no state to say it themselves."""
+    status = run_dir.read_status()
+    if status["state"] == "running":
+        run_dir.write_status(state, step=status["step"], metrics=status["metrics"])

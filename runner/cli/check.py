@@ -1,0 +1,43 @@
+"""`runner check`: everything that is wrong with a recipe, or what it would run."""
+
+from runner.cli.arguments import Parser, split_words
+from runner.compose.compose import compose
+from runner.compose.recipe import find
+from runner.spec.read import GROUPS
+from runner.spec.run_spec import RunSpec
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Print a summary.
+
+    Raises:
+        SpecError: with every fault at once.
+    """
+    parser = Parser(prog="runner check", add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    recipe, overrides = split_words(
+        parser.parse_intermixed_args(argv).words, prog="runner check", first="RECIPE"
+    )
+    composed = compose(find(recipe), overrides)
+    spec = composed.read()
+    print(_summary(spec, choices=composed.stored().source.choices))
+    return 0
+
+
+def _summary(spec: RunSpec, *, choices: dict[str, object]) -> str:
+    batch, processes = spec.batch, spec.hardware.processes
+    ranks = batch.items // (batch.micro_items * batch.accumulate)
+    hooks = (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
+    cut = f"{batch.micro_items} micro_items × {batch.accumulate} accumulate × {ranks}"
+    lines = [
+        f"{spec.name}: {spec.run.steps} steps from seed {spec.run.seed}",
+        f"  batch        {batch.items} items = {cut} data ranks ({processes} processes)",
+        *(f"  {key:<12} {hook.target}" for key, hook in hooks),
+        *(f"  {group:<12} {choices.get(group)}" for group in GROUPS),
+        f"  tracker      {', '.join(spec.tracker) or 'none'}",
+        f"  callback     {', '.join(spec.callback) or 'none'}",
+        "nothing is wrong",
+    ]
+    return "\n".join(lines)

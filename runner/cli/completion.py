@@ -1,0 +1,59 @@
+"""Shell completion: verbs and recipes by ourselves, groups, options and keys by Hydra.
+
+`eval "$(runner -sc install=bash)"` installs it; the shell then calls `runner -sc query=bash` with its line in COMP_LINE.
+"""
+
+import os
+
+from runner.cli.arguments import split_words
+from runner.compose.recipe import Recipe, find, recipe_files, search_path, shipped_root
+from runner.errors import SpecError
+
+__all__ = ["main"]
+
+VERBS = ("check", "recipes", "resume", "train")
+WITH_RECIPE = ("check", "train")
+
+
+def main(argv: list[str]) -> int:
+    """Answer the shell, or print what installs it."""
+    request = [
+        word
+        for word in argv
+        if word.partition("=")[0] in ("install", "uninstall", "query")
+    ]
+    if not request or not request[0].startswith("query="):
+        return _hydra(Recipe(shipped_root() / "conf" / "base.yaml"), request)
+    words = os.environ.get(
+        "COMP_LINE", ""
+    ).split()  # the shell has no other way to hand over its line
+    complete = words if os.environ.get("COMP_LINE", " ").endswith(" ") else words[:-1]
+    if len(complete) < 2:
+        print(" ".join(VERBS))
+        return 0
+    if complete[1] not in WITH_RECIPE:
+        return 0
+    try:
+        recipe, _ = split_words(
+            [word for word in complete[2:] if not word.startswith("-")],
+            prog="runner",
+            first="RECIPE",
+        )
+        found = find(recipe)
+    except SpecError:
+        print(" ".join(recipe_files()))
+        return 0
+    rest = [word for word in words[2:] if word != recipe]
+    line = " ".join([words[0], *rest])
+    os.environ["COMP_LINE"] = line if len(complete) < len(words) else f"{line} "
+    return _hydra(found, request)
+
+
+def _hydra(recipe: Recipe, request: list[str]) -> int:
+    from runner.compose.hydra_main import (
+        hydra_main,
+    )  # verbs and recipes must not wait for Hydra
+
+    return hydra_main(
+        recipe, ["--shell-completion", *request], directories=search_path(recipe)
+    )

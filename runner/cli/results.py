@@ -1,0 +1,72 @@
+"""What a sweep leaves behind: a table on the terminal, and results.json in its directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from runner.spec.run_dir import RunDir
+from runner.spec.store import load_yaml
+
+__all__ = ["report"]
+
+
+def report(directory: Path) -> int:
+    """Write and print the results of all jobs.
+
+    Returns:
+        How many of them failed.
+    """
+    jobs = [_job(path) for path in _job_dirs(directory)]
+    (directory / "results.json").write_text(json.dumps(jobs, indent=2) + "\n")
+    Console().print(_table(jobs))
+    return sum(job["state"] in ("failed", "running") for job in jobs)
+
+
+def _job_dirs(directory: Path) -> list[Path]:
+    numbered = [
+        path
+        for path in directory.iterdir()
+        if path.is_dir() and (path / ".hydra").is_dir()
+    ]
+    return sorted(
+        numbered,
+        key=lambda path: (
+            not path.name.isdigit(),
+            int(path.name) if path.name.isdigit() else 0,
+        ),
+    )
+
+
+def _job(path: Path) -> dict[str, Any]:
+    run_dir = RunDir(path)
+    overrides = path / ".hydra" / "overrides.yaml"
+    return {
+        "job": int(path.name) if path.name.isdigit() else path.name,
+        "overrides": load_yaml(overrides.read_text()) if overrides.exists() else [],
+        **run_dir.read_status(),
+        "dir": str(path),
+    }
+
+
+def _table(jobs: list[dict[str, Any]]) -> Table:
+    names = sorted(
+        {name for job in jobs for name in job["metrics"]},
+        key=lambda name: (name.startswith("train/"), name),
+    )
+    table = Table("job", "overrides", "state", "step", *names)
+    for job in jobs:
+        values = [
+            f"{job['metrics'][name]:.5g}" if name in job["metrics"] else ""
+            for name in names
+        ]
+        table.add_row(
+            str(job["job"]),
+            " ".join(job["overrides"]),
+            job["state"],
+            str(job["step"]),
+            *values,
+        )
+    return table

@@ -1,0 +1,225 @@
+"""`runner train -m`: Hydra's sweeper and launcher choose the jobs; each job is a process tree of its own.
+
+A job that fails is told at once and the others go on. Nothing leaks from one job to the next, since each begins as a
+fresh copy of this process (or as a new one, where a copy is not safe).
+"""
+
+import functools
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from runner.cli import attempt
+from runner.cli.arguments import TrainArguments
+from runner.cli.results import report
+from runner.compose.compose import compose, from_hydra
+from runner.compose.composed import Composed
+from runner.compose.hydra_main import hydra_main, quoted
+from runner.compose.recipe import Recipe, search_path
+from runner.errors import Fault, SpecError
+from runner.spec.run_dir import RunDir, claim, claim_named
+from runner.spec.run_spec import RunSpec
+
+__all__ = ["sweep"]
+
+TRIED_VALUES = 64
+"""Values of one swept key that are composed before the sweep begins (40 ms each)."""
+GRACE_S = 5.0
+"""How long an interrupted job may take to stop its ranks."""
+OBJECTIVES = ("eval/loss", "train/loss")
+"""What a sweeper that searches is told of a job: the first of these that it measured."""
+
+
+def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> int:
+    """Run every job, then print and write their results.
+
+    Returns:
+        0, or 1 if a job failed.
+
+    Raises:
+        SpecError: an override cannot be applied, in any of its values.
+    """
+    fixed, swept = _split(arguments.overrides)
+    base = compose(recipe, fixed, config_dirs=arguments.config_dirs)
+    _check_values(base, fixed, swept, arguments)
+    directory = _claimed(base)
+    directories = (*search_path(recipe), *arguments.config_dirs)
+    task = functools.partial(
+        _job,
+        recipe=str(recipe.path),
+        directories=[str(path) for path in directories],
+        command=command,
+    )
+    hydra_arguments = [
+        "--multirun",
+        f"hydra.sweep.dir={quoted(str(directory))}",
+        *_job_name(recipe, fixed),
+    ]
+    before = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a scheduler's SIGTERM ends the jobs as Ctrl-C does
+    try:
+        code = hydra_main(
+            recipe,
+            [*hydra_arguments, *arguments.overrides],
+            directories=directories,
+            task=task,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        failed = report(directory)
+        print(directory, flush=True)
+    return 1 if failed or code else 0
+
+
+def _job_name(recipe: Recipe, overrides: list[str]) -> list[str]:
+    given = any(override.startswith("hydra.job.name=") for override in overrides)
+    return [] if given else [f"hydra.job.name={quoted(recipe.name)}"]
+
+
+def _split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Those with one value, and for each of the others the overrides that it stands for."""
+    fixed, swept = [], {}
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            fixed.append(text)  # composing tells what is wrong with it
+            continue
+        if not override.is_sweep_override():
+            fixed.append(text)
+        elif override.is_discrete_sweep():
+            key = override.get_key_element()
+            swept[text] = [
+                f"{key}={value}"
+                for value in islice(override.sweep_string_iterator(), TRIED_VALUES)
+            ]
+    return fixed, swept
+
+
+def _check_values(
+    base: Composed,
+    fixed: list[str],
+    swept: dict[str, list[str]],
+    arguments: TrainArguments,
+) -> None:
+    faults = list(base.faults)
+    for choices in swept.values():
+        for choice in choices:
+            tried = compose(
+                base.recipe, [*fixed, choice], config_dirs=arguments.config_dirs
+            )
+            faults += [fault for fault in tried.faults if fault not in faults]
+    run = base.config.get("run")
+    if isinstance(run, dict) and run.get("dir") is not None:
+        rule = f"{run['dir']!r} names the directory of one run; a sweep has many. Use sweep.dir, or null."
+        faults.append(
+            Fault(key="run.dir", message=rule, origin=base.sources.origin("run.dir"))
+        )
+    if faults:
+        raise SpecError(*faults)
+
+
+def _claimed(base: Composed) -> Path:
+    section = base.config.get("sweep")
+    named = section.get("dir") if isinstance(section, dict) else None
+    if named is not None:
+        return claim_named(Path(str(named)).absolute(), key="sweep.dir")
+    return claim(Path.cwd() / "multirun" / base.name)
+
+
+def _job(
+    config: DictConfig, *, recipe: str, directories: list[str], command: list[str]
+) -> float:
+    """One job, as Hydra's launcher calls it, perhaps in another process or on another machine."""
+    hydra = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
+    run_dir = RunDir(Path(hydra.runtime.output_dir))
+    composed = from_hydra(
+        Recipe(Path(recipe)),
+        config,
+        hydra,
+        directories=[Path(path) for path in directories],
+    )
+    try:
+        spec = composed.read()
+    except SpecError as wrong:
+        run_dir.write_status("failed", step=0, metrics={})
+        print(
+            f"job {run_dir.path.name} is declared wrongly:\n{wrong}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return math.nan
+    spec_path = attempt.begin(run_dir, composed.stored(), spec, command=command)
+    code = _run_apart(spec_path, spec)
+    status = run_dir.read_status()
+    if code:
+        print(
+            f"job {run_dir.path.name} failed (exit code {code}): {run_dir.path}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if status["state"] == "running":
+            run_dir.write_status(
+                "failed", step=status["step"], metrics=status["metrics"]
+            )
+        return math.nan
+    return next(
+        (status["metrics"][name] for name in OBJECTIVES if name in status["metrics"]),
+        math.nan,
+    )
+
+
+def _run_apart(spec_path: Path, spec: RunSpec) -> int:
+    """Run in a process tree of its own, which an interrupt takes down whole."""
+    # A copy starts in milliseconds with torch imported; it is only sound of a process without threads or a device.
+    method = (
+        "fork" if spec.hardware.can_fork and threading.active_count() == 1 else "spawn"
+    )
+    context = (
+        multiprocessing.get_context("fork")
+        if forks
+        else multiprocessing.get_context("spawn")
+    )
+    process = context.Process(target=_apart, args=(str(spec_path),))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        os.kill(process.pid, signal.SIGINT)
+        process.join(GRACE_S)
+        for pid in _still_there(process.pid):
+            os.killpg(pid, signal.SIGKILL)
+        process.join()
+        raise
+    return int(process.exitcode)
+
+
+def _still_there(group: int) -> Iterator[int]:
+    """The process group, if any of it is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return
+    yield group
+
+
+def _apart(spec_path: str) -> None:
+    # A group of its own: Ctrl-C reaches the sweep alone, which then tells this job exactly once.
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    attempt.launch_apart(spec_path)

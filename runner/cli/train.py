@@ -1,0 +1,75 @@
+"""`runner train`: compose, check, claim a directory, freeze, launch."""
+
+import gc
+import sys
+from pathlib import Path
+
+from runner.cli import attempt
+from runner.cli.arguments import TrainArguments, parse_train
+from runner.cli.sweep import sweep
+from runner.compose.compose import compose
+from runner.compose.composed import Composed
+from runner.compose.hydra_main import hydra_main
+from runner.compose.recipe import Recipe, find, search_path
+from runner.errors import SpecError
+from runner.spec.run_dir import RunDir, claim, claim_named
+from runner.spec.run_spec import RunSpec
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Train, sweep, or print what Hydra's flags ask for.
+
+    Raises:
+        SpecError: the declaration is wrong.
+        RunFailed: a rank failed.
+        Interrupted: a signal ended the run.
+    """
+    gc.disable()  # imports make no garbage, and collecting during them takes time; the engine's loop switches it on
+    try:
+        arguments = parse_train(argv)
+        recipe = find(arguments.recipe)
+        if arguments.shows:
+            return _show(recipe, arguments)
+        if arguments.multirun:
+            return sweep(recipe, arguments, command=["runner", "train", *argv])
+        composed = compose(
+            recipe, arguments.overrides, config_dirs=arguments.config_dirs
+        )
+        return _train(composed, command=["runner", "train", *argv])
+    finally:
+        gc.enable()
+
+
+def _train(composed: Composed, *, command: list[str]) -> int:
+    spec = composed.read()
+    run_dir = RunDir(_claimed(spec))
+    try:
+        composed.write_hydra_dir(run_dir.path)
+        spec_path = attempt.begin(run_dir, composed.stored(), spec, command=command)
+        attempt.launch(run_dir, spec_path, spec)
+    finally:
+        sys.stderr.flush()
+        print(run_dir.path, flush=True)
+    return 0
+
+
+def _claimed(spec: RunSpec) -> Path:
+    if spec.run.dir is not None:
+        return claim_named(Path(spec.run.dir).absolute(), key="run.dir")
+    return claim(Path.cwd() / "outputs" / spec.name)
+
+
+def _show(recipe: Recipe, arguments: TrainArguments) -> int:
+    """Hydra's own output; what cannot be composed is told as `train` would, except where --info is to find out why."""
+    if "--cfg" in arguments.shows:
+        composed = compose(
+            recipe, arguments.overrides, config_dirs=arguments.config_dirs
+        )
+        if composed.faults:
+            raise SpecError(*composed.faults)
+    directories = (*search_path(recipe), *arguments.config_dirs)
+    return hydra_main(
+        recipe, [*arguments.shows, *arguments.overrides], directories=directories
+    )
