@@ -18,9 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """A command line that cannot be read is a declaration that is wrong."""
-        raise SpecError(
-            Fault(key="command line", message=f"{message}. See: {self.prog} --help")
-        )
+        raise SpecError(Fault(key="command line", message=f"{message}. See: {self.prog} --help"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +60,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     )
 
 
-def split_words(
-    words: Sequence[str], *, prog: str, first: str
-) -> tuple[str, list[str]]:
+def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, list[str]]:
     """The first bare word, and the overrides.
 
     Args:
@@ -73,15 +69,9 @@ def split_words(
     Raises:
         SpecError: there is none, or a second one.
     """
-    bare = [
-        word for word in words if "=" not in word and not word.startswith(("~", "+"))
-    ]
+    bare = [word for word in words if "=" not in word and not word.startswith(("~", "+"))]
     if not bare:
-        raise SpecError(
-            Fault(
-                key=first, message=f"must be given: {prog} {first}. See: {prog} --help"
-            )
-        )
+        raise SpecError(Fault(key=first, message=f"must be given: {prog} {first}. See: {prog} --help"))
     if len(bare) > 1:
         rule = f"{bare[1]!r} is neither a flag nor an override (key=value), and {bare[0]!r} is named already."
         raise SpecError(Fault(key="command line", message=f"{rule} See: {prog} --help"))
@@ -90,9 +80,7 @@ def split_words(
 
 def _directory(path: Path) -> Path:
     if not path.is_dir():
-        raise SpecError(
-            Fault(key="--config-dir", message=f"{path} is not a directory.")
-        )
+        raise SpecError(Fault(key="--config-dir", message=f"{path} is not a directory."))
     return path.resolve()
 
 

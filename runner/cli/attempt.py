@@ -11,9 +11,7 @@ from runner.spec.run_spec import RunSpec
 __all__ = ["begin", "launch", "launch_apart"]
 
 
-def begin(
-    run_dir: RunDir, stored: store.Stored, spec: RunSpec, *, command: list[str]
-) -> Path:
+def begin(run_dir: RunDir, stored: store.Stored, spec: RunSpec, *, command: list[str]) -> Path:
     """Freeze the declaration beside those of earlier attempts; what follows reads nothing else.
 
     Returns:

@@ -17,9 +17,7 @@ def main(argv: list[str]) -> int:
     """
     parser = Parser(prog="runner check", add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
-    recipe, overrides = split_words(
-        parser.parse_intermixed_args(argv).words, prog="runner check", first="RECIPE"
-    )
+    recipe, overrides = split_words(parser.parse_intermixed_args(argv).words, prog="runner check", first="RECIPE")
     composed = compose(find(recipe), overrides)
     spec = composed.read()
     print(_summary(spec, choices=composed.stored().source.choices))

@@ -17,16 +17,10 @@ WITH_RECIPE = ("check", "train")
 
 def main(argv: list[str]) -> int:
     """Answer the shell, or print what installs it."""
-    request = [
-        word
-        for word in argv
-        if word.partition("=")[0] in ("install", "uninstall", "query")
-    ]
+    request = [word for word in argv if word.partition("=")[0] in ("install", "uninstall", "query")]
     if not request or not request[0].startswith("query="):
         return _hydra(Recipe(shipped_root() / "conf" / "base.yaml"), request)
-    words = os.environ.get(
-        "COMP_LINE", ""
-    ).split()  # the shell has no other way to hand over its line
+    words = os.environ.get("COMP_LINE", "").split()  # the shell has no other way to hand over its line
     complete = words if os.environ.get("COMP_LINE", " ").endswith(" ") else words[:-1]
     if len(complete) < 2:
         print(" ".join(VERBS))
@@ -54,6 +48,4 @@ def _hydra(recipe: Recipe, request: list[str]) -> int:
         hydra_main,
     )  # verbs and recipes must not wait for Hydra
 
-    return hydra_main(
-        recipe, ["--shell-completion", *request], directories=search_path(recipe)
-    )
+    return hydra_main(recipe, ["--shell-completion", *request], directories=search_path(recipe))

@@ -96,6 +96,4 @@ List the recipes that a bare name reaches: those in recipes/ of the working dire
 
 def _groups() -> str:
     groups = options([shipped_root() / "conf", Path.cwd() / "conf"])
-    return "\n".join(
-        f"  {group:<16} {' | '.join(names)}" for group, names in groups.items()
-    )
+    return "\n".join(f"  {group:<16} {' | '.join(names)}" for group, names in groups.items())

@@ -48,9 +48,7 @@ def main(argv: Sequence[str]) -> int:
         print("interrupted", file=sys.stderr)
         return Interrupted.exit_code
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else the flush at exit fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
         return 1
 
 

@@ -28,9 +28,5 @@ def main(argv: list[str]) -> int:
 
 def _first_comment(path: Path) -> str:
     lines = (line.strip() for line in path.read_text().splitlines())
-    comments = (
-        line.lstrip("# ")
-        for line in lines
-        if line.startswith("#") and not line.startswith("# @package")
-    )
+    comments = (line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith("# @package"))
     return next((comment for comment in comments if comment), "")

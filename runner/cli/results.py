@@ -26,11 +26,7 @@ def report(directory: Path) -> int:
 
 
 def _job_dirs(directory: Path) -> list[Path]:
-    numbered = [
-        path
-        for path in directory.iterdir()
-        if path.is_dir() and (path / ".hydra").is_dir()
-    ]
+    numbered = [path for path in directory.iterdir() if path.is_dir() and (path / ".hydra").is_dir()]
     return sorted(
         numbered,
         key=lambda path: (
@@ -58,10 +54,7 @@ def _table(jobs: list[dict[str, Any]]) -> Table:
     )
     table = Table("job", "overrides", "state", "step", *names)
     for job in jobs:
-        values = [
-            f"{job['metrics'][name]:.5g}" if name in job["metrics"] else ""
-            for name in names
-        ]
+        values = [f"{job['metrics'][name]:.5g}" if name in job["metrics"] else "" for name in names]
         table.add_row(
             str(job["job"]),
             " ".join(job["overrides"]),

@@ -4,6 +4,7 @@ A job that fails is told at once and the others go on. Nothing leaks from one jo
 fresh copy of this process (or as a new one, where a copy is not safe).
 """
 
+import contextlib
 import functools
 import math
 import multiprocessing
@@ -11,8 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -101,10 +102,7 @@ def _split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
             fixed.append(text)
         elif override.is_discrete_sweep():
             key = override.get_key_element()
-            swept[text] = [
-                f"{key}={value}"
-                for value in islice(override.sweep_string_iterator(), TRIED_VALUES)
-            ]
+            swept[text] = [f"{key}={value}" for value in islice(override.sweep_string_iterator(), TRIED_VALUES)]
     return fixed, swept
 
 
@@ -117,16 +115,12 @@ def _check_values(
     faults = list(base.faults)
     for choices in swept.values():
         for choice in choices:
-            tried = compose(
-                base.recipe, [*fixed, choice], config_dirs=arguments.config_dirs
-            )
+            tried = compose(base.recipe, [*fixed, choice], config_dirs=arguments.config_dirs)
             faults += [fault for fault in tried.faults if fault not in faults]
     run = base.config.get("run")
     if isinstance(run, dict) and run.get("dir") is not None:
         rule = f"{run['dir']!r} names the directory of one run; a sweep has many. Use sweep.dir, or null."
-        faults.append(
-            Fault(key="run.dir", message=rule, origin=base.sources.origin("run.dir"))
-        )
+        faults.append(Fault(key="run.dir", message=rule, origin=base.sources.origin("run.dir")))
     if faults:
         raise SpecError(*faults)
 
@@ -139,9 +133,7 @@ def _claimed(base: Composed) -> Path:
     return claim(Path.cwd() / "multirun" / base.name)
 
 
-def _job(
-    config: DictConfig, *, recipe: str, directories: list[str], command: list[str]
-) -> float:
+def _job(config: DictConfig, *, recipe: str, directories: list[str], command: list[str]) -> float:
     """One job, as Hydra's launcher calls it, perhaps in another process or on another machine."""
     hydra = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
     run_dir = RunDir(Path(hydra.runtime.output_dir))
@@ -171,9 +163,7 @@ def _job(
             flush=True,
         )
         if status["state"] == "running":
-            run_dir.write_status(
-                "failed", step=status["step"], metrics=status["metrics"]
-            )
+            run_dir.write_status("failed", step=status["step"], metrics=status["metrics"])
         return math.nan
     return next(
         (status["metrics"][name] for name in OBJECTIVES if name in status["metrics"]),
@@ -184,14 +174,8 @@ def _job(
 def _run_apart(spec_path: Path, spec: RunSpec) -> int:
     """Run in a process tree of its own, which an interrupt takes down whole."""
     # A copy starts in milliseconds with torch imported; it is only sound of a process without threads or a device.
-    method = (
-        "fork" if spec.hardware.can_fork and threading.active_count() == 1 else "spawn"
-    )
-    context = (
-        multiprocessing.get_context("fork")
-        if forks
-        else multiprocessing.get_context("spawn")
-    )
+    forks = spec.hardware.can_fork and threading.active_count() == 1
+    context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
     process = context.Process(target=_apart, args=(str(spec_path),))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -199,22 +183,19 @@ def _run_apart(spec_path: Path, spec: RunSpec) -> int:
     try:
         process.join()
     except KeyboardInterrupt:
-        os.kill(process.pid, signal.SIGINT)
-        process.join(GRACE_S)
-        for pid in _still_there(process.pid):
-            os.killpg(pid, signal.SIGKILL)
-        process.join()
+        _stop(process)
         raise
-    return int(process.exitcode)
+    return process.exitcode or 0
 
 
-def _still_there(group: int) -> Iterator[int]:
-    """The process group, if any of it is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return
-    yield group
+def _stop(process: BaseProcess) -> None:
+    """Let it end its ranks in order, then end what is left of its group."""
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):  # nothing is left, as it should be
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def _apart(spec_path: str) -> None:

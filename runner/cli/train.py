@@ -34,9 +34,7 @@ def main(argv: list[str]) -> int:
             return _show(recipe, arguments)
         if arguments.multirun:
             return sweep(recipe, arguments, command=["runner", "train", *argv])
-        composed = compose(
-            recipe, arguments.overrides, config_dirs=arguments.config_dirs
-        )
+        composed = compose(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
         return _train(composed, command=["runner", "train", *argv])
     finally:
         gc.enable()
@@ -64,12 +62,8 @@ def _claimed(spec: RunSpec) -> Path:
 def _show(recipe: Recipe, arguments: TrainArguments) -> int:
     """Hydra's own output; what cannot be composed is told as `train` would, except where --info is to find out why."""
     if "--cfg" in arguments.shows:
-        composed = compose(
-            recipe, arguments.overrides, config_dirs=arguments.config_dirs
-        )
+        composed = compose(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
         if composed.faults:
             raise SpecError(*composed.faults)
     directories = (*search_path(recipe), *arguments.config_dirs)
-    return hydra_main(
-        recipe, [*arguments.shows, *arguments.overrides], directories=directories
-    )
+    return hydra_main(recipe, [*arguments.shows, *arguments.overrides], directories=directories)

@@ -49,9 +49,7 @@ def compose(
     )
     with composing(recipe, directories):
         try:
-            config = hydra_compose(
-                recipe.name, list(overrides), return_hydra_config=True
-            )
+            config = hydra_compose(recipe.name, list(overrides), return_hydra_config=True)
             faults: tuple[Fault, ...] = ()
         except HydraException:
             config, faults = salvage(recipe, overrides)
@@ -83,13 +81,9 @@ def from_hydra(
         job: without Hydra's own node.
         hydra: Hydra's own node; ${hydra:…} must already find it.
     """
-    hydra_node = cast(
-        "dict[str, Any]", OmegaConf.to_container(hydra, resolve=False, enum_to_str=True)
-    )
+    hydra_node = cast("dict[str, Any]", OmegaConf.to_container(hydra, resolve=False, enum_to_str=True))
     plain, unresolved = _plain(job)
-    sources = Sources(
-        recipe, tuple(directories), tuple(hydra_node["overrides"]["task"])
-    )
+    sources = Sources(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
     return Composed(
         recipe=recipe,
         config=retargeted(plain, hydra_node["runtime"]["choices"], sources),
@@ -130,9 +124,7 @@ def _unresolvable(config: DictConfig, raw: dict[str, Any]) -> list[Fault]:
             holder[name] = OmegaConf.select(config, key, throw_on_missing=True)
         except OmegaConfBaseException as error:
             reason = str(error).partition("\n")[0]
-            faults.append(
-                Fault(key=key, message=f"{holder[name]!r} cannot be resolved: {reason}")
-            )
+            faults.append(Fault(key=key, message=f"{holder[name]!r} cannot be resolved: {reason}"))
     return faults
 
 

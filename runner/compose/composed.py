@@ -32,11 +32,7 @@ class Composed:
     def name(self) -> str:
         """Of the run; the recipe's file name until the recipe is known to give one."""
         name = self.config.get("name")
-        return (
-            str(name)
-            if name not in (None, "", "???") and "/" not in str(name)
-            else self.recipe.name
-        )
+        return str(name) if name not in (None, "", "???") and "/" not in str(name) else self.recipe.name
 
     def read(self) -> RunSpec:
         """Typed and checked.
@@ -62,10 +58,7 @@ class Composed:
                 recipe=str(self.recipe.path),
                 overrides=list(self.sources.overrides),
                 choices=dict(self.hydra["runtime"]["choices"]),
-                search_path=[
-                    str(path)
-                    for path in (self.recipe.directory, *self.sources.directories)
-                ],
+                search_path=[str(path) for path in (self.recipe.directory, *self.sources.directories)],
             ),
         )
 

@@ -22,9 +22,7 @@ from runner.spec.nearest import did_you_mean, listed
 __all__ = ["salvage"]
 
 
-def salvage(
-    recipe: Recipe, overrides: Sequence[str]
-) -> tuple[DictConfig, tuple[Fault, ...]]:
+def salvage(recipe: Recipe, overrides: Sequence[str]) -> tuple[DictConfig, tuple[Fault, ...]]:
     """What the good overrides make, and a fault for each of the others.
 
     Raises:
@@ -45,9 +43,7 @@ def salvage(
     try:
         bare = _composed(recipe, kept)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SpecError(
-            *faults, Fault(key="recipe", message=_told(error), origin=str(recipe.path))
-        ) from None
+        raise SpecError(*faults, Fault(key="recipe", message=_told(error), origin=str(recipe.path))) from None
     known = _dotted(OmegaConf.to_container(bare, resolve=False))
     for override in parsed:
         if override not in groups:
@@ -106,35 +102,23 @@ def _parsed(text: str) -> Override | Fault:
         )
     if override.is_sweep_override():
         ways = f"several values make a sweep: add -m. One value that is a list is {override.key_or_group}=[a,b]."
-        return Fault(
-            key=override.key_or_group, message=f"{text!r}: {ways}", origin=COMMAND_LINE
-        )
+        return Fault(key=override.key_or_group, message=f"{text!r}: {ways}", origin=COMMAND_LINE)
     return override
 
 
 def _names_group(override: Override) -> bool:
     """Whether it chooses an option; a group is a folder on the search path."""
-    return bool(_options(override.key_or_group)) and not isinstance(
-        override.value(), dict
-    )
+    return bool(_options(override.key_or_group)) and not isinstance(override.value(), dict)
 
 
 def _options(group: str) -> list[str]:
-    return (
-        list(GlobalHydra.instance().config_loader().get_group_options(group))
-        if "." not in group
-        else []
-    )
+    return list(GlobalHydra.instance().config_loader().get_group_options(group)) if "." not in group else []
 
 
 def _group_fault(override: Override, error: Exception) -> Fault:
     group, value = override.key_or_group, override.value()
     options = _options(group)
-    wrong = [
-        str(name)
-        for name in (value if isinstance(value, list) else [value])
-        if str(name) not in options
-    ]
+    wrong = [str(name) for name in (value if isinstance(value, list) else [value]) if str(name) not in options]
     if not wrong:
         return Fault(key=group, message=_told(error), origin=COMMAND_LINE)
     message = f"there is no option {', '.join(map(repr, wrong))}.{did_you_mean(wrong[0], options)} There are: {listed(options)}."
@@ -146,14 +130,8 @@ def _value_fault(override: Override, error: Exception, known: Sequence[str]) -> 
     if key in known:
         return Fault(key=key, message=_told(error), origin=COMMAND_LINE)
     near = _near(key, known)
-    add = (
-        ""
-        if override.is_delete()
-        else f" To add a key of your own: +{str(override.input_line).lstrip('+')}"
-    )
-    return Fault(
-        key=key, message=f"there is no such key.{near}{add}", origin=COMMAND_LINE
-    )
+    add = "" if override.is_delete() else f" To add a key of your own: +{str(override.input_line).lstrip('+')}"
+    return Fault(key=key, message=f"there is no such key.{near}{add}", origin=COMMAND_LINE)
 
 
 def _dotted(node: Any, prefix: str = "") -> list[str]:
@@ -184,8 +162,5 @@ def _told(error: BaseException) -> str:
     words = [str(reason) for reason in (error, error.__cause__) if reason is not None]
     lines = [line.strip() for text in words for line in text.splitlines()]
     return " ".join(
-        line
-        for line in lines
-        if line
-        and not line.startswith(("None", "full_key", "object_type", "reference_type"))
+        line for line in lines if line and not line.startswith(("None", "full_key", "object_type", "reference_type"))
     )

@@ -30,9 +30,7 @@ def hydra_main(
     Returns:
         Its exit code.
     """
-    program = hydra.main(
-        config_path=str(recipe.directory), config_name=recipe.name, version_base=None
-    )(task)
+    program = hydra.main(config_path=str(recipe.directory), config_name=recipe.name, version_base=None)(task)
     before = sys.argv
     sys.argv = [before[0], *arguments]  # @hydra.main reads nothing else
     try:

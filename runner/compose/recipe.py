@@ -39,9 +39,7 @@ class Recipe:
     @property
     def root(self) -> Path:
         """Where the recipe's own conf/ and modules stand: beside its recipes/ folder, or else beside itself."""
-        folder = next(
-            (parent for parent in self.path.parents if parent.name == "recipes"), None
-        )
+        folder = next((parent for parent in self.path.parents if parent.name == "recipes"), None)
         return folder.parent if folder else self.directory
 
 
@@ -104,11 +102,7 @@ def search_path(recipe: Recipe) -> list[Path]:
         shipped / "recipes",
         shipped / "conf",
     )
-    return [
-        path
-        for path in dict.fromkeys(candidates)
-        if path.is_dir() and path != recipe.directory
-    ]
+    return [path for path in dict.fromkeys(candidates) if path.is_dir() and path != recipe.directory]
 
 
 def import_roots(recipe: Recipe) -> list[str]:

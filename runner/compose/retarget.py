@@ -19,52 +19,31 @@ from runner.spec.store import load_yaml
 __all__ = ["retargeted"]
 
 
-def retargeted(
-    config: dict[str, Any], choices: Mapping[str, Any], sources: Sources
-) -> dict[str, Any]:
+def retargeted(config: dict[str, Any], choices: Mapping[str, Any], sources: Sources) -> dict[str, Any]:
     """The configuration without values that an option file gave to another target than the node's own."""
     result = dict(config)
     for group in GROUPS:
         option = choices.get(group)
         if isinstance(option, str):
-            result[group] = _node(
-                result.get(group), group, f"{group}/{option}", sources
-            )
+            result[group] = _node(result.get(group), group, f"{group}/{option}", sources)
     for group in MANY_GROUPS:
         nodes = result.get(group)
         if isinstance(nodes, Mapping):
             result[group] = {
-                name: _node(node, f"{group}.{name}", f"{group}/{name}", sources)
-                for name, node in nodes.items()
+                name: _node(node, f"{group}.{name}", f"{group}/{name}", sources) for name, node in nodes.items()
             }
     return result
 
 
 def _node(node: Any, key: str, option: str, sources: Sources) -> Any:
     path = sources.find(option)
-    if (
-        path is None
-        or not isinstance(node, Mapping)
-        or node.get(TARGET) == _target_in(path)
-    ):
+    if path is None or not isinstance(node, Mapping) or node.get(TARGET) == _target_in(path):
         return node  # nearly always, at the price of one small file
     folder = option.rpartition("/")[0] + "/"
-    said = [
-        (holder.option.startswith(folder), holder.said(key))
-        for holder in sources.holders
-    ]
-    if (
-        node.get(TARGET)
-        in [
-            content[TARGET]
-            for by_option, content in said
-            if by_option and TARGET in content
-        ][-1:]
-    ):
+    said = [(holder.option.startswith(folder), holder.said(key)) for holder in sources.holders]
+    if node.get(TARGET) in [content[TARGET] for by_option, content in said if by_option and TARGET in content][-1:]:
         return node  # the option extends another one, whose target it is
-    kept = {TARGET} | {
-        name for by_option, content in said if not by_option for name in content
-    }
+    kept = {TARGET} | {name for by_option, content in said if not by_option for name in content}
     for named in map(key_of, sources.overrides):
         if named.startswith(f"{key}."):
             kept.add(named[len(key) + 1 :].partition(".")[0])

@@ -23,9 +23,7 @@ def composing(recipe: Recipe, directories: Sequence[Path]) -> Iterator[None]:
     try:
         with (
             searching(directories),
-            initialize_config_dir(
-                str(recipe.directory), job_name=recipe.name, version_base=None
-            ),
+            initialize_config_dir(str(recipe.directory), job_name=recipe.name, version_base=None),
         ):
             yield
     finally:

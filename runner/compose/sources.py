@@ -83,10 +83,7 @@ class Sources:
 
     def given(self, key: str) -> bool:
         """Whether the command line says something about exactly this key or what is inside it."""
-        return any(
-            named == key or named.startswith(f"{key}.")
-            for named in map(key_of, self.overrides)
-        )
+        return any(named == key or named.startswith(f"{key}.") for named in map(key_of, self.overrides))
 
     def origin(self, key: str) -> str:
         """The command line, or the file that holds the key, or the nearest key above it that is held."""
@@ -108,34 +105,23 @@ class Sources:
         try:
             with composing(self.recipe, self.directories):
                 loader = GlobalHydra.instance().config_loader()
-                defaults = loader.compute_defaults_list(
-                    self.recipe.name, list(self.overrides), RunMode.RUN
-                ).defaults
+                defaults = loader.compute_defaults_list(self.recipe.name, list(self.overrides), RunMode.RUN).defaults
         except HydraException:
             return [self._holder(self.recipe.path, self.recipe.name, "")]
         found = []
         for default in defaults:
             path = self.find(default.config_path) if default.config_path else None
             if path is not None:
-                found.append(
-                    self._holder(path, str(default.config_path), default.package or "")
-                )
+                found.append(self._holder(path, str(default.config_path), default.package or ""))
         return found
 
     def find(self, option: str) -> Path | None:
         """The file of an option on the searched directories."""
-        candidates = (
-            directory / f"{option}.yaml"
-            for directory in (self.recipe.directory, *self.directories)
-        )
+        candidates = (directory / f"{option}.yaml" for directory in (self.recipe.directory, *self.directories))
         return next((path for path in candidates if path.is_file()), None)
 
     @staticmethod
     def _holder(path: Path, option: str, package: str) -> Holder:
         content = load_yaml(path.read_text())
-        body = (
-            {key: value for key, value in content.items() if key != "defaults"}
-            if isinstance(content, dict)
-            else {}
-        )
+        body = {key: value for key, value in content.items() if key != "defaults"} if isinstance(content, dict) else {}
         return Holder(path, option, package.removeprefix("_global_").lstrip("."), body)
