@@ -1,0 +1,141 @@
+"""One composition: the user's files first, every bad override told, every value's source known."""
+
+import pytest
+import yaml
+
+from runner.compose.compose import compose
+from runner.compose.recipe import find, shipped_root
+from runner.errors import SpecError
+
+
+def composed(*overrides, **options):
+    return compose(find("tiny"), overrides, **options)
+
+
+def faults(*overrides):
+    return {fault.key: fault.message for fault in composed(*overrides).faults}
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_option_then_recipe_then_command_line(project):
+    assert composed().config["optimizer"]["lr"] == 0.05
+    assert composed("optimizer=adamw", "optimizer.lr=0.1").config["optimizer"]["lr"] == 0.1
+    assert composed("optimizer=adamw").config["optimizer"]["_target_"] == "runner.optimizer.adamw.AdamW"
+
+
+def test_the_users_option_hides_the_shipped_one(project):
+    write(project / "conf" / "optimizer" / "sgd.yaml", "_target_: mine.SGD\nlr: 1.0\nspecial: 3\n")
+    assert composed().config["optimizer"] == {"_target_": "mine.SGD", "lr": 0.05, "special": 3}
+
+
+def test_two_recipes_in_one_process_do_not_see_each_others_directories(project):
+    write(project / "far" / "recipes" / "far.yaml", (project / "recipes" / "tiny.yaml").read_text())
+    write(project / "far" / "conf" / "optimizer" / "odd.yaml", "_target_: odd.Odd\n")
+    assert compose(find("far/recipes/far.yaml"), ["optimizer=odd"]).faults == ()
+    assert "there is no option 'odd'" in faults("optimizer=odd")["optimizer"]
+
+
+def test_a_directory_of_the_command_line_is_searched_last(project):
+    write(project / "extra" / "optimizer" / "odd.yaml", "_target_: odd.Odd\n")
+    write(project / "extra" / "optimizer" / "sgd.yaml", "_target_: odd.Hidden\n")
+    extra = [project / "extra"]
+    assert composed("optimizer=odd", config_dirs=extra).config["optimizer"]["_target_"] == "odd.Odd"
+    assert composed(config_dirs=extra).config["optimizer"]["_target_"] == "runner.optimizer.sgd.SGD"
+
+
+def test_hydras_own_search_path_works_from_the_command_line_and_from_the_recipe(project):
+    write(project / "extra" / "optimizer" / "odd.yaml", "_target_: odd.Odd\n")
+    where = f"file://{project / 'extra'}"
+    assert composed("optimizer=odd", f"hydra.searchpath=[{where}]").config["optimizer"]["_target_"] == "odd.Odd"
+    recipe = project / "recipes" / "tiny.yaml"
+    recipe.write_text(f"{recipe.read_text()}hydra: {{searchpath: ['{where}']}}\n")
+    assert composed("optimizer=odd").config["optimizer"]["_target_"] == "odd.Odd"
+
+
+def test_several_of_a_kind_stand_under_their_own_names(project):
+    assert list(composed("tracker=[jsonl,tensorboard]").config["tracker"]) == ["jsonl", "tensorboard"]
+    assert composed("tracker=[]").config.get("tracker", {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("modle.width=1", "modle.width", "there is no such key. Did you mean model"),
+        ("optimizer.lrr=1", "optimizer.lrr", "Did you mean optimizer.lr? To add a key of your own: +optimizer.lrr=1"),
+        ("strategy=dpp", "strategy", "there is no option 'dpp'. Did you mean ddp? There are: "),
+        ("tracker=[jsonl,tensorbord]", "tracker", "there is no option 'tensorbord'. Did you mean tensorboard?"),
+        ("strateg=ddp", "strateg", "Did you mean strategy?"),
+        ("a=[", "a", "'a=[': "),
+        ("optimizer.lr=1,2", "optimizer.lr", "several values make a sweep: add -m"),
+        ("~optimizer.lrr", "optimizer.lrr", "there is no such key. Did you mean optimizer.lr?"),
+        ("model.width=${oops.x}", "model.width", "cannot be resolved: Interpolation key 'oops.x' not found"),
+    ],
+)
+def test_a_bad_override_is_told_with_the_nearest_name(project, override, key, words):
+    found = faults(override)
+    assert list(found) == [key]
+    assert words in found[key]
+
+
+def test_bad_overrides_and_bad_values_are_told_together(project):
+    with pytest.raises(SpecError) as wrong:
+        composed("modle.width=1", "strategy=dpp", "a=[", "run.steps=abc", "batch.items=-1").read()
+    assert {fault.key for fault in wrong.value.faults} >= {"modle.width", "strategy", "a", "run.steps", "batch.items"}
+
+
+def test_a_recipe_that_cannot_be_composed_is_named(project):
+    recipe = project / "recipes" / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("optimizer: sgd", "optimizer: sgdd"))
+    with pytest.raises(SpecError, match=r"recipe: .*optimizer/sgdd") as wrong:
+        composed("a=[")
+    assert [fault.key for fault in wrong.value.faults] == ["a", "recipe"]
+    assert wrong.value.faults[1].origin == str(recipe)
+
+
+def test_every_value_knows_its_file_or_the_command_line(project):
+    origin = composed("strategy=ddp", "run.steps=7").sources.origin
+    conf = shipped_root() / "conf"
+    assert origin("run.steps") == "the command line"
+    assert origin("optimizer.lr") == str(project / "recipes" / "tiny.yaml")
+    assert origin("optimizer.momentum") == str(conf / "optimizer" / "sgd.yaml")
+    assert origin("strategy._target_") == str(conf / "strategy" / "ddp.yaml")
+    assert origin("tracker.jsonl") == str(conf / "tracker" / "jsonl.yaml")
+    assert origin("run.seed") == str(conf / "base.yaml")
+
+
+def test_another_target_keeps_only_what_is_given_beside_it(project):
+    optimizer = composed("optimizer._target_=torch.optim.RMSprop", "+optimizer.alpha=0.9").config["optimizer"]
+    assert optimizer == {"_target_": "torch.optim.RMSprop", "lr": 0.05, "alpha": 0.9}
+
+
+def test_another_target_in_a_recipe_keeps_only_what_the_recipe_gives(project):
+    recipe = project / "recipes" / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("{lr: 0.05}", "{_target_: torch.optim.RMSprop, lr: 0.01}"))
+    assert composed().config["optimizer"] == {"_target_": "torch.optim.RMSprop", "lr": 0.01}
+
+
+def test_an_option_that_extends_another_keeps_all_of_both(project):
+    write(project / "conf" / "optimizer" / "fast.yaml", "defaults: [sgd, _self_]\nmomentum: 0.9\n")
+    optimizer = composed("optimizer=fast").config["optimizer"]
+    assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, False)
+
+
+def test_interpolations_are_resolved_and_hydras_own_are_known(project):
+    config = composed("+model.depth=${model.width}", "+model.job=${hydra:job.name}").config
+    assert (config["model"]["depth"], config["model"]["job"]) == (4, "tiny")
+
+
+def test_the_hydra_directory_is_as_hydra_writes_it(project):
+    composed("run.steps=7", "hydra.verbose=true").write_hydra_dir(project)
+    pages = {
+        name: yaml.safe_load((project / ".hydra" / f"{name}.yaml").read_text())
+        for name in ("config", "hydra", "overrides")
+    }
+    assert pages["config"]["run"]["steps"] == 7
+    assert pages["overrides"] == ["run.steps=7"]
+    assert pages["hydra"]["hydra"]["runtime"]["choices"]["optimizer"] == "sgd"
+    assert pages["hydra"]["hydra"]["runtime"]["output_dir"] == str(project)
