@@ -1,9 +1,8 @@
-"""One rank of a run: from the path of its spec to its end. `python -m runner.worker SPEC` is such a rank."""
+"""One rank of a run: from the path of its spec to its end."""
 
 import ctypes
 import gc
 import json
-import logging
 import os
 import signal
 import sys
@@ -24,8 +23,6 @@ from runner.spec.run_spec import RunSpec
 from runner.world.group import open_world
 from runner.world.stop import StopRequest
 
-logger = logging.getLogger(__name__)
-
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -34,7 +31,6 @@ def main(spec_path: str) -> None:
     """Be one rank among several, as torch's rendezvous variables say which."""
     stop = StopRequest()
     stop.install(signal.SIGUSR1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches everyone; the launcher passes it on
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives its launcher
     work(Path(spec_path), stop)
@@ -55,7 +51,6 @@ def work(spec_path: Path, stopping: Stopping) -> None:
         _train(spec, run_dir, world, stopping)
     except BaseException as error:
         _write_failure(run_dir, rank, error)
-        logger.exception("rank %d failed", rank)
         raise
 
 
@@ -79,15 +74,3 @@ def _write_failure(run_dir: RunDir, rank: int, error: BaseException) -> None:
         "traceback": "".join(traceback.format_exception(error)),
     }
     (run_dir.failures / f"{now}_rank_{rank}.json").write_text(json.dumps(told, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    code = 1
-    try:
-        main(sys.argv[1])
-        code = 0
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # An interpreter that leaves by itself while gloo's threads still live aborted in 2 of 30 runs.
-        os._exit(code)

@@ -81,40 +81,36 @@ def read(
         seed: what random numbers drawn while an item is read depend on, besides the item's index. Only in workers:
             in the rank itself they come from its own generators, which checkpoints keep.
     """
-    place = _placement(device, non_blocking=pinned)
+    collate = collate or default_collate
     if workers == 0:
-        fetch = _fetcher(dataset, collate or default_collate)
-        for share in shares:
-            yield MicroBatch(place(fetch(share.indices)), share.items)
-        return
+        fetch = _fetcher(dataset, collate, device)
+        return map(lambda share: MicroBatch(fetch(share.indices), share.items), shares)
     counted: deque[int] = deque()
     loader = DataLoader(
         _SeededItems(dataset, seed),
         batch_sampler=_Indices(shares, counted, len(dataset)),
-        collate_fn=collate or default_collate,
+        collate_fn=collate,
         num_workers=workers,
         prefetch_factor=prefetch,
         pin_memory=pinned,
         generator=torch.Generator(),  # else it draws from the rank's own
     )
-    for batch in loader:
-        yield MicroBatch(place(batch), counted.popleft())
+    return (MicroBatch(to_device(batch, device, non_blocking=pinned), counted.popleft()) for batch in loader)
 
 
-def _fetcher(dataset: Any, collate: Collate) -> Callable[[list[int]], Any]:
+def _fetcher(dataset: Any, collate: Collate, device: torch.device) -> Callable[[list[int]], Any]:
     """How one share becomes a batch; `__getitems__` where there is one, as torch's own fetcher does."""
     if isinstance(dataset, ReadsMany):
         get_many = dataset.__getitems__
+    else:
+        get_one = dataset.__getitem__
+
+        def get_many(indices: list[int]) -> list[Any]:
+            return [get_one(index) for index in indices]
+
+    if device == torch.device("cpu"):  # where it is read
         return lambda indices: collate(get_many(indices))
-    get_one = dataset.__getitem__
-    return lambda indices: collate([get_one(index) for index in indices])
-
-
-def _placement(device: torch.device, *, non_blocking: bool) -> Callable[[Any], Any]:
-    """How a batch gets to the device; on the host, where it was read, it is there already."""
-    if device == torch.device("cpu"):
-        return lambda batch: batch
-    return lambda batch: to_device(batch, device, non_blocking=non_blocking)
+    return lambda indices: to_device(collate(get_many(indices)), device, non_blocking=False)
 
 
 def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:

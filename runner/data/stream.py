@@ -1,13 +1,14 @@
 """The training items of one rank, step by step, from a position on."""
 
+from collections import deque
 from collections.abc import Iterator
-from itertools import tee
+from itertools import islice
 from typing import Any, final
 
 import torch
 
 from runner.data.loader import Collate, read
-from runner.data.order import Order
+from runner.data.order import Order, Share, StepPlan
 from runner.protocols import Batches
 
 
@@ -36,10 +37,10 @@ class Stream:
         self.position = 0
 
     def __iter__(self) -> Iterator[Batches]:
-        plans, ahead = tee(self._order.steps_from(self.position))
+        plans: deque[StepPlan] = deque()
         micro_batches = read(
             self._dataset,
-            (share for plan in ahead for share in plan.rounds),
+            _shares(self._order.steps_from(self.position), plans),
             collate=self._collate,
             device=self._device,
             workers=self._workers,
@@ -47,7 +48,14 @@ class Stream:
             pinned=self._pinned,
             seed=self._order.seed,
         )
-        for plan in plans:
-            rounds = [next(micro_batches) for _ in plan.rounds]
+        for first in micro_batches:
+            plan = plans.popleft()
             self.position = plan.position
-            yield Batches(rounds, plan.items)
+            yield Batches([first, *islice(micro_batches, len(plan.rounds) - 1)], plan.items)
+
+
+def _shares(steps: Iterator[StepPlan], noted: deque[StepPlan]) -> Iterator[Share]:
+    """The shares of all steps; notes each step for whoever gathers its micro-batches, however far ahead they are read."""
+    for plan in steps:
+        noted.append(plan)
+        yield from plan.rounds

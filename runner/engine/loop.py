@@ -78,7 +78,7 @@ def train(session: Session) -> str:
 def _log(session: Session, loss: StepLoss, update: Update, lr: float) -> None:
     values = step_values(loss, update, lr=lr, world=session.world)
     session.record(values)
-    session.console.log(session.step, values, session.pace.items_per_s(session.stream.position))
+    session.console.log(session.step, values, session.throughput.items_per_s(session.stream.position))
 
 
 def _evaluate(session: Session) -> str:
@@ -89,5 +89,5 @@ def _evaluate(session: Session) -> str:
     session.record(metrics)
     session.console.evaluated(session.step, metrics)
     verdicts = [listener.after_eval(metrics, session.progress) for listener in session.listeners.values()]
-    session.pace.restart(session.stream.position)
+    session.throughput.restart(session.stream.position)
     return "; ".join(verdict for verdict in verdicts if verdict)

@@ -16,7 +16,7 @@ Sums = dict[str, tuple[float, float]]
 
 
 @final
-class Pace:
+class Throughput:
     """Items a second since it was last asked."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ def step_values(loss: StepLoss, update: Update, *, lr: float, world: World) -> d
     """
     values = {f"train/{name}": value for name, value in means(loss.rounds, world).items()}
     if update.grad_norm is not None:
-        values["train/grad_norm"] = float(update.grad_norm)
+        values["train/grad_norm"] = update.grad_norm.item()
     return values | {"train/lr": float(lr)}
 
 
@@ -61,10 +61,14 @@ def means(losses: Sequence[Weighed], world: World) -> dict[str, float]:
 def _sums(losses: Sequence[Weighed]) -> Sums:
     sums: Sums = {}
     for loss in losses:
-        _add(sums, LOSS, float(loss.value) * loss.weight, float(loss.count))
-        for name, pair in _checked(loss.metrics).items():
-            _add(sums, name, float(pair[0]), float(pair[1]))
+        _add(sums, LOSS, _number(loss.value) * loss.weight, _number(loss.count))
+        for name, (total, count) in _checked(loss.metrics).items():
+            _add(sums, name, _number(total), _number(count))
     return sums
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value.item() if isinstance(value, Tensor) else value)
 
 
 def _add(sums: Sums, name: str, total: float, count: float) -> None:

@@ -47,7 +47,7 @@ def restore(session: Session, checkpoint: Path) -> None:
     session.stream.position = values["position"]
     session.time_before_s = values["time_s"]
     session.metrics = values["metrics"]
-    session.pace.restart(session.stream.position)
+    session.throughput.restart(session.stream.position)
     session.schedule.load_state_dict(values["schedule"])
     _restore_callbacks(session, values["callbacks"])
     if rng:

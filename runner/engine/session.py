@@ -7,7 +7,7 @@ from typing import Protocol
 
 from runner.data.stream import Stream
 from runner.engine.console import Console
-from runner.engine.measure import Pace
+from runner.engine.measure import Throughput
 from runner.protocols import (
     Batches,
     Checkpointer,
@@ -51,7 +51,7 @@ class Session:
     listeners: Mapping[str, Listener]
     step_listeners: Sequence[Listener]
     console: Console
-    pace: Pace = field(default_factory=Pace)
+    throughput: Throughput = field(default_factory=Throughput)
     step: int = 0
     """Optimizer steps done."""
     metrics: dict[str, float] = field(default_factory=dict)

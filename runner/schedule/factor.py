@@ -11,8 +11,8 @@ class FactorScheduler:
     """Sets lr = base × factor(steps done) in every parameter group. Its state is the count of steps alone."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
-        self._groups = optimizer.param_groups
-        self._bases = [group["lr"] for group in self._groups]
+        self._optimizer = optimizer  # not its groups: loading a state puts others in their place
+        self._bases = [group["lr"] for group in optimizer.param_groups]
         self._factor = factor
         self._steps = 0
         self._apply()
@@ -33,7 +33,7 @@ class FactorScheduler:
 
     def _apply(self) -> None:
         factor = self._factor(self._steps)
-        for group, base in zip(self._groups, self._bases, strict=True):
+        for group, base in zip(self._optimizer.param_groups, self._bases, strict=True):
             group["lr"] = base * factor
 
 

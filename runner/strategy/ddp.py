@@ -26,7 +26,7 @@ class DDP:
 
     bucket_mib: float = 25.0
     """MiB of gradients that travel together."""
-    broadcast_buffers: bool = True
+    sync_buffers: bool = True
     """Before each forward, give every rank the buffers of rank 0."""
     find_unused_parameters: bool = False
     """Look, after each forward, for parameters that took no part; needed if some never do."""
@@ -68,7 +68,7 @@ class DDP:
         wrapped = DistributedDataParallel(
             _LossOf(model, loss),
             bucket_cap_mb=self.bucket_mib,  # type: ignore[arg-type]
-            broadcast_buffers=self.broadcast_buffers,
+            forward_sync_buffers=self.sync_buffers,
             find_unused_parameters=self.find_unused_parameters,
             static_graph=self.static_graph,
             gradient_as_bucket_view=self.gradient_as_bucket_view,

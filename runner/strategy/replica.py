@@ -69,15 +69,12 @@ class Replica:
 
     def forward_backward(self, batches: Batches) -> StepLoss:
         """Forward and backward every round; ranks exchange gradients during the last."""
-        *held, last = batches.rounds
         losses = []
-        for micro_batch in held:
+        for micro_batch in batches.rounds[:-1]:
             with self._hold_back():
-                loss = self._weigh(self._forward, micro_batch)
-                losses.append(loss)
+                losses.append(loss := self._weigh(self._forward, micro_batch))
                 self._backward(loss, batches)
-        loss = self._weigh(self._forward, last)
-        losses.append(loss)
+        losses.append(self._weigh(self._forward, batches.rounds[-1]))
         return StepLoss(losses, self._backward_and_count(losses, batches))
 
     def update(self, *, measure: bool) -> Update:

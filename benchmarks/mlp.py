@@ -1,0 +1,42 @@
+"""An MLP on random numbers: three hooks, and the same data for a hand-written loop."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runner import Data
+
+ITEMS = 4096
+
+
+class Points:
+    """[32] floats and one of ten classes; a whole batch is one indexing."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(ITEMS, 32, generator=generator)
+        self.y = torch.randint(0, 10, (ITEMS,), generator=generator)
+
+    def __len__(self) -> int:
+        return ITEMS
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self.x[indices], self.y[indices]
+
+
+def build_model() -> nn.Module:
+    """Two layers."""
+    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def build_data() -> Data:
+    """Batches come as one piece: nothing to collate."""
+    return Data(train=Points(), collate=lambda batch: batch)
+
+
+def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The mean over the micro-batch."""
+    x, y = batch
+    return F.cross_entropy(model(x), y)

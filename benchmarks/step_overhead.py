@@ -1,0 +1,150 @@
+"""CPU time of one optimizer step under the engine, beside a hand-written loop of the same work.
+
+Both run in this process, in alternation, and do the same: the same items in the same order, and each ten steps a record
+of loss, gradient norm and rate, as a line of JSON and a line for the reader. The losses at the end must agree.
+
+    python benchmarks/step_overhead.py                 # all variants
+    python benchmarks/step_overhead.py plain clip      # some
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+import mlp
+import torch
+from torch import nn
+
+from runner import log
+from runner.compose.compose import compose
+from runner.compose.recipe import find
+from runner.data.order import epoch_order
+from runner.engine.build import build, open_records
+from runner.engine.loop import train
+from runner.spec.run_dir import RunDir
+from runner.world.solo import SoloWorld
+from runner.world.stop import StopRequest
+
+STEPS = 2000
+LOG_EVERY = 10
+RECIPE = Path(__file__).with_name("mlp.yaml")
+
+VARIANTS: dict[str, list[str]] = {
+    "plain": [],
+    "accumulate 4": ["batch.micro_items=8"],
+    "clip": ["clip.norm=0.1"],
+    "schedule": ["schedule=cosine"],
+    "bf16": ["precision=bf16"],
+    "tensorboard": ["tracker=[jsonl,tensorboard]"],
+}
+
+
+def engine(overrides: list[str], directory: Path) -> tuple[float, float]:
+    """CPU seconds of the loop alone, and the last loss."""
+    spec = compose(find(str(RECIPE)), [*overrides, f"run.steps={STEPS}", f"log.every_steps={LOG_EVERY}"]).read()
+    run_dir = RunDir(directory)
+    log.setup(run_dir.rank_log(0), rank=0, console=True)
+    session = build(spec, run_dir, SoloWorld(torch.device("cpu")), StopRequest())
+    open_records(session)
+    with open(directory / "terminal", "w") as terminal, contextlib.redirect_stderr(terminal):
+        began = time.process_time()
+        train(session)
+        session.close()
+        taken = time.process_time() - began
+    log.close()
+    return taken, session.metrics["train/loss"]
+
+
+def by_hand(variant: str, directory: Path) -> tuple[float, float]:
+    """The same work as one would write it."""
+    torch.manual_seed(0)
+    model = mlp.build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+    data = mlp.Points()
+    rounds = 4 if variant == "accumulate 4" else 1
+    items = 32 // rounds
+    order = [index for epoch in range(-(-STEPS * 32 // mlp.ITEMS)) for index in epoch_order(mlp.ITEMS, seed=0, epoch=epoch).tolist()]
+    autocast = variant == "bf16"
+    position, board = 0, None
+    if variant == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(directory / "tensorboard")
+    with open(directory / "metrics.jsonl", "w") as lines, open(directory / "terminal", "w") as terminal:
+        began = time.process_time()
+        for step in range(1, STEPS + 1):
+            losses = []
+            for _ in range(rounds):
+                x, y = data.__getitems__(order[position : position + items])
+                position += items
+                with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+                    loss = mlp.compute_loss(model, (x, y))
+                (loss / rounds if rounds > 1 else loss).backward()
+                losses.append(loss)
+            if variant == "clip":
+                norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            elif step % LOG_EVERY == 0:
+                norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+            lr = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            if variant == "schedule":
+                schedule.step()
+            optimizer.zero_grad()
+            if step % LOG_EVERY == 0:
+                last = sum(loss.item() for loss in losses) / rounds
+                record = {"train/loss": last, "train/grad_norm": norm.item(), "train/lr": lr}
+                _record(record, step, lines, terminal)
+                if board is not None:
+                    for name, value in record.items():
+                        board.add_scalar(name, value, step)
+        if board is not None:
+            board.close()
+        taken = time.process_time() - began
+    return taken, last
+
+
+def _record(record: dict[str, float], step: int, lines: TextIO, terminal: TextIO) -> None:
+    lines.write(json.dumps({"step": step, "time_s": time.monotonic(), **record}) + "\n")
+    lines.flush()
+    print(f"step {step}/{STEPS} | loss {record['train/loss']:.4g}", file=terminal, flush=True)
+
+
+def ratios(variant: str, repeats: int) -> None:
+    """Alternate, and print medians, the ratio pair by pair, and whether the losses agree."""
+    pairs = []
+    losses = (math.nan, math.nan)
+    for _ in range(repeats + 1):  # the first pair warms up
+        with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
+            hand, loss_by_hand = by_hand(variant, Path(theirs))
+            mine, loss = engine(VARIANTS[variant], Path(ours))
+        pairs.append((mine, hand))
+        losses = loss, loss_by_hand
+    pairs = pairs[1:]
+    ratio = statistics.median(mine / hand for mine, hand in pairs)
+    micro = [1e6 * statistics.median(times) / STEPS for times in zip(*pairs, strict=True)]
+    agree = "bitwise" if losses[0] == losses[1] else f"differ by {abs(losses[0] - losses[1]):.1e}"
+    print(f"{variant:14} {micro[0]:8.1f} {micro[1]:8.1f} {ratio:7.3f}   {agree}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help=", ".join(VARIANTS))
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'variant':14} {'engine':>8} {'by hand':>8} {'ratio':>7}   losses        (µs of CPU a step, medians)")
+    for variant in arguments.variants:
+        ratios(variant, arguments.repeats)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

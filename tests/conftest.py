@@ -1,0 +1,134 @@
+"""What tests of whole runs share: the command, bounded in time, and a small project to run it in."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.spec.run_dir import RunDir
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def run_dir(self) -> RunDir:
+        """Where the run is: the last line that `train` and `resume` print."""
+        assert self.stdout.strip(), f"nothing on stdout; exit code {self.code}; stderr:\n{self.stderr}"
+        return RunDir(Path(self.stdout.strip().splitlines()[-1]))
+
+    def metrics(self, *, without: tuple[str, ...] = ("time_s",)) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, without what no two runs share."""
+        lines = [json.loads(line) for line in self.run_dir.metrics.read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key not in without} for line in lines]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A command under way."""
+
+    pid: int
+    argv: list[str]
+    stdout: Path
+    stderr: Path
+    answer: Callable[[], dict[str, int]]
+
+    def kill(self) -> None:
+        """SIGKILL it and its session. Its ranks have sessions of their own and die with it (PR_SET_PDEATHSIG)."""
+        os.killpg(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout_s: float) -> Ended:
+        """Its end; past the timeout its whole tree is killed and its output shown."""
+        struck = threading.Event()
+        alarm = threading.Timer(timeout_s, lambda: (struck.set(), self.kill()))
+        alarm.start()
+        code = self.answer()["code"]
+        alarm.cancel()
+        ended = Ended(code, self.stdout.read_text(), self.stderr.read_text())
+        assert not struck.is_set(), f"{self.argv} ran past {timeout_s} s:\n{ended.stdout}\n{ended.stderr}"
+        return ended
+
+
+class Zygote:
+    """Starts commands quickly; see tests/zygote.py."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+        script = str(CHECKOUT / "tests" / "zygote.py")
+        self._process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def start(self, argv: list[str], *, cwd: Path, scratch: Path, env: dict[str, str]) -> "Started":
+        """Start the command; one at a time."""
+        out, err = scratch / "stdout", scratch / "stderr"
+        asked = {"argv": argv, "cwd": str(cwd), "stdout": str(out), "stderr": str(err), "env": env}
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return Started(self.answer()["pid"], argv, out, err, self.answer)
+
+    def answer(self) -> dict[str, int]:
+        """The next thing that the zygote says."""
+        assert self._process.stdout
+        answer: dict[str, int] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """No more commands."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """An empty directory with a user's own recipe `points` and its hooks."""
+    path = tmp_path / "project"
+    shutil.copytree(CHECKOUT / "tests" / "project", path)
+    return path
+
+
+@pytest.fixture
+def start(zygote: Zygote, project: Path, tmp_path: Path) -> Callable[..., Started]:
+    """The command, not waited for: start("train", "points").wait(timeout_s=60)."""
+
+    def begin(*argv: str, env: dict[str, str] | None = None) -> Started:
+        return zygote.start(list(argv), cwd=project, scratch=tmp_path, env=env or {})
+
+    return begin
+
+
+@pytest.fixture
+def runner(start: Callable[..., Started]) -> Callable[..., Ended]:
+    """The command: runner("train", "points", "run.steps=3"). Fails the test unless it ends with `code`."""
+
+    def run(*argv: str, code: int = 0, timeout_s: float = 60, env: dict[str, str] | None = None) -> Ended:
+        ended = start(*argv, env=env).wait(timeout_s)
+        assert ended.code == code, f"runner {' '.join(argv)} ended with {ended.code}, not {code}:\n{ended.stderr}"
+        return ended
+
+    return run

@@ -1,0 +1,65 @@
+"""Points in the plane, each with a weight of its own: a loss that counts what it sums."""
+
+import os
+import random
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runner import Data, Loss
+
+
+class Points:
+    """item: [2] float, class 0 or 1, and a weight 1 … 4 that stands for the tokens of a document."""
+
+    def __init__(self, items: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(items, 2, generator=generator)
+        self.y = (self.x[:, 0] * self.x[:, 1] > 0).long()
+        self.weight = torch.randint(1, 5, (items,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.x[index], self.y[index], self.weight[index]
+
+
+def build_model(width: int = 8, dropout: float = 0.0) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 2))
+
+
+def build_data(items: int = 50) -> Data:
+    return Data(train=Points(items, 0), eval=Points(17, 1))
+
+
+def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Loss:
+    """Weighed cross-entropy."""
+    x, y, weight = batch
+    scores = model(x)
+    total = (F.cross_entropy(scores, y, reduction="none") * weight).sum()
+    return Loss(total, weight.sum(), {"accuracy": ((scores.argmax(1) == y).sum(), len(y))})
+
+
+def mean_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """A plain mean over items."""
+    x, y, _ = batch
+    return F.cross_entropy(model(x), y)
+
+
+def noisy_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Draws from every generator that a checkpoint must carry."""
+    x, y, _ = batch
+    return F.cross_entropy(model(x + 0.1 * torch.randn_like(x)), y) * (1 + 0.1 * random.random())
+
+
+def failing_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], rank: str = "0", step: int = 3) -> Tensor:
+    """Raises on one rank at one step."""
+    failing_loss.calls += 1
+    if os.environ.get("RANK", "0") == rank and failing_loss.calls == step:
+        raise ZeroDivisionError("the hook divides by zero")
+    return mean_loss(model, batch)
+
+
+failing_loss.calls = 0
