@@ -1,0 +1,31 @@
+"""A launching process: `python launcher.py SPEC PROCESSES OPTIONS` ends as the command line would."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from runner.errors import RunnerError
+from runner.launch import agent, in_process
+from runner.launch.local import Local
+
+WORKER = "toy"
+
+
+def main() -> int:
+    spec_path, processes, local = Path(sys.argv[1]), int(sys.argv[2]), Local(**json.loads(sys.argv[3]))
+    try:
+        if processes == 1 and local.max_restarts == 0:
+            in_process.run(spec_path, interrupt_s=local.interrupt_s, grace_s=local.grace_s, worker=WORKER)
+        else:
+            agent.run(spec_path, local, processes=processes, can_fork=True, worker=WORKER)
+    except RunnerError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,102 @@
+"""Start launching processes, wait for them, and see that nothing of them is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+from runner.spec.run_dir import RunDir
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+@final
+class Launch:
+    """A launching process in a session of its own, as a terminal would have it."""
+
+    def __init__(self, path: Path, *, processes: int, mode: str, at: int = 5, steps: int = 20, **options: Any) -> None:
+        path.mkdir(exist_ok=True)
+        self.run_dir = RunDir(path)
+        if not self.run_dir.spec.exists():
+            plan = {"mode": mode, "steps": steps, "at": at, "rank": processes - 1}
+            self.run_dir.spec.write_text(json.dumps(plan))
+        roots = os.pathsep.join([str(ROOT), str(HERE)])
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "launcher.py"), str(self.run_dir.spec), str(processes), json.dumps(options)],
+            env={**os.environ, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for_step(self, step: int) -> None:
+        """Until status.json says so."""
+        self.wait_until(lambda: self.run_dir.read_status()["step"] >= step, f"step {step}")
+
+    def wait_for_trouble(self) -> None:
+        """Until the rank that is to make trouble is at it."""
+        self.wait_until((self.run_dir.path / "troubled").exists, "trouble")
+        time.sleep(0.1)
+
+    def interrupt_group(self) -> None:
+        """Ctrl-C: the terminal sends SIGINT to the whole foreground group."""
+        os.killpg(self._process.pid, signal.SIGINT)
+
+    def send(self, number: signal.Signals) -> None:
+        """To the launcher alone."""
+        self._process.send_signal(number)
+
+    def end(self, timeout_s: float = 40) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr; fails, with the logs, if that takes too long."""
+        try:
+            stdout, stderr = self._process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            logs = "\n".join(f"{path}:\n{path.read_text()}" for path in self.run_dir.logs.glob("*"))
+            raise AssertionError(f"still running after {timeout_s} s\n{logs}") from None
+        return self._process.returncode, stdout, stderr
+
+    def kill(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        for pid in (self._process.pid, *self.rank_pids()):
+            for end in (os.killpg, os.kill):
+                try:
+                    end(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+    def rank_pids(self) -> list[int]:
+        """Of all ranks that ever started, in the order of their starts."""
+        files = self.run_dir.path.glob("pid_*")
+        return [int(path.read_text() or 0) for path in sorted(files, key=lambda path: path.name.rpartition("_")[2])]
+
+    def alive(self) -> list[int]:
+        """Ranks that still run."""
+        return [pid for pid in self.rank_pids() if _runs(pid)]
+
+    def wait_until_gone(self) -> None:
+        """No rank runs."""
+        self.wait_until(lambda: not self.alive(), "the end of all ranks", timeout_s=3)
+
+    def wait_until(self, condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"no {what} within {timeout_s} s; {self._process.poll()=}"
+            time.sleep(0.02)
+
+
+Launcher = Callable[..., Launch]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,120 @@
+"""What a failing run tells."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import Launcher
+
+from runner.launch.failures import find_cause, read_failures
+from runner.spec.run_dir import RunDir
+
+FORK = pytest.mark.parametrize("fork", [True, False], ids=["forked", "separate"])
+
+
+@FORK
+def test_the_failing_ranks_traceback_is_what_the_user_sees(launch: Launcher, fork: bool) -> None:
+    run = launch(processes=2, mode="fail", fork=fork)
+    code, stdout, stderr = run.end()
+    assert code == 1
+    assert stdout == ""
+    lines = stderr.splitlines()
+    assert re.fullmatch("RunFailed: rank 1 failed at step [56]: ValueError: the loss is a teapot", lines[0])
+    assert lines[1] == "Traceback (most recent call last):"
+    assert "ValueError: the loss is a teapot" in lines
+    assert f"logs: {run.run_dir.logs}" in lines
+    assert stderr.count("Traceback") == 1
+    status = run.run_dir.read_status()
+    assert status == {"state": "failed", "step": status["step"], "metrics": {"train/loss": 1 / status["step"]}}
+    assert status["step"] in (5, 6)  # rank 0 may be a step ahead
+    assert "ValueError: the loss is a teapot" in run.run_dir.rank_log(1).read_text()
+
+
+def test_one_process_tells_it_in_the_same_shape(launch: Launcher) -> None:
+    run = launch(processes=1, mode="fail")
+    code, _, stderr = run.end()
+    assert code == 1
+    assert stderr.startswith("RunFailed: rank 0 failed at step 5: ValueError: the loss is a teapot\nTraceback (most")
+    assert f"logs: {run.run_dir.logs}" in stderr
+    assert run.run_dir.read_status()["state"] == "failed"
+
+
+@FORK
+def test_a_killed_rank_is_named_with_its_signal(launch: Launcher, fork: bool) -> None:
+    run = launch(processes=2, mode="kill", fork=fork)
+    code, _, stderr = run.end()
+    assert code == 1
+    assert re.match("RunFailed: rank 1 was killed by SIGKILL after step [56]. Often that is the kernel", stderr)
+    assert run.run_dir.read_status()["state"] == "failed"
+
+
+@FORK
+def test_a_rank_left_by_sys_exit_fails_the_run(launch: Launcher, fork: bool) -> None:
+    run = launch(processes=2, mode="exit", fork=fork)
+    code, _, stderr = run.end()
+    assert code == 1
+    assert re.match("RunFailed: rank 1 exited with code 1 after step [56] and left no traceback in", stderr)
+    assert "HookError: rank 1 was left by sys.exit(0). Return or raise." in stderr
+
+
+def test_one_process_left_by_sys_exit_fails_the_run(launch: Launcher) -> None:
+    run = launch(processes=1, mode="exit")
+    code, _, stderr = run.end()
+    assert code == 1
+    assert "rank 0 failed at step 5: SystemExit: 0" in stderr
+
+
+def test_ranks_that_return_without_an_end_fail_the_run(launch: Launcher) -> None:
+    run = launch(processes=2, mode="forget", at=5)
+    code, _, stderr = run.end()
+    assert code == 1
+    assert f"the ranks returned, but {run.run_dir.status} says running." in stderr
+
+
+def write(run_dir: RunDir, rank: int, time_ns: int, **changes: Any) -> None:
+    run_dir.failures.mkdir(exist_ok=True)
+    told = {"rank": rank, "time_ns": time_ns, "step": 7, "error": "ValueError", "message": f"of {rank}"}
+    path = run_dir.failures / f"{time_ns}_rank_{rank}.json"
+    path.write_text(json.dumps({**told, "traceback": "Traceback …", **changes}))
+
+
+def test_the_earliest_failure_of_the_last_start_is_the_cause(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    write(run_dir, 0, 10)
+    write(run_dir, 1, 30)
+    write(run_dir, 2, 20)
+    (run_dir.failures / "25_rank_3.json").write_text('{"rank": 3, "time')
+    assert [failure.rank for failure in read_failures(run_dir, since_ns=15)] == [2, 1]
+    cause = find_cause(run_dir, since_ns=15, exit_codes={1: 1, 2: 1})
+    assert cause == "rank 2 failed at step 7: ValueError: of 2\nTraceback …"
+
+
+def test_a_rank_killed_in_silence_comes_before_what_it_caused(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    write(run_dir, 0, 10, error="RuntimeError", message="Connection closed by peer")
+    run_dir.logs.mkdir()
+    run_dir.rank_log(1).write_text("Fatal Python error: Segmentation fault\n")
+    cause = find_cause(run_dir, since_ns=0, exit_codes={0: 1, 1: -11})
+    assert cause.splitlines() == [
+        "rank 1 was killed by SIGSEGV after step 0. Native code crashed; where it was stands in the log.",
+        f"The end of {run_dir.rank_log(1)}:",
+        "    Fatal Python error: Segmentation fault",
+    ]
+
+
+def test_ranks_that_the_agent_ended_are_not_the_cause(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    write(run_dir, 0, 10)
+    assert find_cause(run_dir, since_ns=0, exit_codes={1: -15, 0: 1}).startswith("rank 0 failed")
+
+
+def test_a_rank_that_left_nothing_is_told_by_its_exit_code(tmp_path: Path) -> None:
+    cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={1: 3})
+    assert cause == f"rank 1 exited with code 3 after step 0 and left no traceback in {tmp_path / 'failures'}."
+
+
+def test_nothing_known_is_said_so(tmp_path: Path) -> None:
+    cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={})
+    assert cause == "the ranks failed and left no word about it."

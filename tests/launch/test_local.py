@@ -1,0 +1,41 @@
+"""The part, and a run that ends well."""
+
+import os
+from pathlib import Path
+
+import pytest
+from launching import Launcher
+
+from runner.launch.environment import environment
+from runner.launch.local import Local
+
+
+@pytest.mark.parametrize(("processes", "fork"), [(1, True), (2, True), (2, False)])
+def test_a_run_ends_well_and_says_nothing(launch: Launcher, processes: int, fork: bool) -> None:
+    run = launch(processes=processes, mode="train", fork=fork)
+    assert run.end() == (0, "", "")
+    assert run.run_dir.read_status()["state"] == "done"
+    assert len(run.rank_pids()) == processes
+    assert not run.alive()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_restarts": -1}, "max_restarts=-1 must be at least 0; 0 = a failure ends the run."),
+        ({"grace_s": -1.0}, "grace_s=-1.0 must be at least 0; 0 = kill the ranks at once."),
+        ({"interrupt_s": -1.0}, "interrupt_s=-1.0 must be at least 0; 0 = kill the ranks at once."),
+        ({"monitor_interval_s": 0.0}, "monitor_interval_s=0.0 must be above 0, 0.1 for example."),
+    ],
+)
+def test_a_value_out_of_range_is_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + message.replace(".", r"\.") + "$"):
+        Local(**options)  # type: ignore[arg-type]
+
+
+def test_the_environment_is_put_back(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    with environment({"RANK": "3", "PATH": None}):
+        assert os.environ["RANK"] == "3"
+        assert "PATH" not in os.environ
+    assert dict(os.environ) == before

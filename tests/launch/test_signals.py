@@ -1,0 +1,132 @@
+"""Ctrl-C stops everything within 5 s and leaves no process behind."""
+
+import json
+import signal
+import time
+
+import pytest
+from launching import Launcher
+
+FORK = pytest.mark.parametrize("fork", [True, False], ids=["forked", "separate"])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_at_a_step_boundary_and_says_how_to_go_on(launch: Launcher, processes: int) -> None:
+    run = launch(processes=processes, mode="train", steps=10_000)
+    run.wait_for_step(3)
+    run.interrupt_group()
+    code, stdout, stderr = run.end(5)
+    assert code == 130
+    assert run.run_dir.read_status()["state"] == "preempted"
+    assert stdout == ""
+    step = run.run_dir.read_status()["step"]
+    stopping, told = stderr.splitlines()
+    assert stopping == "stopping after this step; another Ctrl-C stops at once"
+    assert told.startswith(f"Interrupted: interrupted after step {step}. The next attempt continues from the last")
+    assert told.endswith(f"runner resume {run.run_dir.path}")
+    run.wait_until_gone()
+
+
+def test_ctrl_c_reaches_separate_interpreters(launch: Launcher) -> None:
+    run = launch(processes=2, mode="train", steps=10_000, fork=False)
+    run.wait_for_step(3)
+    run.interrupt_group()
+    assert run.end(5)[0] == 130
+    run.wait_until_gone()
+
+
+@pytest.mark.parametrize("mode", ["hang_c", "hang_collective"])
+def test_ctrl_c_ends_hanging_ranks_within_five_seconds(launch: Launcher, mode: str) -> None:
+    run = launch(processes=2, mode=mode)
+    run.wait_for_trouble()
+    run.interrupt_group()
+    code, _, stderr = run.end(5)
+    assert code == 130
+    assert "runner resume" in stderr
+    run.wait_until_gone()
+    status = run.run_dir.read_status()
+    assert status["state"] == "preempted"
+    assert status["step"] >= 5
+    assert status["metrics"] == {"train/loss": 1 / status["step"]}
+
+
+def test_ctrl_c_ends_a_long_c_call_of_one_process_within_five_seconds(launch: Launcher) -> None:
+    run = launch(processes=1, mode="hang_c")
+    run.wait_for_trouble()
+    run.interrupt_group()
+    code, _, stderr = run.end(5)
+    assert code == 130
+    assert "interrupted after step 5." in stderr
+    assert json.loads(run.run_dir.status.read_text()) == {
+        "state": "preempted",
+        "step": 5,
+        "metrics": {"train/loss": 0.2},
+    }
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_ctrl_c_ends_at_once(launch: Launcher, processes: int) -> None:
+    run = launch(processes=processes, mode="hang_c", interrupt_s=60)
+    run.wait_for_trouble()
+    run.interrupt_group()
+    time.sleep(0.5)
+    run.interrupt_group()
+    assert run.end(2)[0] == 130
+    run.wait_until_gone()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_echo_of_the_signal_is_not_a_second_one(launch: Launcher, processes: int) -> None:
+    run = launch(processes=processes, mode="slow")
+    run.wait_for_trouble()
+    for _ in range(3):
+        run.interrupt_group()
+        time.sleep(0.01)
+    assert run.end(5)[0] == 130
+    assert run.run_dir.read_status()["step"] == 6
+    assert not list(run.run_dir.failures.glob("*"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_gives_time_to_commit_and_then_kills(launch: Launcher, processes: int) -> None:
+    run = launch(processes=processes, mode="hang_c", grace_s=1.0)
+    run.wait_for_trouble()
+    begin = time.monotonic()
+    run.send(signal.SIGTERM)
+    assert run.end(5)[0] == 130
+    assert time.monotonic() - begin >= 1.0
+    assert run.run_dir.read_status()["state"] == "preempted"
+    run.wait_until_gone()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_hangup_stops_like_sigterm(launch: Launcher, processes: int) -> None:
+    run = launch(processes=processes, mode="train", steps=10_000)
+    run.wait_for_step(3)
+    run.send(signal.SIGHUP)
+    assert run.end(5)[0] == 130
+
+
+@FORK
+def test_ctrl_c_while_ranks_start_leaves_none(launch: Launcher, fork: bool) -> None:
+    run = launch(processes=2, mode="train", steps=10_000, fork=fork)
+    run.wait_until(run.rank_pids, "first rank")
+    run.interrupt_group()
+    assert run.end(5)[0] == 130
+    run.wait_until_gone()
+
+
+def test_ctrl_c_is_not_taken_for_a_failure_to_restart_from(launch: Launcher) -> None:
+    run = launch(processes=2, mode="hang_c", max_restarts=3, interrupt_s=0.2)
+    run.wait_for_trouble()
+    run.interrupt_group()
+    assert run.end(5)[0] == 130
+    assert len(run.rank_pids()) == 2
+
+
+def test_no_rank_outlives_a_killed_launcher(launch: Launcher) -> None:
+    run = launch(processes=2, mode="hang_collective")
+    run.wait_for_trouble()
+    run.send(signal.SIGKILL)
+    assert run.end(5)[0] == -signal.SIGKILL
+    run.wait_until_gone()

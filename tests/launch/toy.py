@@ -1,0 +1,109 @@
+"""A worker with the contract of runner.worker: its spec is one line of JSON that says what the ranks do.
+
+`train` takes so many steps of 0.01 s, each with an all_reduce; the other modes bring trouble on one rank at one step.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from runner.spec.run_dir import RunDir
+from runner.world.stop import StopRequest
+
+
+def main(spec_path: str) -> None:
+    stop = StopRequest()
+    stop.install(signal.SIGUSR1)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    work(Path(spec_path), stop)
+
+
+def work(spec_path: Path, stop: StopRequest) -> None:
+    run_dir, plan = RunDir(spec_path.parent), SimpleNamespace(**json.loads(spec_path.read_text()))
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    (run_dir.path / f"pid_{rank}_{time.time_ns()}").write_text(str(os.getpid()))
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo")
+    try:
+        _loop(run_dir, plan, rank, size, stop)
+    except Exception as error:
+        _tell(run_dir, rank, error)
+        raise
+    if size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _loop(run_dir: RunDir, plan: Any, rank: int, size: int, stop: StopRequest) -> None:
+    begin = torch.tensor(run_dir.read_status()["step"] if plan.mode != "fail_again" else 0)
+    if size > 1:
+        dist.broadcast(begin, src=0)
+    for step in range(int(begin) + 1, plan.steps + 1):
+        if rank == 0:
+            run_dir.write_status("running", step=step, metrics={"train/loss": 1 / step})
+        votes = torch.tensor([1.0, float(stop.requested)])
+        if size > 1:
+            dist.all_reduce(votes)
+        assert votes[0] == size
+        if votes[1]:
+            _end(run_dir, "preempted", step, rank)
+            return
+        if step == plan.at and rank == plan.rank:
+            _trouble(run_dir, plan.mode, size)
+        if plan.mode == "hang_collective" and step == plan.at:
+            dist.all_reduce(votes)
+        time.sleep(0.01)
+    if plan.mode != "forget":
+        _end(run_dir, "done", plan.steps, rank)
+
+
+def _trouble(run_dir: RunDir, mode: str, size: int) -> None:
+    first = not (run_dir.path / "troubled").exists()
+    (run_dir.path / "troubled").touch()
+    if mode in ("fail", "fail_again"):
+        raise ValueError("the loss is a teapot")
+    if mode == "slow":
+        time.sleep(0.5)
+    if mode == "exit":
+        sys.exit(0)
+    if mode == "kill" or (mode == "kill_once" and first):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode in ("hang_c", "hang_collective"):
+        print("hanging", flush=True)
+        _lock_for_ever() if mode == "hang_c" else time.sleep(60)
+
+
+def _lock_for_ever() -> None:
+    """A C call that no signal handler interrupts: a mutex locked twice. As torch's calls do, it lets the GIL go."""
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+
+def _end(run_dir: RunDir, state: str, step: int, rank: int) -> None:
+    if rank == 0:
+        run_dir.write_status(state, step=step, metrics={"train/loss": 1 / step})
+
+
+def _tell(run_dir: RunDir, rank: int, error: Exception) -> None:
+    run_dir.failures.mkdir(exist_ok=True)
+    told = {
+        "rank": rank,
+        "time_ns": time.time_ns(),
+        "step": run_dir.read_status()["step"],
+        "error": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    (run_dir.failures / f"{told['time_ns']}_rank_{rank}.json").write_text(json.dumps(told))
