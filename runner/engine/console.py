@@ -101,14 +101,14 @@ class BarConsole:
         # A thread of rich's own would draw in mid-step, and would not live on in a data worker forked meanwhile.
         self._bar = Progress(*columns, console=terminal, auto_refresh=False, redirect_stdout=False, expand=True)
         self._task = self._bar.add_task(pace.where(pace.start), total=pace.steps, completed=pace.start, how="")
-        self._shown = pace.start, ""
+        self._last: tuple[int, Mapping[str, float], float] | None = None
         self._drawn_at = pace.clock()
         self._bar.start()
         self._bar.refresh()
 
     def log(self, step: int, values: Mapping[str, float], items_per_s: float) -> None:
         """Move the bar, if it has stood for long enough."""
-        self._shown = step, self._pace.how(step, values, items_per_s)
+        self._last = step, values, items_per_s
         if self._pace.clock() - self._drawn_at >= REFRESH_S:
             self._draw()
 
@@ -122,7 +122,10 @@ class BarConsole:
         self._bar.stop()
 
     def _draw(self) -> None:
-        step, how = self._shown
+        if self._last is None:
+            return
+        step, values, items_per_s = self._last
+        how = self._pace.how(step, values, items_per_s)
         self._bar.update(self._task, completed=step, description=self._pace.where(step), how=how, refresh=True)
         self._drawn_at = self._pace.clock()
 

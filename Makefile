@@ -1,0 +1,45 @@
+# make demo and make test work from a clean clone with Python 3.11 or newer and make alone.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# Constraints stand on every install line: without them pip may fetch another torch.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SYSTEM_PACKAGES := git=git g++=g++
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(VENV)/installed-demo  ## train the digits recipe to the end
+	scripts/demo.sh $(BIN)
+
+test: $(VENV)/installed-test  ## the whole suite but what is exhaustive
+	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
+	$(PYTEST) -m "not exhaustive"
+
+test-all: $(VENV)/installed-test  ## all of the suite
+	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
+	$(PYTEST)
+
+lint: $(VENV)/installed-dev  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-test  ## ratios beside hand-written loops
+	for benchmark in step_overhead startup checkpoint; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
+
+clean:  ## what was built and installed; runs stay in outputs/
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "runner needs Python 3.11: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp an extra: made again when what it installs has changed.
+$(VENV)/installed-%: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[$*]"
+	touch $@
