@@ -1,6 +1,6 @@
 """Shell completion: verbs and recipes by ourselves, groups, options and keys by Hydra.
 
-`eval "$(runner -sc install=bash)"` installs it; the shell then calls `runner -sc query=bash` with its line in COMP_LINE.
+`eval "$(runner -sc install=bash)"` installs it; the shell then calls `runner -sc query=bash`, its line in COMP_LINE.
 """
 
 import os

@@ -21,7 +21,9 @@ def report(directory: Path) -> int:
     """
     jobs = [_job(path) for path in _job_dirs(directory)]
     (directory / "results.json").write_text(json.dumps(jobs, indent=2) + "\n")
-    Console().print(_table(jobs))
+    console = Console()
+    # A log has no width: cut nothing there.
+    (console if console.is_terminal else Console(width=1000)).print(_table(jobs))
     return sum(job["state"] in ("failed", "running") for job in jobs)
 
 
@@ -48,18 +50,14 @@ def _job(path: Path) -> dict[str, Any]:
 
 
 def _table(jobs: list[dict[str, Any]]) -> Table:
-    names = sorted(
-        {name for job in jobs for name in job["metrics"]},
-        key=lambda name: (name.startswith("train/"), name),
-    )
-    table = Table("job", "overrides", "state", "step", *names)
-    for job in jobs:
+    """A column for each overridden key and each measure of evaluation (of training, where nothing was evaluated)."""
+    given = [dict(override.partition("=")[::2] for override in job["overrides"]) for job in jobs]
+    keys = list(dict.fromkeys(key for overrides in given for key in overrides))
+    names = sorted({name for job in jobs for name in job["metrics"]})
+    names = [name for name in names if name.startswith("eval/")] or names
+    table = Table("job", *keys, "state", "step", *names)
+    for job, overrides in zip(jobs, given, strict=True):
         values = [f"{job['metrics'][name]:.5g}" if name in job["metrics"] else "" for name in names]
-        table.add_row(
-            str(job["job"]),
-            " ".join(job["overrides"]),
-            job["state"],
-            str(job["step"]),
-            *values,
-        )
+        words = [overrides.get(key, "") for key in keys]
+        table.add_row(str(job["job"]), *words, job["state"], str(job["step"]), *values)
     return table

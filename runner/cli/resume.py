@@ -1,4 +1,4 @@
-"""`runner resume`: a run's own declaration, changed by overrides that keep its meaning, launched again in its directory."""
+"""`runner resume`: a run's own declaration, with overrides that keep its meaning, launched again in its directory."""
 
 import gc
 import sys

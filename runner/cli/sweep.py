@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from importlib import import_module
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -174,6 +175,8 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
 def _run_apart(spec_path: Path, spec: RunSpec) -> int:
     """Run in a process tree of its own, which an interrupt takes down whole."""
     # A copy starts in milliseconds with torch imported; it is only sound of a process without threads or a device.
+    if spec.hardware.can_fork:
+        import_module("runner.worker")  # torch and the engine: once here instead of once in every job
     forks = spec.hardware.can_fork and threading.active_count() == 1
     context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
     process = context.Process(target=_apart, args=(str(spec_path),))

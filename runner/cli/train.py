@@ -6,7 +6,6 @@ from pathlib import Path
 
 from runner.cli import attempt
 from runner.cli.arguments import TrainArguments, parse_train
-from runner.cli.sweep import sweep
 from runner.compose.compose import compose
 from runner.compose.composed import Composed
 from runner.compose.hydra_main import hydra_main
@@ -33,6 +32,9 @@ def main(argv: list[str]) -> int:
         if arguments.shows:
             return _show(recipe, arguments)
         if arguments.multirun:
+            # Here: a single run must not wait for rich and multiprocessing.
+            from runner.cli.sweep import sweep
+
             return sweep(recipe, arguments, command=["runner", "train", *argv])
         composed = compose(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
         return _train(composed, command=["runner", "train", *argv])

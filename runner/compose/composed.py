@@ -67,7 +67,7 @@ class Composed:
         directory = run_dir / ".hydra"
         directory.mkdir()
         runtime = {**self.hydra["runtime"], "output_dir": str(run_dir)}
-        pages = {
+        pages: dict[str, dict[str, Any] | list[str]] = {
             "config": self.config,
             "hydra": {"hydra": {**self.hydra, "runtime": runtime}},
             "overrides": list(self.sources.overrides),

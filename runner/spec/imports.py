@@ -46,10 +46,7 @@ def _submodule_or_attribute(parent: ModuleType, path: str) -> Any:
     try:
         return _module(path)
     except NotFound as missing:
-        if (
-            not isinstance(missing.__cause__, ModuleNotFoundError)
-            or missing.__cause__.name != path
-        ):
+        if not isinstance(missing.__cause__, ModuleNotFoundError) or missing.__cause__.name != path:
             raise
     return _attribute(parent, name, of=before)
 
@@ -59,9 +56,7 @@ def _attribute(owner: Any, name: str, *, of: str) -> Any:
         return getattr(owner, name)
     except AttributeError:
         where = f" ({_where(owner)})" if isinstance(owner, ModuleType) else ""
-        near = did_you_mean(
-            name, (known for known in dir(owner) if not known.startswith("_"))
-        )
+        near = did_you_mean(name, (known for known in dir(owner) if not known.startswith("_")))
         raise NotFound(f"{of}{where} has no {name!r}.{near}") from None
 
 
@@ -76,21 +71,13 @@ def _module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == name:
             raise NotFound(f"there is no module {name!r}.") from error
-        raise NotFound(
-            f"module {name!r} imports {error.name!r}, which is not there{_line(error)}."
-        ) from error
+        raise NotFound(f"module {name!r} imports {error.name!r}, which is not there{_line(error)}.") from error
     except Exception as error:  # a user's module may raise anything while it is imported; it is told with its line
-        raise NotFound(
-            f"importing {name!r} failed with {type(error).__name__}: {error}{_line(error)}"
-        ) from error
+        raise NotFound(f"importing {name!r} failed with {type(error).__name__}: {error}{_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:
     """Where in a user's file an import went wrong."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     outside = [frame for frame in frames if frame.filename != __file__]
     return f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""

@@ -35,11 +35,7 @@ def typed(cls: type[T], values: Mapping[str, Any], *, key: str) -> Built[T]:
         key: the dotted path of the mapping, for the faults.
     """
     hints = get_type_hints(cls)
-    fields = {
-        field.name: field
-        for field in dataclasses.fields(cast("Any", cls))
-        if field.init
-    }
+    fields = {field.name: field for field in dataclasses.fields(cast("Any", cls)) if field.init}
     faults: list[Fault] = []
     kept: dict[str, Any] = {}
     for name, value in values.items():
@@ -47,14 +43,8 @@ def typed(cls: type[T], values: Mapping[str, Any], *, key: str) -> Built[T]:
             kept[name] = _field_value(cls, name, value, known=fields, hints=hints)
         except Unfit as unfit:
             faults.append(Fault(key=f"{key}.{name}", message=str(unfit)))
-    absent = [
-        name for name, field in fields.items() if name not in kept and _required(field)
-    ]
-    faults += [
-        Fault(key=f"{key}.{name}", message="must be given.")
-        for name in absent
-        if name not in values
-    ]
+    absent = [name for name, field in fields.items() if name not in kept and _required(field)]
+    faults += [Fault(key=f"{key}.{name}", message="must be given.") for name in absent if name not in values]
     if absent:
         return Built(value=None, faults=faults)
     try:
@@ -76,9 +66,7 @@ def build_part(node: Any, *, key: str, adapter: str | None = None) -> Built[Any]
         adapter: dotted path of the part that takes in targets which are no parts themselves; None = there is none.
     """
     if not isinstance(node, Mapping) or TARGET not in node:
-        return _unbuilt(
-            key, f"is {_shown(node)}, not an option. Choose one: {key}=<option>"
-        )
+        return _unbuilt(key, f"is {_shown(node)}, not an option. Choose one: {key}=<option>")
     target = node[TARGET]
     arguments = {name: value for name, value in node.items() if name != TARGET}
     if target == MISSING:
@@ -94,14 +82,10 @@ def build_part(node: Any, *, key: str, adapter: str | None = None) -> Built[Any]
             f"{key}.{TARGET}",
             f"{target} is not a part: it must be a dataclass. See runner/protocols.py.",
         )
-    return _adapted(
-        locate(adapter), target=str(target), found=found, arguments=arguments, key=key
-    )
+    return _adapted(locate(adapter), target=str(target), found=found, arguments=arguments, key=key)
 
 
-def _adapted(
-    adapter: Any, *, target: str, found: Any, arguments: Mapping[str, Any], key: str
-) -> Built[Any]:
+def _adapted(adapter: Any, *, target: str, found: Any, arguments: Mapping[str, Any], key: str) -> Built[Any]:
     """A part around a class that knows nothing of the runner; the adapter's own fields are split off first."""
     own = {field.name for field in dataclasses.fields(adapter)} - {
         "target",
@@ -115,9 +99,7 @@ def _adapted(
         faults.append(
             Fault(
                 key=f"{key}.{name}",
-                message=f"{message} Delete it: ~{key}.{name}"
-                if name in foreign
-                else message,
+                message=f"{message} Delete it: ~{key}.{name}" if name in foreign else message,
             )
         )
     if faults:
@@ -126,9 +108,7 @@ def _adapted(
     return typed(adapter, {"target": target, "arguments": foreign, **kept}, key=key)
 
 
-def _field_value(
-    cls: type, name: str, value: Any, *, known: Iterable[str], hints: Mapping[str, Any]
-) -> Any:
+def _field_value(cls: type, name: str, value: Any, *, known: Iterable[str], hints: Mapping[str, Any]) -> Any:
     if name not in known:
         choices = f"{did_you_mean(name, known)} It has: {listed(known)}."
         raise Unfit(f"{cls.__name__} has no such key.{choices}")
@@ -146,25 +126,14 @@ def _unbuilt(key: str, message: str) -> Built[Any]:
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
-    return (
-        field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    )
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _first_named(message: str, *, key: str, names: Iterable[str]) -> str:
     """The key of the field with which a part's own rule begins its message, else of the part."""
-    return next(
-        (f"{key}.{name}" for name in names if message.startswith(f"{name}=")), key
-    )
+    return next((f"{key}.{name}" for name in names if message.startswith(f"{name}=")), key)
 
 
 def _shown(value: Any) -> str:
-    text = (
-        "null"
-        if value is None
-        else str(value).lower()
-        if isinstance(value, bool)
-        else repr(value)
-    )
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) < 80 else f"{text[:77]}…"

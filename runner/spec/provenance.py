@@ -56,9 +56,7 @@ def record(path: Path, attempt: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Every attempt so far, oldest first."""
-    attempts: list[dict[str, Any]] = (
-        json.loads(path.read_text()) if path.exists() else []
-    )
+    attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     return attempts
 
 
@@ -90,9 +88,7 @@ def _git() -> dict[str, Any] | None:
     ask = partial(subprocess.run, capture_output=True, text=True, timeout=5, check=True)
     try:
         commit = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
-        dirty = bool(
-            ask(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
-        )
+        dirty = bool(ask(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "dirty": dirty}

@@ -99,9 +99,7 @@ def read(
         SpecError: holds every fault that can be known.
     """
     import_from(import_roots)
-    reading = _Reading(
-        config=config, import_roots=tuple(import_roots), faults=list(known_faults)
-    )
+    reading = _Reading(config=config, import_roots=tuple(import_roots), faults=list(known_faults))
     _read_names(reading)
     for key, cls in SECTIONS.items():
         _read_section(reading, key, cls)
@@ -122,19 +120,13 @@ def read(
     if check:
         reading.faults += _checked(spec)
     if reading.faults:
-        raise SpecError(
-            *(_with_origin(fault, origin) for fault in _distinct(reading.faults))
-        )
+        raise SpecError(*(_with_origin(fault, origin) for fault in _distinct(reading.faults)))
     return spec
 
 
 def _read_names(reading: _Reading) -> None:
     name = reading.config.get("name")
-    good = (
-        isinstance(name, str | int)
-        and str(name) not in ("", MISSING, ".", "..")
-        and "/" not in str(name)
-    )
+    good = isinstance(name, str | int) and str(name) not in ("", MISSING, ".", "..") and "/" not in str(name)
     rule = "must be given: text without a slash; it names the run's directory."
     reading.take(
         "name",
@@ -153,17 +145,11 @@ def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
         reading.take(
             key,
             None,
-            [
-                Fault(
-                    key=key, message=f"{node!r} must be a mapping: {key}.<key>=<value>"
-                )
-            ],
+            [Fault(key=key, message=f"{node!r} must be a mapping: {key}.<key>=<value>")],
         )
         return
     built = typed(cls, node, key=key)
-    ranges = list(
-        range_faults(key, vars(built.value) if built.value is not None else node)
-    )
+    ranges = list(range_faults(key, vars(built.value) if built.value is not None else node))
     reading.take(key, None if ranges else built.value, [*built.faults, *ranges])
 
 
@@ -192,9 +178,7 @@ def _read_many(reading: _Reading, group: str) -> None:
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
     node = reading.config.get(key, {})
     if check:
-        reading.faults += hooks.faults_of(
-            node, key=key, import_roots=reading.import_roots
-        )
+        reading.faults += hooks.faults_of(node, key=key, import_roots=reading.import_roots)
     whole = isinstance(node, Mapping) and TARGET in node
     reading.take(key, hooks.hook_of(node) if whole else Hook(target=MISSING))
 
@@ -203,17 +187,13 @@ def _read_batch(reading: _Reading) -> None:
     """Replace the keys of the batch as written by the batch as it is cut among the strategy's data ranks."""
     try:
         keys, processes = reading.made["batch"], reading.made["hardware"].processes
-        given = BatchKeys(
-            items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate
-        )
+        given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)
         axes = reading.made["strategy"].axes(processes)
     except _NotKnown:
         reading.take("batch", None)
         return
     except ValueError as refused:
-        reading.take(
-            "batch", None, [Fault(key="hardware.processes", message=str(refused))]
-        )
+        reading.take("batch", None, [Fault(key="hardware.processes", message=str(refused))])
         return
     batch = cut(given, data_ranks=axes.data_ranks)
     reading.take(

@@ -75,14 +75,11 @@ def cut(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
         if micro_items is None or accumulate is None:
             missing = "batch.micro_items" if micro_items is None else "batch.accumulate"
             rule = (
-                f"must be given, or {missing} too, from which it follows with the other."
-                if keys != BatchKeys()
-                else ""
+                f"must be given, or {missing} too, from which it follows with the other." if keys != BatchKeys() else ""
             )
             return Fault(
                 key="batch.items",
-                message=rule
-                or "must be given: the items of one optimizer step over all ranks.",
+                message=rule or "must be given: the items of one optimizer step over all ranks.",
             )
         return Batch(
             items=micro_items * accumulate * data_ranks,
@@ -91,11 +88,7 @@ def cut(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
         )
     if micro_items is None:
         unit = data_ranks * (accumulate or 1)
-        what = (
-            f"data ranks = {data_ranks}"
-            if accumulate is None
-            else f"accumulate × data ranks = {unit}"
-        )
+        what = f"data ranks = {data_ranks}" if accumulate is None else f"accumulate × data ranks = {unit}"
         if items % unit:
             return Fault(key="batch.items", message=_not_a_multiple(items, unit, what))
         return Batch(items=items, micro_items=items // unit, accumulate=accumulate or 1)

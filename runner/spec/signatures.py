@@ -27,24 +27,14 @@ def misfits(
         return  # built-ins without a signature: only calling them would tell
     called = f"{name}{_shown(signature)}"
     parameters = list(signature.parameters.values())
-    takes = [
-        p
-        for p in parameters
-        if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(takes) < positional and not any(
-        p.kind is Parameter.VAR_POSITIONAL for p in parameters
-    ):
+    takes = [p for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    if len(takes) < positional and not any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
         yield (
             "",
             f"{called} must take {positional} positional argument{'s' if positional > 1 else ''} first.",
         )
     given = {p.name for p in takes[:positional]}
-    by_name = [
-        p
-        for p in parameters
-        if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    ]
+    by_name = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     free = [p for p in by_name if p.name not in given]
     anything = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
     named = list(named)
@@ -59,14 +49,8 @@ def misfits(
                 argument,
                 f"{called} does not take {argument!r}.{did_you_mean(argument, (p.name for p in free))}",
             )
-    unfilled = [
-        p
-        for p in (
-            *takes[positional:],
-            *(p for p in free if p.kind is Parameter.KEYWORD_ONLY),
-        )
-    ]
-    for parameter in unfilled:
+    only_named = [p for p in free if p.kind is Parameter.KEYWORD_ONLY]
+    for parameter in (*takes[positional:], *only_named):
         if parameter.default is Parameter.empty and parameter.name not in named:
             yield (
                 parameter.name,
@@ -76,9 +60,5 @@ def misfits(
 
 def _shown(signature: inspect.Signature) -> str:
     """Names and defaults; annotations of long signatures would bury them."""
-    bare = [
-        p.replace(annotation=Parameter.empty) for p in signature.parameters.values()
-    ]
-    return str(
-        signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
-    )
+    bare = [p.replace(annotation=Parameter.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))

@@ -60,5 +60,5 @@ def test_nested_targets_are_built_before_the_hook_is_called(parts):
 
 
 def test_a_hook_that_is_gone_when_a_worker_needs_it_is_an_error(parts):
-    with pytest.raises(HookError, match="spec_parts.gone cannot be used: .* has no 'gone'"):
+    with pytest.raises(HookError, match=r"spec_parts\.gone cannot be used: .* has no 'gone'"):
         resolve(Hook(target="spec_parts.gone"), [str(parts)])

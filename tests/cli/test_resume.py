@@ -1,0 +1,115 @@
+"""`runner resume`: from the directory alone, with changes that keep the run what it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runner.spec import store
+
+
+@pytest.fixture
+def run(runner, project):
+    runner("train", "tiny", "run.dir=run", "run.stop_at_step=3")
+    return project / "run"
+
+
+def last(run: Path) -> store.Stored:
+    return store.load(max(run.glob("spec.attempt_*.yaml")))
+
+
+def test_the_next_attempt_stands_beside_the_first(runner, run):
+    before = (run / "spec.yaml").read_text()
+    code, out, _ = runner("resume", "run", "run.steps=9", "strategy=ddp", "hardware.processes=2", "optimizer.lr=0.5")
+    assert (code, out.splitlines()[-1]) == (0, str(run))
+    assert (run / "spec.yaml").read_text() == before
+    spec = store.read(run / "spec.attempt_2.yaml")
+    assert (spec.run.steps, spec.batch.items, spec.batch.micro_items) == (9, 64, 32)
+    assert last(run).config["strategy"]["_target_"] == "runner.strategy.ddp.DDP"
+    assert last(run).source.choices["strategy"] == "ddp"
+    assert len(json.loads((run / "provenance.json").read_text())) == 2
+
+
+def test_where_the_earlier_attempt_was_told_to_stop_the_next_goes_on(runner, run):
+    runner("resume", "run")
+    assert last(run).config["run"]["stop_at_step"] is None
+    runner("resume", "run", "run.stop_at_step=4")
+    assert last(run).config["run"]["stop_at_step"] == 4
+
+
+def test_a_chain_of_attempts_keeps_every_change(runner, run):
+    runner("resume", "run", "tracker=[jsonl,tensorboard]")
+    runner("resume", "run", "run.steps=8")
+    assert (list(last(run).config["tracker"]), last(run).config["run"]["steps"]) == (["jsonl", "tensorboard"], 8)
+
+
+def test_what_would_make_it_another_run_is_refused_all_at_once(runner, run):
+    code, _, err = runner(
+        "resume", "run", "model.width=5", "batch.items=32", "run.seed=1", "name=x", "data._target_=cli_hooks.loss"
+    )
+    assert code == 2
+    assert "model.width: 4 would become 5, which makes it another run." in err
+    assert "Keep it, or say that you mean it: --allow model.width" in err
+    assert "batch.items: 64 items a step would become 32" in err
+    assert "run.seed: 0 would become 1" in err
+    assert "name: 'tiny' cannot become 'x': a run stays where it is" in err
+    assert "data._target_: 'cli_hooks.load_data' would become 'cli_hooks.loss'" in err
+    assert not list(run.glob("spec.attempt_*"))
+
+
+def test_items_of_a_step_count_as_they_are_derived(runner, run):
+    code, _, err = runner("resume", "run", "batch.items=null", "batch.micro_items=64", "batch.accumulate=2")
+    assert code == 2
+    assert "batch.items: 64 items a step would become 128" in err
+    assert runner("resume", "run", "batch.items=null", "batch.micro_items=16", "batch.accumulate=4")[0] == 0
+
+
+def test_what_is_allowed_may_change(runner, run):
+    assert (
+        runner("resume", "run", "model.width=5", "batch.items=32", "--allow", "model", "--allow", "batch.items")[0] == 0
+    )
+    assert (last(run).config["model"]["width"], last(run).config["batch"]["items"]) == (5, 32)
+
+
+def test_faults_of_overrides_are_told_as_train_tells_them(runner, run):
+    code, _, err = runner("resume", "run", "strategy=dpp", "optimizr.lr=1", "run.steps=abc")
+    assert code == 2
+    assert "strategy: there is no option 'dpp'. Did you mean ddp?" in err
+    assert "optimizr.lr: there is no such key. Did you mean optimizer.lr?" in err
+    assert "run.steps: 'abc' must be a number" in err
+
+
+def test_another_optimizer_starts_from_its_own_defaults(runner, run):
+    assert runner("resume", "run", "optimizer._target_=torch.optim.RMSprop", "optimizer.lr=0.1")[0] == 0
+    assert last(run).config["optimizer"] == {"_target_": "torch.optim.RMSprop", "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["recipes"], "DIR: recipes is not a run's directory: it has no spec.yaml"),
+        (["nowhere"], "DIR: nowhere is no directory"),
+        ([], "DIR: must be given: runner resume DIR"),
+        (
+            ["run", "--from", "step_9"],
+            "--from: there is no checkpoint 'step_9'. Did you mean step_8? There are: step_8",
+        ),
+    ],
+)
+def test_what_cannot_be_resumed_is_named(runner, run, argv, words):
+    (run / "checkpoints" / "step_8").mkdir(parents=True)
+    code, _, err = runner("resume", *argv)
+    assert code == 2
+    assert words in err
+
+
+def test_an_older_checkpoint_can_be_chosen(runner, run):
+    (run / "checkpoints" / "step_2").mkdir(parents=True)
+    runner("resume", "run", "--from", "step_2")
+    assert json.loads((run / "noted.json").read_text())["resume_from"] == "step_2"
+
+
+def test_a_hook_that_has_changed_is_a_warning(runner, run, project):
+    assert runner("resume", "run")[2] == ""
+    (project / "cli_hooks.py").write_text((project / "cli_hooks.py").read_text() + "\n# changed\n")
+    assert f"warning: {project / 'cli_hooks.py'} has changed since the last attempt" in runner("resume", "run")[2]

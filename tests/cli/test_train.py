@@ -1,0 +1,72 @@
+"""`runner train`: a directory of its own, everything written before the launch, and the exit code of what happened."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runner.spec import store
+
+
+def test_a_run_is_frozen_before_it_is_launched(runner, project):
+    code, out, _ = runner("train", "tiny", "run.steps=7")
+    path = Path(out.splitlines()[-1])
+    assert code == 0
+    assert path.parent.parent == project / "outputs" / "tiny"
+    assert json.loads((path / "noted.json").read_text())["spec"] == "spec.yaml"
+    assert store.read(path / "spec.yaml").run.steps == 7
+    assert json.loads((path / "status.json").read_text())["state"] == "done"
+    assert json.loads((path / "provenance.json").read_text())[0]["command"] == [
+        "runner",
+        "train",
+        "tiny",
+        "run.steps=7",
+    ]
+    assert {page.name for page in (path / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("fail", "code", "state", "words"),
+    [("failed", 1, "failed", "rank 0: it broke"), ("interrupted", 130, "preempted", "stopped at step 3")],
+)
+def test_how_a_run_ended_is_told_three_ways(runner, fail, code, state, words):
+    left, out, err = runner("train", "tiny", f"launch.fail={fail}")
+    assert left == code
+    assert words in err
+    assert "Traceback" not in err
+    assert json.loads((Path(out.splitlines()[-1]) / "status.json").read_text())["state"] == state
+
+
+def test_a_directory_that_is_named_must_not_exist(runner, project):
+    assert runner("train", "tiny", "run.dir=a/b")[1].splitlines()[-1] == str(project / "a" / "b")
+    code, _, err = runner("train", "tiny", "run.dir=a/b")
+    assert code == 2
+    assert f"run.dir: {project / 'a' / 'b'} exists already. Choose another directory" in err
+
+
+def test_a_wrong_declaration_leaves_no_directory(runner, project):
+    code, _, err = runner("train", "tiny", "optimizer.lr=abc", "modle.width=3")
+    assert code == 2
+    assert "optimizer.lr: 'abc' must be a number" in err
+    assert "modle.width: there is no such key" in err
+    assert not (project / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train"], "RECIPE: must be given: runner train RECIPE. See: runner train --help"),
+        (["train", "tniy"], "there is no recipe 'tniy'. Did you mean tiny?"),
+        (["train", "tiny", "twice"], "'twice' is neither a flag nor an override"),
+        (["train", "tiny", "--nope"], "unrecognized arguments: --nope. See: runner train --help"),
+        (["train", "tiny", "--resolve"], "--resolve goes with --cfg"),
+        (["train", "tiny", "-cd", "nowhere"], "nowhere is not a directory"),
+        (["tran", "tiny"], "there is no command 'tran'. Did you mean train?"),
+        (["recipes", "all"], "'all': runner recipes takes nothing"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_told(runner, argv, words):
+    code, _, err = runner(*argv)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
