@@ -72,15 +72,11 @@ class RunDir:
         done = len(self.specs())
         return self.path / f"spec.attempt_{done + 1}.yaml" if done else self.spec
 
-    def write_status(
-        self, state: str, *, step: int, metrics: Mapping[str, float]
-    ) -> None:
+    def write_status(self, state: str, *, step: int, metrics: Mapping[str, float]) -> None:
         """Replace status.json in one rename, so that a reader never sees half of it."""
         assert state in STATES, state
         partial = self.status.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n"
-        )
+        partial.write_text(json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n")
         os.replace(partial, self.status)
 
     def read_status(self) -> dict[str, Any]:
@@ -97,11 +93,7 @@ def claim(base: Path) -> Path:
     The id is random and the last mkdir exclusive (hydra #1607: eight launches in one second shared one directory).
     """
     while True:
-        path = (
-            base
-            / time.strftime("%Y-%m-%d")
-            / f"{time.strftime('%H-%M-%S')}-{secrets.token_hex(2)}"
-        )
+        path = base / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}-{secrets.token_hex(2)}"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.mkdir()
