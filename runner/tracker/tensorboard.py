@@ -89,11 +89,9 @@ def _record(data: bytes) -> bytes:
 
 def _crc32c_table() -> tuple[int, ...]:
     """The remainders of all bytes by the Castagnoli polynomial, bit-reflected (RFC 3720, appendix B.4)."""
-    table = []
-    for remainder in range(256):
-        for _ in range(8):
-            remainder = remainder >> 1 ^ (0x82F63B78 if remainder & 1 else 0)
-        table.append(remainder)
+    table = list(range(256))
+    for _ in range(8):
+        table = [remainder >> 1 ^ (0x82F63B78 if remainder & 1 else 0) for remainder in table]
     return tuple(table)
 
 
