@@ -1,5 +1,6 @@
 """An MLP on random numbers: three hooks, and the same data for a hand-written loop."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +37,14 @@ def build_data() -> Data:
     return Data(train=Points(), collate=lambda batch: batch)
 
 
-def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The mean over the micro-batch."""
+def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor], marker: str | None = None) -> Tensor:
+    """The mean over the micro-batch. Makes the file `marker` when it is called again: one step is then behind it."""
+    if marker is not None:
+        compute_loss.calls += 1  # type: ignore[attr-defined]
+        if compute_loss.calls == 2:  # type: ignore[attr-defined]
+            Path(marker).touch()
     x, y = batch
     return F.cross_entropy(model(x), y)
+
+
+compute_loss.calls = 0  # type: ignore[attr-defined]
