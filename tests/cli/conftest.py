@@ -34,6 +34,15 @@ def loss(model, batch): ...
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unforkable:
+    processes: int = 1
+    can_fork = False
+
+    def check(self, spec):
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Noted:
     fail: str = ""
 

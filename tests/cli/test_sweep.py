@@ -66,3 +66,9 @@ def test_one_job_after_another_in_a_program_of_its_own(command):
     said = command("train", "tiny", "-m", "model.width=range(1,4)")
     assert said.returncode == 0, said.stderr
     assert len(results(said.stdout)[1]) == 3
+
+
+def test_jobs_of_hardware_that_cannot_be_forked_are_spawned(command):
+    said = command("train", "tiny", "-m", "model.width=1,2", "hardware._target_=cli_hooks.Unforkable")
+    assert said.returncode == 0, said.stderr
+    assert [job["metrics"]["eval/loss"] for job in results(said.stdout)[1]] == [1.0, 2.0]
