@@ -12,6 +12,9 @@ __all__ = ["TrainArguments", "parse_train", "split_words"]
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
+DIRECTORIES = {"hydra.run.dir": "run.dir", "hydra.sweep.dir": "sweep.dir"}
+"""Hydra's keys that name an output directory, and ours instead."""
+
 
 class Parser(argparse.ArgumentParser):
     """Raises instead of leaving the process."""
@@ -51,13 +54,25 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     parser.add_argument("--hydra-help", action="store_true")
     found = parser.parse_intermixed_args(list(argv))
     recipe, overrides = split_words(found.words, prog="runner train", first="RECIPE")
+    _refuse_directories(overrides)
     return TrainArguments(
         recipe=recipe,
         overrides=overrides,
-        multirun=found.multirun,
+        multirun=found.multirun or "hydra.mode=MULTIRUN" in overrides,
         config_dirs=[_directory(path) for path in found.config_dir],
         shows=_shows(found),
     )
+
+
+def _refuse_directories(overrides: Sequence[str]) -> None:
+    """Hydra's own output directories would be shared by launches in one second, or silently not used."""
+    faults = [
+        Fault(key=theirs, message=f"the runner claims directories itself. Use {ours}.", origin="the command line")
+        for theirs, ours in DIRECTORIES.items()
+        if any(word.lstrip("+").startswith(f"{theirs}=") for word in overrides)
+    ]
+    if faults:
+        raise SpecError(*faults)
 
 
 def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, list[str]]:

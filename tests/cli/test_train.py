@@ -61,6 +61,8 @@ def test_a_wrong_declaration_leaves_no_directory(runner, project):
         (["train", "tiny", "--nope"], "unrecognized arguments: --nope. See: runner train --help"),
         (["train", "tiny", "--resolve"], "--resolve goes with --cfg"),
         (["train", "tiny", "-cd", "nowhere"], "nowhere is not a directory"),
+        (["train", "tiny", "hydra.run.dir=x"], "hydra.run.dir: the runner claims directories itself. Use run.dir."),
+        (["train", "tiny", "-m", "hydra.sweep.dir=x"], "hydra.sweep.dir: the runner claims directories itself."),
         (["tran", "tiny"], "there is no command 'tran'. Did you mean train?"),
         (["recipes", "all"], "'all': runner recipes takes nothing"),
     ],
