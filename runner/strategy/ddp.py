@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from runner.errors import Fault
 from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
+from runner.strategy.loss_of import LossOf
 from runner.strategy.replica import Replica
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class DDP:
         if world.size == 1:
             return prepared(forward=partial(loss, model), hold_back=nullcontext, averaged=1)
         wrapped = DistributedDataParallel(
-            _LossOf(model, loss),
+            LossOf(model, loss),
             bucket_cap_mb=self.bucket_mib,  # type: ignore[arg-type]
             forward_sync_buffers=self.sync_buffers,
             find_unused_parameters=self.find_unused_parameters,
@@ -74,16 +75,3 @@ class DDP:
             gradient_as_bucket_view=self.gradient_as_bucket_view,
         )
         return prepared(forward=wrapped, hold_back=wrapped.no_sync, averaged=world.size)
-
-
-@final
-class _LossOf(Module):
-    """The hook's loss as a module, so that its forward is what DDP sees of the model."""
-
-    def __init__(self, model: Module, loss: Callable[[Module, Any], Loss | Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = loss
-
-    def forward(self, batch: Any) -> Loss | Tensor:
-        return self._loss(self.model, batch)

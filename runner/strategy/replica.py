@@ -6,7 +6,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.nn.utils import get_total_norm
 
 from runner.errors import HookError
@@ -28,6 +28,11 @@ from runner.strategy.named_state import load_named_state, named_state, settings
 STEPPED = Update(stepped=True)
 
 
+def gradients_in_place(parameters: Sequence[Parameter]) -> list[Tensor]:
+    """The gradients that are there."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 @final
 class Replica:
     """A module and its optimizer. How ranks exchange gradients is in `forward` and `hold_back`; all else is here."""
@@ -44,12 +49,17 @@ class Replica:
         precision: Precision,
         clip: Clip,
         world: World,
+        gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_in_place,
+        norm_of: Callable[[list[Tensor]], Tensor] = get_total_norm,
     ) -> None:
-        """
+        """Set up for a fresh run.
+
         Args:
             forward: the hook on a batch, in training; its backward exchanges gradients unless held back.
             hold_back: a context in which backward only sums gradients on this rank.
             averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
+            gradients_of: what of the parameters' gradients lies on this rank, in place.
+            norm_of: the 2-norm of the whole gradient, of which these are this rank's part.
         """
         self.model = model
         self.optimizer = optimizer
@@ -61,6 +71,8 @@ class Replica:
         self._clip = clip
         self._clips = clip.norm is not None or clip.value is not None
         self._world = world
+        self._gradients_of = gradients_of
+        self._norm_of = norm_of
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._divided = True  # whether the gradients in place are those of the step already,
         self._factor: Tensor | float = 1.0  # or what they must still be multiplied by
@@ -145,17 +157,17 @@ class Replica:
         return count
 
     def _divide_and_clip(self, measure: bool) -> Update:
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        gradients = self._gradients_of(self._parameters)
         factor = 1.0 if self._divided else self._factor
         clip = self._clip
-        norm = get_total_norm(gradients) * factor if measure or clip.norm is not None else None
+        norm = self._norm_of(gradients) * factor if measure or clip.norm is not None else None
         if clip.value is not None:
             _multiply(gradients, factor)
             factor = 1.0
             torch._foreach_clamp_min_(gradients, -clip.value)
             torch._foreach_clamp_max_(gradients, clip.value)
         if clip.norm is not None:
-            length = norm if clip.value is None else get_total_norm(gradients)
+            length = self._norm_of(gradients) if norm is None or clip.value is not None else norm
             # 1e-6 and the clamp as in torch.nn.utils.clip_grads_with_norm_: the same bits as a hand-written loop.
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0) * factor
         _multiply(gradients, factor)
@@ -163,7 +175,10 @@ class Replica:
 
 
 def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:
-    if isinstance(factor, Tensor) or factor != 1.0:
+    if isinstance(factor, Tensor):
+        # Gradients may have been offloaded to the host, while what divides them was summed on the device.
+        torch._foreach_mul_(gradients, factor.to(gradients[0].device) if gradients else factor)
+    elif factor != 1.0:
         torch._foreach_mul_(gradients, factor)
 
 
