@@ -11,7 +11,7 @@ from runner.errors import SpecError
 
 __all__ = ["main"]
 
-VERBS = ("check", "recipes", "resume", "train")
+VERBS = ("check", "export", "recipes", "resume", "train")
 WITH_RECIPE = ("check", "train")
 
 

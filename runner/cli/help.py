@@ -4,7 +4,7 @@ from pathlib import Path
 
 from runner.compose.recipe import options, shipped_root
 
-__all__ = ["check", "overview", "recipes", "resume", "train"]
+__all__ = ["check", "export", "overview", "recipes", "resume", "train"]
 
 FLAGS = """\
   -m, --multirun                   a sweep: key=a,b  key=range(1,5)  key=choice(a,b)  key=glob(*)
@@ -30,6 +30,7 @@ usage: runner <command> …
   resume DIR [overrides]                continue a run from its directory
   check RECIPE [overrides]              tell everything that is wrong with a recipe, without running it
   recipes                               list the recipes that there are
+  export DIR                            write a run's weights as safetensors
 
   runner <command> --help               more about one command
   runner --version
@@ -84,6 +85,24 @@ device. Exit code: 0 nothing is wrong, 2 something is.
 
 overrides:
 {OVERRIDES}"""
+
+
+def export() -> str:
+    """runner export --help."""
+    return """\
+usage: runner export DIR [--step N] [--dtype TYPE] [--max-shard-size 5GB] [--config meta|cpu|none] [--out PATH]
+
+Write the model's weights from a committed checkpoint of the run in DIR as safetensors, which transformers'
+from_pretrained reads too where the model is one of its own. Needs no device and starts no process.
+
+  --step N               the checkpoint of this step instead of the newest
+  --dtype TYPE           convert floating tensors: float64 | float32 | bfloat16 | float16
+  --max-shard-size SIZE  cut the weights into files of at most this size (5GB, 500MB, 2GiB)
+  --config meta|cpu|none where the model hook is called to learn the model's config.json: without memory for the
+                         model (meta), with it (cpu), or not at all (none)
+  --out PATH             a new directory; it is DIR/export/step_N otherwise
+
+The last line on stdout is that directory."""
 
 
 def recipes() -> str:

@@ -22,6 +22,7 @@ VERBS: Mapping[str, Callable[[], str]] = {
     "resume": pages.resume,
     "check": pages.check,
     "recipes": pages.recipes,
+    "export": pages.export,
 }
 """Each verb with its help page; its code is runner/cli/<verb>.py."""
 COMPLETION = ("-sc", "--shell-completion")
