@@ -70,7 +70,7 @@ class Loss(NamedTuple):
 
     total: "Tensor"
     """Scalar with a gradient: the loss summed over the micro-batch (over items, tokens, pixels …)."""
-    count: "Tensor | int"
+    count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which nobody calls
     """How many things `total` sums over. A tensor need not be on the host: the engine does not read it in the loop."""
     metrics: Mapping[str, tuple["Tensor", "Tensor | int"]] = NO_METRICS
     """Name to (sum, count), added up over micro-batches, rounds and ranks before they are divided."""
@@ -116,7 +116,7 @@ class Weighed(NamedTuple):
     """Scalar: the hook's total, or its mean."""
     weight: int
     """1 for a total, the micro-batch's items for a mean, 0 for a filler."""
-    count: "Tensor | int"
+    count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which nobody calls
     """What the total sums over."""
     is_mean: bool
     """The hook returned a mean over items: every rank knows its count beforehand."""
@@ -129,7 +129,7 @@ class StepLoss(NamedTuple):
 
     rounds: Sequence[Weighed]
     """This rank's, one per round."""
-    count: "Tensor | int"
+    count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which nobody calls
     """Of the whole step: summed over rounds and ranks."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from runner.checkpoint.history import choose
 from runner.cli import attempt
 from runner.cli.arguments import Parser, split_words
 from runner.compose.change import Changed, change
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
         SpecError: no run, overrides that cannot be applied, or changes of what the run means.
+        CheckpointError: the checkpoint chosen with --from is corrupted.
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
@@ -42,15 +44,12 @@ def main(argv: list[str]) -> int:
     directory, overrides = split_words(found.words, prog="runner resume", first="DIR")
     run_dir = _run_dir(Path(directory))
     changed = change(_without_stop(store.load(run_dir.specs()[-1])), overrides)
-    stored = replace(changed.stored, resume_from=_checkpoint(run_dir, found.resume_from))
-    spec = _read(
-        changed,
-        before=store.read(run_dir.specs()[-1]),
-        stored=stored,
-        allowed=found.allow,
-    )
+    _check_checkpoint(run_dir, found.resume_from)
+    spec = _read(changed, before=store.read(run_dir.specs()[-1]), allowed=found.allow)
     _warn_of_changed_hooks(run_dir, spec)
-    spec_path = attempt.begin(run_dir, stored, spec, command=["runner", "resume", *argv])
+    if found.resume_from is not None:
+        choose(run_dir.checkpoints, found.resume_from)
+    spec_path = attempt.begin(run_dir, changed.stored, spec, command=["runner", "resume", *argv])
     try:
         attempt.launch(run_dir, spec_path, spec)
     finally:
@@ -78,16 +77,17 @@ def _without_stop(stored: store.Stored) -> store.Stored:
     return replace(stored, config=config)
 
 
-def _checkpoint(run_dir: RunDir, name: str | None) -> str | None:
+def _check_checkpoint(run_dir: RunDir, name: str | None) -> None:
     if name is None or (run_dir.checkpoints / name).is_dir():
-        return name
+        return
     there = [path.name for path in run_dir.checkpoints.glob("step_*")] if run_dir.checkpoints.is_dir() else []
     rule = f"there is no checkpoint {name!r}.{did_you_mean(name, there)} There are: {listed(there)}."
     raise SpecError(Fault(key="--from", message=rule, origin="the command line"))
 
 
-def _read(changed: Changed, *, before: RunSpec, stored: store.Stored, allowed: Sequence[str]) -> RunSpec:
+def _read(changed: Changed, *, before: RunSpec, allowed: Sequence[str]) -> RunSpec:
     """The new spec; its faults and the refused changes together."""
+    stored = changed.stored
     refused = [
         *_refused(store.diff(before.config, stored.config), allowed=allowed),
         *_refused_items(before.batch.items, _items(stored), allowed=allowed),
@@ -95,7 +95,6 @@ def _read(changed: Changed, *, before: RunSpec, stored: store.Stored, allowed: S
     return read(
         stored.config,
         import_roots=stored.import_roots,
-        resume_from=stored.resume_from,
         origin=changed.origin,
         known_faults=[*changed.faults, *refused],
     )

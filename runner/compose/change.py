@@ -57,7 +57,6 @@ def change(stored: Stored, overrides: Sequence[str]) -> Changed:
         stored=Stored(
             config=_retargeted(stored.config, composed.config, overrides),
             import_roots=stored.import_roots,
-            resume_from=None,
             source=Source(
                 recipe=stored.source.recipe,
                 overrides=[*stored.source.overrides, *overrides],

@@ -53,7 +53,6 @@ class Composed:
         return Stored(
             config=self.config,
             import_roots=import_roots(self.recipe),
-            resume_from=None,
             source=Source(
                 recipe=str(self.recipe.path),
                 overrides=list(self.sources.overrides),

@@ -81,7 +81,6 @@ def read(
     config: Mapping[str, Any],
     *,
     import_roots: Sequence[str],
-    resume_from: str | None = None,
     origin: Origin = no_origin,
     known_faults: Sequence[Fault] = (),
     check: bool = True,
@@ -91,7 +90,6 @@ def read(
     Args:
         config: composed and resolved, without Hydra's own node.
         import_roots: go ahead of everything else on sys.path from now on.
-        resume_from: the checkpoint that a resumed run begins from; None = the newest.
         known_faults: found while it was composed; raised together with those found here.
         check: False trusts what was checked before: hooks are not looked up and parts not asked.
 
@@ -115,7 +113,6 @@ def read(
         **{key: reading.made[key] for key in KNOWN},
         import_roots=reading.import_roots,
         config=config,
-        resume_from=resume_from,
     )
     if check:
         reading.faults += _checked(spec)

@@ -122,5 +122,3 @@ class RunSpec:
     """Directories that hooks are imported from, first to last, ahead of what Python would find by itself."""
     config: Mapping[str, Any]
     """The composed configuration that this was made of: plain dicts, lists and scalars."""
-    resume_from: str | None = None
-    """The committed checkpoint to continue from, by name: step_40. None = the newest, if there is one."""

@@ -40,7 +40,6 @@ class Stored:
 
     config: dict[str, Any]
     import_roots: list[str]
-    resume_from: str | None
     source: Source
 
 
@@ -50,7 +49,6 @@ def save(path: Path, stored: Stored) -> None:
         "format": FORMAT,
         "config": stored.config,
         "import_roots": stored.import_roots,
-        "resume_from": stored.resume_from,
         "source": vars(stored.source),
     }
     path.write_text(dump_yaml(page))
@@ -75,7 +73,6 @@ def load(path: Path) -> Stored:
     return Stored(
         config=page["config"],
         import_roots=page["import_roots"],
-        resume_from=page["resume_from"],
         source=source,
     )
 
@@ -91,7 +88,6 @@ def read(path: Path) -> RunSpec:
     return read_config(
         stored.config,
         import_roots=stored.import_roots,
-        resume_from=stored.resume_from,
         origin=lambda _key: str(path),
         check=False,
     )

@@ -51,7 +51,7 @@ class Noted:
 
     def run(self, spec_path, spec):
         run_dir = RunDir(spec_path.parent)
-        noted = {"pid": os.getpid(), "spec": spec_path.name, "resume_from": spec.resume_from}
+        noted = {"pid": os.getpid(), "spec": spec_path.name}
         (run_dir.path / "noted.json").write_text(json.dumps(noted))
         if self.fail == "failed":
             raise RunFailed("rank 0: it broke")

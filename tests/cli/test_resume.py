@@ -103,12 +103,6 @@ def test_what_cannot_be_resumed_is_named(runner, run, argv, words):
     assert words in err
 
 
-def test_an_older_checkpoint_can_be_chosen(runner, run):
-    (run / "checkpoints" / "step_2").mkdir(parents=True)
-    runner("resume", "run", "--from", "step_2")
-    assert json.loads((run / "noted.json").read_text())["resume_from"] == "step_2"
-
-
 def test_a_hook_that_has_changed_is_a_warning(runner, run, project):
     assert runner("resume", "run")[2] == ""
     (project / "cli_hooks.py").write_text((project / "cli_hooks.py").read_text() + "\n# changed\n")
