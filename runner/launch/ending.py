@@ -21,17 +21,20 @@ def settle(run_dir: RunDir) -> None:
 def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
     """The run was asked to stop; where it stands and how to go on."""
     step = _end_as(run_dir, "preempted")
-    return Interrupted(
-        f"interrupted after step {step}. The next attempt continues from the last commit: runner resume {run_dir.path}"
-        + (f"\n{note}" if note else "")
-    )
+    told = f"interrupted; step {step} is the last on record. {_how_to_go_on(run_dir)}"
+    return Interrupted(f"{told}\n{note}" if note else told)
 
 
 def failed(run_dir: RunDir, cause: str) -> RunFailed:
     """The run failed; the cause first, then where to look."""
     _end_as(run_dir, "failed")
-    where = f"logs: {run_dir.logs}\nTo continue from the last commit: runner resume {run_dir.path}"
-    return RunFailed(f"{cause}\n\n{where}")
+    return RunFailed(f"{cause}\n\nlogs: {run_dir.logs}\n{_how_to_go_on(run_dir)}")
+
+
+def _how_to_go_on(run_dir: RunDir) -> str:
+    has_commit = any(run_dir.checkpoints.glob("step_*"))
+    where = "continues from the last commit" if has_commit else "begins anew, since nothing is committed yet"
+    return f"The next attempt {where}: runner resume {run_dir.path}"
 
 
 def _end_as(run_dir: RunDir, state: str) -> int:

@@ -71,12 +71,12 @@ def find_cause(run_dir: RunDir, *, since_ns: int, exit_codes: Mapping[int, int])
 
 
 def _describe_exit(run_dir: RunDir, rank: int, code: int) -> str:
-    step = run_dir.read_status()["step"]
+    known = f"step {run_dir.read_status()['step']} is the last on record"
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-        first = f"rank {rank} was killed by {name} after step {step}. {HINTS.get(-code, '')}".rstrip()
+        first = f"rank {rank} was killed by {name}; {known}. {HINTS.get(-code, '')}".rstrip()
     else:
-        first = f"rank {rank} exited with code {code} after step {step} and left no traceback in {run_dir.failures}."
+        first = f"rank {rank} exited with code {code} and left no traceback in {run_dir.failures}; {known}."
     log = run_dir.rank_log(rank)
     lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
     return "\n".join([first, *([f"The end of {log}:"] if lines else []), *(f"    {line}" for line in lines)])

@@ -78,7 +78,8 @@ class _Clock:
     """Ends the process if it does not stop in time after a signal, or at a second one.
 
     A thread reads the descriptor to which the C part of Python's signal handling writes at once: a Python handler
-    would wait for the main thread to come back from whatever C call it sits in.
+    would wait for the main thread to come back from whatever C call it sits in. A C call that also keeps the
+    interpreter's lock keeps this thread out too: SIGQUIT is the way out then.
     """
 
     def __init__(self, run_dir: RunDir, *, interrupt_s: float, grace_s: float) -> None:

@@ -13,6 +13,7 @@ FORK = pytest.mark.parametrize("fork", [True, False], ids=["forked", "separate"]
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_at_a_step_boundary_and_says_how_to_go_on(launch: Launcher, processes: int) -> None:
     run = launch(processes=processes, mode="train", steps=10_000)
+    (run.run_dir.checkpoints / "step_2").mkdir(parents=True)
     run.wait_for_step(3)
     run.interrupt_group()
     code, stdout, stderr = run.end(5)
@@ -22,8 +23,8 @@ def test_ctrl_c_ends_at_a_step_boundary_and_says_how_to_go_on(launch: Launcher, 
     step = run.run_dir.read_status()["step"]
     stopping, told = stderr.splitlines()
     assert stopping == "stopping after this step; another Ctrl-C stops at once"
-    assert told.startswith(f"Interrupted: interrupted after step {step}. The next attempt continues from the last")
-    assert told.endswith(f"runner resume {run.run_dir.path}")
+    assert told.startswith(f"Interrupted: interrupted; step {step} is the last on record. The next attempt continues")
+    assert told.endswith(f"from the last commit: runner resume {run.run_dir.path}")
     run.wait_until_gone()
 
 
@@ -56,7 +57,7 @@ def test_ctrl_c_ends_a_long_c_call_of_one_process_within_five_seconds(launch: La
     run.interrupt_group()
     code, _, stderr = run.end(5)
     assert code == 130
-    assert "interrupted after step 5." in stderr
+    assert "interrupted; step 5 is the last on record." in stderr
     assert json.loads(run.run_dir.status.read_text()) == {
         "state": "preempted",
         "step": 5,
