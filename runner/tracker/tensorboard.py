@@ -32,28 +32,28 @@ class TensorBoard:
         Raises:
             RunnerError: tensorboard is not installed.
         """
+        events = _import_events()
         folder = run_dir / "tensorboard"
         folder.mkdir(exist_ok=True)
         # TensorBoard reads the files in the order of their names, so the time leads, to the microsecond.
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        return TensorBoardLog((folder / name).open("xb"), step=step)
+        return TensorBoardLog((folder / name).open("xb"), events, step=step)
 
 
 @final
 class TensorBoardLog:
     """An open event file."""
 
-    def __init__(self, file: BinaryIO, *, step: int) -> None:
-        self._events = _import_events()
+    def __init__(self, file: BinaryIO, events: Any, *, step: int) -> None:
         self._file = file
-        event = self._events.Event
-        start = self._events.SessionLog(status=self._events.SessionLog.START)
-        self._write(event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._write(event(wall_time=time.time(), step=step + 1, session_log=start))
+        self._event = events.Event
+        start = events.SessionLog(status=events.SessionLog.START)
+        self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(self._event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Write one event that holds every value, and hand it to the operating system."""
-        event = self._events.Event(wall_time=time.time(), step=step)
+        event = self._event(wall_time=time.time(), step=step)
         add = event.summary.value.add
         for name, value in values.items():
             if name != "time_s":

@@ -1,0 +1,85 @@
+"""Every option file says all that its dataclass can, in its order, and how to try it."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from runner.spec.imports import locate
+from runner.spec.parts import build_part
+from runner.spec.read import MANY_GROUPS
+
+CONF = Path(__file__).parents[2] / "conf"
+OPTIONS = sorted(CONF.glob("*/*.yaml"))
+PARAMETRIZE = pytest.mark.parametrize("option", OPTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+
+
+def node(option: Path) -> dict[str, Any]:
+    """What the file says."""
+    loaded: dict[str, Any] = yaml.safe_load(option.read_text())
+    return loaded
+
+
+def part_of(option: Path) -> Any:
+    """The dataclass that the file names."""
+    return locate(node(option)["_target_"])
+
+
+def test_every_group_of_the_skeleton_has_options() -> None:
+    groups = {name for entry in yaml.safe_load((CONF / "base.yaml").read_text())["defaults"][:-1] for name in entry}
+    assert groups == {option.parent.name for option in OPTIONS}
+
+
+@PARAMETRIZE
+def test_it_names_a_final_frozen_keyword_only_dataclass(option: Path) -> None:
+    part = part_of(option)
+    assert dataclasses.is_dataclass(part)
+    assert part.__dataclass_params__.frozen
+    assert part.__final__
+    assert all(field.kw_only for field in dataclasses.fields(part))
+
+
+@PARAMETRIZE
+def test_it_lists_every_field_in_order_and_no_other(option: Path) -> None:
+    assert list(node(option)) == ["_target_", *(field.name for field in dataclasses.fields(part_of(option)))]
+
+
+@PARAMETRIZE
+def test_its_values_are_the_defaults(option: Path) -> None:
+    built = build_part(node(option), key=option.parent.name)
+    assert built.faults == []
+    assert built.value == part_of(option)()
+
+
+@PARAMETRIZE
+def test_its_header_says_what_it_needs_and_how_to_try_it(option: Path) -> None:
+    header, _, _ = option.read_text().partition("\n_target_: ")
+    lines = header.splitlines()
+    if option.parent.name in MANY_GROUPS:
+        assert lines.pop(0) == f"# @package {option.parent.name}.{option.stem}"
+    assert len(lines) >= 3
+    assert all(line.startswith("# ") for line in lines)
+    tried = re.fullmatch(r"# Try it: runner (?:train|check) \S+ (.+)", lines[-1])
+    assert tried is not None, lines[-1]
+    assert option.parent.name in tried[1], "the command tries another group"
+
+
+@PARAMETRIZE
+def test_each_key_has_a_comment(option: Path) -> None:
+    _, _, body = option.read_text().partition("\n_target_: ")
+    for line in body.splitlines()[1:]:
+        key, mark, comment = line.partition("  #")
+        assert mark, f"{key} has no comment"
+        assert len(comment.split()) >= 2
+
+
+@PARAMETRIZE
+def test_each_field_says_what_it_is(option: Path) -> None:
+    """A line under each public field (STYLE rule 8)."""
+    part = part_of(option)
+    source = Path(locate(part.__module__).__file__).read_text()
+    for field in dataclasses.fields(part):
+        assert re.search(rf'^    {field.name}: .*\n(?:[^\n]*\n)??    """', source, re.MULTILINE), field.name

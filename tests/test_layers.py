@@ -1,0 +1,126 @@
+"""The house: imports point down only, and no option is known outside its own file."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).parent.parent
+PACKAGE = CHECKOUT / "runner"
+LAYERS = (
+    {"errors", "log"},
+    {"protocols", "spec"},
+    {"world", "model", "losses"},
+    {"hardware", "strategy", "precision", "data", "checkpoint", "tracker", "callback", "optimizer", "schedule"},
+    {"engine"},
+    {"worker"},
+    {"launch", "compose"},
+    {"cli", "__main__"},
+)
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+OPTION_ROOMS = LAYERS[3] - {"data"}
+COMMON_WORDS = {"none", "cpu"}  # `device.type == "cpu"` asks where a tensor's bytes are, not for an option
+FRONT = "__init__"  # runner/__init__.py: the version and what hooks import
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_shipped" not in path.parts)
+TARGETS = {
+    path: yaml.safe_load(path.read_text())["_target_"].rpartition(".")[0]
+    for path in sorted((CHECKOUT / "conf").glob("*/*.yaml"))
+}
+
+
+def name_of(path: Path) -> str:
+    """runner/engine/loop.py: runner.engine.loop; a package's __init__ has the package's name."""
+    parts = path.relative_to(CHECKOUT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+def imports(path: Path, *, for_types: bool = True) -> Iterator[str]:
+    """The dotted names that a module imports from this package, inside functions too; perhaps only for its types."""
+    tree = ast.parse(path.read_text())
+    if not for_types:
+        tree = WithoutTypeChecking().visit(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "runner")
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] == "runner":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in NAMES else node.module
+
+
+class WithoutTypeChecking(ast.NodeTransformer):
+    """Drops what stands under `if TYPE_CHECKING`."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        known = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if known else self.generic_visit(node)
+
+
+def room_of(name: str) -> str:
+    """The room of a dotted name; the package itself is its front."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else FRONT
+
+
+def test_every_room_has_a_layer() -> None:
+    rooms = {room_of(name_of(path)) for path in MODULES} - {FRONT}
+    assert rooms <= set(HEIGHT), f"no layer for {sorted(rooms - set(HEIGHT))}; DESIGN section 3 says which"
+
+
+NAMES = {name_of(path) for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down_only(path: Path) -> None:
+    own = room_of(name_of(path))
+    for name in imports(path):
+        room = room_of(name)
+        if own == FRONT:
+            assert HEIGHT[room] <= 1, f"the front imports {name}: hooks would import all of that"
+        elif room not in (own, FRONT):
+            down = HEIGHT[room] < HEIGHT[own] or (HEIGHT[room] == HEIGHT[own] and HEIGHT[own] != 3)
+            assert down, f"{own} imports {name}, which does not stand below it"
+        if own == "engine":
+            assert room not in OPTION_ROOMS, f"the engine imports {name}: it sees parts through protocols.py"
+
+
+@pytest.mark.parametrize("option", TARGETS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_nothing_but_its_own_file_names_an_option(option: Path) -> None:
+    """Neither by import nor by dotted path; and nobody asks whether a name is the option's."""
+    target = TARGETS[option]
+    for path in MODULES:
+        # One option may be made of others of its group (hardware=auto); what they share may not know them.
+        if path.is_relative_to(PACKAGE / option.parent.name) and name_of(path) in TARGETS.values():
+            continue
+        assert target not in set(imports(path, for_types=False)), f"{name_of(path)} imports {target}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert target not in node.value, f"{name_of(path)}:{node.lineno} names {target}"
+            if isinstance(node, ast.Compare):
+                words = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                assert option.stem not in words - COMMON_WORDS, f"{name_of(path)}:{node.lineno} asks for {option.stem}"
+
+
+@pytest.mark.parametrize("module", ["runner", "runner.spec.read", "runner.protocols", "runner.cli.main"])
+def test_torch_is_not_imported_by(module: str) -> None:
+    said = f"import sys, {module}; print(sorted({{'torch', 'hydra', 'wandb', 'tensorboard'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", said], cwd=CHECKOUT, stdout=subprocess.PIPE, timeout=60, check=True)
+    assert done.stdout == b"[]\n"
+
+
+def test_every_import_is_declared() -> None:
+    """What runner/ imports is in the standard library or among the dependencies of pyproject.toml."""
+    declared = {"torch", "hydra", "omegaconf", "yaml", "numpy", "safetensors", "xxhash", "tensorboard", "wandb", "rich"}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name_of(path)}:{node.lineno} is a relative import"
+                names = [node.module or ""]
+            for name in names:
+                top = name.split(".")[0]
+                assert top in sys.stdlib_module_names | declared | {"runner"}, f"{name_of(path)} imports {name}"

@@ -1,0 +1,69 @@
+"""metrics.jsonl: what other tools read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.spec.run_dir import RunDir
+from runner.tracker.jsonl import Jsonl
+
+
+def record(run: Path, *steps: int, after: int = 0, **values: float) -> None:
+    """One attempt: opened after a step, one record at each of some steps, closed."""
+    log = Jsonl().open(run, config={}, step=after)
+    for step in steps:
+        log.log({"train/loss": step / 3, "time_s": step * 0.1, **values}, step=step)
+    log.close()
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """What stands in the file."""
+    return [json.loads(line) for line in RunDir(run).metrics.read_text().splitlines()]
+
+
+def test_a_line_has_step_and_time_first_and_every_digit(tmp_path: Path) -> None:
+    record(tmp_path, 1)
+    assert RunDir(tmp_path).metrics.read_text() == '{"step": 1, "time_s": 0.1, "train/loss": 0.3333333333333333}\n'
+
+
+def test_a_line_is_there_once_it_is_logged(tmp_path: Path) -> None:
+    log = Jsonl().open(tmp_path, config={}, step=0)
+    log.log({"time_s": 1.0}, step=1)
+    assert len(lines(tmp_path)) == 1
+    log.close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_cannot_say_is_null(tmp_path: Path, value: float) -> None:
+    record(tmp_path, 1, **{"train/grad_norm": value})
+    text = RunDir(tmp_path).metrics.read_text()
+    parsed = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert parsed == {"step": 1, "time_s": 0.1, "train/loss": 1 / 3, "train/grad_norm": None}
+
+
+def test_resuming_drops_what_lies_beyond_the_step(tmp_path: Path) -> None:
+    record(tmp_path, 1, 2, 3, 4)
+    record(tmp_path, 3, after=2, again=1.0)
+    assert [(line["step"], "again" in line) for line in lines(tmp_path)] == [(1, False), (2, False), (3, True)]
+
+
+def test_starting_again_from_nothing_drops_everything(tmp_path: Path) -> None:
+    record(tmp_path, 1, 2)
+    record(tmp_path, 1, after=0)
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+
+
+def test_a_line_torn_by_a_crash_is_dropped(tmp_path: Path) -> None:
+    record(tmp_path, 1, 2)
+    path = RunDir(tmp_path).metrics
+    path.write_bytes(path.read_bytes()[:-9])
+    record(tmp_path, 2, after=2)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_the_rewrite_leaves_no_other_file(tmp_path: Path) -> None:
+    record(tmp_path, 1, 2)
+    record(tmp_path, 2, after=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
