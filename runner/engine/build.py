@@ -10,6 +10,7 @@ from runner.data.stream import Stream
 from runner.engine.console import open_console
 from runner.engine.session import Session, Stopping
 from runner.errors import DataError, HookError
+from runner.model.shape import shape
 from runner.protocols import Data, World
 from runner.spec import hooks
 from runner.spec.run_dir import RunDir
@@ -65,13 +66,16 @@ def open_records(session: Session) -> None:
 
 
 def _call_model(spec: RunSpec) -> Module:
-    """The model hook, seeded alike on every rank, so that initial weights are equal by construction."""
+    """The model hook, seeded alike on every rank, so that initial weights are equal by construction; then what the spec
+    does to any model.
+    """
     seed_all(spec.run.seed)
     model = hooks.resolve(spec.model, spec.import_roots)()
     if not isinstance(model, Module):
         raise HookError(f"{spec.model.target} returned a {type(model).__name__}, but must return a torch.nn.Module.")
     if not any(True for _ in model.parameters()):
         raise HookError(f"{spec.model.target} returned a model without parameters: there is nothing to train.")
+    shape(model, spec)
     return model
 
 

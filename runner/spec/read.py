@@ -11,7 +11,19 @@ from runner.spec.imports import import_from
 from runner.spec.nearest import did_you_mean, listed
 from runner.spec.parts import MISSING, TARGET, build_part, typed
 from runner.spec.rules import BatchKeys, clip_faults, cut, range_faults, run_faults
-from runner.spec.run_spec import Batch, Eval, Hook, Loader, Log, Run, RunSpec, Sweep
+from runner.spec.run_spec import (
+    ActivationCheckpointing,
+    Batch,
+    Blocks,
+    Compile,
+    Eval,
+    Hook,
+    Loader,
+    Log,
+    Run,
+    RunSpec,
+    Sweep,
+)
 
 __all__ = ["GROUPS", "MANY_GROUPS", "Origin", "read"]
 
@@ -37,6 +49,9 @@ SECTIONS: Mapping[str, type[Any]] = {
     "clip": Clip,
     "eval": Eval,
     "log": Log,
+    "blocks": Blocks,
+    "activation_checkpointing": ActivationCheckpointing,
+    "compile": Compile,
     "sweep": Sweep,
 }
 HOOKS = tuple(hooks.POSITIONAL)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from runner.protocols import (
@@ -87,6 +88,64 @@ class Log:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Which modules of the model are its repeated blocks: what is recomputed, compiled or sharded as one piece."""
+
+    classes: list[str] = field(default_factory=list)
+    """Names of their classes; empty = those that the model names itself in `_no_split_modules`."""
+
+
+class Recompute(Enum):
+    """Of which activations a backward computes anew what the forward did not keep."""
+
+    NONE = "none"
+    """None: all are kept."""
+    BLOCKS = "blocks"
+    """Those inside each block; only what enters it is kept."""
+    SELECTIVE = "selective"
+    """The cheap ones inside each block; what matrix products, convolutions and attention give is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationCheckpointing:
+    """Memory for time: activations that are computed again in backward instead of being kept."""
+
+    what: Recompute = Recompute.NONE
+    """Which."""
+    every: int = 1
+    """Only each n-th block; 1 = all."""
+
+
+class Compiled(Enum):
+    """What torch.compile makes one graph of."""
+
+    NONE = "none"
+    """Nothing."""
+    BLOCKS = "blocks"
+    """Each block: equal ones are compiled once."""
+    MODEL = "model"
+    """The whole model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compile:
+    """What torch.compile does with the model."""
+
+    what: Compiled = Compiled.NONE
+    """How much of it."""
+    backend: str = "inductor"
+    """Which compiler."""
+    mode: str | None = None
+    """Of inductor: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs. null = default."""
+    dynamic: bool | None = None
+    """Compile for all shapes at once; null = when a second shape is met."""
+
+    def __post_init__(self) -> None:
+        if self.mode is not None and self.backend != "inductor":
+            raise ValueError(f"mode={self.mode} is inductor's, but compile.backend={self.backend}. Use null.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Where a sweep (-m) goes."""
 
@@ -108,6 +167,9 @@ class RunSpec:
     clip: Clip
     eval: Eval
     log: Log
+    blocks: Blocks
+    activation_checkpointing: ActivationCheckpointing
+    compile: Compile
     sweep: Sweep
     hardware: Hardware
     launch: Launcher

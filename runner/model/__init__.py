@@ -1,0 +1,1 @@
+"""What is done to a model before any strategy sees it: its blocks found, recomputed, compiled."""

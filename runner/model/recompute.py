@@ -1,0 +1,36 @@
+"""Activation checkpointing: Chen et al. (arXiv:1604.06174), by torch.utils.checkpoint."""
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch.nn import Module
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+aten = torch.ops.aten
+# What costs most to compute again: matrix products, convolutions, attention.
+KEPT = [
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.convolution.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+def recompute(blocks: Iterable[Module], *, selective: bool) -> None:
+    """Let each block's forward run again in backward; modules, classes and names stay as they are.
+
+    What hooks on a block do (those that gather its shards, for one) stays outside of what is computed again. Random
+    numbers are those of the first time.
+
+    Args:
+        selective: what costs most is kept all the same.
+    """
+    options = {"context_fn": partial(create_selective_checkpoint_contexts, KEPT)} if selective else {}
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
