@@ -49,9 +49,12 @@ def test_it_lists_every_field_in_order_and_no_other(option: Path) -> None:
 
 @PARAMETRIZE
 def test_its_values_are_the_defaults(option: Path) -> None:
-    built = build_part(node(option), key=option.parent.name)
+    """But for references to other keys, and where several options are of one dataclass: then the first has them."""
+    values = {key: value for key, value in node(option).items() if not str(value).startswith("${")}
+    built = build_part(values, key=option.parent.name)
     assert built.faults == []
-    assert built.value == part_of(option)()
+    of_one = [other for other in OPTIONS if part_of(other) is part_of(option)]
+    assert built.value == part_of(option)() or option != of_one[0]
 
 
 @PARAMETRIZE
