@@ -3,7 +3,7 @@
 # Usage: scripts/demo.sh BIN     BIN is the bin directory of an environment with hydra-runner[demo] in it
 set -eu -o pipefail
 
-run=$("$1/runner" train digits | tee /dev/stderr | tail -n 1)
+run=$("$1/runner" train digits | tail -n 1)
 "$1/python" - "$run" << 'SAY'
 import json
 import pathlib

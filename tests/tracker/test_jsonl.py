@@ -1,6 +1,7 @@
 """metrics.jsonl: what other tools read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from runner.spec.run_dir import RunDir
 from runner.tracker.jsonl import Jsonl
 
 
-def record(run: Path, *steps: int, after: int = 0, **values: float) -> None:
+def record(run: Path, *steps: int, after: int = 0, values: Mapping[str, float] | None = None) -> None:
     """One attempt: opened after a step, one record at each of some steps, closed."""
     log = Jsonl().open(run, config={}, step=after)
     for step in steps:
-        log.log({"train/loss": step / 3, "time_s": step * 0.1, **values}, step=step)
+        log.log({"train/loss": step / 3, "time_s": step * 0.1, **(values or {})}, step=step)
     log.close()
 
 
@@ -37,7 +38,7 @@ def test_a_line_is_there_once_it_is_logged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_json_cannot_say_is_null(tmp_path: Path, value: float) -> None:
-    record(tmp_path, 1, **{"train/grad_norm": value})
+    record(tmp_path, 1, values={"train/grad_norm": value})
     text = RunDir(tmp_path).metrics.read_text()
     parsed = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert parsed == {"step": 1, "time_s": 0.1, "train/loss": 1 / 3, "train/grad_norm": None}
@@ -45,7 +46,7 @@ def test_what_json_cannot_say_is_null(tmp_path: Path, value: float) -> None:
 
 def test_resuming_drops_what_lies_beyond_the_step(tmp_path: Path) -> None:
     record(tmp_path, 1, 2, 3, 4)
-    record(tmp_path, 3, after=2, again=1.0)
+    record(tmp_path, 3, after=2, values={"again": 1.0})
     assert [(line["step"], "again" in line) for line in lines(tmp_path)] == [(1, False), (2, False), (3, True)]
 
 
