@@ -1,0 +1,214 @@
+"""Save and load 1 GB of state beside the raw bytes, torch.save and torch's own distributed checkpoint, in alternation.
+
+    python benchmarks/checkpoint.py                          # about a minute
+    python benchmarks/checkpoint.py --gigabytes 0.1 --rounds 3 --dir /some/disk
+
+Prints medians over the rounds as ratios: saving to raw bytes written and fsynced, loading to raw bytes read into
+memory that is there already. The state is a model's parameters and what Adam keeps of each. All that is saved is on the
+disk when the clock stops. Memory is the peak resident size of a process of its own, above that after building the
+state. Files are read from the page cache. The first round, which also pays the imports, is not counted.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from runner.checkpoint.sharded import Sharded
+from runner.protocols import Progress, State
+from runner.world.solo import SoloWorld
+
+Tensors = dict[str, Tensor]
+WIDTH = 1024
+
+
+def build_state(gigabytes: float) -> Tensors:
+    """Blocks of a transformer of width 1024 in float32, each parameter with two moments and a step count."""
+    shapes = {"attention": (3 * WIDTH, WIDTH), "out": (WIDTH, WIDTH), "up": (4 * WIDTH, WIDTH), "norm": (WIDTH,)}
+    tensors: Tensors = {}
+    size = 0
+    block = 0
+    while size < gigabytes * 1e9:
+        for name, shape in shapes.items():
+            parameter = torch.randn(shape)
+            tensors[f"model.{block}.{name}"] = parameter
+            tensors[f"optimizer.{block}.{name}.exp_avg"] = torch.randn(shape)
+            tensors[f"optimizer.{block}.{name}.exp_avg_sq"] = torch.rand(shape)
+            tensors[f"optimizer.{block}.{name}.step"] = torch.tensor(100.0)
+            size += 3 * parameter.nbytes + 4
+        block += 1
+    return tensors
+
+
+def views(tensors: Tensors) -> list[memoryview]:
+    """The bytes of each tensor."""
+    return [tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors.values()]
+
+
+def save_raw(path: Path, tensors: Tensors) -> None:
+    """The bytes, one write per tensor, then fsync: what nobody can save without."""
+    path.mkdir()
+    with (path / "raw").open("wb", buffering=0) as file:
+        for view in views(tensors):
+            file.write(view)
+        os.fsync(file.fileno())
+
+
+def save_ours(path: Path, tensors: Tensors) -> None:
+    """A committed checkpoint."""
+    checkpointer = Sharded().open(path, SoloWorld(torch.device("cpu")))
+    checkpointer.save(State(tensors=tensors), progress=Progress(step=1, position=1), metrics={})
+
+
+def save_torch(path: Path, tensors: Tensors) -> None:
+    """torch.save, then fsync."""
+    path.mkdir()
+    torch.save(tensors, path / "state.pt")
+    with (path / "state.pt").open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def save_dcp(path: Path, tensors: Tensors) -> None:
+    """torch's distributed checkpoint with its own file writer, which fsyncs."""
+    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path), no_dist=True)
+
+
+def load_raw(path: Path, tensors: Tensors) -> None:
+    """The bytes into memory that is there."""
+    with (path / "raw").open("rb", buffering=0) as file:
+        for view in views(tensors):
+            file.readinto(view)
+
+
+def load_ours(path: Path, tensors: Tensors) -> None:
+    """Found, verified and loaded."""
+    checkpointer = Sharded().open(path, SoloWorld(torch.device("cpu")))
+    latest = checkpointer.latest()
+    assert latest is not None
+    checkpointer.load(latest, State(tensors=tensors))
+
+
+def load_torch(path: Path, tensors: Tensors) -> None:
+    """torch.load, then copied to where it belongs."""
+    for name, tensor in torch.load(path / "state.pt", weights_only=True).items():
+        tensors[name].copy_(tensor)
+
+
+def load_dcp(path: Path, tensors: Tensors) -> None:
+    """torch's distributed checkpoint with its own file reader."""
+    dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=True)
+
+
+Action = Callable[[Path, Tensors], None]
+WAYS: dict[str, tuple[Action, Action]] = {
+    "raw bytes": (save_raw, load_raw),
+    "runner, committed": (save_ours, load_ours),
+    "torch.save": (save_torch, load_torch),
+    "DCP's own files": (save_dcp, load_dcp),
+}
+
+
+def seconds(action: Action, path: Path, tensors: Tensors) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    action(path, tensors)
+    return time.perf_counter() - begin
+
+
+def status_mb(field: str) -> float:
+    """VmHWM or VmRSS of this process, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+
+
+def extra_memory(way: str, kind: str, gigabytes: float, path: Path) -> float:
+    """Peak resident MB that one save or load takes above the state itself, in a process of its own."""
+    command = [sys.executable, __file__, "--gigabytes", str(gigabytes), "--child", way, kind, str(path)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def child(way: str, kind: str, path: Path, gigabytes: float) -> None:
+    """Print how much the peak grew. A tiny save and load come first, so that imports are not counted."""
+    save, load = WAYS[way]
+    small = {"a": torch.zeros(8)}
+    with tempfile.TemporaryDirectory() as scratch:
+        save(Path(scratch) / "warm", small)
+        load(Path(scratch) / "warm", small)
+    tensors = build_state(gigabytes)
+    before = status_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here (Linux)
+    (save if kind == "save" else load)(path, tensors)
+    print(status_mb("VmHWM") - before)
+
+
+def measure(gigabytes: float, rounds: int, where: Path) -> None:
+    """All ways in turn, round after round; the first round warms up."""
+    tensors = build_state(gigabytes)
+    target = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    saved: dict[str, list[float]] = {way: [] for way in WAYS}
+    loaded: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(rounds + 1):
+        for way, (save, load) in WAYS.items():
+            path = where / f"round_{number}"
+            times = seconds(save, path, tensors), seconds(load, path, target)
+            assert all(torch.equal(target[name], tensor) for name, tensor in tensors.items()), way
+            for tensor in target.values():
+                tensor.zero_()
+            shutil.rmtree(path)
+            if number:
+                saved[way].append(times[0])
+                loaded[way].append(times[1])
+    report(size, saved, loaded, gigabytes, where)
+
+
+def report(
+    size: int, saved: dict[str, list[float]], loaded: dict[str, list[float]], gigabytes: float, where: Path
+) -> None:
+    """The table. Ratios are medians of the ratio within each round, so that a slow minute of the disk cancels out."""
+    rounds = len(saved["raw bytes"])
+    print(f"{size / 1e9:.2f} GB of state in {where}; medians of {rounds} rounds in alternation; 1 = raw bytes")
+    print(f"{'':20}{'save':>8}{'s':>8}{'load':>8}{'s':>8}{'save MB':>10}{'load MB':>10}")
+    for way in WAYS:
+        ratios = []
+        for times in (saved, loaded):
+            each = [mine / raw for mine, raw in zip(times[way], times["raw bytes"], strict=True)]
+            ratios += [statistics.median(each), statistics.median(times[way])]
+        path = where / "memory"
+        memory = [extra_memory(way, kind, gigabytes, path) for kind in ("save", "load")]
+        shutil.rmtree(path)
+        print(
+            f"{way:20}{ratios[0]:8.2f}{ratios[1]:8.2f}{ratios[2]:8.2f}{ratios[3]:8.2f}{memory[0]:10.0f}{memory[1]:10.0f}"
+        )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
+    parser.add_argument("--child", nargs=3, metavar=("WAY", "KIND", "PATH"), help="internal: measure memory")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    if options.child:
+        way, kind, path = options.child
+        child(way, kind, Path(path), options.gigabytes)
+        return
+    with tempfile.TemporaryDirectory(dir=options.dir) as where:
+        measure(options.gigabytes, options.rounds, Path(where))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Saving and restoring runs: a commit protocol, safetensors payloads under torch's planners, retention."""

@@ -1,0 +1,201 @@
+"""A committed checkpoint to weights that other programs read: safetensors, in shards where one file would be too large.
+
+    model.safetensors                      or, above the size of a shard,
+    model-00001-of-00003.safetensors …     and
+    model.safetensors.index.json           {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}
+
+Names are the model's own; a tied weight stands there once, under its first name, as it does in the checkpoint. Where
+shards are cut is as in huggingface_hub's split_torch_state_dict_into_shards. No process group, no device, and never
+more in memory than one tensor (and a stored part of it, where that is not a run of whole rows).
+"""
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runner.checkpoint.commit import sync_directory, write_durably
+from runner.checkpoint.format import METADATA, SAFETENSORS_TYPES, Described, decode_metadata
+from runner.checkpoint.history import verify
+from runner.checkpoint.memory import DTYPES, dtype_name, view_bytes
+from runner.checkpoint.reader import read_verified
+from runner.errors import CheckpointError
+
+__all__ = ["FLOATS", "export_weights", "fresh_directory", "model_tensors"]
+
+FLOATS = ("float64", "float32", "bfloat16", "float16")
+"""What floating tensors can be converted to."""
+MODEL = "model."  # before the names of parameters in every State: see runner.protocols.State
+INDEX = "model.safetensors.index.json"
+OTHER_STEP = "Export another checkpoint of the run: --step N."
+PIECE = 1 << 20  # elements converted at a time: 4 MiB of fp32, of which two copies fit a core's cache
+
+
+def model_tensors(checkpoint: Path, *, dtype: str | None) -> dict[str, Described]:
+    """The model's tensors in a committed checkpoint, by the model's own names, typed as they will be exported.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupted.
+    """
+    try:
+        manifest = verify(checkpoint)
+        described = decode_metadata(checkpoint, manifest.files[METADATA])
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {OTHER_STEP}") from error
+    return {
+        name.removeprefix(MODEL): one._replace(
+            dtype=dtype if dtype and DTYPES[one.dtype].is_floating_point else one.dtype
+        )
+        for name, one in described.items()
+        if name.startswith(MODEL)
+    }
+
+
+def export_weights(checkpoint: Path, directory: Path, *, dtype: str | None, max_shard_bytes: int) -> None:
+    """Write the model's weights into a directory that is there.
+
+    Args:
+        dtype: what floating tensors become, one of FLOATS; None = what they are.
+        max_shard_bytes: of the tensors in one file; a larger tensor has a file of its own.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupted (names the file and the tensor), or a weight is too large for the
+            type.
+        OSError: the directory cannot be written to.
+    """
+    stored, exported = model_tensors(checkpoint, dtype=None), model_tensors(checkpoint, dtype=dtype)
+    shards = _shards(exported, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_shard(directory / file, names, checkpoint=checkpoint, stored=stored, exported=exported)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(_size(one) for one in exported.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_durably(directory / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+
+
+@contextmanager
+def fresh_directory(path: Path) -> Iterator[Path]:
+    """A directory beside the one asked for, to write into; it takes that one's name when the block ends well.
+
+    Raises:
+        CheckpointError: the path is taken, or the file system refused.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        what = "is not empty" if path.is_dir() else "is a file"
+        raise CheckpointError(f"{path} {what}. Export into a new directory: --out PATH.")
+    partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        sync_directory(partial)
+        partial.rename(path)  # an empty directory of this name gives way
+        sync_directory(path.parent)
+    except OSError as error:
+        where = error.filename or partial
+        raise CheckpointError(
+            f"cannot export to {path}: {where}: {error.strerror}. Choose another place: --out PATH."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # there only if it did not get its name
+
+
+def _shards(tensors: Mapping[str, Described], max_bytes: int) -> list[list[str]]:
+    """Names in the model's order, cut where the next tensor would make a shard too large."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, one in tensors.items():
+        if shards[-1] and filled + _size(one) > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += _size(one)
+    return shards
+
+
+def _write_shard(
+    file: Path,
+    names: Sequence[str],
+    *,
+    checkpoint: Path,
+    stored: Mapping[str, Described],
+    exported: Mapping[str, Described],
+) -> None:
+    # Largest element first, as safetensors' own writer does: every tensor is then aligned to its element.
+    names = sorted(names, key=lambda name: -DTYPES[exported[name].dtype].itemsize)
+    with file.open("xb") as opened:
+        opened.write(_header({name: exported[name] for name in names}))
+        for name in names:
+            for piece in _pieces(name, _read(checkpoint, stored[name]), DTYPES[exported[name].dtype]):
+                opened.write(view_bytes(piece))
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _header(tensors: Mapping[str, Described]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    end = 0
+    for name, one in tensors.items():
+        start, end = end, end + _size(one)
+        entries[name] = {
+            "dtype": SAFETENSORS_TYPES[one.dtype],
+            "shape": list(one.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read(checkpoint: Path, one: Described) -> Tensor:
+    """A whole tensor, put together from its verified parts."""
+    whole = torch.empty(one.shape, dtype=DTYPES[one.dtype])
+    assert sum(math.prod(chunk.shape) for chunk in one.chunks) == whole.numel(), one
+    for chunk in one.chunks:
+        box = whole
+        for dim, (offset, length) in enumerate(zip(chunk.offset, chunk.shape, strict=True)):
+            box = box.narrow(dim, offset, length)
+        path = checkpoint / chunk.file
+        room = box if box.is_contiguous() else torch.empty_like(box, memory_format=torch.contiguous_format)
+        try:
+            with path.open("rb", buffering=0) as file:
+                read_verified(file, path, chunk, view_bytes(room))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}. {OTHER_STEP}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {OTHER_STEP}") from error
+        if room is not box:
+            box.copy_(room)
+    return whole
+
+
+def _pieces(name: str, tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The tensor in its new type, a piece at a time.
+
+    Raises:
+        CheckpointError: a finite value would become infinite.
+    """
+    if tensor.dtype == dtype:
+        yield tensor
+        return
+    for piece in torch.split(tensor.reshape(-1), PIECE):
+        converted = piece.to(dtype)
+        overflown = converted.isinf() & piece.isfinite()
+        if overflown.any():
+            largest = piece[overflown].abs().max().item()
+            limit = f"the largest of {dtype_name(dtype)} is {torch.finfo(dtype).max:g}"
+            raise CheckpointError(f"{name} holds {largest:g}, but {limit}. Export another type: --dtype bfloat16.")
+        yield converted
+
+
+def _size(one: Described) -> int:
+    return math.prod(one.shape) * DTYPES[one.dtype].itemsize

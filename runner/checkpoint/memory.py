@@ -1,0 +1,54 @@
+"""Tensors seen as bytes of host memory."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from runner.checkpoint.format import SAFETENSORS_TYPES
+
+DTYPES: Mapping[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e4m3fnuz,
+        torch.float8_e5m2,
+        torch.float8_e5m2fnuz,
+        torch.complex64,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint64,
+        torch.uint32,
+        torch.uint16,
+        torch.uint8,
+        torch.bool,
+    )
+}
+assert DTYPES.keys() == SAFETENSORS_TYPES.keys()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As torch names it, without the module: bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_host_bytes(tensor: Tensor) -> bool:
+    """Whether its elements lie one after the other in host memory."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The tensor itself if `is_host_bytes`, else a copy for which that holds."""
+    tensor = tensor.detach()
+    return tensor if is_host_bytes(tensor) else tensor.cpu().resolve_conj().resolve_neg().contiguous()
+
+
+def view_bytes(tensor: Tensor) -> memoryview:
+    """The memory itself of a tensor for which `is_host_bytes` holds; writable. Keeps the tensor's storage alive."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data

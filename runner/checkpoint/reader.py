@@ -1,0 +1,147 @@
+"""How tensors come back from their files: into their own memory where they lie the same way, and never unverified."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, final
+
+import torch
+import xxhash
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from runner.checkpoint.format import Chunk, Described, File
+from runner.checkpoint.memory import DTYPES, is_host_bytes, view_bytes
+from runner.errors import CheckpointError
+
+PIECE_BYTES = 4 << 20  # read and hash alternate on pieces that fit a core's cache, so that hashing waits for no memory
+
+
+@final
+class TensorReader(StorageReader):
+    """Reads what a plan wants from the payload files of one checkpoint, each stored tensor whole and once."""
+
+    def __init__(self, path: Path, *, described: Mapping[str, Described], files: Mapping[str, File]) -> None:
+        self.path = path
+        self._described = described
+        self._files = files
+        self._chunks = {(name, chunk.offset): chunk for name, one in described.items() for chunk in one.chunks}
+        self._in_file: dict[str, list[Chunk]] = {}
+        for chunk in self._chunks.values():
+            self._in_file.setdefault(chunk.file, []).append(chunk)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing: a reader serves one load."""
+
+    def read_metadata(self) -> Metadata:
+        """What the planner needs to know of each tensor."""
+        return Metadata({name: _stored(one) for name, one in self._described.items()})
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Nothing: all is known."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """The plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """The plans as they are."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fill every tensor of the plan.
+
+        Raises:
+            CheckpointError: a file is missing, truncated, or does not hold what was written; the tensors are then
+                filled in part, perhaps with corrupted bytes.
+        """
+        wanted: dict[str, dict[Chunk, list[ReadItem]]] = {}
+        for item in plan.items:
+            assert item.storage_index.offset is not None, item.storage_index
+            chunk = self._chunks[item.storage_index.fqn, tuple(item.storage_index.offset)]
+            wanted.setdefault(chunk.file, {}).setdefault(chunk, []).append(item)
+        for name, chunks in wanted.items():
+            self._read_file(name, chunks, planner)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """No: a reader is made for a directory, never found for one."""
+        return False
+
+    def _read_file(self, name: str, wanted: Mapping[Chunk, list[ReadItem]], planner: LoadPlanner) -> None:
+        path = self.path / name
+        try:
+            with path.open("rb", buffering=0) as file:
+                self._verify_header(file, path)
+                for chunk in sorted(wanted, key=lambda chunk: chunk.start):
+                    self._read_chunk(file, path, chunk, wanted[chunk], planner)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+
+    def _verify_header(self, file: BinaryIO, path: Path) -> None:
+        """Hold the header, which says to other programs what is where, to the hash in the manifest."""
+        length = file.read(8)
+        header = length + file.read(min(int.from_bytes(length, "little"), self._files[path.name].bytes))
+        # An empty tensor begins where the next one does, and was written before it.
+        in_order = sorted(self._in_file[path.name], key=lambda chunk: (chunk.start, chunk.bytes))
+        digests = b"".join(bytes.fromhex(chunk.xxh3_128) for chunk in in_order)
+        if xxhash.xxh3_128(header + digests).hexdigest() != self._files[path.name].xxh3_128:
+            raise CheckpointError(f"{path} is corrupted: its header is not the one that was written.")
+
+    def _read_chunk(
+        self, file: BinaryIO, path: Path, chunk: Chunk, items: Sequence[ReadItem], planner: LoadPlanner
+    ) -> None:
+        dtype = DTYPES[self._described[items[0].storage_index.fqn].dtype]
+        targets = [planner.resolve_tensor(item).detach() for item in items]
+        if len(items) == 1 and tuple(items[0].lengths) == chunk.shape and _lies_alike(targets[0], dtype):
+            read_verified(file, path, chunk, view_bytes(targets[0]))
+        else:
+            whole = torch.empty(chunk.shape, dtype=dtype)
+            read_verified(file, path, chunk, view_bytes(whole))
+            for item, target in zip(items, targets, strict=True):
+                target.copy_(_cut(whole, item))
+        for item, target in zip(items, targets, strict=True):
+            planner.commit_tensor(item, target)
+
+
+def _stored(one: Described) -> TensorStorageMetadata:
+    boxes = [ChunkStorageMetadata(torch.Size(chunk.offset), torch.Size(chunk.shape)) for chunk in one.chunks]
+    return TensorStorageMetadata(TensorProperties(dtype=DTYPES[one.dtype]), torch.Size(one.shape), boxes)
+
+
+def _lies_alike(target: Tensor, dtype: torch.dtype) -> bool:
+    return target.dtype == dtype and is_host_bytes(target)
+
+
+def _cut(whole: Tensor, item: ReadItem) -> Tensor:
+    for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+        whole = whole.narrow(dim, offset, length)
+    return whole
+
+
+def read_verified(file: BinaryIO, path: Path, chunk: Chunk, target: memoryview) -> None:
+    """Read a stored tensor into memory of its size and hold it to its hash."""
+    hasher = xxhash.xxh3_128()
+    done = 0
+    while done < chunk.bytes:
+        piece = target[done : done + PIECE_BYTES]
+        read = os.preadv(file.fileno(), [piece], chunk.start + done)
+        if not read:
+            raise CheckpointError(
+                f"{path} is truncated: tensor {chunk.key!r} ends after {done} of {chunk.bytes} bytes."
+            )
+        hasher.update(piece[:read])
+        done += read
+    if hasher.hexdigest() != chunk.xxh3_128:
+        raise CheckpointError(f"{path} is corrupted: the hash of tensor {chunk.key!r} is not that of what was written.")

@@ -1,0 +1,129 @@
+"""One rank of two: what test_two_ranks.py runs. Raises if a promise is broken.
+
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python ranks.py SCENARIO DIRECTORY
+"""
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from runner.checkpoint.sharded import Sharded
+from runner.errors import CheckpointError
+from runner.protocols import Axes, Progress, State
+from runner.world.group import GroupWorld
+
+PROGRESS = Progress(step=5, position=50)
+
+
+def weights() -> dict[str, Tensor]:
+    """Known numbers; 5 rows over 2 ranks are 3 and 2, one row is 1 and none."""
+    shapes = {"0.weight": (5, 3), "0.bias": (5,), "1.weight": (1, 5), "1.bias": (1,)}
+    return {name: torch.arange(1.0, 1.0 + torch.Size(shape).numel()).reshape(shape) for name, shape in shapes.items()}
+
+
+def sharded_model(world: GroupWorld) -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 1))
+    fully_shard(model, mesh=world.mesh(Axes(names=("data",), sizes=(world.size,), data=("data",))))
+    return model
+
+
+def save_sharded(world: GroupWorld, directory: Path) -> None:
+    """FSDP2 shards, a replicated tensor and one that only this rank has."""
+    model = sharded_model(world)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            whole, shard = weights()[name], parameter.data
+            assert isinstance(shard, DTensor)
+            rows = whole.chunk(world.size)
+            shard.to_local().copy_(rows[world.rank] if world.rank < len(rows) else whole[:0])
+    tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+    tensors["optimizer.step"] = torch.tensor(5.0)
+    tensors[f"rng.rank_{world.rank}.torch"] = torch.full((4,), world.rank, dtype=torch.uint8)
+    checkpointer = Sharded().open(directory, world)
+    checkpointer.save(State(tensors=tensors, values={"epoch": 2}), progress=PROGRESS, metrics={})
+    assert checkpointer.latest() == directory / "checkpoints/step_5"
+
+
+def load_sharded(world: GroupWorld, directory: Path) -> None:
+    """Into FSDP2 shards, whoever wrote it; each rank its own generator as well."""
+    model = sharded_model(world)
+    checkpointer = Sharded().open(directory, world)
+    path = checkpointer.latest()
+    assert path is not None
+    generator = torch.zeros(4, dtype=torch.uint8)
+    tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+    tensors[f"rng.rank_{world.rank}.torch"] = generator
+    state = State(tensors=tensors)
+    checkpointer.load(path, state)
+    assert state.values == {"epoch": 2}
+    assert generator.tolist() == 4 * [world.rank]
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter.data, DTensor)
+        assert torch.equal(parameter.data.full_tensor(), weights()[name]), name
+
+
+def replicated(world: GroupWorld, directory: Path) -> None:
+    """Tensors that both ranks have are stored once, the work shared; both get them back."""
+    tensors = {name: weight.clone() for name, weight in weights().items()}
+    checkpointer = Sharded().open(directory, world)
+    checkpointer.save(State(tensors=tensors), progress=PROGRESS, metrics={})
+    path = checkpointer.latest()
+    assert path is not None
+    held = []
+    for rank in range(world.size):
+        with safe_open(path / f"rank_{rank}.safetensors", "pt") as file:
+            held.append(set(file.keys()))
+    assert all(held)
+    assert held[0] & held[1] == set()
+    assert held[0] | held[1] == tensors.keys()
+    for tensor in tensors.values():
+        tensor.zero_()
+    checkpointer.load(path, State(tensors=tensors))
+    assert all(torch.equal(tensors[name], weight) for name, weight in weights().items())
+
+
+def one_fails(world: GroupWorld, directory: Path) -> None:
+    """What one rank cannot do, all ranks hear, and nothing is committed."""
+    checkpointer = Sharded().open(directory, world)
+    bad = State(
+        tensors={f"rng.rank_{world.rank}.z": torch.ones(1, dtype=(torch.float32, torch.complex128)[world.rank])}
+    )
+    message = failure(lambda: checkpointer.save(bad, progress=PROGRESS, metrics={}))
+    assert message.startswith("state.tensors 'rng.rank_1.z' cannot be saved: safetensors has no complex128."), message
+    good = State(tensors={"w": torch.ones(2)}, values={"bad": {1}})
+    message = failure(lambda: checkpointer.save(good, progress=PROGRESS, metrics={}))
+    assert message.startswith("state.values 'bad' cannot be saved"), message
+    assert checkpointer.latest() is None
+    good.values.clear()
+    checkpointer.save(good, progress=PROGRESS, metrics={})
+    path = checkpointer.latest()
+    assert path is not None
+    asked = State(tensors={"w": torch.zeros(2), **({"x": torch.zeros(1)} if world.rank else {})})
+    message = failure(lambda: checkpointer.load(path, asked))
+    assert message == f"{path} is not a checkpoint of this model: x is not in it.", message
+
+
+def failure(action: object) -> str:
+    """The message of the CheckpointError that the action must raise."""
+    assert callable(action)
+    try:
+        action()
+    except CheckpointError as error:
+        return str(error)
+    raise AssertionError("no error was raised")
+
+
+if __name__ == "__main__":
+    scenarios = {scenario.__name__: scenario for scenario in (save_sharded, load_sharded, replicated, one_fails)}
+    rank = int(os.environ["RANK"])
+    group = GroupWorld(torch.device("cpu"), "gloo", local_rank=rank, timeout=timedelta(seconds=45))
+    scenarios[sys.argv[1]](group, Path(sys.argv[2]))
+    group.close()
+    os._exit(0)

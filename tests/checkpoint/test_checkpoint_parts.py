@@ -1,0 +1,84 @@
+"""The options of the group: what they refuse, and what `none` still does."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from runner.checkpoint.none import NoCheckpoint
+from runner.checkpoint.sharded import Sharded
+from runner.protocols import Progress, State
+from runner.world.solo import SoloWorld
+
+CONF = Path(__file__).parents[2] / "conf" / "checkpoint"
+
+
+def spec(*, evaluates: bool = True, stop_at_step: int | None = None) -> Any:
+    """As much of a declaration as checkpoints look at."""
+    evaluation = SimpleNamespace(every_steps=10 if evaluates else None, at_end=False)
+    return SimpleNamespace(eval=evaluation, run=SimpleNamespace(stop_at_step=stop_at_step))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"every_steps": 0}, "every_steps=0 must be at least 1, or null for off."),
+        ({"every_minutes": 0.0}, "every_minutes=0.0 must be above 0, or null for off."),
+        ({"keep_last": 0}, "keep_last=0 must be at least 1, or null to keep all."),
+        ({"keep_best": -1}, "keep_best=-1 must be at least 0."),
+    ],
+)
+def test_numbers_out_of_range_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sharded(**fields)
+
+
+def test_the_best_cannot_be_kept_without_evaluation() -> None:
+    faults = list(Sharded(keep_best=1).check(spec(evaluates=False)))
+    assert [(fault.key, fault.message) for fault in faults] == [
+        ("checkpoint.keep_best", "keep_best=1 needs eval/loss, but this run never evaluates. Set eval.every_steps.")
+    ]
+    assert list(Sharded(keep_best=1).check(spec())) == []
+
+
+def test_none_refuses_to_be_asked_for_checkpoints() -> None:
+    faults = list(NoCheckpoint(every_steps=5, at_end=True).check(spec(stop_at_step=3)))
+    way_out = "but checkpoint=none never saves. Drop it, or choose checkpoint=sharded."
+    assert [(fault.key, fault.message) for fault in faults] == [
+        ("checkpoint.every_steps", f"every_steps=5, {way_out}"),
+        ("checkpoint.at_end", f"at_end=True, {way_out}"),
+        ("run.stop_at_step", "stop_at_step=3 ends with a commit. Drop it, or choose checkpoint=sharded."),
+    ]
+    assert list(NoCheckpoint().check(spec())) == []
+
+
+def test_none_saves_nothing(tmp_path: Path, world: SoloWorld) -> None:
+    checkpointer = NoCheckpoint().open(tmp_path, world)
+    checkpointer.save(State(values={"a": 1}), progress=Progress(step=1, position=1), metrics={})
+    assert checkpointer.latest() is None
+    checkpointer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_none_continues_from_what_was_saved_before(
+    tmp_path: Path, save: Callable[..., Path], world: SoloWorld, blank: State
+) -> None:
+    path = save(3)
+    checkpointer = NoCheckpoint().open(tmp_path, world)
+    assert checkpointer.latest() == path
+    assert checkpointer.stored(path).keys() == blank.tensors.keys()
+    checkpointer.load(path, blank)
+    assert blank.values == {"step": 3}
+
+
+@pytest.mark.parametrize(("option", "part"), [("sharded", Sharded()), ("none", NoCheckpoint())])
+def test_an_option_file_says_the_defaults(option: str, part: Any) -> None:
+    node = yaml.safe_load((CONF / f"{option}.yaml").read_text())
+    assert node.pop("_target_") == f"{type(part).__module__}.{type(part).__name__}"
+    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    assert node == {**fields, **({"mode": "min"} if "mode" in fields else {})}
+    assert list(node) == list(fields)

@@ -1,0 +1,182 @@
+"""A corrupted checkpoint is never taken: the message says which file, and which older one to continue from."""
+
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from runner.checkpoint.format import decode_manifest, decode_metadata
+from runner.checkpoint.sharded import ShardedCheckpointer
+from runner.checkpoint.transfer import read_tensors
+from runner.errors import CheckpointError
+from runner.protocols import State
+from runner.world.solo import SoloWorld
+
+Save = Callable[..., Path]
+
+OLDER = "The next older checkpoint is whole; continue from it: --from step_1."
+
+
+def flip(file: Path, place: int) -> None:
+    """Change one bit."""
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_flipped_bit_names_file_tensor_and_older_commit(
+    checkpointer: ShardedCheckpointer, save: Save, blank: State
+) -> None:
+    save(1)
+    path = save(2)
+    flip(path / "rank_0.safetensors", -1)
+    assert checkpointer.latest() == path  # sizes are right: only reading can tell
+    with pytest.raises(CheckpointError) as caught:
+        checkpointer.load(path, blank)
+    fault = f"{path}/rank_0.safetensors is corrupted: the hash of tensor 'model.a' is not that of what was written."
+    assert str(caught.value) == f"{fault} {OLDER}"
+
+
+def test_a_flipped_bit_in_the_header_is_found(checkpointer: ShardedCheckpointer, save: Save, blank: State) -> None:
+    path = save(2)
+    flip(path / "rank_0.safetensors", 20)
+    with pytest.raises(
+        CheckpointError, match=r"rank_0.safetensors is corrupted: its header .* No older checkpoint is whole"
+    ):
+        checkpointer.load(path, blank)
+
+
+@pytest.mark.parametrize("name", ["state.json", "metadata.json"])
+def test_a_changed_json_file_is_found(name: str, checkpointer: ShardedCheckpointer, save: Save, blank: State) -> None:
+    save(1)
+    path = save(2)
+    flip(path / name, -4)
+    with pytest.raises(CheckpointError) as caught:
+        checkpointer.load(path, blank)
+    assert str(caught.value) == f"{path}/{name} is corrupted: its hash is not the one in manifest.json. {OLDER}"
+
+
+def test_a_truncated_file_is_found_before_it_is_read(checkpointer: ShardedCheckpointer, save: Save) -> None:
+    save(1)
+    file = save(2) / "rank_0.safetensors"
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(CheckpointError) as caught:
+        checkpointer.latest()
+    assert str(caught.value) == f"{file} has {size - 5} bytes instead of {size}. {OLDER}"
+
+
+def test_a_missing_file_is_found_before_it_is_read(checkpointer: ShardedCheckpointer, save: Save) -> None:
+    save(1)
+    path = save(2)
+    (path / "rank_0.safetensors").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        checkpointer.latest()
+    assert str(caught.value) == f"{path}/rank_0.safetensors is missing. {OLDER}"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "is corrupted: it is not JSON with a format version"),
+        ("[]", "is corrupted: it is not JSON with a format version"),
+        ('{"format": 1}', "is corrupted: it is not a manifest"),
+        ('{"format": 9}', "has format 9; this version of runner reads format 1."),
+    ],
+)
+def test_a_manifest_that_is_none_is_found(text: str, fault: str, checkpointer: ShardedCheckpointer, save: Save) -> None:
+    save(1)
+    path = save(2)
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        checkpointer.latest()
+    assert str(caught.value).startswith(f"{path}/manifest.json {fault}")
+    assert str(caught.value).endswith(OLDER)
+
+
+def test_a_missing_manifest_is_found(checkpointer: ShardedCheckpointer, save: Save) -> None:
+    path = save(1)
+    (path / "manifest.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"manifest.json is missing or cannot be read: No such file or directory."
+    ):
+        checkpointer.latest()
+
+
+def test_an_older_commit_that_is_corrupted_too_is_not_offered(checkpointer: ShardedCheckpointer, save: Save) -> None:
+    for step in (1, 2, 3):
+        save(step)
+    for path in (save(2), save(3)):
+        (path / "state.json").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        checkpointer.latest()
+    assert str(caught.value).endswith(OLDER)
+
+
+def read(world: SoloWorld, path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read the payload alone, as `load` does once it has seen that sizes are right."""
+    manifest = decode_manifest(path)
+    described = decode_metadata(path, manifest.files["metadata.json"])
+    read_tensors(world, path, tensors, described=described, files=manifest.files)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_said(world: SoloWorld, save: Save, blank: State) -> None:
+    file = save(1) / "rank_0.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(
+        CheckpointError, match=r"rank_0.safetensors is truncated: tensor 'model.a' ends after 43 of 48 bytes."
+    ):
+        read(world, file.parent, blank.tensors)
+
+
+def test_a_file_that_vanishes_while_it_is_read_is_said(world: SoloWorld, save: Save, blank: State) -> None:
+    file = save(1) / "rank_0.safetensors"
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"rank_0.safetensors cannot be read: No such file or directory."):
+        read(world, file.parent, blank.tensors)
+
+
+def test_what_torch_raises_itself_comes_through_with_rank_and_path(world: SoloWorld, save: Save) -> None:
+    path = save(1)
+    with pytest.raises(ValueError, match="Size mismatch") as caught:
+        read(world, path, {"model.a": torch.zeros(7)})
+    assert caught.value.__notes__ == [f"on rank 0, in checkpoint {path}"]
+
+
+def test_no_pickle_is_ever_loaded(
+    checkpointer: ShardedCheckpointer, save: Save, blank: State, planted: Callable[[], bytes]
+) -> None:
+    """Pickles planted where torch's own readers would look, and in place of each of our files."""
+    path = save(1)
+    for name in (".metadata", "__0_0.distcp", "state.pt"):
+        (path / name).write_bytes(planted())
+    checkpointer.load(path, blank)
+    for name in ("rank_0.safetensors", "state.json", "metadata.json", "manifest.json"):
+        original = (path / name).read_bytes()
+        (path / name).write_bytes(planted().ljust(len(original))[: len(original)])
+        with pytest.raises(CheckpointError):
+            checkpointer.load(path, blank)
+        (path / name).write_bytes(original)
+    assert LOADED == []
+
+
+LOADED: list[str] = []
+
+
+@pytest.fixture
+def planted() -> Callable[[], bytes]:
+    """A pickle that would tell on whoever loads it. The interpreter tells too, of any unpickled class."""
+    watching = [True]
+    sys.addaudithook(lambda event, args: LOADED.append(event) if watching[0] and event == "pickle.find_class" else None)
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return io.StringIO, ("boom",)
+
+    yield lambda: pickle.dumps(Bomb())  # type: ignore[misc]
+    watching[0] = False

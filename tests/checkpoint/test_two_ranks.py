@@ -1,0 +1,76 @@
+"""Two real ranks on gloo: shards, replicas, and another number of ranks at the other end."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner.checkpoint.sharded import Sharded
+from runner.protocols import Progress, State
+from runner.world.solo import SoloWorld
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+
+
+def on_two_ranks(scenario: str, directory: Path) -> None:
+    """Run a scenario of ranks.py; fails with what the ranks printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, str(SCRIPT), scenario, str(directory)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+
+
+EXPECTED = {
+    "model.0.weight": torch.arange(1.0, 16.0).reshape(5, 3),
+    "model.0.bias": torch.arange(1.0, 6.0),
+    "model.1.weight": torch.arange(1.0, 6.0).reshape(1, 5),
+    "model.1.bias": torch.ones(1),
+}
+
+
+def test_shards_of_two_ranks_load_on_one_and_on_two(tmp_path: Path, world: SoloWorld) -> None:
+    on_two_ranks("save_sharded", tmp_path)
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in EXPECTED.items()}
+    checkpointer = Sharded().open(tmp_path, world)
+    path = checkpointer.latest()
+    assert path is not None
+    checkpointer.load(path, State(tensors=tensors))
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in EXPECTED.items())
+    names = {*EXPECTED, "optimizer.step", "rng.rank_0.torch", "rng.rank_1.torch"}
+    assert checkpointer.stored(path).keys() == names
+    on_two_ranks("load_sharded", tmp_path)
+
+
+def test_what_one_rank_saved_loads_into_shards_of_two(tmp_path: Path, world: SoloWorld) -> None:
+    generators = {f"rng.rank_{rank}.torch": torch.full((4,), rank, dtype=torch.uint8) for rank in range(2)}
+    state = State(tensors={**EXPECTED, **generators}, values={"epoch": 2})
+    Sharded().open(tmp_path, world).save(state, progress=Progress(step=5, position=50), metrics={})
+    on_two_ranks("load_sharded", tmp_path)
+
+
+@pytest.mark.parametrize("scenario", ["replicated", "one_fails"])
+def test_two_ranks_agree(scenario: str, tmp_path: Path) -> None:
+    on_two_ranks(scenario, tmp_path)
