@@ -1,0 +1,111 @@
+"""What can be wrong with a DeepSpeed strategy, known without DeepSpeed and without a device."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from runner.errors import Fault
+from runner.strategy.deepspeed_config import AUTO, ZERO, Source, contradictions, unfilled
+
+if TYPE_CHECKING:
+    from runner.spec.run_spec import RunSpec
+
+HOST = "gloo"  # the backend of hardware that is the host itself
+OFFLOAD = (ZERO + "offload_optimizer.", ZERO + "offload_param.")
+
+
+def read_json(path: str) -> Mapping[str, Any]:
+    """A user's DeepSpeed configuration.
+
+    Raises:
+        ValueError: it is not there, or no JSON object.
+    """
+    try:
+        read = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}. Give the path of a DeepSpeed JSON.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} holds a {type(read).__name__}; a DeepSpeed configuration is a JSON object.")
+    return read
+
+
+def run_faults(spec: "RunSpec") -> Iterator[Fault]:
+    """What the rest of the recipe asks for and DeepSpeed does not do here."""
+    if spec.clip.value is not None:
+        rule = (
+            f"{spec.clip.value} clips each element, which DeepSpeed does not. Use clip.norm, or strategy=ddp or fsdp."
+        )
+        yield Fault(key="clip.value", message=rule)
+    if spec.precision.param_dtype not in (torch.float32, torch.bfloat16):
+        narrow = str(spec.precision.param_dtype).removeprefix("torch.")
+        why = "DeepSpeed refuses it on the host" if spec.hardware.backend == HOST else "its loss scale is DeepSpeed's"
+        rule = f"weights in {narrow} do not go with the DeepSpeed strategies ({why}). Use precision=bf16 or fp32."
+        yield Fault(key="precision", message=rule)
+
+
+def config_faults(sources: Sequence[Source]) -> Iterator[Fault]:
+    """What the sources of DeepSpeed's configuration say together: one fault for all that is said twice."""
+    keys = {key for source in sources for key in source}
+    if twice := contradictions(sources):
+        lines = "\n      ".join(twice)
+        rule = f"given twice, with different values:\n      {lines}\n    Leave each in one place, or write auto there."
+        yield Fault(key="strategy.config", message=rule)
+    if unknown := unfilled(sources):
+        rule = f"auto is not a value that anything fills for {', '.join(unknown)}. Give each a value of its own."
+        yield Fault(key="strategy.config", message=rule)
+    if any(key == "scheduler" or key.startswith("scheduler.") for key in keys):
+        rule = (
+            "scheduler: learning rates are moved by the group schedule, for every strategy. DeepSpeed's own are there "
+            "by _target_: schedule._target_=deepspeed.runtime.lr_schedules.WarmupDecayLR and its arguments."
+        )
+        yield Fault(key="strategy.config", message=rule)
+    if "zero_optimization" in keys:
+        yield Fault(key="strategy.config", message="zero_optimization must be a section {…}, not a single value.")
+
+
+def offload_faults(joined: Mapping[str, Any], spec: "RunSpec") -> Iterator[Fault]:
+    """What stage, offload, ZeRO++ and hardware do not allow each other."""
+    stage = joined[ZERO + "stage"]
+    optimizer, param = (joined.get(section + "device", "none") for section in OFFLOAD)
+    if param != "none" and stage != 3:
+        rule = f"offload_param={param} needs stage 3: only there are parameters cut. Use strategy=deepspeed_zero3."
+        yield Fault(key="strategy.offload_param", message=rule)
+    if optimizer == "nvme" and stage != 3:
+        rule = f"offload_optimizer=nvme needs stage 3, not {stage}. Use cpu, or strategy=deepspeed_zero3."
+        yield Fault(key="strategy.offload_optimizer", message=rule)
+    for name, section, device in zip(("optimizer", "param"), OFFLOAD, (optimizer, param), strict=True):
+        yield from _path_faults(f"strategy.{name}_nvme_path", device, joined.get(section + "nvme_path"))
+    yield from _plus_plus_faults(joined, spec, stage)
+
+
+def _path_faults(key: str, device: str, path: str | None) -> Iterator[Fault]:
+    if device == "nvme" and (path is None or path == AUTO):
+        yield Fault(key=key, message="nvme needs a directory on the disk: give its path.")
+    elif device == "nvme" and not Path(str(path)).is_dir():
+        yield Fault(key=key, message=f"{path} is no directory. Make it, or give another on the disk.")
+    elif path is not None and device != "nvme":
+        rule = f"{path} is used with nvme only, but offload is {device}. Leave it out, or offload to nvme."
+        yield Fault(key=key, message=rule)
+
+
+def _plus_plus_faults(joined: Mapping[str, Any], spec: "RunSpec", stage: int) -> Iterator[Fault]:
+    size = joined.get(ZERO + "zero_hpz_partition_size", 1)
+    asked = {
+        "hpz_partition_size": size if size > 1 else None,
+        "quantized_weights": joined.get(ZERO + "zero_quantized_weights"),
+        "quantized_gradients": joined.get(ZERO + "zero_quantized_gradients"),
+    }
+    for name, value in asked.items():
+        if value and stage != 3:
+            rule = f"{value} is ZeRO++, which needs stage 3, not {stage}. Use strategy=deepspeed_zero3, or null."
+            yield Fault(key=f"strategy.{name}", message=rule)
+        elif value and name.startswith("quantized") and spec.hardware.backend == HOST:
+            yield Fault(key=f"strategy.{name}", message="its kernels are for CUDA, not for the host. Use null.")
+    if spec.hardware.processes % size:
+        rule = f"{size} does not divide hardware.processes={spec.hardware.processes}. Use as many as a machine has."
+        yield Fault(key="strategy.hpz_partition_size", message=rule)

@@ -1,0 +1,122 @@
+"""From a configuration to an engine in which a model trains."""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from runner.errors import HookError
+from runner.protocols import Loss, Precision, Trainable, World
+from runner.strategy import deepspeed_library as library
+from runner.strategy.deepspeed_config import OF_GROUPS, ZERO, nested, shaped, told_of_batches, without_shape
+from runner.strategy.deepspeed_shares import Shares, each_cut, end_to_end
+from runner.strategy.deepspeed_state import NamedPartitions
+from runner.strategy.deepspeed_step import CastLossOf, ZeroReplica, multiplier
+from runner.strategy.deepspeed_weights import cut, put_back, whole
+
+
+def build(
+    joined: Mapping[str, Any],
+    *,
+    build_model: Callable[[], Module],
+    build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
+    loss: Callable[[Module, Any], Loss | Tensor],
+    precision: Precision,
+    zero_init: bool,
+    leaf_modules: Sequence[str],
+    sync_buffers: bool,
+    world: World,
+) -> Trainable:
+    """Import DeepSpeed, build the model as the stage wants it, and give both to each other. Collective.
+
+    Args:
+        joined: DeepSpeed's configuration, flat, but for what it is told of batches.
+
+    Raises:
+        HookError: the model lacks what the configuration refers to.
+    """
+    deepspeed = library.load(world)
+    joined = {**_on_this_device(joined, world), **told_of_batches(world.size)}
+    is_cut = joined[ZERO + "stage"] == 3
+    dtype = precision.param_dtype
+    alone = library.open_group(world)
+    with library.quiet():
+        deepspeed.init_distributed(verbose=False)
+        if is_cut:
+            early = nested(without_shape(joined))
+            model, made = cut(build_model, inside=zero_init, config=early, dtype=dtype, world=world)
+        else:
+            model, made = whole(build_model, dtype=dtype)
+        _mark_leaves(model, leaf_modules)
+        named = dict(model.named_parameters())
+        optimizer = build_optimizer(named.items())
+        groups = _groups(optimizer, named)
+        loss_of = CastLossOf(
+            model,
+            loss,
+            autocast=precision.autocast(world.device.type),
+            input_dtype=None if dtype == torch.float32 else dtype,
+        )
+        config = nested(shaped(joined, model))
+        own = "optimizer" in config
+        engine, *_ = deepspeed.initialize(
+            model=loss_of,
+            optimizer=None if own else optimizer,
+            model_parameters=_settings_of_groups(optimizer) if own else None,
+            config=config,
+        )
+        shares = _shares(engine.optimizer, groups, named, is_cut=is_cut, rank=world.rank)
+        put_back(made, shares, named, is_cut=is_cut)
+    trainable = ZeroReplica(
+        engine,
+        loss_of=loss_of,
+        state=NamedPartitions(model, engine.optimizer.optimizer, shares, rank=world.rank),
+        multiply=multiplier(engine.optimizer),
+        sync_buffers=list(model.buffers()) if sync_buffers and world.size > 1 else [],
+        world=world,
+    )
+    # Whoever drops the trainable is done with the engine, whose own references go round in circles.
+    weakref.finalize(trainable, library.leave, engine, alone=alone).atexit = False
+    return trainable
+
+
+def _on_this_device(joined: Mapping[str, Any], world: World) -> dict[str, Any]:
+    """On the host itself there is nothing to pin memory for."""
+    pins = world.device.type != "cpu"
+    sections = [ZERO + "offload_optimizer.", ZERO + "offload_param."]
+    return {section + "pin_memory": pins for section in sections if section + "device" in joined} | dict(joined)
+
+
+def _mark_leaves(model: Module, names: Sequence[str]) -> None:
+    if not names:
+        return
+    from deepspeed.utils import set_z3_leaf_modules
+
+    classes = {type(module).__name__: type(module) for module in model.modules()}
+    if unknown := sorted(set(names) - set(classes)):
+        rule = f"The model has modules of {', '.join(sorted(classes))}."
+        raise HookError(f"strategy.moe_leaf_modules names {', '.join(unknown)}, of which the model has none. {rule}")
+    set_z3_leaf_modules(model, [classes[name] for name in names])
+
+
+def _groups(optimizer: torch.optim.Optimizer, named: Mapping[str, Parameter]) -> dict[str, int]:
+    """In which of the optimizer's groups each trained parameter is."""
+    places = {
+        id(parameter): index for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]
+    }
+    return {name: places[id(parameter)] for name, parameter in named.items() if id(parameter) in places}
+
+
+def _settings_of_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """For DeepSpeed's own optimizer: torch's groups, with the settings that both know."""
+    return [
+        {key: value for key, value in group.items() if key in ("params", *OF_GROUPS)}
+        for group in optimizer.param_groups
+    ]
+
+
+def _shares(zero: Any, groups: Mapping[str, int], named: Mapping[str, Parameter], *, is_cut: bool, rank: int) -> Shares:
+    return each_cut(zero, groups, named, rank=rank) if is_cut else end_to_end(zero, groups, named)

@@ -1,0 +1,117 @@
+"""DeepSpeed itself: found, imported for the right device, given ranks to speak with, and kept from the terminal.
+
+Importing it takes one to three seconds, so that only a worker whose strategy needs it does.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from runner.errors import RankError
+from runner.log import logger
+from runner.protocols import World
+
+INSTALL = "pip install 'hydra-runner[deepspeed]'  (or: DS_BUILD_OPS=0 pip install deepspeed)"
+_OWN = logging.getLogger("DeepSpeed")
+
+
+def is_installed() -> bool:
+    """Whether DeepSpeed can be imported; it is not."""
+    return importlib.util.find_spec("deepspeed") is not None
+
+
+def load(world: World) -> ModuleType:
+    """Import DeepSpeed for the device of this rank.
+
+    DeepSpeed looks for an accelerator while it is imported, and takes a GPU that it finds, unless DS_ACCELERATOR tells
+    it otherwise. What it says goes to the log of the rank.
+
+    Raises:
+        RankError: this process had imported DeepSpeed for another device.
+    """
+    kind = world.device.type
+    os.environ["DS_ACCELERATOR"] = kind
+    with quiet():
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator
+
+        found: str = get_accelerator().device_name()
+    if found != kind:
+        raise RankError(
+            f"this process imported DeepSpeed for {found}, but the run's device is {kind}. "
+            "Start the run in a process of its own (launch.fork=false)."
+        )
+    _listen()
+    # It would compile an operator for inference, which no training uses: 40 s the first time, and a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It calls them by names that torch has changed since, several times a step.
+    warnings.filterwarnings("ignore", message="`torch.distributed.(all_gather|reduce_scatter)_[a-z_]*` is deprecated")
+    library: ModuleType = deepspeed
+    return library
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What is printed in the block goes to the log of the rank, a line an event."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines():
+            if line.strip():
+                _to_file(logging.INFO, line.strip())
+
+
+def open_group(world: World) -> bool:
+    """Make the process group and the variable that DeepSpeed wants even of a single rank.
+
+    Returns:
+        Whether they were made; then `leave` is to undo it.
+    """
+    if dist.is_initialized():
+        return False
+    backend = "gloo" if world.device.type == "cpu" else None
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    os.environ["LOCAL_RANK"] = str(world.local_rank)
+    return True
+
+
+def leave(engine: Any, *, alone: bool) -> None:
+    """Let go of an engine, and of what `open_group` made for it."""
+    with quiet():
+        engine.destroy()
+        if alone and dist.is_initialized():
+            from deepspeed import comm
+
+            comm.destroy_process_group()
+            comm.comm.cdb = None
+            del os.environ["LOCAL_RANK"]
+
+
+def _listen() -> None:
+    """DeepSpeed has a logger of its own that prints: let it speak to the file of the rank, as everyone does."""
+    for handler in tuple(_OWN.handlers):
+        _OWN.removeHandler(handler)
+    for handler in _files():
+        _OWN.addHandler(handler)
+    _OWN.setLevel(logging.WARNING)
+
+
+def _files() -> list[logging.Handler]:
+    return [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+
+
+def _to_file(level: int, line: str) -> None:
+    record = logger.makeRecord("runner.deepspeed", level, __file__, 0, line, (), None)
+    for handler in _files():
+        handler.handle(record)

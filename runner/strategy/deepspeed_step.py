@@ -1,0 +1,177 @@
+"""The step under a DeepSpeed engine: ZeRO, Rajbhandari et al. (SC 2020)."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from runner.errors import HookError
+from runner.protocols import Batches, Loss, MicroBatch, State, StepLoss, Stored, Update, Weighed, World
+from runner.strategy.deepspeed_state import NamedPartitions
+from runner.strategy.weigh import at_least_one, check_has_gradient, weigh
+
+
+@final
+class CastLossOf(Module):
+    """What DeepSpeed wraps: the hook's loss of the user's own model, in the types of the precision.
+
+    Autocast is entered here, since an engine leaves one that it finds around itself.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Callable[[Module, Any], Loss | Tensor],
+        *,
+        autocast: AbstractContextManager[Any],
+        input_dtype: torch.dtype | None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            input_dtype: of floating tensors that the hook gives to the model; None = as they are.
+        """
+        super().__init__()
+        self.model = model
+        self._loss = loss
+        self._autocast = autocast
+        if input_dtype is not None:
+            model.register_forward_pre_hook(
+                lambda _, args, kwargs: _cast((args, kwargs), input_dtype), with_kwargs=True
+            )
+
+    def forward(self, batch: Any) -> Loss | Tensor:
+        """The hook's loss of one micro-batch."""
+        with self._autocast:
+            return self._loss(self.model, batch)
+
+
+@final
+class ZeroReplica:
+    """A model and its optimizer inside a DeepSpeed engine."""
+
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        loss_of: CastLossOf,
+        state: NamedPartitions,
+        multiply: Callable[[Tensor | float], None],
+        sync_buffers: Sequence[Tensor],
+        world: World,
+    ) -> None:
+        """Set up for a fresh run.
+
+        Args:
+            multiply: multiplies the gradients of the step, before they are measured, clipped and applied.
+            sync_buffers: rank 0's are given to all before each step.
+        """
+        self.model = loss_of.model
+        self._engine = engine
+        self._loss_of = loss_of
+        self._state = state
+        self._multiply = multiply
+        self._buffers = sync_buffers
+        self._world = world
+        self._factor: Tensor | float = 1.0
+        engine.train()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What DeepSpeed steps for each of its flat partitions."""
+        optimizer: torch.optim.Optimizer = self._engine.optimizer.optimizer
+        return optimizer
+
+    def forward_backward(self, batches: Batches) -> StepLoss:
+        """Forward and backward every round; stage 1 exchanges gradients in the last, stages 2 and 3 in each."""
+        self._multiply(1.0)
+        for buffer in self._buffers:
+            torch.distributed.broadcast(buffer, 0)
+        losses: list[Weighed] = []
+        finish: Callable[[], Tensor | int] = lambda: batches.items  # noqa: E731
+        for index, micro_batch in enumerate(batches.rounds):
+            is_last = index == len(batches.rounds) - 1
+            self._engine.set_gradient_accumulation_boundary(is_last)
+            losses.append(loss := weigh(self._engine, micro_batch))
+            check_has_gradient(loss.value)
+            if is_last and not loss.is_mean:
+                counts = [loss.count for loss in losses]
+                finish = self._world.start_sum(torch.as_tensor(sum(counts), device=loss.value.device))
+            # The engine averages over ranks. A mean is divided before backward, for every rank knows the step's items.
+            factor = loss.weight * self._world.size / batches.items if loss.is_mean else float(loss.weight)
+            # A product even by 1: given the very tensor that came from forward, the engine divides by its rounds.
+            self._engine.backward(loss.value * factor, scale_wrt_gas=False)
+        count = finish()
+        self._factor = 1.0 if losses[-1].is_mean else self._world.size / at_least_one(count)
+        return StepLoss(losses, count)
+
+    def update(self, *, measure: bool) -> Update:
+        """Divide, clip, step, clear, give the new weights to all: DeepSpeed's own step.
+
+        Raises:
+            HookError: the gradient is not finite: DeepSpeed skips such a step in every precision.
+        """
+        self._multiply(self._factor)
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            raise HookError(
+                "the gradient of this step is not finite, and DeepSpeed takes no such step. Look for a division by "
+                "zero or a logarithm of zero in the loss, lower optimizer.lr, or set clip.norm."
+            )
+        return Update(True, torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32))
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[Weighed]:
+        """The hook on the model itself; stage 3 gathers weights as in training."""
+        modes = [(module, module.training) for module in self._engine.modules()]
+        self._engine.eval()
+        try:
+            for micro_batch in micro_batches:
+                with torch.no_grad():
+                    loss = weigh(self._loss_of, micro_batch)
+                yield loss
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def state(self) -> State:
+        """Model and optimizer by the model's own names, this rank's part of them."""
+        return self._state.state()
+
+    def load_state(self, read: Callable[[State], None], stored: Mapping[str, Stored]) -> None:
+        """Continue from a checkpoint; every rank reads what it owns."""
+        self._state.load(read, stored)
+
+
+def multiplier(zero: Any) -> Callable[[Tensor | float], None]:
+    """How the gradients in a DeepSpeed optimizer are multiplied by a factor, in time for its step.
+
+    Most take it as the inverse of a loss scale and fold it into clipping. `override_loss_scale` would do, but compares
+    and prints the factor, for which the host must wait: it is a tensor where the count is data.
+    """
+    if "fp32_groups_gradients_flat" in vars(zero):  # stage 1 in bfloat16: an optimizer without a loss scale
+
+        def multiply(factor: Tensor | float) -> None:
+            if isinstance(factor, Tensor) or factor != 1.0:
+                torch._foreach_mul_(zero.fp32_groups_gradients_flat, factor)
+
+    else:
+        zero.custom_loss_scaler = True
+
+        def multiply(factor: Tensor | float) -> None:
+            zero.external_loss_scale = 1.0 / factor
+
+    return multiply
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_cast(item, dtype) for item in value]
+        return type(value)(*items) if isinstance(value, tuple) and type(value) is not tuple else type(value)(items)
+    return value
