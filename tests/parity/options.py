@@ -1,0 +1,32 @@
+"""What tests over every option of a group share: the options that there are, and whole tensors of a checkpoint."""
+
+from pathlib import Path
+
+import torch
+
+from runner.checkpoint.restore import Committed
+from runner.protocols import State
+from runner.world.solo import SoloWorld
+
+CONF = Path(__file__).parents[2] / "conf"
+STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+TOWER = ["train", "points", "model._target_=user_hooks.tower.build_model", "~model.dropout"]
+
+
+def placed(strategy: str, ranks: int) -> list[str]:
+    """The overrides that put a run on so many ranks; the strategy of one process stays there."""
+    if strategy == "single":
+        return ["strategy=single", "hardware.processes=1"]
+    # 4 ranks in groups of two: replicas of shards, where a strategy has such a thing
+    groups = ["strategy.shard_size=2"] if strategy.startswith("hsdp") and ranks > 2 else []
+    return [f"strategy={strategy}", f"hardware.processes={ranks}", *groups]
+
+
+def tensors(ended, step: int, prefix: str = "model.") -> dict[str, torch.Tensor]:
+    """Tensors of the checkpoint of a step, by name, whole however many ranks wrote them."""
+    path = ended.run_dir.checkpoints / f"step_{step}"
+    committed = Committed(path.parent, SoloWorld(torch.device("cpu")))
+    stored = {name: found for name, found in committed.stored(path).items() if name.startswith(prefix)}
+    state = State(tensors={name: torch.empty(found.shape, dtype=found.dtype) for name, found in stored.items()})
+    committed.load(path, state)
+    return state.tensors

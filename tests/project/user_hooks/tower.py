@@ -1,0 +1,46 @@
+"""A tower of equal blocks over the points: what is cut, recomputed and compiled block by block."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 3 * width)
+        self.narrow = nn.Linear(3 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(F.gelu(self.widen(self.norm(x))))
+
+
+class Tower(nn.Module):
+    """`bottom` and `top` share their weight: a tied parameter. `seen` is a buffer that each forward in training moves.
+
+    Five is no multiple of two: shards are uneven, and the top's bias of 2 leaves nothing for a third rank.
+    """
+
+    def __init__(self, width: int, blocks: int, *, names_blocks: bool) -> None:
+        super().__init__()
+        if names_blocks:
+            self._no_split_modules = ["Block"]
+        self.bottom = nn.Linear(2, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.top = nn.Linear(2, width, bias=False)
+        self.top.weight = self.bottom.weight
+        self.bias = nn.Parameter(torch.zeros(2))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.seen += 1
+        x = self.bottom(x)
+        for block in self.blocks:
+            x = block(x)
+        return x @ self.top.weight + self.bias
+
+
+def build_model(width: int = 5, blocks: int = 3, names_blocks: bool = True) -> nn.Module:
+    return Tower(width, blocks, names_blocks=names_blocks)
