@@ -1,0 +1,103 @@
+"""A pickle planted in a checkpoint is never loaded, whatever file it stands in: resume and export run no code of it."""
+
+import json
+import os
+import pickle
+
+import pytest
+
+from runner.checkpoint.format import hash_of
+
+READ_BY_OTHERS = [
+    ".metadata",  # torch.distributed.checkpoint
+    "__0_0.distcp",
+    "model.pt",
+    "optimizer.pt",
+    "pytorch_model.bin",  # transformers, Accelerate
+    "optimizer.bin",
+    "random_states_0.pkl",
+    "mp_rank_00_model_states.pt",  # DeepSpeed
+    "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+]
+OURS = ["rank_0.safetensors", "state.json", "metadata.json", "manifest.json"]
+
+
+class Payload:
+    """Makes a directory in whoever unpickles it."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """The pickle, in the protocol that needs no newer reader, and what it leaves if it is loaded."""
+    mark = tmp_path / "code_ran"
+    data = pickle.dumps(Payload(mark), protocol=2)
+    pickle.loads(data)
+    mark.rmdir()  # it would work
+    return data, mark
+
+
+@pytest.fixture
+def stopped(runner):
+    """A run with commits at steps 2 and 3 of ten, and its newest checkpoint."""
+    run = runner("train", "points", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "run.stop_at_step=3").run_dir
+    return run, run.checkpoints / "step_3"
+
+
+def forge(checkpoint, name, data):
+    """Put a file into a checkpoint and its size and hash into the manifest, as who plants it would."""
+    (checkpoint / name).write_bytes(data)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(data), "xxh3_128": hash_of(data)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_files_that_other_programs_would_load_are_not_looked_at(runner, stopped, planted):
+    run, checkpoint = stopped
+    data, mark = planted
+    for name in READ_BY_OTHERS:
+        forge(checkpoint, name, data)
+    ended = runner("resume", str(run.path))
+    assert run.read_status()["state"] == "done"
+    assert ended.metrics() == runner("train", "points", "checkpoint.every_steps=2").metrics()
+    runner("export", str(run.path), "--step", "3")
+    assert not mark.exists()
+
+
+SAID = {
+    "rank_0.safetensors": "rank_0.safetensors is corrupted: its header is not the one that was written.",
+    "state.json": "state.json is corrupted: it is not JSON with a format version",
+    "metadata.json": "metadata.json is corrupted: it is not JSON with a format version",
+    "manifest.json": "manifest.json is corrupted: it is not JSON with a format version",
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_pickle_in_place_of_one_of_our_files_is_refused(runner, stopped, planted, name):
+    run, checkpoint = stopped
+    data, mark = planted
+    if name == "manifest.json":
+        (checkpoint / name).write_bytes(data)
+    else:
+        forge(checkpoint, name, data)
+    said = runner("resume", str(run.path), code=1).stderr
+    assert f"{checkpoint}/{SAID[name]}" in said
+    assert "The next older checkpoint is whole; continue from it: --from step_2." in said
+    exported = runner("export", str(run.path), "--step", "3", code=0 if name == "state.json" else 1)
+    refused = "is corrupted" in exported.stderr or "is truncated" in exported.stderr
+    assert refused or name == "state.json"  # an export does not open it
+    assert not mark.exists()
+
+
+def test_a_declaration_that_would_construct_an_object_is_refused(runner, stopped, tmp_path):
+    run, _ = stopped
+    mark = tmp_path / "code_ran"
+    run.spec.write_text(run.spec.read_text() + f"planted: !!python/object/apply:os.mkdir ['{mark}']\n")
+    said = runner("resume", str(run.path), code=1).stderr
+    assert f"{run.spec} cannot be read: could not determine a constructor for the tag" in said
+    assert not mark.exists()
