@@ -1,6 +1,6 @@
 """Peak resident memory of a tiny run: the runner beside a plain script, each to its end in a process of its own.
 
-    python benchmarks/memory.py
+python benchmarks/memory.py
 """
 
 import argparse

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 
-
 def main() -> None:
     marker = sys.argv[1]
     model = mlp.build_model()

@@ -15,7 +15,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -72,7 +71,11 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:
     data = mlp.Points()
     rounds = 4 if variant == "accumulate 4" else 1
     items = 32 // rounds
-    order = [index for epoch in range(-(-STEPS * 32 // mlp.ITEMS)) for index in epoch_order(mlp.ITEMS, seed=0, epoch=epoch).tolist()]
+    order = [
+        index
+        for epoch in range(-(-STEPS * 32 // mlp.ITEMS))
+        for index in epoch_order(mlp.ITEMS, seed=0, epoch=epoch).tolist()
+    ]
     autocast = variant == "bf16"
     position, board = 0, None
     if variant == "tensorboard":

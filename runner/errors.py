@@ -1,13 +1,13 @@
 """Every error that the runner raises on purpose, and the exit code that each one means.
 
-    RunnerError (1)
-    ├── SpecError (2)          the declaration is wrong: carries every fault at once
-    ├── HookError (1)          a user's function did what its seam does not allow
-    ├── DataError (1)          a dataset that cannot be trained on
-    ├── CheckpointError (1)    a checkpoint that is missing, corrupted or of another model
-    ├── RankError (1)          ranks that disagree
-    ├── RunFailed (1)          a run that started and failed; the cause is in its directory
-    └── Interrupted (130)      a run that a person or a scheduler ended
+RunnerError (1)
+├── SpecError (2)          the declaration is wrong: carries every fault at once
+├── HookError (1)          a user's function did what its seam does not allow
+├── DataError (1)          a dataset that cannot be trained on
+├── CheckpointError (1)    a checkpoint that is missing, corrupted or of another model
+├── RankError (1)          ranks that disagree
+├── RunFailed (1)          a run that started and failed; the cause is in its directory
+└── Interrupted (130)      a run that a person or a scheduler ended
 """
 
 from dataclasses import dataclass
@@ -41,6 +41,9 @@ class SpecError(RunnerError):
     def __init__(self, *faults: Fault) -> None:
         self.faults = faults
         super().__init__("\n".join(str(fault) for fault in faults))
+
+    def __reduce__(self) -> tuple[type["SpecError"], tuple[Fault, ...]]:
+        return type(self), self.faults  # faults, not the message, go to another process
 
 
 class HookError(RunnerError):

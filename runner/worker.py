@@ -1,13 +1,14 @@
 """One rank of a run: from the path of its spec to its end."""
 
 import ctypes
-import gc
 import json
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from runner.engine.session import Stopping
 from runner.protocols import World
 from runner.spec import store
 from runner.spec.run_dir import RunDir
-from runner.spec.run_spec import RunSpec
 from runner.world.group import open_world
 from runner.world.stop import StopRequest
 
@@ -32,7 +32,10 @@ def main(spec_path: str) -> None:
     stop = StopRequest()
     stop.install(signal.SIGUSR1)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives its launcher
+        launcher = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives its launcher,
+        if os.getppid() != launcher:  # nor does one whose launcher died just before
+            os._exit(1)
     work(Path(spec_path), stop)
 
 
@@ -42,35 +45,43 @@ def work(spec_path: Path, stopping: Stopping) -> None:
     Raises:
         Whatever ended the run, after it was written into the run's directory.
     """
-    spec = store.read(spec_path)
-    run_dir = RunDir(spec_path.parent)
-    rank = int(os.environ.get("RANK", "0"))
-    log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
-    try:
-        world = open_world(spec.hardware, timeout=COLLECTIVE_TIMEOUT)
-        _train(spec, run_dir, world, stopping)
-    except BaseException as error:
-        _write_failure(run_dir, rank, error)
-        raise
-
-
-def _train(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> None:
-    loop.run(spec, run_dir, world, stopping)
-    gc.collect()  # a DDP model must be gone before its process group is
+    # The session is gone when its world is closed: the destructor of a DDP model that outlives its process group has hung.
+    world = _train(spec_path, stopping)
     world.barrier()
     world.close()
 
 
-def _write_failure(run_dir: RunDir, rank: int, error: BaseException) -> None:
-    """Leave what happened for whoever asks why the run ended."""
-    run_dir.failures.mkdir(exist_ok=True)
-    now = time.time_ns()
-    told = {
-        "rank": rank,
-        "time_ns": now,
-        "step": run_dir.read_status()["step"],
-        "error": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    (run_dir.failures / f"{now}_rank_{rank}.json").write_text(json.dumps(told, indent=1) + "\n")
+def _train(spec_path: Path, stopping: Stopping) -> World:
+    run_dir = RunDir(spec_path.parent)
+    rank = int(os.environ.get("RANK", "0"))
+    log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
+    with _told(run_dir, rank, step=lambda: run_dir.read_status()["step"]):
+        spec = store.read(spec_path)
+        world = open_world(spec.hardware, timeout=COLLECTIVE_TIMEOUT)
+        session = loop.begin(spec, run_dir, world, stopping)
+    with _told(run_dir, rank, step=lambda: session.step):
+        loop.finish(session)
+    return world
+
+
+@contextmanager
+def _told(run_dir: RunDir, rank: int, *, step: Callable[[], int]) -> Iterator[None]:
+    """Let what ends the block be known to whoever asks why the run ended."""
+    try:
+        yield
+    except BaseException as error:
+        now = time.time_ns()
+        failure = {
+            "rank": rank,
+            "time_ns": now,
+            "step": step(),
+            "error": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+        }
+        run_dir.failures.mkdir(exist_ok=True)
+        path = run_dir.failures / f"{now}_rank_{rank}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(failure, indent=1) + "\n")
+        partial.rename(path)
+        raise

@@ -14,12 +14,12 @@ import traceback
 
 def main() -> None:
     import hydra._internal.hydra  # noqa: F401
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo
     import torch.distributed.checkpoint  # noqa: F401
 
-    import runner.cli.main  # noqa: F401
-    import runner.launch.agent  # noqa: F401
-    import runner.launch.in_process  # noqa: F401
+    import runner.cli.main
+    import runner.launch.agent
+    import runner.launch.in_process
     import runner.worker  # noqa: F401
 
     gc.freeze()

@@ -4,6 +4,7 @@ Only the verb that is called is imported: help, version and completion load neit
 """
 
 import atexit
+import gc
 import logging
 import os
 import sys
@@ -30,6 +31,9 @@ COMPLETION = ("-sc", "--shell-completion")
 
 def run() -> None:
     """The console script. Leaves by os._exit: tearing down an interpreter with torch in it takes 0.4 s."""
+    # Imports make a million objects and little garbage: collecting every 700 objects costs 0.3 s of a start, never
+    # collecting 7 MB.
+    gc.set_threshold(10_000)
     code = main(sys.argv[1:])
     atexit._run_exitfuncs()
     logging.shutdown()

@@ -1,6 +1,5 @@
 """`runner resume`: a run's own declaration, with overrides that keep its meaning, launched again in its directory."""
 
-import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +34,6 @@ def main(argv: list[str]) -> int:
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
-    gc.disable()  # as in train
     parser = Parser(prog="runner resume", add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--allow", action="append", default=[])

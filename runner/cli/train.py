@@ -1,14 +1,12 @@
 """`runner train`: compose, check, claim a directory, freeze, launch."""
 
-import gc
 import sys
 from pathlib import Path
 
 from runner.cli import attempt
 from runner.cli.arguments import TrainArguments, parse_train
-from runner.compose.compose import compose
+from runner.compose.apart import compose_apart
 from runner.compose.composed import Composed
-from runner.compose.hydra_main import hydra_main
 from runner.compose.recipe import Recipe, find, search_path
 from runner.errors import SpecError
 from runner.spec.run_dir import RunDir, claim, claim_named
@@ -25,21 +23,17 @@ def main(argv: list[str]) -> int:
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
-    gc.disable()  # imports make no garbage, and collecting during them takes time; the engine's loop switches it on
-    try:
-        arguments = parse_train(argv)
-        recipe = find(arguments.recipe)
-        if arguments.shows:
-            return _show(recipe, arguments)
-        if arguments.multirun:
-            # Here: a single run must not wait for rich and multiprocessing.
-            from runner.cli.sweep import sweep
+    arguments = parse_train(argv)
+    recipe = find(arguments.recipe)
+    if arguments.shows:
+        return _show(recipe, arguments)
+    if arguments.multirun:
+        # Here, as in _show: Hydra's modules must not become a single run's.
+        from runner.cli.sweep import sweep
 
-            return sweep(recipe, arguments, command=["runner", "train", *argv])
-        composed = compose(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
-        return _train(composed, command=["runner", "train", *argv])
-    finally:
-        gc.enable()
+        return sweep(recipe, arguments, command=["runner", "train", *argv])
+    composed = compose_apart(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
+    return _train(composed, command=["runner", "train", *argv])
 
 
 def _train(composed: Composed, *, command: list[str]) -> int:
@@ -63,6 +57,9 @@ def _claimed(spec: RunSpec) -> Path:
 
 def _show(recipe: Recipe, arguments: TrainArguments) -> int:
     """Hydra's own output; what cannot be composed is told as `train` would, except where --info is to find out why."""
+    from runner.compose.compose import compose
+    from runner.compose.hydra_main import hydra_main
+
     if "--cfg" in arguments.shows:
         composed = compose(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
         if composed.faults:

@@ -6,12 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from hydra.types import RunMode
-
 from runner.compose.recipe import Recipe
-from runner.compose.search_path import composing
 from runner.spec.store import load_yaml
 
 __all__ = ["COMMAND_LINE", "Holder", "Sources", "key_of"]
@@ -102,18 +97,11 @@ class Sources:
     @cached_property
     def holders(self) -> Sequence[Holder]:
         """Every file of the composition that stands on a searched directory, in the order in which they are merged."""
-        try:
-            with composing(self.recipe, self.directories):
-                loader = GlobalHydra.instance().config_loader()
-                defaults = loader.compute_defaults_list(self.recipe.name, list(self.overrides), RunMode.RUN).defaults
-        except HydraException:
-            return [self._holder(self.recipe.path, self.recipe.name, "")]
-        found = []
-        for default in defaults:
-            path = self.find(default.config_path) if default.config_path else None
-            if path is not None:
-                found.append(self._holder(path, str(default.config_path), default.package or ""))
-        return found
+        from runner.compose.defaults import merged_options  # brings Hydra along: only a fault asks where it came from
+
+        merged = merged_options(self.recipe, self.directories, self.overrides)
+        paths = [(self.find(one.option), one) for one in merged]
+        return [self._holder(path, one.option, one.package) for path, one in paths if path is not None]
 
     def find(self, option: str) -> Path | None:
         """The file of an option on the searched directories."""

@@ -86,8 +86,8 @@ def read(
         fetch = _fetcher(dataset, collate, device)
         return map(lambda share: MicroBatch(fetch(share.indices), share.items), shares)
     counted: deque[int] = deque()
-    loader = DataLoader(
-        _SeededItems(dataset, seed),
+    loader: DataLoader[Any] = DataLoader(
+        _SeededItems(dataset, seed),  # type: ignore[arg-type]  # it has what torch asks of a Dataset
         batch_sampler=_Indices(shares, counted, len(dataset)),
         collate_fn=collate,
         num_workers=workers,

@@ -16,25 +16,21 @@ from runner.spec.run_spec import RunSpec
 logger = logging.getLogger(__name__)
 
 
-def run(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> None:
-    """Build, continue from the newest commit if there is one, train, and leave the directory in a final state.
-
-    Collective: every rank runs this.
-    """
+def begin(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> Session:
+    """Build, and continue from the newest commit if there is one. Collective."""
     session = build(spec, run_dir, world, stopping)
     checkpoint = session.checkpointer.latest()
     if checkpoint is not None:
         restore(session, checkpoint)
         logger.info("continuing after step %d from %s", session.step, checkpoint.name)
     open_records(session)
-    # What was imported and built so far lives as long as the run: no collection needs to look at it again.
-    gc.freeze()
-    gc.enable()
-    try:
-        state = train(session)
-    except BaseException as error:
-        error.add_note(f"after optimizer step {session.step}")
-        raise
+    gc.freeze()  # what was imported and built so far lives as long as the run: no collection needs to look at it again
+    return session
+
+
+def finish(session: Session) -> None:
+    """Train to the attempt's end and leave the run's directory in a final state. Collective."""
+    state = train(session)
     session.close()
     session.write_status(state)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import Module
@@ -31,6 +32,6 @@ def recompute(blocks: Iterable[Module], *, selective: bool) -> None:
     Args:
         selective: what costs most is kept all the same.
     """
-    options = {"context_fn": partial(create_selective_checkpoint_contexts, KEPT)} if selective else {}
+    options: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, KEPT)} if selective else {}
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)

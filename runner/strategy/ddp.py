@@ -68,7 +68,7 @@ class DDP:
             return prepared(forward=partial(loss, model), hold_back=nullcontext, averaged=1)
         wrapped = DistributedDataParallel(
             LossOf(model, loss),
-            bucket_cap_mb=self.bucket_mib,  # type: ignore[arg-type]
+            bucket_cap_mb=self.bucket_mib,
             forward_sync_buffers=self.sync_buffers,
             find_unused_parameters=self.find_unused_parameters,
             static_graph=self.static_graph,

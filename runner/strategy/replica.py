@@ -150,7 +150,11 @@ class Replica:
         if self._divided:
             _backward(last.value / _at_least_one(last.count))
             return last.count
-        finish = self._world.start_sum(sum((loss.count for loss in losses), torch.zeros((), device=last.value.device)))
+        # float32 counts exactly up to 2^24, and beyond that as finely as the gradients that it divides.
+        mine = torch.zeros((), device=last.value.device)
+        for loss in losses:
+            mine += loss.count
+        finish = self._world.start_sum(mine)
         self._backward(last, batches)
         count = finish()
         self._factor = self._averaged / _at_least_one(count)
@@ -188,7 +192,7 @@ def _backward(loss: Tensor) -> None:
             "the loss that the hook returned has no gradient. Compute it from the model's output, without .item(), "
             ".detach() or torch.no_grad()."
         )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

@@ -17,7 +17,9 @@ TIMEOUT_S = 300
 
 
 @pytest.mark.timeout(TIMEOUT_S + 20)
-@pytest.mark.parametrize("page", [page for page in PAGES if COMMANDS.search(page.read_text())], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if COMMANDS.search(page.read_text())], ids=lambda page: page.name
+)
 def test_every_command_of_the_page_works(page, tmp_path):
     text = page.read_text()
     for name, content in FILE.findall(text):

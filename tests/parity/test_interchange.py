@@ -1,4 +1,4 @@
-"""Law 6: a checkpoint belongs to the run. Saved under one strategy, it is continued under another as if nothing had been."""
+"""Law 6: a checkpoint belongs to the run. Saved under one strategy, it goes on under another as if nothing had been."""
 
 import pytest
 import torch

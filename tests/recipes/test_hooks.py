@@ -1,0 +1,150 @@
+"""The demo recipes' hooks by themselves: what users copy must be right in shape, split, mask and count."""
+
+import math
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from user_hooks import digits, pydoc_lm
+
+
+class Constant(nn.Module):
+    """A model that says the same, whatever it is asked."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.logits
+
+
+# ── digits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_digits_are_images_from_0_to_1_and_their_labels() -> None:
+    data = digits.build_data()
+    images, labels = data.collate(data.train.__getitems__([3, 1]))
+    assert (images.shape, images.dtype) == ((2, 1, 8, 8), torch.float32)
+    assert (labels.shape, labels.dtype) == ((2,), torch.int64)
+    assert (data.train.images.min(), data.train.images.max()) == (0, 1)
+    assert_close(images[1], data.train[1][0], rtol=0, atol=0)
+
+
+def test_a_fifth_of_the_digits_is_held_out_and_never_trained_on() -> None:
+    data = digits.build_data()
+    assert (len(data.train), len(data.eval)) == (1438, 359)  # 1,797 in all
+    train, test = ({tuple(image.flatten().tolist()) for image in part.images} for part in (data.train, data.eval))
+    assert train.isdisjoint(test)
+    assert len(train) + len(test) == 1797
+
+
+def test_the_split_of_the_digits_does_not_depend_on_the_seed() -> None:
+    torch.manual_seed(1)
+    one = digits.build_data()
+    torch.manual_seed(2)
+    other = digits.build_data()
+    assert_close(one.eval.images, other.eval.images, rtol=0, atol=0)
+    assert_close(one.train.labels, other.train.labels, rtol=0, atol=0)
+
+
+def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
+        digits.build_data()
+
+
+def test_the_loss_of_digits_sums_over_images_and_counts_the_recognised() -> None:
+    sure_of_3 = torch.zeros(2, 10)
+    sure_of_3[:, 3] = math.log(9)  # so p(3) = 9 / 18 and every other digit has 1 / 18
+    total, count, metrics = digits.compute_loss(Constant(sure_of_3), (torch.zeros(2, 1, 8, 8), torch.tensor([3, 7])))
+    assert_close(total, torch.tensor(math.log(2) + math.log(18)))
+    assert count == 2
+    assert metrics == {"accuracy": (1, 2)}
+
+
+def test_what_the_digit_net_says_of_an_image_does_not_depend_on_its_batch() -> None:
+    model = digits.build_model(width=8)
+    images = torch.rand(3, 1, 8, 8)
+    assert model(images).shape == (3, 10)
+    assert_close(model(images)[:1], model(images[:1]))
+
+
+# ── pydoc_lm ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_windows_predict_every_byte_once_and_do_not_cross_documents() -> None:
+    cut = [bytes(window.tolist()) for window in pydoc_lm.windows(["abcdefgh", "xy"], context=3)]
+    assert cut == [b"\0abc", b"cdef", b"fgh", b"\0xy"]
+
+
+def test_a_window_is_not_begun_where_a_document_just_ended() -> None:
+    cut = [bytes(window.tolist()) for window in pydoc_lm.windows(["abcdef"], context=3)]
+    assert cut == [b"\0abc", b"cdef"]
+
+
+def test_every_tenth_document_is_held_out_and_none_stands_on_both_sides() -> None:
+    data = pydoc_lm.build_data(context=1_000_000)  # a window a document
+    train, held_out = ({bytes(window.tolist()) for window in part} for part in (data.train, data.eval))
+    assert len(held_out) == (len(train) + len(held_out)) // 10
+    assert len(train) == len(data.train)  # none is there twice
+    assert train.isdisjoint(held_out)
+
+
+def test_the_documents_hold_no_byte_that_means_padding() -> None:
+    data = pydoc_lm.build_data(context=128)
+    assert all((window[1:] != pydoc_lm.EDGE).all() for window in data.train + data.eval)
+
+
+def test_windows_of_unequal_length_are_padded_behind() -> None:
+    batch = pydoc_lm.pad(pydoc_lm.windows(["abc", "x"], context=3))
+    assert batch.dtype == torch.int64
+    assert batch.tolist() == [[0, ord("a"), ord("b"), ord("c")], [0, ord("x"), 0, 0]]
+
+
+def test_the_loss_of_bytes_counts_real_ones_only() -> None:
+    batch = pydoc_lm.pad(pydoc_lm.windows(["abc", "x"], context=3))
+    total, count, metrics = pydoc_lm.compute_loss(Constant(torch.zeros(2, 3, 256)), batch)
+    assert count == 4
+    assert_close(total, torch.tensor(4 * math.log(256)))  # a uniform guess: 8 bits for each of 4 bytes
+    bits, predicted = metrics["bits_per_byte"]
+    assert_close(bits, torch.tensor(32.0))
+    assert predicted == 4
+
+
+def test_padding_changes_neither_total_nor_gradient() -> None:
+    model = pydoc_lm.build_model(width=16, depth=2, heads=2)
+    windows = pydoc_lm.windows(["a long document", "short"], context=15)
+    together = pydoc_lm.compute_loss(model, pydoc_lm.pad(windows)).total
+    apart = sum(pydoc_lm.compute_loss(model, pydoc_lm.pad([window])).total for window in windows)
+    assert_close(together, apart)
+    for one, other in zip(*(torch.autograd.grad(t, list(model.parameters())) for t in (together, apart)), strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+
+
+def test_no_byte_is_predicted_from_those_after_it() -> None:
+    model = pydoc_lm.build_model(width=16, depth=2, heads=2)
+    text = torch.randint(1, 256, (1, 12))
+    changed = text.clone()
+    changed[:, 8:] = 65
+    assert model(text).shape == (1, 12, 256)
+    assert_close(model(text)[:, :8], model(changed)[:, :8])
+
+
+def test_rotation_keeps_lengths_and_makes_products_depend_on_distance_alone() -> None:
+    query, key = torch.randn(2, 8).unbind()
+    rows = pydoc_lm.rotate(query.expand(6, 8)) @ pydoc_lm.rotate(key.expand(6, 8)).T
+    assert_close(rows[0, 1], rows[4, 5])
+    assert_close(rows[5, 2], rows[3, 0])
+    assert_close(pydoc_lm.rotate(query.expand(6, 8)).norm(dim=-1), query.norm().expand(6))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_gpt_computes_in_bfloat16(autocast: bool) -> None:
+    model = pydoc_lm.build_model(width=16, depth=1, heads=2)
+    model = model if autocast else model.bfloat16()  # as precision=bf16 does, and as sharding strategies do
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert model(torch.ones(2, 5, dtype=torch.int64)).dtype == torch.bfloat16
