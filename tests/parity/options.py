@@ -17,9 +17,10 @@ def placed(strategy: str, ranks: int) -> list[str]:
     """The overrides that put a run on so many ranks; the strategy of one process stays there."""
     if strategy == "single":
         return ["strategy=single", "hardware.processes=1"]
+    crowded = ["hardware=cpu", "hardware.oversubscribe=true"] if ranks > 2 else []
     # 4 ranks in groups of two: replicas of shards, where a strategy has such a thing
     groups = ["strategy.shard_size=2"] if strategy.startswith("hsdp") and ranks > 2 else []
-    return [f"strategy={strategy}", f"hardware.processes={ranks}", *groups]
+    return [f"strategy={strategy}", f"hardware.processes={ranks}", *crowded, *groups]
 
 
 def tensors(ended, step: int, prefix: str = "model.") -> dict[str, torch.Tensor]:

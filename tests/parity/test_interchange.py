@@ -41,8 +41,8 @@ def moved(runner, saved, loaded):
 @pytest.mark.parametrize(("saved", "loaded", "ranks"), [*cases()])
 def test_a_run_is_continued_by_any_strategy(runner, saved, loaded, ranks):
     expected = runner(*COMMON, *placed(saved, 2))
-    four = ["hardware.oversubscribe=true", "batch.micro_items=1"] if ranks == 4 else []
-    resumed = moved(runner, placed(saved, 2), [*placed(loaded, ranks), *four])
+    cut = ["batch.micro_items=1"] if ranks == 4 else []
+    resumed = moved(runner, placed(saved, 2), [*placed(loaded, ranks), *cut])
     assert losses(resumed) == pytest.approx(losses(expected), abs=1e-6)
     theirs = tensors(expected, STEPS, prefix="")
     ours = tensors(resumed, STEPS, prefix="")
