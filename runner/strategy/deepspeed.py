@@ -137,6 +137,7 @@ class DeepSpeed:
             build_optimizer=build_optimizer,
             loss=loss,
             precision=precision,
+            clip=clip,
             zero_init=self.zero_init,
             leaf_modules=self.moe_leaf_modules,
             sync_buffers=self.sync_buffers,

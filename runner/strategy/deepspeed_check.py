@@ -36,11 +36,6 @@ def read_json(path: str) -> Mapping[str, Any]:
 
 def run_faults(spec: "RunSpec") -> Iterator[Fault]:
     """What the rest of the recipe asks for and DeepSpeed does not do here."""
-    if spec.clip.value is not None:
-        rule = (
-            f"{spec.clip.value} clips each element, which DeepSpeed does not. Use clip.norm, or strategy=ddp or fsdp."
-        )
-        yield Fault(key="clip.value", message=rule)
     if spec.precision.param_dtype not in (torch.float32, torch.bfloat16):
         narrow = str(spec.precision.param_dtype).removeprefix("torch.")
         why = "DeepSpeed refuses it on the host" if spec.hardware.backend == HOST else "its loss scale is DeepSpeed's"
@@ -78,6 +73,9 @@ def offload_faults(joined: Mapping[str, Any], spec: "RunSpec") -> Iterator[Fault
     if optimizer == "nvme" and stage != 3:
         rule = f"offload_optimizer=nvme needs stage 3, not {stage}. Use cpu, or strategy=deepspeed_zero3."
         yield Fault(key="strategy.offload_optimizer", message=rule)
+    if optimizer != "none" and spec.clip.value is not None:
+        rule = f"{spec.clip.value} clips each element, which DeepSpeed does not where the optimizer is offloaded."
+        yield Fault(key="clip.value", message=rule + " Use clip.norm, or strategy.offload_optimizer=none.")
     for name, section, device in zip(("optimizer", "param"), OFFLOAD, (optimizer, param), strict=True):
         yield from _path_faults(f"strategy.{name}_nvme_path", device, joined.get(section + "nvme_path"))
     yield from _plus_plus_faults(joined, spec, stage)

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from runner.errors import HookError
-from runner.protocols import Loss, Precision, Trainable, World
+from runner.protocols import Clip, Loss, Precision, Trainable, World
 from runner.strategy import deepspeed_library as library
 from runner.strategy.deepspeed_config import OF_GROUPS, ZERO, nested, shaped, told_of_batches, without_shape
+from runner.strategy.deepspeed_gradients import Gradients
 from runner.strategy.deepspeed_shares import Shares, each_cut, end_to_end
 from runner.strategy.deepspeed_state import NamedPartitions
-from runner.strategy.deepspeed_step import CastLossOf, ZeroReplica, multiplier
+from runner.strategy.deepspeed_step import CastLossOf, ZeroReplica
 from runner.strategy.deepspeed_weights import cut, put_back, whole
 
 
@@ -25,6 +26,7 @@ def build(
     build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
     loss: Callable[[Module, Any], Loss | Tensor],
     precision: Precision,
+    clip: Clip,
     zero_init: bool,
     leaf_modules: Sequence[str],
     sync_buffers: bool,
@@ -74,7 +76,7 @@ def build(
         engine,
         loss_of=loss_of,
         state=NamedPartitions(model, engine.optimizer.optimizer, shares, rank=world.rank),
-        multiply=multiplier(engine.optimizer),
+        gradients=Gradients(engine.optimizer, clip, world),
         sync_buffers=list(model.buffers()) if sync_buffers and world.size > 1 else [],
         world=world,
     )

@@ -5,9 +5,10 @@ Importing it takes one to three seconds, so that only a worker whose strategy ne
 
 import contextlib
 import importlib.util
-import io
 import logging
 import os
+import sysconfig
+import tempfile
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -40,6 +41,8 @@ def load(world: World) -> ModuleType:
     """
     kind = world.device.type
     os.environ["DS_ACCELERATOR"] = kind
+    # Operators are compiled when they are first used, by ninja, which an environment that is not active hides.
+    os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))
     with quiet():
         import deepspeed
         from deepspeed.accelerator import get_accelerator
@@ -62,14 +65,16 @@ def load(world: World) -> ModuleType:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What is printed in the block goes to the log of the rank, a line an event."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            yield
-    finally:
-        for line in said.getvalue().splitlines():
-            if line.strip():
-                _to_file(logging.INFO, line.strip())
+    # A file, since DeepSpeed asks for its descriptor when it tries a compiler, and takes its absence for a failure.
+    with tempfile.TemporaryFile("w+") as said:
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                yield
+        finally:
+            said.seek(0)
+            for line in said:
+                if line.strip():
+                    _to_file(logging.INFO, line.strip())
 
 
 def open_group(world: World) -> bool:

@@ -10,6 +10,7 @@ from torch.nn import Module
 
 from runner.errors import HookError
 from runner.protocols import Batches, Loss, MicroBatch, State, StepLoss, Stored, Update, Weighed, World
+from runner.strategy.deepspeed_gradients import Gradients
 from runner.strategy.deepspeed_state import NamedPartitions
 from runner.strategy.weigh import at_least_one, check_has_gradient, weigh
 
@@ -59,21 +60,20 @@ class ZeroReplica:
         *,
         loss_of: CastLossOf,
         state: NamedPartitions,
-        multiply: Callable[[Tensor | float], None],
+        gradients: Gradients,
         sync_buffers: Sequence[Tensor],
         world: World,
     ) -> None:
         """Set up for a fresh run.
 
         Args:
-            multiply: multiplies the gradients of the step, before they are measured, clipped and applied.
             sync_buffers: rank 0's are given to all before each step.
         """
         self.model = loss_of.model
         self._engine = engine
         self._loss_of = loss_of
         self._state = state
-        self._multiply = multiply
+        self._gradients = gradients
         self._buffers = sync_buffers
         self._world = world
         self._factor: Tensor | float = 1.0
@@ -87,7 +87,7 @@ class ZeroReplica:
 
     def forward_backward(self, batches: Batches) -> StepLoss:
         """Forward and backward every round; stage 1 exchanges gradients in the last, stages 2 and 3 in each."""
-        self._multiply(1.0)
+        self._gradients.begin()
         for buffer in self._buffers:
             torch.distributed.broadcast(buffer, 0)
         losses: list[Weighed] = []
@@ -114,14 +114,15 @@ class ZeroReplica:
         Raises:
             HookError: the gradient is not finite: DeepSpeed skips such a step in every precision.
         """
-        self._multiply(self._factor)
+        norm = self._gradients.finish(self._factor)
         self._engine.step()
         if not self._engine.was_step_applied():
             raise HookError(
                 "the gradient of this step is not finite, and DeepSpeed takes no such step. Look for a division by "
                 "zero or a logarithm of zero in the loss, lower optimizer.lr, or set clip.norm."
             )
-        return Update(True, torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32))
+        measured = self._engine.get_global_grad_norm() if norm is None else norm
+        return Update(True, torch.as_tensor(measured, dtype=torch.float32))
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[Weighed]:
         """The hook on the model itself; stage 3 gathers weights as in training."""
@@ -143,27 +144,6 @@ class ZeroReplica:
     def load_state(self, read: Callable[[State], None], stored: Mapping[str, Stored]) -> None:
         """Continue from a checkpoint; every rank reads what it owns."""
         self._state.load(read, stored)
-
-
-def multiplier(zero: Any) -> Callable[[Tensor | float], None]:
-    """How the gradients in a DeepSpeed optimizer are multiplied by a factor, in time for its step.
-
-    Most take it as the inverse of a loss scale and fold it into clipping. `override_loss_scale` would do, but compares
-    and prints the factor, for which the host must wait: it is a tensor where the count is data.
-    """
-    if "fp32_groups_gradients_flat" in vars(zero):  # stage 1 in bfloat16: an optimizer without a loss scale
-
-        def multiply(factor: Tensor | float) -> None:
-            if isinstance(factor, Tensor) or factor != 1.0:
-                torch._foreach_mul_(zero.fp32_groups_gradients_flat, factor)
-
-    else:
-        zero.custom_loss_scaler = True
-
-        def multiply(factor: Tensor | float) -> None:
-            zero.external_loss_scale = 1.0 / factor
-
-    return multiply
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

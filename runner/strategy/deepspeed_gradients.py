@@ -1,0 +1,73 @@
+"""The gradients of a step inside a DeepSpeed optimizer, between its last backward and its step."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from runner.protocols import Clip, World
+
+
+@final
+class Gradients:
+    """This rank's part of them, averaged over ranks; what divides and clips them."""
+
+    def __init__(self, zero: Any, clip: Clip, world: World) -> None:
+        self._clip = clip
+        self._world = world
+        self._owned: Callable[[], list[Tensor]]
+        self._held: Callable[[], list[Tensor]]
+        if "fp32_groups_gradients_flat" in vars(zero):  # stage 1 in bfloat16: every rank holds all of them
+            self._owned = lambda: zero.fp32_groups_gradient_flat_partition
+            self._held = lambda: zero.fp32_groups_gradients_flat
+            self._multiply = _in_place(zero)
+        else:
+            self._owned = self._held = lambda: [
+                tensor for group in zero.averaged_gradients.values() for tensor in group
+            ]
+            self._multiply = _by_loss_scale(zero)
+
+    def begin(self) -> None:
+        """A step's first backward is next: losses are taken as they are."""
+        self._multiply(1.0)
+
+    def finish(self, factor: Tensor | float) -> Tensor | None:
+        """Have the step multiply them by a factor; clip each element here, since DeepSpeed does not.
+
+        Returns:
+            Their norm before that, if elements are clipped: the one that DeepSpeed measures comes after it. Collective.
+        """
+        norm = None
+        if self._clip.value is not None:
+            squares = [tensor.float().square().sum() for tensor in self._owned()]
+            norm = self._world.sum(torch.stack(squares).sum()).sqrt() * factor
+            bound = torch.as_tensor(self._clip.value / factor)
+            for tensor in self._held():
+                tensor.clamp_(-bound, bound)
+        self._multiply(factor)
+        return norm
+
+
+def _by_loss_scale(zero: Any) -> Callable[[Tensor | float], None]:
+    """The factor is the inverse of a loss scale, which DeepSpeed folds into clipping.
+
+    `override_loss_scale` would do, but compares and prints it, for which the host must wait: it is a tensor where the
+    count is data.
+    """
+    zero.custom_loss_scaler = True
+
+    def multiply(factor: Tensor | float) -> None:
+        zero.external_loss_scale = 1.0 / factor
+
+    return multiply
+
+
+def _in_place(zero: Any) -> Callable[[Tensor | float], None]:
+    """For the optimizer that has no loss scale."""
+
+    def multiply(factor: Tensor | float) -> None:
+        if isinstance(factor, Tensor) or factor != 1.0:
+            torch._foreach_mul_(zero.fp32_groups_gradients_flat, factor)
+
+    return multiply
