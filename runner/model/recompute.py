@@ -1,7 +1,7 @@
 """Activation checkpointing: Chen et al. (arXiv:1604.06174), by torch.utils.checkpoint."""
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -32,6 +32,27 @@ def recompute(blocks: Iterable[Module], *, selective: bool) -> None:
     Args:
         selective: what costs most is kept all the same.
     """
-    options: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, KEPT)} if selective else {}
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
+        block.forward = _selectively(block.forward) if selective else _wholly(block.forward)
+
+
+# Plain functions, with the call written out: torch.compile begins at a function's frame and knows `checkpoint` inside
+# it; of a functools.partial over `checkpoint` it would compile nothing and not say so.
+def _wholly(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return recomputed
+
+
+def _selectively(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=_contexts, **kwargs)
+
+    return recomputed
+
+
+def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+    contexts = create_selective_checkpoint_contexts(KEPT)  # type: ignore[no-untyped-call]
+    return contexts

@@ -110,6 +110,19 @@ def test_compiling_in_place_keeps_classes_and_names():
     assert_same(gradients(model), gradients(seeded_model()))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch._dynamo's
+@pytest.mark.parametrize("selective", [False, True])
+def test_a_recomputed_block_is_compiled_with_its_recomputation(selective):
+    model = seeded_model(blocks=2)
+    recompute(model.blocks, selective=selective)
+    compile_in_place(model.blocks, Compile(what=Compiled.BLOCKS, backend="aot_eager"))
+    before = counters["stats"]["unique_graphs"]
+    ours = gradients(model)
+    assert counters["stats"]["unique_graphs"] == before + 1  # equal blocks share it
+    theirs = gradients(seeded_model(blocks=2))
+    assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in theirs)  # fp32 rounding
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [
