@@ -45,7 +45,7 @@ def work(spec_path: Path, stopping: Stopping) -> None:
     Raises:
         Whatever ended the run, after it was written into the run's directory.
     """
-    # The session is gone when its world is closed: the destructor of a DDP model that outlives its process group has hung.
+    # The session is gone when its world closes: the destructor of a DDP model that outlived its process group has hung.
     world = _train(spec_path, stopping)
     world.barrier()
     world.close()

@@ -55,7 +55,7 @@ class Stream:
 
 
 def _shares(steps: Iterator[StepPlan], noted: deque[StepPlan]) -> Iterator[Share]:
-    """The shares of all steps; notes each step for whoever gathers its micro-batches, however far ahead they are read."""
+    """The shares of all steps; notes each step for whoever gathers its micro-batches, maybe long after."""
     for plan in steps:
         noted.append(plan)
         yield from plan.rounds
