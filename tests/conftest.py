@@ -92,7 +92,8 @@ class Zygote:
 
     def close(self) -> None:
         """No more commands."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()

@@ -54,7 +54,7 @@ def _be_the_command(asked: dict) -> None:
         code = command(asked["argv"])
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001  what the interpreter itself would print
         traceback.print_exc()
     finally:
         sys.stdout.flush()

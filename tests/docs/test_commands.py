@@ -1,4 +1,4 @@
-"""Every command that a page shows is run, in the order of the page, in a directory with the files that the page shows."""
+"""Every command that a page shows is run, in its order, in a directory with the files that the page shows."""
 
 import os
 import re
@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent.parent
-PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
+MARKDOWN = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 FILE = re.compile(r"^`((?:user_hooks|recipes|conf)/[\w/.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 300
+PAGES = [page for page in MARKDOWN if COMMANDS.search(page.read_text())]
 
 
 @pytest.mark.timeout(TIMEOUT_S + 20)
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if COMMANDS.search(page.read_text())], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_page_works(page, tmp_path):
     text = page.read_text()
     for name, content in FILE.findall(text):

@@ -1,4 +1,4 @@
-"""Law 9: a corrupted checkpoint is neither skipped nor loaded; the error names the file and the way out, which works."""
+"""Law 9: a corrupted checkpoint is neither skipped nor loaded; the error names the file and a way out that works."""
 
 import torch
 from safetensors.torch import load_file
