@@ -70,14 +70,15 @@ class Pace:
 
 @final
 class LineConsole:
-    """One line of the log at each logging step: `step 120/600 | loss 2.31 | 41.2k items/s | eta 0:01:12`."""
+    """One line at each logging step: `step 120/600 | loss 2.31 | 41.2k items/s | eta 0:01:12`."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
 
     def log(self, step: int, values: Mapping[str, float], items_per_s: float) -> None:
         """Say it."""
-        logger.info("%s | %s", self._pace.where(step), self._pace.how(step, values, items_per_s))
+        # Not through the log, which would double its cost: what was measured stands in metrics.jsonl.
+        print(f"{self._pace.where(step)} | {self._pace.how(step, values, items_per_s)}", file=sys.stderr)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Say it."""

@@ -49,10 +49,13 @@ class JsonlLog:
         self._file.close()
 
 
+ENCODER = json.JSONEncoder(allow_nan=False)  # json.dumps makes one anew for each call with an option
+
+
 def _line(record: Mapping[str, float]) -> str:
     """JSON with repr's precision. It has no word for NaN and infinity; null is what pandas and jq read as missing."""
     try:
-        return json.dumps(record, allow_nan=False) + "\n"
+        return ENCODER.encode(record) + "\n"
     except ValueError:
         return json.dumps({key: value if math.isfinite(value) else None for key, value in record.items()}) + "\n"
 

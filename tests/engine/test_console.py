@@ -38,11 +38,11 @@ def said(tmp_path: Path) -> Iterator[Path]:
     log.close()
 
 
-def test_a_line_has_step_loss_throughput_and_eta(said: Path) -> None:
+def test_a_line_has_step_loss_throughput_and_eta(capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter((100.0, 118.0))
     console = LineConsole(Pace(steps=600, start=0, clock=lambda: next(clock)))
     console.log(120, {"train/loss": 2.31, "train/lr": 1e-3}, 41_234.0)
-    assert said.read_text().endswith("| step 120/600 | loss 2.31 | 41.2k items/s | eta 0:01:12\n")
+    assert capsys.readouterr().err == "step 120/600 | loss 2.31 | 41.2k items/s | eta 0:01:12\n"
 
 
 def test_the_eta_of_a_resumed_run_counts_this_attempt_only() -> None:
