@@ -9,7 +9,7 @@ import torch
 
 from runner.errors import Fault
 from runner.protocols import Scheduler
-from runner.schedule.factor import FactorScheduler, check_fields, progress, warmed_up
+from runner.schedule.factor import annealed, check_fields, warmup_faults
 
 if TYPE_CHECKING:
     from runner.spec.run_spec import RunSpec
@@ -30,17 +30,14 @@ class Cosine:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Warm-up must end before the run does."""
-        if self.warmup_steps > spec.run.steps:
-            rule = f"{self.warmup_steps} steps of warm-up do not fit in run.steps={spec.run.steps}. Use fewer."
-            yield Fault(key="schedule.warmup_steps", message=rule)
+        return warmup_faults(self.warmup_steps, spec.run.steps)
 
     def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
         """Spans all steps of the run, wherever an attempt begins or ends."""
-
-        def factor(done: int) -> float:
-            after = progress(done, warmup_steps=self.warmup_steps, steps=steps)
-            return warmed_up(done, self.warmup_steps) * (
-                self.final_factor + (1.0 - self.final_factor) * 0.5 * (1.0 + math.cos(math.pi * after))
-            )
-
-        return FactorScheduler(optimizer, factor)
+        return annealed(
+            optimizer,
+            steps=steps,
+            warmup_steps=self.warmup_steps,
+            final_factor=self.final_factor,
+            curve=lambda after: 0.5 * (1.0 + math.cos(math.pi * after)),
+        )

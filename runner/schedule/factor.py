@@ -1,9 +1,11 @@
 """Learning rates as the base rate times a pure function of the optimizer steps done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
+
+from runner.errors import Fault
 
 
 @final
@@ -57,9 +59,28 @@ def warmed_up(steps_done: int, warmup_steps: int) -> float:
     return min(1.0, (steps_done + 1) / warmup_steps) if warmup_steps else 1.0
 
 
-def progress(steps_done: int, *, warmup_steps: int, steps: int) -> float:
-    """How far along the part after warm-up is: 0 at its first step, 1 when all steps are done."""
-    return min(1.0, max(0, steps_done - warmup_steps) / max(1, steps - warmup_steps))
+def annealed(
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    warmup_steps: int,
+    final_factor: float,
+    curve: Callable[[float], float],
+) -> FactorScheduler:
+    """Warm up, then fall from 1 to `final_factor` along `curve`: from 1 to 0 while its argument goes from 0 to 1."""
+
+    def factor(done: int) -> float:
+        after = min(1.0, max(0, done - warmup_steps) / max(1, steps - warmup_steps))
+        return warmed_up(done, warmup_steps) * (final_factor + (1.0 - final_factor) * curve(after))
+
+    return FactorScheduler(optimizer, factor)
+
+
+def warmup_faults(warmup_steps: int, steps: int) -> Iterator[Fault]:
+    """Warm-up must end before the run does."""
+    if warmup_steps > steps:
+        rule = f"{warmup_steps} steps of warm-up do not fit in run.steps={steps}. Use fewer."
+        yield Fault(key="schedule.warmup_steps", message=rule)
 
 
 def check_fields(warmup_steps: int, final_factor: float) -> None:

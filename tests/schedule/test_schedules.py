@@ -1,0 +1,92 @@
+"""Learning rates over optimizer steps, held against arithmetic on paper and torch's own schedulers."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from runner.schedule.constant import Constant
+from runner.schedule.cosine import Cosine
+from runner.schedule.foreign import ForeignSchedule
+from runner.schedule.linear import Linear
+
+
+def rates(part, *, steps, lr=1.0):
+    """The rate that each of the steps uses."""
+    optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=lr)
+    schedule = part.build(optimizer, steps=steps)
+    used = []
+    for _ in range(steps):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return used
+
+
+def test_constant_stays():
+    assert rates(Constant(), steps=3, lr=0.5) == [0.5, 0.5, 0.5]
+
+
+def test_warm_up_rises_in_equal_steps_to_the_base_rate():
+    assert rates(Constant(warmup_steps=4), steps=6) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_linear_falls_to_its_final_factor():
+    assert rates(Linear(final_factor=0.5), steps=4) == [1.0, 0.875, 0.75, 0.625]
+    assert rates(Linear(warmup_steps=2), steps=4) == [0.5, 1.0, 1.0, 0.5]
+
+
+def test_cosine_is_torchs_cosine_annealing():
+    optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=0.3)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7, eta_min=0.03)
+    expected = []
+    for _ in range(7):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rates(Cosine(final_factor=0.1), steps=7, lr=0.3) == pytest.approx(expected, rel=1e-9)
+    assert rates(Cosine(), steps=2)[1] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+
+
+def test_any_scheduler_of_torch_steps_once_for_each_optimizer_step():
+    part = ForeignSchedule(target="torch.optim.lr_scheduler.StepLR", arguments={"step_size": 2, "gamma": 0.1})
+    assert rates(part, steps=5) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
+
+
+def test_a_schedule_continues_after_its_optimizers_state_was_loaded():
+    """Loading replaces the optimizer's groups: a schedule that kept the old ones would move nothing."""
+    optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0)
+    schedule = Linear().build(optimizer, steps=4)
+    optimizer.load_state_dict(optimizer.state_dict())
+    schedule.load_state_dict({"steps": 2})
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_warm_up_that_does_not_fit_is_a_fault():
+    spec = SimpleNamespace(run=SimpleNamespace(steps=10))
+    for part in (Linear(warmup_steps=11), Cosine(warmup_steps=11)):
+        (fault,) = part.check(spec)
+        assert fault.key == "schedule.warmup_steps"
+        assert fault.message == "11 steps of warm-up do not fit in run.steps=10. Use fewer."
+
+
+def test_what_a_foreign_scheduler_refuses_is_a_fault():
+    spec = SimpleNamespace(run=SimpleNamespace(steps=10))
+    part = ForeignSchedule(target="torch.optim.lr_scheduler.OneCycleLR", arguments={"max_lr": 1.0})
+    (fault,) = part.check(spec)
+    assert fault.key == "schedule"
+    assert "You must define either total_steps OR (epochs AND steps_per_epoch)" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"warmup_steps": -1}, "warmup_steps=-1 must not be negative"),
+        ({"final_factor": 1.5}, r"final_factor=1.5 must lie in \[0, 1\]"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Cosine(**fields)
