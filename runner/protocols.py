@@ -41,6 +41,7 @@ __all__ = [
     "Part",
     "Precision",
     "Progress",
+    "Scaler",
     "Schedule",
     "Scheduler",
     "State",
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 NO_METRICS: Mapping[str, tuple["Tensor", "Tensor | int"]] = {}
+NO_VALUES: Mapping[str, float] = {}
 
 
 # ── What hooks exchange with the engine ─────────────────────────────────────────────────────────────────────────────
@@ -140,6 +142,8 @@ class Update(NamedTuple):
     """False if the step was skipped (an fp16 overflow); the schedule then does not advance."""
     grad_norm: "Tensor | None" = None
     """2-norm of the divided gradient before clipping. There if it was measured or is needed to clip."""
+    record: Mapping[str, float] = NO_VALUES
+    """What else is logged of the step, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +301,51 @@ class Hardware(Part, Protocol):
         ...
 
 
+class Scaler(Protocol):
+    """Keeps gradients of a narrow type in its range: losses are multiplied before backward, gradients divided after.
+
+    Which of the two multipliers a step uses is the same in all of its rounds and on all ranks.
+    """
+
+    scales: bool
+    """Whether there is ever anything to undo; constant of the class."""
+
+    def of_mean(self) -> float:
+        """By what to multiply a loss that is divided by the step's count already."""
+        ...
+
+    def of_total(self, loss: Weighed, batches: Batches, world: World) -> float:
+        """By what to multiply a loss that is not: its count may be large. Collective the first time."""
+        ...
+
+    def unscale(
+        self, gradients: Sequence["Tensor"], factor: "Tensor | float", found_anywhere: Callable[["Tensor"], "Tensor"]
+    ) -> "tuple[Tensor | float, bool]":
+        """Undo the multiplication, and `factor` in the same pass. Waits for the device if there is anything to undo.
+
+        Args:
+            gradients: this rank's; multiplied in place.
+            factor: what the gradients are to be multiplied by besides.
+            found_anywhere: from whether this rank found a value that is not finite (0 or 1), whether any rank did.
+
+        Returns:
+            What is left of the factor, and whether all gradients of all ranks are finite.
+        """
+        ...
+
+    def record(self) -> Mapping[str, float]:
+        """What is logged of it."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What JSON can say; the same on every rank."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from there; from {} begin afresh."""
+        ...
+
+
 class Precision(Part, Protocol):
     """In which types a model computes."""
 
@@ -312,6 +361,14 @@ class Precision(Part, Protocol):
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """A context, entered anew for each forward, in which the hook runs. May be entered many times in turn."""
+        ...
+
+    def scaler(self) -> Scaler:
+        """A fresh one for a run."""
+        ...
+
+    def convert(self, model: "Module") -> None:
+        """Make of the model that the hook returned one of this precision, in place; names stay as they are."""
         ...
 
 

@@ -35,13 +35,14 @@ class Throughput:
 
 
 def step_values(loss: StepLoss, update: Update, *, lr: float, world: World) -> dict[str, float]:
-    """What is logged of one optimizer step: train/loss, train/grad_norm, train/lr and the hook's own metrics.
+    """What is logged of one optimizer step: loss, gradient norm, rate, the hook's own metrics, the strategy's record.
 
     The loss is that of the whole step, over all items of all ranks. Collective.
     """
     values = {f"train/{name}": value for name, value in means(loss.rounds, world).items()}
     if update.grad_norm is not None:
         values["train/grad_norm"] = update.grad_norm.item()
+    values |= {f"train/{name}": value for name, value in update.record.items()}
     return values | {"train/lr": float(lr)}
 
 

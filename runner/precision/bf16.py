@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import torch
+from torch.nn import Module
 
 from runner.errors import Fault
+from runner.precision.outputs import return_float32
+from runner.precision.scaling import UNIT
+from runner.protocols import Scaler
 
 if TYPE_CHECKING:
     from runner.spec.run_spec import RunSpec
@@ -18,8 +22,12 @@ if TYPE_CHECKING:
 class BF16:
     """Mixed precision: what autocast lists runs in bfloat16; weights, gradients and the optimizer stay float32."""
 
+    enabled: bool = True
+    """Let autocast work; false = only what the hook itself casts is bfloat16."""
     cache: bool = True
     """Cast a weight once for each forward, not once for each use."""
+    float32_outputs: bool = True
+    """What the model returns reaches the loss hook as float32."""
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """The hardware must have bfloat16."""
@@ -39,4 +47,13 @@ class BF16:
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """torch.autocast to bfloat16; one object, entered for each forward in turn."""
-        return torch.autocast(device_type, torch.bfloat16, cache_enabled=self.cache)
+        return torch.autocast(device_type, torch.bfloat16, enabled=self.enabled, cache_enabled=self.cache)
+
+    def scaler(self) -> Scaler:
+        """None: bfloat16 has the range of float32."""
+        return UNIT
+
+    def convert(self, model: Module) -> None:
+        """Only what the model returns is widened."""
+        if self.float32_outputs:
+            return_float32(model)

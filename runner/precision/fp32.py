@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import torch
+from torch.nn import Module
 
 from runner.errors import Fault
+from runner.precision.scaling import UNIT
+from runner.protocols import Scaler
 
 if TYPE_CHECKING:
     from runner.spec.run_spec import RunSpec
@@ -35,3 +38,10 @@ class FP32:
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Nothing is cast."""
         return nullcontext()
+
+    def scaler(self) -> Scaler:
+        """None."""
+        return UNIT
+
+    def convert(self, model: Module) -> None:
+        """Nothing: weights are of the type that the hook gave them."""

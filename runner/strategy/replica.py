@@ -28,6 +28,11 @@ from runner.strategy.named_state import load_named_state, named_state, settings
 STEPPED = Update(stepped=True)
 
 
+def found_here(found: Tensor) -> Tensor:
+    """What one rank finds, all find: they hold the same gradients."""
+    return found
+
+
 def gradients_in_place(parameters: Sequence[Parameter]) -> list[Tensor]:
     """The gradients that are there."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -51,6 +56,7 @@ class Replica:
         world: World,
         gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_in_place,
         norm_of: Callable[[list[Tensor]], Tensor] = get_total_norm,
+        found_anywhere: Callable[[Tensor], Tensor] = found_here,
     ) -> None:
         """Set up for a fresh run.
 
@@ -60,6 +66,7 @@ class Replica:
             averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
             gradients_of: what of the parameters' gradients lies on this rank, in place.
             norm_of: the 2-norm of the whole gradient, of which these are this rank's part.
+            found_anywhere: from whether something was found in this rank's part (0 or 1), whether it was in any.
         """
         self.model = model
         self.optimizer = optimizer
@@ -68,11 +75,14 @@ class Replica:
         self._hold_back = hold_back
         self._averaged = averaged
         self._autocast = precision.autocast(world.device.type)
+        self._scaler = precision.scaler()
         self._clip = clip
-        self._clips = clip.norm is not None or clip.value is not None
+        # Whether gradients that are divided already have still to be gone through.
+        self._goes_through = clip.norm is not None or clip.value is not None or self._scaler.scales
         self._world = world
         self._gradients_of = gradients_of
         self._norm_of = norm_of
+        self._found_anywhere = found_anywhere
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._divided = True  # whether the gradients in place are those of the step already,
         self._factor: Tensor | float = 1.0  # or what they must still be multiplied by
@@ -91,8 +101,9 @@ class Replica:
 
     def update(self, *, measure: bool) -> Update:
         """Divide, clip, step, clear. Division folds into clipping's own multiplication where there is one."""
-        update = self._divide_and_clip(measure) if measure or self._clips or not self._divided else STEPPED
-        self.optimizer.step()
+        update = self._divide_and_clip(measure) if measure or self._goes_through or not self._divided else STEPPED
+        if update.stepped:
+            self.optimizer.step()
         for parameter in self._parameters:
             parameter.grad = None
         return update
@@ -114,11 +125,17 @@ class Replica:
         """Model and optimizer by the model's own names."""
         state = named_state(self.model, self.optimizer)
         state.values["optimizer"]["built_groups"] = self._built_groups
+        state.values["scaler"] = self._scaler.state()
         return state
 
     def load_state(self, read: Callable[[State], None], stored: Mapping[str, Stored]) -> None:
         """Continue from a checkpoint; every rank reads what it holds."""
-        load_named_state(self.model, self.optimizer, read, stored, built_groups=self._built_groups)
+
+        def read_all(state: State) -> None:
+            read(state)
+            self._scaler.load_state(state.values.get("scaler", {}))
+
+        load_named_state(self.model, self.optimizer, read_all, stored, built_groups=self._built_groups)
 
     def _weigh(self, forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatch) -> Weighed:
         with self._autocast:
@@ -133,8 +150,11 @@ class Replica:
 
     def _backward(self, loss: Weighed, batches: Batches) -> None:
         """A mean over items is divided before backward: every rank knows the items of the step."""
-        factor = loss.weight * self._averaged / batches.items if loss.is_mean else float(loss.weight)
-        _backward(loss.value if factor == 1.0 else loss.value * factor)
+        if loss.is_mean:
+            factor = loss.weight * self._averaged / batches.items * self._scaler.of_mean()
+        else:
+            factor = loss.weight * self._scaler.of_total(loss, batches, self._world)
+        _backward(loss.value, factor)
 
     def _backward_and_count(self, losses: Sequence[Weighed], batches: Batches) -> Tensor | int:
         """Backward of the last round, and what the total of the whole step is to be divided by.
@@ -148,7 +168,7 @@ class Replica:
             self._backward(last, batches)
             return batches.items
         if self._divided:
-            _backward(last.value / _at_least_one(last.count))
+            _backward(last.value / _at_least_one(last.count), self._scaler.of_mean())
             return last.count
         # float32 counts exactly up to 2^24, and beyond that as finely as the gradients that it divides.
         mine = torch.zeros((), device=last.value.device)
@@ -163,6 +183,9 @@ class Replica:
     def _divide_and_clip(self, measure: bool) -> Update:
         gradients = self._gradients_of(self._parameters)
         factor = 1.0 if self._divided else self._factor
+        factor, finite = self._scaler.unscale(gradients, factor, self._found_anywhere)
+        if not finite:
+            return Update(False, None, self._scaler.record())
         clip = self._clip
         norm = self._norm_of(gradients) * factor if measure or clip.norm is not None else None
         if clip.value is not None:
@@ -175,7 +198,7 @@ class Replica:
             # 1e-6 and the clamp as in torch.nn.utils.clip_grads_with_norm_: the same bits as a hand-written loop.
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0) * factor
         _multiply(gradients, factor)
-        return Update(True, norm)
+        return Update(True, norm, self._scaler.record())
 
 
 def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:
@@ -186,13 +209,13 @@ def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:
         torch._foreach_mul_(gradients, factor)
 
 
-def _backward(loss: Tensor) -> None:
+def _backward(loss: Tensor, factor: float) -> None:
     if not loss.requires_grad:
         raise HookError(
             "the loss that the hook returned has no gradient. Compute it from the model's output, without .item(), "
             ".detach() or torch.no_grad()."
         )
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

@@ -58,6 +58,7 @@ class Sharded:
             world=world,
             gradients_of=local_gradients,
             norm_of=lambda gradients: whole_norm(gradients, shard_group, world.device),
+            found_anywhere=lambda found: found_by_any(found, shard_group, world.device),
         )
 
     def forward_backward(self, batches: Batches) -> StepLoss:
@@ -108,6 +109,13 @@ def whole_norm(gradients: list[Tensor], group: dist.ProcessGroup, device: torch.
     squared = own.square().to(device)
     dist.all_reduce(squared, group=group)
     return squared.sqrt().to(own.device)
+
+
+def found_by_any(found: Tensor, group: dist.ProcessGroup, device: torch.device) -> Tensor:
+    """The largest over all shards. Collective over the group."""
+    there = found.to(device)
+    dist.all_reduce(there, op=dist.ReduceOp.MAX, group=group)
+    return there
 
 
 def buffers_of(model: Module) -> list[Tensor]:

@@ -1,0 +1,168 @@
+"""Loss scaling: Micikevicius et al. (ICLR 2018), with the dynamic scale of torch.amp.GradScaler.
+
+The scale itself is a number on the host: a step must know whether it was skipped before the schedule moves, so the host
+waits for the gradients either way, once a step.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from runner.errors import HookError
+from runner.protocols import NO_VALUES, Batches, Weighed, World
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class UnitScaler:
+    """Scales by one: what a type with the range of float32 needs."""
+
+    scales = False
+
+    def of_mean(self) -> float:
+        """One."""
+        return 1.0
+
+    def of_total(self, loss: Weighed, batches: Batches, world: World) -> float:
+        """One."""
+        return 1.0
+
+    def unscale(
+        self, gradients: Sequence[Tensor], factor: Tensor | float, found_anywhere: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor | float, bool]:
+        """Nothing to undo; nobody waits to know whether the gradients are finite."""
+        return factor, True
+
+    def record(self) -> Mapping[str, float]:
+        """Nothing."""
+        return NO_VALUES
+
+    def state(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """A run that was scaled before goes on without."""
+
+
+UNIT = UnitScaler()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How the scale moves."""
+
+    init_scale: float
+    factor: float
+    """Multiplies it after so many steps in range,"""
+    interval: int
+    backoff: float
+    """and this after each that was not."""
+    min_scale: float
+    """Below it, no scale is believed to help."""
+
+
+@final
+class LossScaler:
+    """A scale that grows while gradients stay finite, and shrinks, at the price of a step, when one does not."""
+
+    scales = True
+
+    def __init__(self, growth: Growth) -> None:
+        self._growth = growth
+        self._scale = growth.init_scale
+        self._steps_in_range = 0
+        self._skipped = 0
+        # A total sums over so many things that its gradient overflows where that of the mean does not. Its count is
+        # known only after the last forward; what the first micro-batch counts for each item is near enough, and as a
+        # power of two it costs no bit.
+        self._per_item: float | None = None
+        self._multiplied = 1.0
+
+    def of_mean(self) -> float:
+        """The scale."""
+        self._multiplied = self._scale
+        return self._scale
+
+    def of_total(self, loss: Weighed, batches: Batches, world: World) -> float:
+        """The scale, divided by about what the step will count."""
+        if self._per_item is None:
+            first = world.sum(torch.tensor(float(loss.count), device=world.device)).item()
+            self._per_item = _power_of_two(first * len(batches.rounds) / batches.items)
+        self._multiplied = self._scale / _power_of_two(self._per_item * batches.items)
+        return self._multiplied
+
+    def unscale(
+        self, gradients: Sequence[Tensor], factor: Tensor | float, found_anywhere: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor | float, bool]:
+        """Check and multiply in one pass, as torch.amp.GradScaler.unscale_ does.
+
+        Raises:
+            HookError: the scale is as small as is allowed, and still too large.
+        """
+        found = torch.zeros(1)
+        for group in _of_one_kind(gradients):
+            inverse = torch.as_tensor(factor / self._multiplied, dtype=torch.float32, device=group[0].device)
+            found = found.to(group[0].device)
+            torch._amp_foreach_non_finite_check_and_unscale_(group, found, inverse)
+        finite = not found_anywhere(found).item()
+        self._move(finite)
+        return 1.0, finite
+
+    def record(self) -> Mapping[str, float]:
+        """The scale of the next step, and the steps skipped since the run began."""
+        return {"loss_scale": self._scale, "skipped_steps": self._skipped}
+
+    def state(self) -> dict[str, Any]:
+        """The scale, and how it came about."""
+        return {
+            "scale": self._scale,
+            "steps_in_range": self._steps_in_range,
+            "skipped": self._skipped,
+            "per_item": self._per_item,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """A run that was not scaled before begins at the initial scale."""
+        if state:
+            self._scale, self._steps_in_range = state["scale"], state["steps_in_range"]
+            self._skipped, self._per_item = state["skipped"], state["per_item"]
+
+    def _move(self, finite: bool) -> None:
+        growth = self._growth
+        if finite:
+            self._steps_in_range += 1
+            if self._steps_in_range == growth.interval:
+                self._steps_in_range = 0
+                grown = self._scale * growth.factor
+                self._scale = grown if grown <= torch.finfo(torch.float32).max else self._scale
+            return
+        self._skipped += 1
+        self._steps_in_range = 0
+        before, self._scale = self._scale, self._scale * growth.backoff
+        if self._scale < growth.min_scale:
+            raise HookError(
+                f"the gradient is not finite, even at a loss scale of {before:g}, and precision.min_scale="
+                f"{growth.min_scale:g} allows no smaller one. Look for a division by zero or a logarithm of zero in "
+                "the loss, lower optimizer.lr, set clip.norm, or use precision=bf16 or fp32, whose range is wider."
+            )
+        logger.warning("step skipped: a gradient overflowed at loss scale %g, which is now %g", before, self._scale)
+
+
+def _power_of_two(value: float) -> float:
+    """The nearest; 1 for nothing."""
+    return 2.0 ** round(math.log2(value)) if value > 0 else 1.0
+
+
+def _of_one_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """By device and type: what one call may take."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(groups.values())
