@@ -123,7 +123,7 @@ def contradictions(sources: Sequence[Source]) -> list[str]:
 def unfilled(sources: Sequence[Source]) -> list[str]:
     """What is "auto" though nothing fills it."""
     filled = {key for source in sources for key, entry in source.items() if entry.value != AUTO}
-    known = {*SHAPED, *DEFAULTED, *FILLED, *filled}
+    known = {*BATCH, *SHAPED, *DEFAULTED, *FILLED, *filled}
     return sorted({key for source in sources for key in source} - known)
 
 

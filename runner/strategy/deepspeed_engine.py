@@ -13,7 +13,7 @@ from runner.protocols import Clip, Loss, Precision, Trainable, World
 from runner.strategy import deepspeed_library as library
 from runner.strategy.deepspeed_config import OF_GROUPS, ZERO, nested, shaped, told_of_batches, without_shape
 from runner.strategy.deepspeed_gradients import Gradients
-from runner.strategy.deepspeed_shares import Shares, each_cut, end_to_end
+from runner.strategy.deepspeed_shares import each_cut, end_to_end
 from runner.strategy.deepspeed_state import NamedPartitions
 from runner.strategy.deepspeed_step import CastLossOf, ZeroReplica
 from runner.strategy.deepspeed_weights import cut, put_back, whole
@@ -70,7 +70,7 @@ def build(
             model_parameters=_settings_of_groups(optimizer) if own else None,
             config=config,
         )
-        shares = _shares(engine.optimizer, groups, named, is_cut=is_cut, rank=world.rank)
+        shares = (each_cut if is_cut else end_to_end)(engine.optimizer, groups, named, rank=world.rank)
         put_back(made, shares, named, is_cut=is_cut)
     trainable = ZeroReplica(
         engine,
@@ -118,7 +118,3 @@ def _settings_of_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]
         {key: value for key, value in group.items() if key in ("params", *OF_GROUPS)}
         for group in optimizer.param_groups
     ]
-
-
-def _shares(zero: Any, groups: Mapping[str, int], named: Mapping[str, Parameter], *, is_cut: bool, rank: int) -> Shares:
-    return each_cut(zero, groups, named, rank=rank) if is_cut else end_to_end(zero, groups, named)

@@ -64,30 +64,31 @@ def load(world: World) -> ModuleType:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What is printed in the block goes to the log of the rank, a line an event."""
+    """What is printed or warned of in the block goes to the log of the rank, a line an event."""
     # A file, since DeepSpeed asks for its descriptor when it tries a compiler, and takes its absence for a failure.
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as said, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
         try:
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 yield
         finally:
             said.seek(0)
-            for line in said:
+            for line in [*said, *(str(warning.message) for warning in warned)]:
                 if line.strip():
-                    _to_file(logging.INFO, line.strip())
+                    _to_file(logging.INFO, " ".join(line.split()))
 
 
 def open_group(world: World) -> bool:
-    """Make the process group and the variable that DeepSpeed wants even of a single rank.
+    """Set the variable and make the process group that DeepSpeed wants even of a single rank.
 
     Returns:
-        Whether they were made; then `leave` is to undo it.
+        Whether there was no group; then `leave` is to undo both.
     """
+    os.environ["LOCAL_RANK"] = str(world.local_rank)
     if dist.is_initialized():
         return False
     backend = "gloo" if world.device.type == "cpu" else None
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    os.environ["LOCAL_RANK"] = str(world.local_rank)
     return True
 
 

@@ -6,6 +6,7 @@ ranks; stage 3 cuts each parameter and lays a rank's pieces end to end. Both giv
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, NamedTuple, final
 
 import torch
@@ -87,24 +88,37 @@ class Shares(Mapping[str, Share]):
         return self._resident
 
 
-def end_to_end(zero: Any, groups: Mapping[str, int], named: Mapping[str, Parameter]) -> Shares:
+def end_to_end(zero: Any, groups: Mapping[str, int], named: Mapping[str, Parameter], *, rank: int) -> Shares:
     """The layout of stages 1 and 2.
 
     Args:
         zero: DeepSpeed's optimizer.
         groups: of each trained parameter, by name, in which of the optimizer's groups it is.
     """
+    offsets = [_offsets(zero, group) for group in range(len(zero.optimizer.param_groups))]
     shares = {}
     for name, group in groups.items():
         parameter, owner = named[name], zero.optimizer.param_groups[group]["params"][0]
-        here = parameter._hp_mapping  # type: ignore[attr-defined]  # None: no element of it on this rank
-        at, start, length = (
-            (here.hp_fragment_address.start, here.lp_fragment_address.start, here.lp_fragment_address.numel)
-            if here
-            else (0, 0, 0)
-        )
-        shares[name] = Share(owner, tuple(owner.shape), at, start, length, tuple(parameter.shape), group)
+        first = (
+            offsets[group][id(parameter)] - rank * owner.numel()
+        )  # in this rank's piece of the row, perhaps before it
+        at, stop = (min(max(end, 0), owner.numel()) for end in (first, first + parameter.numel()))
+        shares[name] = Share(owner, tuple(owner.shape), at, at - first, stop - at, tuple(parameter.shape), group)
     return Shares(shares, refresh=zero.update_lp_params, swap_in=_never, swap_out=_never)
+
+
+def _offsets(zero: Any, group: int) -> dict[int, int]:
+    """Where each parameter (by its id) begins in the row of its group.
+
+    DeepSpeed's own map of this (`_hp_mapping`) is wrong where it deals parameters to ranks in turn.
+    """
+    if "round_robin_bit16_groups" in vars(zero):
+        row = zip(zero.round_robin_bit16_groups[group], zero.round_robin_bit16_offsets[group], strict=True)
+        return {id(parameter): offset for parameter, offset in row}
+    ends = accumulate(parameter.numel() for parameter in zero.bf16_groups[group])
+    return {
+        id(parameter): end - parameter.numel() for parameter, end in zip(zero.bf16_groups[group], ends, strict=True)
+    }
 
 
 def each_cut(zero: Any, names: Mapping[str, int], named: Mapping[str, Parameter], *, rank: int) -> Shares:

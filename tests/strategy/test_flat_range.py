@@ -1,0 +1,67 @@
+"""A range of a tensor's elements as boxes of a checkpoint: all of them, once, each in its place."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.checkpoint.transfer import read_tensors, write_tensors
+from runner.strategy.flat_range import Box, FlatRange, boxes
+from runner.world.solo import SoloWorld
+
+WORLD = SoloWorld(torch.device("cpu"))
+
+
+@st.composite
+def ranges(draw):
+    shape = tuple(draw(st.lists(st.integers(1, 4), max_size=4)))
+    ends = sorted(draw(st.integers(0, math.prod(shape))) for _ in range(2))
+    return shape, *ends
+
+
+@given(ranges())
+def test_boxes_hold_each_element_of_the_range_once_and_in_order(case):
+    shape, start, stop = case
+    whole = torch.arange(math.prod(shape)).view(shape)
+    found = []
+    for box in boxes(shape, start, stop):
+        assert box.at == len(found)
+        part = whole[tuple(slice(o, o + s) for o, s in zip(box.offsets, box.sizes, strict=True))]
+        found += part.reshape(-1).tolist()
+    assert found == list(range(start, stop))
+    assert len(boxes(shape, start, stop)) <= max(1, 2 * len(shape) - 1)
+
+
+def test_a_range_of_a_matrix_is_the_end_of_a_row_whole_rows_and_the_beginning_of_one():
+    assert boxes((4, 3), 2, 10) == [Box((0, 2), (1, 1), 0), Box((1, 0), (2, 3), 1), Box((3, 0), (1, 1), 7)]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 11, 30])
+def test_what_one_cut_wrote_another_reads(tmp_path, cut):
+    """Written as a whole, read as two ranges; and back."""
+    whole = torch.arange(30.0).view(5, 3, 2)
+    described, files = write_tensors(WORLD, tmp_path, {"w": whole})
+    parts = [torch.zeros(cut), torch.zeros(30 - cut)]
+    for part, start in zip(parts, (0, cut), strict=True):
+        one = FlatRange(lambda part=part: part, shape=(5, 3, 2), start=start, length=len(part), dtype=torch.float32)
+        read_tensors(WORLD, tmp_path, {"w": one}, described=described, files=files)
+    assert torch.equal(torch.cat(parts), whole.flatten())
+
+
+def test_a_range_is_written_as_the_whole(tmp_path):
+    """One rank that owns all of a tensor, cut nowhere."""
+    flat = torch.arange(6.0)
+    one = FlatRange(lambda: flat, shape=(2, 3), start=0, length=6, dtype=torch.float32)
+    described, files = write_tensors(WORLD, tmp_path, {"w": one})
+    whole = torch.zeros(2, 3)
+    read_tensors(WORLD, tmp_path, {"w": whole}, described=described, files=files)
+    assert torch.equal(whole, flat.view(2, 3))
+    assert repr(one).startswith("FlatRange(shape=[2, 3]")
+
+
+def test_nothing_is_computed_with_a_range():
+    one = FlatRange(lambda: torch.zeros(2), shape=(2,), start=0, length=2, dtype=torch.float32)
+    with pytest.raises(NotImplementedError, match="only a checkpoint can read it"):
+        one + 1
