@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 import torch
 from torch import Tensor, nn
@@ -63,3 +64,12 @@ def failing_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], rank: s
 
 
 failing_loss.calls = 0
+
+
+def failing_once(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """SIGKILLs rank 1 in the sixth step of the first attempt."""
+    failing_loss.calls += 1
+    first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+    if os.environ.get("RANK") == "1" and first and failing_loss.calls == 7:  # five steps, an evaluation, and then
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mean_loss(model, batch)

@@ -1,0 +1,60 @@
+"""What a hook may not return is told with the hook's name, what it returned, and what it must return."""
+
+import pytest
+
+WRONG = [
+    ("model", "not_a_module", "user_hooks.wrong.not_a_module returned a Tensor, but must return a torch.nn.Module"),
+    ("model", "no_parameters", "returned a model without parameters: there is nothing to train"),
+    ("model", "frozen", "the model has no parameter that requires a gradient: there is nothing to train"),
+    ("data", "a_tuple", "returned a tuple, but must return runner.Data(train=…, eval=…)"),
+    ("data", "empty", "the data hook's 'train' dataset is empty. Return at least one item"),
+    ("data", "without_eval", "eval.every_steps is set, but user_hooks.wrong.without_eval returned no eval dataset"),
+    ("loss", "metric_no_pair", "metric 'accuracy' is a Tensor, but must be a pair (sum, count)"),
+    ("loss", "metric_named_loss", "a metric named 'loss', which Loss.total has already. Rename it"),
+    ("loss", "raises_at_import_of_nothing", "No module named 'no_such_module_anywhere'"),
+]
+
+
+@pytest.mark.parametrize(("hook", "name", "message"), WRONG, ids=[name for _, name, _ in WRONG])
+def test_a_wrong_hook_is_told(runner, hook, name, message):
+    wrong = [f"{hook}._target_=user_hooks.wrong.{name}"] + (["~model.dropout"] if hook == "model" else [])
+    failed = runner("train", "points", "run.steps=2", *wrong, code=1)
+    assert message in failed.stderr
+    assert failed.run_dir.read_status()["state"] == "failed"
+
+
+def test_the_failing_ranks_traceback_comes_first_with_its_step(runner):
+    failed = runner(
+        "train",
+        "points",
+        "loss._target_=user_hooks.points.failing_loss",
+        "+loss.rank='1'",
+        "strategy=ddp",
+        "hardware.processes=2",
+        code=1,
+    )
+    before, _, after = failed.stderr.partition("ZeroDivisionError: the hook divides by zero")
+    assert "rank 1 failed" in before
+    assert "Connection closed by peer" not in before
+    assert "after optimizer step 2" in after
+    (told,) = failed.run_dir.failures.glob("*_rank_1.json")
+    assert '"step": 2' in told.read_text()
+
+
+def test_the_run_ends_early_when_its_metric_stops_improving_on_all_ranks(runner):
+    options = ["callback=[early_stop]", "callback.early_stop.patience=2", "callback.early_stop.min_delta=100.0"]
+    ended = runner("train", "points", "eval.every_steps=1", *options, "strategy=ddp", "hardware.processes=2")
+    # The first evaluation is the best; the second and third are no hundred better.
+    assert ended.run_dir.read_status()["step"] == 3
+    assert ended.run_dir.read_status()["state"] == "done"
+    assert (ended.run_dir.checkpoints / "step_3").is_dir()
+    assert "ended after step 3" in ended.stderr
+
+
+def test_a_group_of_ranks_that_lost_one_goes_on_from_its_last_commit(runner):
+    expected = runner("train", "points", "strategy=ddp", "hardware.processes=2")
+    failing = ["loss._target_=user_hooks.points.failing_once", "launch.max_restarts=1"]
+    ended = runner("train", "points", *failing, "strategy=ddp", "hardware.processes=2")
+    assert "continuing after step 4 from step_4" in ended.stderr
+    assert ended.run_dir.read_status()["state"] == "done"
+    assert ended.metrics()[-1]["step"] == expected.metrics()[-1]["step"]

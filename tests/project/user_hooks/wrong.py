@@ -1,0 +1,45 @@
+"""Hooks that return what their seams do not allow."""
+
+import torch
+from torch import nn
+from user_hooks.points import Points, mean_loss
+
+from runner import Data, Loss
+
+
+def not_a_module():
+    return torch.zeros(2)
+
+
+def no_parameters():
+    return nn.Tanh()
+
+
+def frozen():
+    model = nn.Linear(2, 2)
+    model.requires_grad_(False)
+    return model
+
+
+def a_tuple():
+    return Points(4, 0), Points(4, 1)
+
+
+def empty():
+    return Data(train=[])
+
+
+def without_eval():
+    return Data(train=Points(50, 0))
+
+
+def metric_no_pair(model, batch):
+    return Loss(mean_loss(model, batch), 1, {"accuracy": torch.tensor(0.5)})
+
+
+def metric_named_loss(model, batch):
+    return Loss(mean_loss(model, batch), 1, {"loss": (torch.tensor(0.5), 1)})
+
+
+def raises_at_import_of_nothing(model, batch):
+    pass

@@ -1,0 +1,52 @@
+"""Random numbers: mixed seeds lie far apart, and a state carries every generator on."""
+
+import random
+
+import numpy
+import pytest
+import torch
+
+from runner.errors import RankError
+from runner.protocols import Axes
+from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
+from runner.world.solo import SoloWorld
+
+WORLD = SoloWorld(torch.device("cpu"))
+
+
+def draw():
+    gaussian = random.gauss(0, 1), numpy.random.standard_normal()  # both keep a spare one
+    return random.random(), numpy.random.rand(), torch.rand(()).item(), *gaussian
+
+
+def test_seeds_are_mixed_far_apart_and_always_alike():
+    seeds = [mix(seed, epoch) for seed in range(20) for epoch in range(20)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mix(1, 2) != mix(2, 1)
+    assert mix(0) == 0xE220A8397B1DCDAF >> 1, "splitmix64's first number after 0"
+
+
+def test_one_seed_seeds_everything():
+    seed_all(7)
+    first = draw()
+    seed_all(7)
+    assert draw() == first
+    seed_all(8)
+    assert draw() != first
+
+
+def test_a_state_goes_on_where_it_was_taken():
+    seed_all(7)
+    draw()
+    state = rng_state(WORLD)
+    expected = draw(), draw()
+    seed_all(99)
+    load_rng_state(state, WORLD)
+    assert (draw(), draw()) == expected
+    assert all(name.startswith("rng.rank_0.") for name in state)
+
+
+def test_a_world_of_one_has_no_mesh():
+    with pytest.raises(RankError, match=r"a mesh \('shard',\) was asked for in a world of one process"):
+        WORLD.mesh(Axes(names=("shard",), sizes=(1,), data=("shard",)))
