@@ -36,12 +36,12 @@ def token_loss(model, batch):
     return Loss((((model(x) - y) ** 2).squeeze(1) * counts).sum(), counts.sum())
 
 
-def prepare(loss, *, strategy=None, optimizer=None, clip=None):
+def prepare(loss, *, strategy=None, optimizer=None, clip=None, precision=None):
     return (strategy or Single()).prepare(
         build_model=lambda: copy.deepcopy(MODEL),
         build_optimizer=(optimizer or SGD(lr=0.1)).build,
         loss=loss,
-        precision=FP32(),
+        precision=precision or FP32(),
         clip=clip or Clip(),
         world=WORLD,
     )

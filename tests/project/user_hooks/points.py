@@ -55,6 +55,11 @@ def noisy_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor
     return F.cross_entropy(model(x + 0.1 * torch.randn_like(x)), y) * (1 + 0.1 * random.random())
 
 
+def infinite_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Divides by zero in every step."""
+    return mean_loss(model, batch) / 0.0
+
+
 def failing_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], rank: str = "0", step: int = 3) -> Tensor:
     """Raises on one rank at one step."""
     failing_loss.calls += 1
