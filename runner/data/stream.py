@@ -36,6 +36,10 @@ class Stream:
         self._pinned = pinned
         self.position = 0
 
+    def plan_at(self, position: int) -> StepPlan:
+        """What this rank reads of the step that begins there."""
+        return next(self._order.steps_from(position))
+
     def __iter__(self) -> Iterator[Batches]:
         plans: deque[StepPlan] = deque()
         micro_batches = read(

@@ -8,6 +8,7 @@ from runner.data.loader import num_items
 from runner.data.order import Order
 from runner.data.stream import Stream
 from runner.engine.console import open_console
+from runner.engine.guard import open_guard
 from runner.engine.session import Session, Stopping
 from runner.errors import DataError, HookError
 from runner.model.shape import shape
@@ -51,6 +52,7 @@ def build(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
         listeners=listeners,
         step_listeners=[listeners[name] for name, callback in spec.callback.items() if callback.every_step],
         console=open_console(steps=spec.run.steps, start=0, is_main=False),
+        guard=open_guard(spec.guard, spec.precision),
     )
 
 

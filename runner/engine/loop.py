@@ -7,9 +7,10 @@ from runner.engine.agenda import Agenda
 from runner.engine.build import build, open_records
 from runner.engine.evaluate import evaluate
 from runner.engine.measure import step_values
+from runner.engine.replay import explain
 from runner.engine.restore import restore, whole_state
 from runner.engine.session import Session, Stopping
-from runner.protocols import StepLoss, Update, World
+from runner.protocols import World
 from runner.spec.run_dir import RunDir
 from runner.spec.run_spec import RunSpec
 
@@ -50,11 +51,15 @@ def train(session: Session) -> str:
         while session.step < boundary - 1:
             session.take_step(next(steps), measure=False)
         lr = session.trainable.optimizer.param_groups[0]["lr"]
-        loss, update = session.take_step(next(steps), measure=agenda.logs(boundary))
+        logs, looks = agenda.logs(boundary), session.guard.looks
+        loss, update = session.take_step(next(steps), measure=logs or looks)
         if not update.stepped:
             continue
-        if agenda.logs(session.step):
-            _log(session, loss, update, lr)
+        values = step_values(loss, update, lr=lr, world=session.world) if logs or looks else {}
+        if logs:
+            _log(session, values)
+        if session.guard.suspects(values, loss):
+            raise explain(session)
         verdict = _evaluate(session) if agenda.evaluates(session.step) else ""
         wishes = agenda.poll(session.step, session.world, stop=session.stopping.requested)
         if agenda.saves(session.step) or wishes.save or (agenda.saves_at_end and (verdict or wishes.stop)):
@@ -71,8 +76,9 @@ def train(session: Session) -> str:
     return "done"
 
 
-def _log(session: Session, loss: StepLoss, update: Update, lr: float) -> None:
-    values = step_values(loss, update, lr=lr, world=session.world)
+def _log(session: Session, values: dict[str, float]) -> None:
+    if session.left_out:
+        values["guard/skipped_steps"] = session.left_out
     session.record(values)
     session.console.log(session.step, values, session.throughput.items_per_s(session.stream.position))
 

@@ -1,5 +1,6 @@
 """Everything that one rank holds while a run goes on."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,8 @@ from typing import Protocol
 
 from runner.data.stream import Stream
 from runner.engine.console import Console
+from runner.engine.diagnose import diagnose
+from runner.engine.guard import StepGuard, discard_gradients
 from runner.engine.measure import Throughput
 from runner.protocols import (
     Batches,
@@ -23,6 +26,10 @@ from runner.protocols import (
 )
 from runner.spec.run_dir import RunDir
 from runner.spec.run_spec import RunSpec
+from runner.world.seeds import load_rng_state, rng_state
+
+logger = logging.getLogger(__name__)
+LEFT_OUT = Update(stepped=False)
 
 
 class Stopping(Protocol):
@@ -51,9 +58,12 @@ class Session:
     listeners: Mapping[str, Listener]
     step_listeners: Sequence[Listener]
     console: Console
+    guard: StepGuard
     throughput: Throughput = field(default_factory=Throughput)
     step: int = 0
     """Optimizer steps done."""
+    left_out: int = 0
+    """Steps that this attempt left out because they were not finite."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last known value of each."""
     time_before_s: float = 0.0
@@ -73,13 +83,29 @@ class Session:
     def take_step(self, batches: Batches, *, measure: bool) -> tuple[StepLoss, Update]:
         """One optimizer step."""
         loss = self.trainable.forward_backward(batches)
+        if not self.guard.allows(self.trainable, loss, self.world):
+            self._leave_out(batches)
+            return loss, LEFT_OUT
         update = self.trainable.update(measure=measure)
         if update.stepped:
             self.schedule.step()
             self.step += 1
-        for listener in self.step_listeners:
-            listener.after_step(self.trainable, self.progress)
+            for listener in self.step_listeners:
+                listener.after_step(self.trainable, self.progress)
         return loss, update
+
+    def _leave_out(self, batches: Batches) -> None:
+        """A step that is not finite: note where that came from, and go on with the next items."""
+        discard_gradients(self.trainable)
+        self.left_out += 1
+        generators = rng_state(self.world)
+        plan = self.stream.plan_at(self.stream.position - batches.items)
+        findings = diagnose(self.trainable, batches, plan, self.world)
+        load_rng_state(generators, self.world)
+        if self.world.is_main:
+            self.run_dir.note_guard(self.step + 1, [finding._asdict() for finding in findings])
+        where = str(findings[0]) if findings else "taken again, it is finite"
+        logger.warning("step %d left out: not finite. On %s", self.step + 1, where)
 
     def record(self, values: Mapping[str, float]) -> None:
         """Give measurements to every tracker, and keep them as the last known ones."""

@@ -22,6 +22,7 @@ SMALLEST = {
     "eval.every_steps": 1,
     "eval.micro_items": 1,
     "log.every_steps": 1,
+    "guard.max_skipped": 1,
     "activation_checkpointing.every": 1,
 }
 """The least value of each whole number of a section; null passes where null is allowed."""

@@ -51,6 +51,11 @@ class RunDir:
         return self.path / "failures"
 
     @property
+    def guard(self) -> Path:
+        """Steps that were not finite and where that came from: a list, oldest first. Not there as long as none was."""
+        return self.path / "guard.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Committed checkpoints, step_<n> each."""
         return self.path / "checkpoints"
@@ -78,6 +83,13 @@ class RunDir:
         partial = self.status.with_suffix(".partial")
         partial.write_text(json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n")
         os.replace(partial, self.status)
+
+    def note_guard(self, step: int, found: list[dict[str, Any]]) -> None:
+        """Add a step to guard.json, in one rename."""
+        events = json.loads(self.guard.read_text()) if self.guard.exists() else []
+        partial = self.guard.with_suffix(".partial")
+        partial.write_text(json.dumps([*events, {"step": step, "found": found}], indent=1) + "\n")
+        os.replace(partial, self.guard)
 
     def read_status(self) -> dict[str, Any]:
         """What status.json says; a run that never wrote one is at step 0."""

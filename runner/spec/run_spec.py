@@ -87,6 +87,27 @@ class Log:
     """Optimizer steps between records; the only steps on which the host waits for the device."""
 
 
+class NonFinite(Enum):
+    """What becomes of a step whose loss or gradient norm is not finite."""
+
+    STOP = "stop"
+    """The run ends, before anything of it is committed, and says where it came from."""
+    SKIP = "skip"
+    """The step is left out and its items with it. The host waits for the device in every step."""
+    IGNORE = "ignore"
+    """It is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What is done about numbers that are not finite."""
+
+    non_finite: NonFinite = NonFinite.STOP
+    """About a loss or a gradient norm."""
+    max_skipped: int = 10
+    """Steps left out in a row after which the run ends, with non_finite=skip."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """Which modules of the model are its repeated blocks: what is recomputed, compiled or sharded as one piece."""
@@ -167,6 +188,7 @@ class RunSpec:
     clip: Clip
     eval: Eval
     log: Log
+    guard: Guard
     blocks: Blocks
     activation_checkpointing: ActivationCheckpointing
     compile: Compile

@@ -1,0 +1,72 @@
+"""Where in a step the first number arose that is not finite: on which rank, for which items, in which module."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from runner.data.order import StepPlan
+from runner.engine.guard import discard_gradients, gradients
+from runner.engine.watch import Origin, Watch
+from runner.protocols import Batches, MicroBatch, Trainable, World
+
+SHOWN = 16  # items in a message; the file has all
+
+
+class Finding(NamedTuple):
+    """What one rank found in one micro-batch."""
+
+    rank: int
+    micro_batch: int
+    """Which accumulation round."""
+    items: list[int]
+    """Indices into the training dataset."""
+    epoch: int
+    what: str
+    """loss, or gradient."""
+    module: str | None
+    """The first module that made it; None = it arose outside of all."""
+    how: str
+    """The same as part of a sentence."""
+
+    def __str__(self) -> str:
+        more = f" and {len(self.items) - SHOWN} more" if len(self.items) > SHOWN else ""
+        items = ", ".join(map(str, self.items[:SHOWN])) + more
+        where = f"rank {self.rank}, micro-batch {self.micro_batch}, items {items} of the dataset (epoch {self.epoch})"
+        return f"{where}: the {self.what} is not finite; {self.how}"
+
+
+def diagnose(trainable: Trainable, batches: Batches, plan: StepPlan, world: World) -> list[Finding]:
+    """Forward and backward a step again, with an eye on every module; the weights are not touched. Collective.
+
+    Returns:
+        One for each rank and micro-batch in which something is not finite; the same on every rank.
+    """
+    mine = []
+    with torch.compiler.set_stance("force_eager"):  # a compiled module calls none of the hooks that watch it
+        for number, (micro_batch, share) in enumerate(zip(batches.rounds, plan.rounds, strict=True)):
+            what, origin = _look_at(trainable, micro_batch, items=batches.items)
+            if what:
+                mine.append(Finding(world.rank, number, share.indices, share.epoch, what, origin.module, origin.how))
+    return _causes([finding for findings in world.gather_objects(mine) for finding in findings])
+
+
+def _look_at(trainable: Trainable, micro_batch: MicroBatch, *, items: int) -> tuple[str, Origin]:
+    """What is not finite, empty if nothing is, and where it came from."""
+    discard_gradients(trainable)
+    with Watch(trainable.model) as watch:
+        loss = trainable.forward_backward(Batches([micro_batch], items))
+    spoilt = not all(bool(grad.isfinite().all()) for grad in gradients(trainable))
+    discard_gradients(trainable)
+    if not loss.rounds[0].value.detach().isfinite():
+        return "loss", watch.in_forward(micro_batch.batch)
+    return ("gradient", watch.in_backward()) if spoilt else ("", Origin(None, ""))
+
+
+def _causes(findings: list[Finding]) -> list[Finding]:
+    """A gradient that was summed over ranks is spoilt on all: only those that saw it arise count."""
+    return list(_with_module(findings)) or findings
+
+
+def _with_module(findings: list[Finding]) -> Iterator[Finding]:
+    return (finding for finding in findings if finding.what == "loss" or finding.module is not None)

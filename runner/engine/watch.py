@@ -1,0 +1,113 @@
+"""Looks at what every module returns, and at the gradients that come back, in one forward and backward."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Self, final
+
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.hooks import RemovableHandle
+
+
+class Origin(NamedTuple):
+    """Where something that is not finite came from."""
+
+    module: str | None
+    """Name (class) of a module; None = outside of all."""
+    how: str
+    """Part of a sentence that says it."""
+
+
+class _Seen(NamedTuple):
+    module: str
+    finite: bool
+    takes_finite: bool = True
+
+
+@final
+class Watch:
+    """Records, in order, which modules return finite tensors and which gradients of theirs are finite."""
+
+    def __init__(self, model: Module) -> None:
+        self._model = model
+        self._handles: list[RemovableHandle] = []
+        self._forward: list[_Seen] = []
+        self._backward: list[_Seen] = []
+        self._hooked: set[int] = set()
+        self._kept: list[Tensor] = []  # alive, so that no other tensor gets the id of one that has a hook
+
+    def __enter__(self) -> Self:
+        for name, module in self._model.named_modules():
+            self._handles.append(module.register_forward_hook(self._looking(_called(name, module)), with_kwargs=True))
+            for key, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    self._listen(parameter, f"{_called(name, module)}, in the gradient of its {key}")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._kept.clear()
+
+    def in_forward(self, batch: Any) -> Origin:
+        """Where a loss came from that is not finite."""
+        if not _all_finite(batch):
+            return Origin(None, "the batch itself holds nan or inf")
+        for module, finite, takes_finite in self._forward:
+            if not finite:
+                known = "its weights are not finite" if not self._weights_finite(module) else "its input is finite"
+                return Origin(
+                    module, f"the first module to return nan or inf is {module}" + f"; {known}" * takes_finite
+                )
+        return Origin(None, "every module returned finite numbers: it arose in the loss hook")
+
+    def in_backward(self) -> Origin:
+        """Where a gradient came from that is not finite, of a loss that is."""
+        before = None
+        for module, finite, _ in self._backward:
+            if finite:
+                before = module
+            elif before is None:
+                return Origin(module, f"it arose after {module}, on the way back from the loss hook")
+            else:
+                return Origin(before, f"it arose on the way back from what {before} returns to {module}")
+        return Origin(None, "it was not seen to arise on this rank")
+
+    def _looking(self, called: str) -> Any:
+        def look(module: Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._forward.append(_Seen(called, _all_finite(output), _all_finite((args, kwargs))))
+            for tensor in _tensors(output):
+                if tensor.requires_grad and id(tensor) not in self._hooked:  # a parent returns what its last child did
+                    self._hooked.add(id(tensor))
+                    self._kept.append(tensor)
+                    self._listen(tensor, called)
+
+        return look
+
+    def _listen(self, tensor: Tensor, called: str) -> None:
+        def note(grad: Tensor) -> None:
+            self._backward.append(_Seen(called, _all_finite(grad)))
+
+        self._handles.append(tensor.register_hook(note))  # type: ignore[no-untyped-call]
+
+    def _weights_finite(self, called: str) -> bool:
+        modules = {_called(name, module): module for name, module in self._model.named_modules()}
+        return all(_all_finite(parameter) for parameter in modules[called].parameters())
+
+
+def _called(name: str, module: Module) -> str:
+    return f"{name or 'the model'} ({type(module).__name__})"
+
+
+def _all_finite(value: Any) -> bool:
+    return all(bool(tensor.detach().isfinite().all()) for tensor in _tensors(value) if tensor.is_floating_point())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
