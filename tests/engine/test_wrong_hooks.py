@@ -11,7 +11,7 @@ WRONG = [
     ("data", "without_eval", "eval.every_steps is set, but user_hooks.wrong.without_eval returned no eval dataset"),
     ("loss", "metric_no_pair", "metric 'accuracy' is a Tensor, but must be a pair (sum, count)"),
     ("loss", "metric_named_loss", "a metric named 'loss', which Loss.total has already. Rename it"),
-    ("loss", "raises_at_import_of_nothing", "No module named 'no_such_module_anywhere'"),
+    ("loss", "imports_nothing", "No module named 'no_such_module_anywhere'"),
 ]
 
 

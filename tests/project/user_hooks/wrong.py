@@ -1,5 +1,7 @@
 """Hooks that return what their seams do not allow."""
 
+from importlib import import_module
+
 import torch
 from torch import nn
 from user_hooks.points import Points, mean_loss
@@ -41,5 +43,5 @@ def metric_named_loss(model, batch):
     return Loss(mean_loss(model, batch), 1, {"loss": (torch.tensor(0.5), 1)})
 
 
-def raises_at_import_of_nothing(model, batch):
-    pass
+def imports_nothing(model, batch):
+    import_module("no_such_module_anywhere")
