@@ -33,10 +33,9 @@ def test_the_failing_ranks_traceback_comes_first_with_its_step(runner):
         "hardware.processes=2",
         code=1,
     )
-    before, _, after = failed.stderr.partition("ZeroDivisionError: the hook divides by zero")
-    assert "rank 1 failed" in before
+    before, _, _ = failed.stderr.partition("ZeroDivisionError: the hook divides by zero")
+    assert "rank 1 failed at step 2" in before
     assert "Connection closed by peer" not in before
-    assert "after optimizer step 2" in after
     (told,) = failed.run_dir.failures.glob("*_rank_1.json")
     assert '"step": 2' in told.read_text()
 
