@@ -179,7 +179,7 @@ class State:
     """What a checkpoint holds: `tensors`, sharded or whole, and `values` that JSON can say, alike on every rank."""
 
     tensors: dict[str, "Tensor"] = field(default_factory=dict)
-    """By dotted name: model.<parameter>, optimizer.<parameter>.<key>, rng.rank_<n>.<generator>, …"""
+    """By dotted name: model.<parameter>, optimizer.<parameter>.<key>, callback.<name>.<key>, rng.rank_<n>.<key>"""
     values: dict[str, Any] = field(default_factory=dict)
 
 
@@ -539,6 +539,17 @@ class Listener(Protocol):
         ...
 
     def after_eval(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
+    def evaluating(self, trainable: Trainable) -> AbstractContextManager[None]:
+        """Entered around each evaluation, left before `after_eval`."""
+        ...
+
+    def tensors(self, trainable: Trainable) -> dict[str, "Tensor"]:
+        """What JSON cannot say, live: saved as callback.<name>.<key>, and filled in place before `load_state`.
+
+        Called before the first step, too, so that whatever it cannot work with is said before anything is trained.
+        """
+        ...
+
         """An evaluation ended; metrics are the same on all ranks. A returned sentence ends the run and says why."""
         ...
 

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from runner.errors import Fault, HookError
 from runner.protocols import Progress, Trainable
 from runner.spec.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Mode(Enum):
@@ -86,6 +90,14 @@ class EarlyStopListener:
             return None
         self._waited += 1
         return self._reason() if self._waited >= part.patience else None
+
+    def evaluating(self, trainable: Trainable) -> AbstractContextManager[None]:
+        """Nothing around an evaluation."""
+        return nullcontext()
+
+    def tensors(self, trainable: Trainable) -> dict[str, "Tensor"]:
+        """None."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """The best value, its step, and how many evaluations came since."""

@@ -2,13 +2,14 @@
 
 import gc
 import logging
+from contextlib import ExitStack
 
 from runner.engine.agenda import Agenda
 from runner.engine.build import build, open_records
 from runner.engine.evaluate import evaluate
 from runner.engine.measure import step_values
 from runner.engine.replay import explain
-from runner.engine.restore import restore, whole_state
+from runner.engine.restore import callback_tensors, restore, whole_state
 from runner.engine.session import Session, Stopping
 from runner.protocols import World
 from runner.spec.run_dir import RunDir
@@ -24,6 +25,7 @@ def begin(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
     if checkpoint is not None:
         restore(session, checkpoint)
         logger.info("continuing after step %d from %s", session.step, checkpoint.name)
+    callback_tensors(session)  # what a callback cannot work with, it says now
     open_records(session)
     gc.freeze()  # what was imported and built so far lives as long as the run: no collection needs to look at it again
     return session
@@ -87,7 +89,10 @@ def _evaluate(session: Session) -> str:
     """Evaluate, tell everyone, and return why a callback wants to end the run, or nothing."""
     if session.data.eval is None:
         return ""
-    metrics = evaluate(session)
+    with ExitStack() as around:
+        for listener in session.listeners.values():
+            around.enter_context(listener.evaluating(session.trainable))
+        metrics = evaluate(session)
     session.record(metrics)
     session.console.evaluated(session.step, metrics)
     verdicts = [listener.after_eval(metrics, session.progress) for listener in session.listeners.values()]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from runner.engine.session import Session
 from runner.protocols import State
@@ -13,7 +14,7 @@ from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
 def whole_state(session: Session) -> State:
     """Model, optimizer, schedule, position, callbacks, and the generators of this rank."""
     state = session.trainable.state()
-    state.tensors |= rng_state(session.world)
+    state.tensors |= callback_tensors(session) | rng_state(session.world)
     state.values |= {
         "step": session.step,
         "position": session.stream.position,
@@ -23,6 +24,15 @@ def whole_state(session: Session) -> State:
         "callbacks": {name: listener.state() for name, listener in session.listeners.items()},
     }
     return state
+
+
+def callback_tensors(session: Session) -> dict[str, Tensor]:
+    """What callbacks keep, by the names of a checkpoint."""
+    return {
+        f"callback.{name}.{key}": tensor
+        for name, listener in session.listeners.items()
+        for key, tensor in listener.tensors(session.trainable).items()
+    }
 
 
 def restore(session: Session, checkpoint: Path) -> None:
@@ -35,10 +45,13 @@ def restore(session: Session, checkpoint: Path) -> None:
     mine = f"rng.rank_{session.world.rank}."
     generators = {name: found for name, found in stored.items() if name.startswith(mine)}
     rng = {name: torch.empty(found.shape, dtype=found.dtype) for name, found in generators.items()}
+    # A callback that the checkpoint does not know begins afresh.
+    known = {name.split(".")[1] for name in stored if name.startswith("callback.")}
+    kept = {name: tensor for name, tensor in callback_tensors(session).items() if name.split(".")[1] in known}
     values: dict[str, Any] = {}
 
     def read(state: State) -> None:
-        state.tensors |= rng
+        state.tensors |= rng | kept
         session.checkpointer.load(checkpoint, state)
         values.update(state.values)
 
