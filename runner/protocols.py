@@ -304,18 +304,15 @@ class Hardware(Part, Protocol):
 class Scaler(Protocol):
     """Keeps gradients of a narrow type in its range: losses are multiplied before backward, gradients divided after.
 
-    Which of the two multipliers a step uses is the same in all of its rounds and on all ranks.
+    It is meant for the gradient of a mean: what a loss sums over is divided off first, roughly if need be.
     """
 
     scales: bool
     """Whether there is ever anything to undo; constant of the class."""
 
-    def of_mean(self) -> float:
-        """By what to multiply a loss that is divided by the step's count already."""
-        ...
-
-    def of_total(self, loss: Weighed, batches: Batches, world: World) -> float:
-        """By what to multiply a loss that is not: its count may be large. Collective the first time."""
+    @property
+    def scale(self) -> float:
+        """By what to multiply the losses of this step; the same on every rank."""
         ...
 
     def unscale(
@@ -539,6 +536,9 @@ class Listener(Protocol):
         ...
 
     def after_eval(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
+        """An evaluation ended; metrics are the same on all ranks. A returned sentence ends the run and says why."""
+        ...
+
     def evaluating(self, trainable: Trainable) -> AbstractContextManager[None]:
         """Entered around each evaluation, left before `after_eval`."""
         ...
@@ -548,9 +548,6 @@ class Listener(Protocol):
 
         Called before the first step, too, so that whatever it cannot work with is said before anything is trained.
         """
-        ...
-
-        """An evaluation ended; metrics are the same on all ranks. A returned sentence ends the run and says why."""
         ...
 
     def state(self) -> dict[str, Any]:

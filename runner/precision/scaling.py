@@ -5,7 +5,6 @@ waits for the gradients either way, once a step.
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import HookError
-from runner.protocols import NO_VALUES, Batches, Weighed, World
+from runner.protocols import NO_VALUES
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +24,8 @@ class UnitScaler:
 
     scales = False
 
-    def of_mean(self) -> float:
-        """One."""
-        return 1.0
-
-    def of_total(self, loss: Weighed, batches: Batches, world: World) -> float:
+    @property
+    def scale(self) -> float:
         """One."""
         return 1.0
 
@@ -79,24 +75,11 @@ class LossScaler:
         self._scale = growth.init_scale
         self._steps_in_range = 0
         self._skipped = 0
-        # A total sums over so many things that its gradient overflows where that of the mean does not. Its count is
-        # known only after the last forward; what the first micro-batch counts for each item is near enough, and as a
-        # power of two it costs no bit.
-        self._per_item: float | None = None
-        self._multiplied = 1.0
 
-    def of_mean(self) -> float:
-        """The scale."""
-        self._multiplied = self._scale
+    @property
+    def scale(self) -> float:
+        """Moved by `unscale` only."""
         return self._scale
-
-    def of_total(self, loss: Weighed, batches: Batches, world: World) -> float:
-        """The scale, divided by about what the step will count."""
-        if self._per_item is None:
-            first = world.sum(torch.tensor(float(loss.count), device=world.device)).item()
-            self._per_item = _power_of_two(first * len(batches.rounds) / batches.items)
-        self._multiplied = self._scale / _power_of_two(self._per_item * batches.items)
-        return self._multiplied
 
     def unscale(
         self, gradients: Sequence[Tensor], factor: Tensor | float, found_anywhere: Callable[[Tensor], Tensor]
@@ -108,7 +91,7 @@ class LossScaler:
         """
         found = torch.zeros(1)
         for group in _of_one_kind(gradients):
-            inverse = torch.as_tensor(factor / self._multiplied, dtype=torch.float32, device=group[0].device)
+            inverse = torch.as_tensor(factor / self._scale, dtype=torch.float32, device=group[0].device)
             found = found.to(group[0].device)
             torch._amp_foreach_non_finite_check_and_unscale_(group, found, inverse)
         finite = not found_anywhere(found).item()
@@ -121,18 +104,12 @@ class LossScaler:
 
     def state(self) -> dict[str, Any]:
         """The scale, and how it came about."""
-        return {
-            "scale": self._scale,
-            "steps_in_range": self._steps_in_range,
-            "skipped": self._skipped,
-            "per_item": self._per_item,
-        }
+        return {"scale": self._scale, "steps_in_range": self._steps_in_range, "skipped": self._skipped}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """A run that was not scaled before begins at the initial scale."""
         if state:
-            self._scale, self._steps_in_range = state["scale"], state["steps_in_range"]
-            self._skipped, self._per_item = state["skipped"], state["per_item"]
+            self._scale, self._steps_in_range, self._skipped = state["scale"], state["steps_in_range"], state["skipped"]
 
     def _move(self, finite: bool) -> None:
         growth = self._growth
@@ -153,11 +130,6 @@ class LossScaler:
                 "the loss, lower optimizer.lr, set clip.norm, or use precision=bf16 or fp32, whose range is wider."
             )
         logger.warning("step skipped: a gradient overflowed at loss scale %g, which is now %g", before, self._scale)
-
-
-def _power_of_two(value: float) -> float:
-    """The nearest; 1 for nothing."""
-    return 2.0 ** round(math.log2(value)) if value > 0 else 1.0
 
 
 def _of_one_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -23,9 +23,11 @@ from runner.protocols import (
     Weighed,
     World,
 )
+from runner.strategy.expected import Expected, ExpectedCount, Kept, NothingExpected
 from runner.strategy.named_state import load_named_state, named_state, settings
 
 STEPPED = Update(stepped=True)
+NOTHING_KEPT: Mapping[str, Kept] = {}
 
 
 def found_here(found: Tensor) -> Tensor:
@@ -57,6 +59,8 @@ class Replica:
         gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_in_place,
         norm_of: Callable[[list[Tensor]], Tensor] = get_total_norm,
         found_anywhere: Callable[[Tensor], Tensor] = found_here,
+        narrow_exchange: bool = False,
+        kept: Mapping[str, Kept] = NOTHING_KEPT,
     ) -> None:
         """Set up for a fresh run.
 
@@ -67,6 +71,8 @@ class Replica:
             gradients_of: what of the parameters' gradients lies on this rank, in place.
             norm_of: the 2-norm of the whole gradient, of which these are this rank's part.
             found_anywhere: from whether something was found in this rank's part (0 or 1), whether it was in any.
+            narrow_exchange: ranks exchange gradients in a type that the gradient of a total may overflow.
+            kept: what else goes into checkpoints, by name.
         """
         self.model = model
         self.optimizer = optimizer
@@ -76,6 +82,9 @@ class Replica:
         self._averaged = averaged
         self._autocast = precision.autocast(world.device.type)
         self._scaler = precision.scaler()
+        evens = self._scaler.scales or narrow_exchange
+        self._expected: Expected = ExpectedCount(world) if evens else NothingExpected()
+        self._kept = {"scaler": self._scaler, "expected": self._expected, **kept}
         self._clip = clip
         # Whether gradients that are divided already have still to be gone through.
         self._goes_through = clip.norm is not None or clip.value is not None or self._scaler.scales
@@ -125,7 +134,7 @@ class Replica:
         """Model and optimizer by the model's own names."""
         state = named_state(self.model, self.optimizer)
         state.values["optimizer"]["built_groups"] = self._built_groups
-        state.values["scaler"] = self._scaler.state()
+        state.values |= {name: part.state() for name, part in self._kept.items()}
         return state
 
     def load_state(self, read: Callable[[State], None], stored: Mapping[str, Stored]) -> None:
@@ -133,7 +142,8 @@ class Replica:
 
         def read_all(state: State) -> None:
             read(state)
-            self._scaler.load_state(state.values.get("scaler", {}))
+            for name, part in self._kept.items():
+                part.load_state(state.values.get(name, {}))
 
         load_named_state(self.model, self.optimizer, read_all, stored, built_groups=self._built_groups)
 
@@ -150,11 +160,9 @@ class Replica:
 
     def _backward(self, loss: Weighed, batches: Batches) -> None:
         """A mean over items is divided before backward: every rank knows the items of the step."""
-        if loss.is_mean:
-            factor = loss.weight * self._averaged / batches.items * self._scaler.of_mean()
-        else:
-            factor = loss.weight * self._scaler.of_total(loss, batches, self._world)
-        _backward(loss.value, factor)
+        # Multiplied first: a mean over all items of the step then has the factor 1 exactly, and costs nothing.
+        averaged, count = (self._averaged, batches.items) if loss.is_mean else (1, self._expected.of(loss, batches))
+        _backward(loss.value, loss.weight * averaged / count * self._scaler.scale)
 
     def _backward_and_count(self, losses: Sequence[Weighed], batches: Batches) -> Tensor | int:
         """Backward of the last round, and what the total of the whole step is to be divided by.
@@ -168,7 +176,7 @@ class Replica:
             self._backward(last, batches)
             return batches.items
         if self._divided:
-            _backward(last.value / _at_least_one(last.count), self._scaler.of_mean())
+            _backward(last.value / _at_least_one(last.count), self._scaler.scale)
             return last.count
         # float32 counts exactly up to 2^24, and beyond that as finely as the gradients that it divides.
         mine = torch.zeros((), device=last.value.device)
@@ -177,7 +185,7 @@ class Replica:
         finish = self._world.start_sum(mine)
         self._backward(last, batches)
         count = finish()
-        self._factor = self._averaged / _at_least_one(count)
+        self._factor = self._averaged * self._expected.of(last, batches) / _at_least_one(count)
         return count
 
     def _divide_and_clip(self, measure: bool) -> Update:

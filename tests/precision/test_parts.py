@@ -51,7 +51,6 @@ def test_the_scale_moves_as_that_of_torch(overflows, interval):
         theirs.scale(torch.zeros(1))
         theirs.step(optimizer)
         theirs.update()
-        ours.of_mean()
         _, finite = ours.unscale([torch.full((1,), torch.inf if overflow else 1.0)], 1.0, lambda found: found)
         assert finite is not overflow
         assert ours.record()["loss_scale"] == pytest.approx(theirs.get_scale(), rel=1e-6)  # theirs is a float32
@@ -63,16 +62,15 @@ def test_a_scaler_continues_from_its_state_and_begins_afresh_from_none():
     for value in (torch.inf, 1.0):
         ours.unscale([torch.full((1,), value)], 1.0, lambda found: found)
     other.load_state({})
-    assert other.of_mean() == 65536.0
+    assert other.scale == 65536.0
     other.load_state(ours.state())
     for scaler in (ours, other):
         scaler.unscale([torch.ones(1)], 1.0, lambda found: found)
-        assert scaler.state() == {"scale": 65536.0, "steps_in_range": 0, "skipped": 1, "per_item": None}
+        assert scaler.state() == {"scale": 65536.0, "steps_in_range": 0, "skipped": 1}
 
 
 def test_gradients_of_several_types_are_unscaled_and_searched():
     scaler = FP16(init_scale=2.0).scaler()
-    scaler.of_mean()
     gradients = [torch.full((2,), 4.0), torch.full((2,), 4.0, dtype=torch.bfloat16)]
     assert scaler.unscale(gradients, 1.0, lambda found: found) == (1.0, True)
     assert [gradient.tolist() for gradient in gradients] == [[2.0, 2.0], [2.0, 2.0]]
@@ -87,7 +85,7 @@ def test_a_rank_without_gradients_hears_of_the_others():
 def test_what_is_not_scaled_costs_nothing():
     for precision in (FP32(), BF16(), FP16(scale_loss=False)):
         scaler = precision.scaler()
-        assert (scaler.scales, scaler.of_mean(), scaler.state(), scaler.record()) == (False, 1.0, {}, {})
+        assert (scaler.scales, scaler.scale, scaler.state(), scaler.record()) == (False, 1.0, {}, {})
         assert scaler.unscale([], 0.5, lambda found: found) == (0.5, True)
 
 
