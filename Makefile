@@ -8,6 +8,8 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 # Constraints stand on every install line: without them pip may fetch another torch.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# DeepSpeed is built from source by a setup.py that imports torch: it must find this torch, not one of its own.
+BUILD_WITH := torch numpy setuptools wheel ninja py-cpuinfo hatchling editables
 SYSTEM_PACKAGES := git=git g++=g++
 
 .PHONY: demo test test-all lint bench clean
@@ -41,5 +43,6 @@ $(BIN)/python:
 
 # One stamp an extra: made again when what it installs has changed.
 $(VENV)/installed-%: $(BIN)/python pyproject.toml constraints.txt
-	$(INSTALL) --editable ".[$*]"
+	$(INSTALL) $(BUILD_WITH)
+	DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation --editable ".[$*]"
 	touch $@
