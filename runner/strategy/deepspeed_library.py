@@ -101,7 +101,7 @@ def leave(engine: Any, *, alone: bool) -> None:
 
             comm.destroy_process_group()
             comm.comm.cdb = None
-            del os.environ["LOCAL_RANK"]
+            os.environ.pop("LOCAL_RANK", None)
 
 
 def _listen() -> None:

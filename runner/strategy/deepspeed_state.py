@@ -44,14 +44,9 @@ class NamedPartitions:
         """This rank's part of everything; nothing is copied or gathered."""
         state = State(tensors=dict(self._model_tensors()))
         numbers: dict[str, dict[str, Any]] = {}
-        for name, share in self._shares.items():
-            for key, value in self._kept(share).items():
-                if isinstance(value, Tensor) and value.shape == share.owner_shape:
-                    state.tensors[f"{OPTIMIZER}{name}.{key}"] = self._range(share, key, value.dtype)
-                elif isinstance(value, Tensor) or key == "step":  # a count is a tensor in torch, a number in DeepSpeed
-                    state.tensors[f"{OPTIMIZER}{name}.{key}"] = torch.as_tensor(value, dtype=torch.float32).clone()
-                else:
-                    numbers.setdefault(name, {})[key] = value
+        for name, share in sorted(self._shares.items(), key=lambda item: item[1].group):
+            with self._shares.resident(share.group):  # away from memory, a tensor has another shape
+                self._take(state, numbers, name, share)
         groups = settings(self._optimizer)
         state.values["optimizer"] = {"numbers": numbers, "groups": groups, "built_groups": self._built_groups}
         return state
@@ -115,9 +110,14 @@ class NamedPartitions:
 
         return FlatRange(elements, shape=share.shape, start=share.start, length=share.length, dtype=dtype)
 
-    def _kept(self, share: Share) -> dict[str, Any]:
-        with self._shares.resident(share.group):
-            return dict(self._optimizer.state.get(share.owner, {}))
+    def _take(self, state: State, numbers: dict[str, dict[str, Any]], name: str, share: Share) -> None:
+        for key, value in self._optimizer.state.get(share.owner, {}).items():
+            if isinstance(value, Tensor) and value.shape == share.owner_shape:
+                state.tensors[f"{OPTIMIZER}{name}.{key}"] = self._range(share, key, value.dtype)
+            elif isinstance(value, Tensor) or key == "step":  # a count is a tensor in torch, a number in DeepSpeed
+                state.tensors[f"{OPTIMIZER}{name}.{key}"] = torch.as_tensor(value, dtype=torch.float32).clone()
+            else:
+                numbers.setdefault(name, {})[key] = value
 
     def _make_room(self, share: Share, key: str) -> None:
         """What DeepSpeed's optimizer would make in its first step."""

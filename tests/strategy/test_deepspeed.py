@@ -184,9 +184,10 @@ def test_a_run_whose_optimizer_is_on_a_disk_is_saved_and_continued(runner, tmp_p
         "strategy.offload_optimizer=nvme",
         f"strategy.optimizer_nvme_path={tmp_path}",
     ]
-    on_disk += ["+model.width=4096"]  # DeepSpeed keeps in memory what has less than a mebibyte
-    expected = runner("train", "points", "+model.width=4096")
-    stopped = runner("train", "points", "run.stop_at_step=4", *on_disk, timeout_s=800)
+    wide = ["+model.width=80000", "optimizer.lr=1e-5"]  # DeepSpeed keeps in memory what has less than a mebibyte
+    expected = runner("train", "points", *wide)
+    stopped = runner("train", "points", "run.stop_at_step=4", *wide, *on_disk, timeout_s=800)
+    assert list(tmp_path.rglob("exp_avg*.swp"))
     resumed = runner("resume", str(stopped.run_dir.path), timeout_s=800)
     for one, two in zip(resumed.metrics(), expected.metrics(), strict=True):
         assert one == pytest.approx(two, rel=1e-5)
