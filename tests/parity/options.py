@@ -1,7 +1,9 @@
 """What tests over every option of a group share: the options that there are, and whole tensors of a checkpoint."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 
 from runner.checkpoint.restore import Committed
@@ -15,6 +17,8 @@ TOWER = ["train", "points", "model._target_=user_hooks.tower.build_model", "~mod
 
 def placed(strategy: str, ranks: int) -> list[str]:
     """The overrides that put a run on so many ranks; the strategy of one process stays there."""
+    if strategy.startswith("deepspeed") and find_spec("deepspeed") is None:
+        pytest.skip("needs the extra deepspeed")
     if strategy == "single":
         return ["strategy=single", "hardware.processes=1"]
     crowded = ["hardware=cpu", "hardware.oversubscribe=true"] if ranks > 2 else []
