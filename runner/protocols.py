@@ -372,8 +372,8 @@ class Precision(Part, Protocol):
 class Optimizer(Part, Protocol):
     """Which optimizer, and which parameters it treats how."""
 
-    def build(self, named_parameters: Iterable[tuple[str, "Parameter"]]) -> "TorchOptimizer":
-        """The optimizer over these parameters, named as the model names them."""
+    def build(self, named_parameters: Iterable[tuple[str, "Parameter"]], *, items: int) -> "TorchOptimizer":
+        """The optimizer over these parameters, named as the model names them, for steps of so many items."""
         ...
 
 

@@ -1,5 +1,6 @@
 """From a spec to a session: call the hooks, let the strategy place what they return, open what records."""
 
+from functools import partial
 from typing import Any
 
 from torch.nn import Module
@@ -30,7 +31,7 @@ def build(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
     data = _call_data(spec, world)
     trainable = spec.strategy.prepare(
         build_model=lambda: _call_model(spec),
-        build_optimizer=spec.optimizer.build,
+        build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
         loss=hooks.resolve(spec.loss, spec.import_roots),
         precision=spec.precision,
         clip=spec.clip,

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch.nn import Parameter
 
 from runner.errors import Fault
-from runner.optimizer.groups import check_patterns, decay_groups
+from runner.optimizer.groups import check_patterns, parameter_groups
+from runner.optimizer.scale import ScaleLR, check_scale, scaled
 
 if TYPE_CHECKING:
     from runner.spec.run_spec import RunSpec
@@ -31,8 +32,14 @@ class SGD:
     """Added to the gradient, times the weight."""
     no_decay: list[str] = field(default_factory=list)
     """Regular expressions; a parameter in whose name one is found does not decay."""
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    """Parameters with a rate or decay of their own: {match: pattern, lr_factor: 0.1, weight_decay: 0.0}; first wins."""
+    scale_lr: ScaleLR = ScaleLR.NONE
+    """How the rate follows batch.items. Changing hardware needs none: it leaves batch.items alone."""
+    base_items: int | None = None
+    """The batch.items that `lr` was found for; null = not said."""
     fused: bool | None = None
-    """One kernel for all parameters; null = torch's choice."""
+    """One kernel for all parameters; null = torch's choice by device: one for each operation (foreach) on a GPU."""
 
     def __post_init__(self) -> None:
         if not self.lr >= 0:
@@ -43,17 +50,19 @@ class SGD:
             raise ValueError("nesterov=true needs momentum above 0 and dampening=0.")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
-        check_patterns(self.no_decay)
+        check_patterns(self.no_decay, self.groups)
+        check_scale(self.scale_lr, self.base_items)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Goes with everything."""
         return ()
 
-    def build(self, named_parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
+    def build(self, named_parameters: Iterable[tuple[str, Parameter]], *, items: int) -> torch.optim.Optimizer:
         """Over the parameters that require a gradient."""
+        lr = scaled(self.lr, self.scale_lr, base_items=self.base_items, items=items)
         return torch.optim.SGD(
-            decay_groups(named_parameters, self.no_decay),
-            lr=self.lr,
+            parameter_groups(named_parameters, lr=lr, no_decay=self.no_decay, groups=self.groups),
+            lr=lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
             dampening=self.dampening,

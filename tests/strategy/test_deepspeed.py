@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def sum_loss(model, batch):
 def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, clip=None):
     return part.prepare(
         build_model=build,
-        build_optimizer=AdamW(lr=0.01).build,
+        build_optimizer=partial(AdamW(lr=0.01).build, items=1),
         loss=loss,
         precision=precision or FP32(),
         clip=clip or Clip(),

@@ -1,5 +1,7 @@
 """What the sharding options promise: who holds how much, shared parameters, the same start, and words for bad input."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -34,7 +36,7 @@ def sum_loss(model, batch):
 def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, clip=None):
     return part.prepare(
         build_model=build,
-        build_optimizer=AdamW(lr=0.01).build,
+        build_optimizer=partial(AdamW(lr=0.01).build, items=1),
         loss=loss,
         precision=precision or FP32(),
         clip=clip or Clip(),

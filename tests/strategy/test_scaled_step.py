@@ -72,7 +72,7 @@ def test_one_round_is_bitwise_the_loop_with_torchs_own_scaler(loss, optimizer, i
     trainable = prepare(loss, optimizer=optimizer, precision=FP16(init_scale=init_scale, growth_interval=3))
     updates = train(trainable, [], 12)
     model = copy.deepcopy(MODEL)
-    theirs = optimizer.build(model.named_parameters())
+    theirs = optimizer.build(model.named_parameters(), items=12)
     scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=3)
     scales = []
     for _ in range(12):

@@ -1,6 +1,7 @@
 """Laws 3 and 4 on one process: a step's gradient is the sum over its items, divided once, however it is cut."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def token_loss(model, batch):
 def prepare(loss, *, strategy=None, optimizer=None, clip=None, precision=None):
     return (strategy or Single()).prepare(
         build_model=lambda: copy.deepcopy(MODEL),
-        build_optimizer=(optimizer or SGD(lr=0.1)).build,
+        build_optimizer=partial((optimizer or SGD(lr=0.1)).build, items=12),
         loss=loss,
         precision=precision or FP32(),
         clip=clip or Clip(),
@@ -64,7 +65,7 @@ def weights(trainable):
 def by_hand(loss, *, steps, clip=None, optimizer=None):
     """The hand-written loop over one large batch: the oracle."""
     model = copy.deepcopy(MODEL)
-    optimizer = (optimizer or SGD(lr=0.1)).build(model.named_parameters())
+    optimizer = (optimizer or SGD(lr=0.1)).build(model.named_parameters(), items=12)
     norms = []
     for _ in range(steps):
         result = loss(model, (X, Y, COUNTS))
