@@ -1,0 +1,33 @@
+"""Each recipe that ships is run to its end and reaches what its header promises."""
+
+import pytest
+
+from tests.conftest import CHECKOUT
+
+PROMISES = {
+    "digits": ("eval/accuracy", 0.98, 1.0),
+    "pydoc_lm": ("eval/bits_per_byte", 0.0, 2.7),
+    "gpt2_pydoc": ("eval/loss", 0.0, 2.7),
+}
+SLOW = {"gpt2_pydoc"}
+
+
+def test_every_recipe_promises_something():
+    assert {path.stem for path in (CHECKOUT / "recipes").glob("*.yaml")} == set(PROMISES)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SLOW)) for name in PROMISES]
+)
+def test_a_recipe_reaches_what_it_promises(runner, recipe):
+    metric, least, most = PROMISES[recipe]
+    ended = runner("train", recipe, timeout_s=580, env={"HF_HUB_OFFLINE": "1"})
+    assert least <= ended.run_dir.read_status()["metrics"][metric] <= most
+
+
+def test_digits_is_accurate_on_two_ranks_in_bf16(runner):
+    """The README's second command."""
+    options = ["strategy=ddp", "hardware.processes=2", "precision=bf16", "run.steps=300"]
+    ended = runner("train", "digits", *options, timeout_s=300)
+    assert ended.run_dir.read_status()["metrics"]["eval/accuracy"] >= 0.98
