@@ -45,7 +45,7 @@ class Place(Enum):
 class DeepSpeed:
     """ZeRO: optimizer state (1), gradients too (2), parameters too (3) are cut among ranks."""
 
-    stage: int = 2
+    stage: int = 1
     """1, 2 or 3; no stage is strategy=ddp."""
     zero_init: bool = False
     """Cut parameters while the model is built (zero.Init), so that no rank ever holds all of it; stage 3."""
