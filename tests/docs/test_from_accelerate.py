@@ -1,0 +1,100 @@
+"""The page for those who come from Accelerate names every key that its documentation does, and only keys that exist."""
+
+import re
+from functools import cache
+
+import pytest
+import yaml
+
+from tests.docs.test_commands import CHECKOUT
+
+CONF = CHECKOUT / "conf"
+PAGE = (CHECKOUT / "docs" / "from_accelerate.md").read_text()
+ROW = re.compile(r"^\| (?!Accelerate|DeepSpeed JSON)(.+?) \| (.+) \|$", re.MULTILINE)
+QUOTED = re.compile(r"`([^`]+)`")
+KEY = re.compile(r"^[a-z_]+(\.\w+)+$")
+
+# As the documentation of Accelerate has them: usage guides fsdp and deepspeed, `accelerate launch`, the plugins.
+FSDP = """
+    fsdp_sharding_strategy FULL_SHARD SHARD_GRAD_OP NO_SHARD HYBRID_SHARD HYBRID_SHARD_ZERO2 fsdp_offload_params
+    fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP SIZE_BASED_WRAP NO_WRAP fsdp_transformer_layer_cls_to_wrap
+    fsdp_min_num_params fsdp_backward_prefetch_policy fsdp_backward_prefetch BACKWARD_PRE BACKWARD_POST NO_PREFETCH
+    fsdp_forward_prefetch fsdp_state_dict_type FULL_STATE_DICT LOCAL_STATE_DICT SHARDED_STATE_DICT fsdp_use_orig_params
+    fsdp_cpu_ram_efficient_loading fsdp_sync_module_states fsdp_activation_checkpointing sync_each_batch
+    state_dict_config optim_state_dict_config enable_fsdp_ram_efficient_loading disable_fsdp_ram_efficient_loading
+    merge_fsdp_weights fsdp_plugin
+"""
+DEEPSPEED = """
+    zero_stage gradient_accumulation_steps gradient_clipping offload_optimizer_device offload_optimizer_nvme_path
+    offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model mixed_precision
+    deepspeed_moe_layer_cls_names deepspeed_hostfile deepspeed_exclusion_filter deepspeed_inclusion_filter
+    deepspeed_multinode_launcher deepspeed_config_file deepspeed_plugin deepspeed_plugins hf_ds_config "auto"
+    train_batch_size train_micro_batch_size_per_gpu steps_per_print wall_clock_breakdown bf16 enabled fp16 loss_scale
+    loss_scale_window initial_scale_power hysteresis min_loss_scale auto_cast optimizer type params lr weight_decay
+    scheduler total_num_steps warmup_num_steps warmup_min_lr warmup_max_lr zero_optimization stage offload_optimizer
+    offload_param device nvme_path pin_memory allgather_partitions allgather_bucket_size overlap_comm reduce_scatter
+    reduce_bucket_size contiguous_gradients sub_group_size stage3_prefetch_bucket_size
+    stage3_param_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance
+    stage3_gather_16bit_weights_on_model_save zero_hpz_partition_size zero_quantized_weights zero_quantized_gradients
+    DummyOptim DummyScheduler zero_to_fp32.py
+"""
+METHODS = """
+    prepare backward accumulate no_sync clip_grad_norm_ clip_grad_value_ gather gather_for_metrics autocast save_state
+    load_state skip_first_batches register_for_checkpointing save_model save get_state_dict unwrap_model log
+    init_trackers get_tracker end_training print wait_for_everyone main_process_first on_main_process on_process
+    set_trigger check_trigger set_breakpoint check_breakpoint free_memory profile
+"""
+WANTED = {"FSDP": FSDP, "DeepSpeed": DEEPSPEED, "Accelerator": METHODS}
+# Which option files the keys under `strategy` of a section must stand in.
+STRATEGIES = {"FSDP": "fsdp*", "DeepSpeed": "deepspeed*"}
+
+
+def rows(section):
+    """First and second column of the tables under a heading."""
+    text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return ROW.findall(text)
+
+
+SECTIONS = [heading for heading in re.findall(r"^## (.+)$", PAGE, re.MULTILINE) if rows(heading)]
+
+
+@cache
+def loaded(pattern):
+    """The files, as they stand."""
+    found = [yaml.safe_load(path.read_text()) for path in CONF.glob(pattern)]
+    assert found, pattern
+    return found
+
+
+def is_key(key, strategies):
+    """Whether base.yaml has it, or an option of its group; all options that match, for strategies."""
+    group, _, name = key.partition(".")
+    if group == "strategy":
+        return all(name in option for option in loaded(f"strategy/{strategies}.yaml"))
+    if (CONF / group).is_dir():
+        return any(name in option for option in loaded(f"{group}/*.yaml"))
+    return name in loaded("base.yaml")[0].get(group, {})
+
+
+@pytest.mark.parametrize("section", WANTED)
+def test_the_page_has_every_key_of_the_documentation(section):
+    named = {quoted for first, _ in rows(section) for quoted in QUOTED.findall(first)}
+    assert sorted(set(WANTED[section].split()) - named) == []
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_that_the_page_gives_exists(section):
+    given = [quoted for _, second in rows(section) for quoted in QUOTED.findall(second)]
+    assert given
+    for quoted in given:
+        key, equals, value = quoted.partition("=")
+        if KEY.match(key):
+            assert is_key(key, STRATEGIES.get(section, "*")), quoted
+        elif equals:  # an option of a group, or several
+            assert all((CONF / key / f"{option}.yaml").is_file() for option in value.strip("[]").split(",")), quoted
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_row_has_an_answer(section):
+    for first, second in rows(section):
+        assert len(second) > 3, first
