@@ -251,6 +251,13 @@ class World(Protocol):
         """The device mesh of these axes. Collective."""
         ...
 
+    def aside(self) -> "World":
+        """The same ranks for one thread beside the main one. Collective.
+
+        Its host-side methods (objects, any, barrier) meet only those that other ranks call on theirs; use no others.
+        """
+        ...
+
     def close(self) -> None:
         """Leave the process group. Collective."""
         ...
@@ -492,7 +499,11 @@ class Checkpointer(Protocol):
     """Saves and restores for one run. Methods are collective."""
 
     def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Commit, then drop what retention does not keep."""
+        """Commit, then drop what retention does not keep; perhaps in the background, from a copy of the state."""
+        ...
+
+    def poll(self) -> None:
+        """Between saves, now and then: raise what has failed in the background. Does not wait for what is under way."""
         ...
 
     def latest(self) -> Path | None:

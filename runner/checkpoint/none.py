@@ -52,6 +52,9 @@ class ReadOnlyCheckpointer:
     def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Nothing."""
 
+    def poll(self) -> None:
+        """Nothing."""
+
     def latest(self) -> Path | None:
         """The newest checkpoint that an earlier attempt committed, or None.
 

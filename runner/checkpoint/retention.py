@@ -1,12 +1,16 @@
 """Which committed checkpoints stay."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.checkpoint.format import Manifest
-from runner.errors import CheckpointError
+from runner.errors import CheckpointError, Fault
+
+if TYPE_CHECKING:
+    from runner.spec.run_spec import RunSpec
 
 
 class Mode(Enum):
@@ -14,6 +18,13 @@ class Mode(Enum):
 
     min = "min"
     max = "max"
+
+
+def check_best(keep_best: int, metric: str, spec: "RunSpec") -> Iterator[Fault]:
+    """The best can only be known where something is evaluated."""
+    if keep_best and spec.eval.every_steps is None and not spec.eval.at_end:
+        rule = f"keep_best={keep_best} needs {metric}, but this run never evaluates. Set eval.every_steps."
+        yield Fault(key="checkpoint.keep_best", message=rule)
 
 
 def superfluous(

@@ -2,44 +2,68 @@
 that this file is imported by who saves or loads, when it does.
 """
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from runner.checkpoint.agree import refusal
 from runner.checkpoint.format import Described, File
 from runner.checkpoint.memory import DTYPES
+from runner.checkpoint.plan import Planned, describe, plan_tensors, understood
 from runner.checkpoint.reader import TensorReader
-from runner.checkpoint.writer import TensorWriter
-from runner.errors import CheckpointError
+from runner.checkpoint.staging import Staging
+from runner.checkpoint.writer import write_share
 from runner.protocols import World
 
+Written = tuple[Mapping[str, Described], Mapping[str, File]]
+"""What the checkpoint holds (rank 0; empty on the others), and every rank's payload file."""
 
-def write_tensors(
-    world: World, path: Path, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Described], dict[str, File]]:
+
+def write_tensors(world: World, path: Path, tensors: Mapping[str, Tensor]) -> Written:
     """Write every rank's share into a directory. Collective.
-
-    Returns:
-        What the checkpoint holds (rank 0; empty on the others), and every rank's payload file.
 
     Raises:
         CheckpointError: a rank could not write its share, or has something that cannot be stored.
     """
-    writer = TensorWriter(path, rank=world.rank)
-    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _understood(path):
-        save(dict(tensors), storage_writer=writer, planner=planner, no_dist=world.size == 1)
-    payloads = world.gather_objects(writer.payload)
-    return writer.described, dict(payload for payload in payloads if payload is not None)
+    planned = plan_tensors(world, tensors, path, spread=True)
+    return _write(world, path, planned, planned.tensors())
+
+
+def stage_tensors(
+    world: World, path: Path, tensors: Mapping[str, Tensor], staging: Staging
+) -> Callable[[World, Path], Written]:
+    """Copy every rank's share to its host. Collective.
+
+    Returns:
+        As `write_tensors`, from the copies: collective in the world that it is given.
+
+    Raises:
+        CheckpointError: a rank has something that cannot be stored.
+    """
+    planned = plan_tensors(world, tensors, path, spread=True)
+    copies = staging.copy(planned.pieces, planned.tensors())
+    return lambda aside, partial: _write(aside, partial, planned, copies)
+
+
+def _write(world: World, path: Path, planned: Planned, tensors: Iterable[Tensor]) -> Written:
+    share, failure = None, None
+    try:
+        share = write_share(path, f"rank_{world.rank}.safetensors", planned.pieces, tensors)
+    except OSError as error:
+        failure = refusal(error, path)
+        failure.__cause__ = error
+    of_ranks = world.gather_objects((share, failure))
+    for _, failure in of_ranks:
+        if failure is not None:
+            raise failure
+    shares = [share for share, _ in of_ranks]
+    chunks = [chunk for share in shares for chunk in share.chunks]
+    files = {name: file for share in shares for name, file in share.files.items()}
+    return describe(planned.whole, chunks) if world.is_main else {}, files
 
 
 def read_tensors(
@@ -57,7 +81,7 @@ def read_tensors(
     """
     reader = TensorReader(path, described=described, files=files)
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _understood(path):
+    with understood(path):
         load(tensors, storage_reader=reader, planner=planner, no_dist=world.size == 1)
 
 
@@ -76,20 +100,3 @@ def misfits(tensors: Mapping[str, Tensor], described: Mapping[str, Described]) -
 def _casts(stored: torch.dtype, here: torch.dtype) -> bool:
     """A run may be continued in another precision, but a counter is not a weight."""
     return stored == here or (stored.is_floating_point and here.is_floating_point)
-
-
-@contextmanager
-def _understood(path: Path) -> Iterator[None]:
-    """Say in our words what torch says by a CheckpointException, which is a BaseException holding each rank's error."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-            yield
-    except CheckpointException as exception:
-        rank, (error, _) = min(exception.failures.items())
-        if isinstance(error, OSError):
-            raise refusal(error, path) from exception
-        if isinstance(error, CheckpointError):
-            raise CheckpointError(*error.args) from exception
-        error.add_note(f"on rank {rank}, in checkpoint {path}")
-        raise error from exception

@@ -74,6 +74,7 @@ def train(session: Session) -> str:
             logger.info("ended after step %d: %s", session.step, verdict)
             return "done"
         if wishes.polled:
+            session.checkpointer.poll()
             session.write_status("running")
     return "done"
 

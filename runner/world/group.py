@@ -1,5 +1,6 @@
 """The world of several processes: torch.distributed behind the names that the engine uses."""
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ class GroupWorld:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.local_rank = local_rank
+        self._timeout = timeout
         self._host = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
 
     @property
@@ -83,6 +85,12 @@ class GroupWorld:
     def mesh(self, axes: Axes) -> DeviceMesh:
         """The device mesh of these axes. Collective."""
         return init_device_mesh(self.device.type, axes.sizes, mesh_dim_names=axes.names)
+
+    def aside(self) -> "GroupWorld":
+        """The same ranks, their host-side agreement on a group of its own. Collective."""
+        other = copy.copy(self)
+        other._host = dist.new_group(backend="gloo", timeout=self._timeout)
+        return other
 
     def close(self) -> None:
         """Leave the process group. Collective; nothing that hooks into it (a DDP model) may be alive any more.

@@ -1,0 +1,162 @@
+"""Who writes what, agreed among the ranks by torch's planner.
+
+Importing torch.distributed.checkpoint takes half a second, so that this file is imported by who saves or loads, when it
+does.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from runner.checkpoint.agree import refusal
+from runner.checkpoint.format import SAFETENSORS_TYPES, Chunk, Described
+from runner.checkpoint.memory import dtype_name
+from runner.checkpoint.writer import Piece, file_order
+from runner.errors import CheckpointError
+from runner.protocols import World
+
+
+class Planned(NamedTuple):
+    """This rank's part of a save."""
+
+    items: Sequence[WriteItem]
+    """In the order of a file."""
+    planner: SavePlanner
+    whole: Mapping[str, Piece]
+    """Every tensor of the checkpoint, on rank 0; empty on the others."""
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What this rank writes."""
+        return [_piece(item) for item in self.items]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Their contents: live memory, one after the other."""
+        return (self.planner.resolve_data(item) for item in self.items)  # type: ignore[misc]
+
+
+def plan_tensors(world: World, tensors: Mapping[str, Tensor], path: Path, *, spread: bool) -> Planned:
+    """Agree who writes what. Collective.
+
+    Args:
+        path: of what is to be written, for messages.
+        spread: what several ranks hold alike is divided among them; else the lowest of them has it.
+
+    Raises:
+        CheckpointError: a rank has something that cannot be stored.
+    """
+    planner = DefaultSavePlanner(
+        flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=not spread
+    )
+    plan = _Plan()
+    with understood(path):
+        save(dict(tensors), storage_writer=plan, planner=planner, no_dist=world.size == 1)
+    return Planned(sorted(plan.items, key=lambda item: file_order(_piece(item).dtype)), planner, plan.whole)
+
+
+def describe(whole: Mapping[str, Piece], chunks: Sequence[tuple[str, Chunk]]) -> dict[str, Described]:
+    """What the checkpoint holds, from what its ranks have written."""
+    of_tensor: dict[str, list[Chunk]] = {name: [] for name in whole}
+    for name, chunk in chunks:
+        of_tensor[name].append(chunk)
+    return {name: Described(one.dtype, one.shape, tuple(of_tensor[name])) for name, one in whole.items()}
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Say in our words what torch says by a CheckpointException, which is a BaseException holding each rank's error."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+            yield
+    except CheckpointException as exception:
+        rank, (error, _) = min(exception.failures.items())
+        if isinstance(error, OSError):
+            raise refusal(error, path) from exception
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(*error.args) from exception
+        error.add_note(f"on rank {rank}, in checkpoint {path}")
+        raise error from exception
+
+
+@final
+class _Plan(StorageWriter):
+    """Takes the plan where a writer would write it."""
+
+    def __init__(self) -> None:
+        self.items: Sequence[WriteItem] = ()
+        self.whole: dict[str, Piece] = {}
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing: a plan is of one save."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the directory is there."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """The plan, if it can be stored.
+
+        Raises:
+            CheckpointError: something in it is not a tensor, or of a type that safetensors does not have.
+        """
+        for item in plan.items:
+            _check(item)
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """The plans as they are: each rank knows the name of its file."""
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Note this rank's items."""
+        self.items = plan.items
+        future: Future[list[WriteResult]] = Future()
+        future.set_result([])
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Note what the whole checkpoint will hold: rank 0 only."""
+        for name, stored in metadata.state_dict_metadata.items():
+            assert isinstance(stored, TensorStorageMetadata), name
+            shape = tuple(stored.size)
+            self.whole[name] = Piece(name, dtype_name(stored.properties.dtype), (0,) * len(shape), shape)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """No: a plan is made for a directory, never found for one."""
+        return False
+
+
+def _check(item: WriteItem) -> None:
+    name = item.index.fqn
+    if item.type is WriteItemType.BYTE_IO:
+        rule = "Only tensors go into State.tensors; put what JSON can say into State.values."
+        raise CheckpointError(f"state.tensors {name!r} cannot be saved: it is not a tensor. {rule}")
+    dtype = dtype_name(_dtype(item))
+    if dtype not in SAFETENSORS_TYPES:
+        rule = f"Types that can be saved: {', '.join(SAFETENSORS_TYPES)}."
+        raise CheckpointError(f"state.tensors {name!r} cannot be saved: safetensors has no {dtype}. {rule}")
+
+
+def _dtype(item: WriteItem) -> torch.dtype:
+    assert item.tensor_data is not None, item.index
+    return item.tensor_data.properties.dtype
+
+
+def _piece(item: WriteItem) -> Piece:
+    assert item.tensor_data is not None, item.index
+    box = item.tensor_data.chunk
+    return Piece(item.index.fqn, dtype_name(_dtype(item)), tuple(box.offsets), tuple(box.sizes))
