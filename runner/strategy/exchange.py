@@ -12,11 +12,12 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import (
     PowerSGDState,
-    batched_powerSGD_hook,
     powerSGD_hook,
 )
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
+
+from runner.strategy.batched_power_sgd import batched_power_sgd
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ HOOKS: Mapping[CommHook, Hook] = {
     CommHook.FP16: default_hooks.fp16_compress_hook,
     CommHook.BF16: default_hooks.bf16_compress_hook,
     CommHook.POWERSGD: powerSGD_hook,
-    CommHook.BATCHED_POWERSGD: batched_powerSGD_hook,
+    CommHook.BATCHED_POWERSGD: batched_power_sgd,
 }
 FACTORED = (CommHook.POWERSGD, CommHook.BATCHED_POWERSGD)
 POWER_SGD = (
@@ -69,7 +70,7 @@ POWER_SGD = (
     "compression_stats_logging_frequency",
     "batch_tensors_with_same_shape",
 )
-NOT_BATCHED = ("min_compression_rate", "orthogonalization_epsilon", "batch_tensors_with_same_shape")
+NOT_BATCHED = ("min_compression_rate", "batch_tensors_with_same_shape")
 WRAPPERS: Mapping[CommWrapper, Callable[[Hook], Hook]] = {
     CommWrapper.NONE: lambda hook: hook,
     CommWrapper.FP16: default_hooks.fp16_compress_wrapper,
