@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from runner.errors import Fault
+from runner.spec.run_spec import Compiled
 from runner.strategy.deepspeed_config import AUTO, ZERO, Source, contradictions, unfilled
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def run_faults(spec: "RunSpec") -> Iterator[Fault]:
         why = "DeepSpeed refuses it on the host" if spec.hardware.backend == HOST else "its loss scale is DeepSpeed's"
         rule = f"weights in {narrow} do not go with the DeepSpeed strategies ({why}). Use precision=bf16 or fp32."
         yield Fault(key="precision", message=rule)
+    if spec.batch.auto:
+        rule = "auto rehearses steps without the other ranks, and DeepSpeed's collectives cannot be left out."
+        yield Fault(key="batch.micro_items", message=f"{rule} Give a number; strategy=fsdp finds one that is near.")
 
 
 def config_faults(sources: Sequence[Source]) -> Iterator[Fault]:
@@ -73,6 +77,9 @@ def offload_faults(joined: Mapping[str, Any], spec: "RunSpec") -> Iterator[Fault
     if optimizer == "nvme" and stage != 3:
         rule = f"offload_optimizer=nvme needs stage 3, not {stage}. Use cpu, or strategy=deepspeed_zero3."
         yield Fault(key="strategy.offload_optimizer", message=rule)
+    if stage == 3 and spec.compile.what is Compiled.MODEL:
+        rule = "model makes one graph of all, in which stage 3 cannot gather weights. Use compile.what=blocks."
+        yield Fault(key="compile.what", message=rule)
     if optimizer != "none" and spec.clip.value is not None:
         rule = f"{spec.clip.value} clips each element, which DeepSpeed does not where the optimizer is offloaded."
         yield Fault(key="clip.value", message=rule + " Use clip.norm, or strategy.offload_optimizer=none.")

@@ -32,6 +32,8 @@ def assert_same_weights(ours, theirs):
 
 @pytest.mark.parametrize(("strategy", "shape"), [*cases()])
 def test_a_shaped_model_trains_as_the_plain_one(runner, strategy, shape):
+    if (strategy, shape) == ("deepspeed_zero3", "compiled-model"):
+        pytest.skip("its check refuses it")
     plain = runner(*COMMON, *placed(strategy, 2))
     assert_same_weights(runner(*COMMON, *placed(strategy, 2), *SHAPES[shape], timeout_s=150), plain)
 

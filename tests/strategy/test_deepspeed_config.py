@@ -169,6 +169,7 @@ def test_a_file_that_contradicts_the_recipe_in_several_places(runner, project):
             ["strategy=deepspeed_zero2", "strategy.offload_optimizer=cpu", "clip.value=1.0"],
             "DeepSpeed does not where the optimizer is offloaded",
         ),
+        (["strategy=deepspeed_zero3", "compile.what=model"], "Use compile.what=blocks"),
         (["strategy=deepspeed_zero2", "strategy.config_file=absent.json"], "absent.json cannot be read"),
         (["strategy=deepspeed_zero2", "strategy.stage=0"], "that is strategy=ddp"),
     ],
