@@ -1,6 +1,7 @@
-"""What a model returns, widened to float32 on its way to the loss hook."""
+"""What goes into a model and what it returns, in another type."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,14 +24,25 @@ def _widened(_model: Module, _args: Any, output: Any) -> Any:
 
 
 def widen(value: Any) -> Any:
-    """Tensors in it as float32; what is neither a tensor nor a plain container of them stays as it is."""
+    """Narrow tensors in it as float32."""
+    return _each(value, lambda tensor: tensor.float() if tensor.dtype in NARROW else tensor)
+
+
+def narrow(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in it as `dtype`; whole numbers and truths stay."""
+    return _each(value, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What is neither a tensor nor a plain container of them stays as it is."""
     if isinstance(value, Tensor):
-        return value.float() if value.dtype in NARROW else value
+        return change(value)
+    inside = partial(_each, change=change)
     if isinstance(value, Mapping):
-        wide = {key: widen(item) for key, item in value.items()}
-        return wide if type(value) is dict else type(value)(**wide)
+        changed = {key: inside(item) for key, item in value.items()}
+        return changed if type(value) is dict else type(value)(**changed)
     if isinstance(value, tuple) and type(value) is not tuple:  # a named one
-        return type(value)(*map(widen, value))
+        return type(value)(*map(inside, value))
     if isinstance(value, tuple | list):
-        return type(value)(map(widen, value))
+        return type(value)(map(inside, value))
     return value

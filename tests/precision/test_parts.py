@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from runner.precision.bf16 import BF16
+from runner.precision.bf16_pure import BF16Pure
 from runner.precision.fp16 import FP16
 from runner.precision.fp32 import FP32
 from runner.precision.outputs import widen
@@ -110,3 +111,20 @@ def test_only_narrow_tensors_are_widened_and_containers_keep_their_kind():
     assert (wide["b"].one.dtype, wide["b"].other) == (torch.float32, count)
     assert isinstance(wide["c"], Output)
     assert (wide["c"]["logits"].dtype, wide["d"]) == (torch.float32, "text")
+
+
+def test_pure_bfloat16_narrows_weights_and_floating_inputs_only():
+    class Looked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(4, 2)
+            self.norm = nn.LayerNorm(2)
+
+        def forward(self, indices, scale):
+            assert scale.dtype == torch.bfloat16
+            return self.norm(self.table(indices) * scale)
+
+    model = Looked()
+    BF16Pure(enabled=False).convert(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(torch.tensor([1, 2]), scale=torch.ones(1)).dtype == torch.float32
