@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils import get_total_norm
 
-from runner.errors import HookError
 from runner.protocols import (
     Batches,
     Clip,
@@ -25,6 +24,7 @@ from runner.protocols import (
 )
 from runner.strategy.expected import Expected, ExpectedCount, Kept, NothingExpected
 from runner.strategy.named_state import load_named_state, named_state, settings
+from runner.strategy.weigh import at_least_one, check_has_gradient, weigh
 
 STEPPED = Update(stepped=True)
 NOTHING_KEPT: Mapping[str, Kept] = {}
@@ -149,14 +149,7 @@ class Replica:
 
     def _weigh(self, forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatch) -> Weighed:
         with self._autocast:
-            result = forward(micro_batch.batch)
-        items = micro_batch.items
-        if isinstance(result, Loss):
-            total, count, metrics = result
-            _check_scalar(total, "Loss.total")
-            return Weighed(total, 1, count, False, metrics) if items else Weighed(total, 0, 0, False)
-        _check_scalar(result, "the loss")
-        return Weighed(result, items, items, True)
+            return weigh(forward, micro_batch)
 
     def _backward(self, loss: Weighed, batches: Batches) -> None:
         """A mean over items is divided before backward: every rank knows the items of the step."""
@@ -176,7 +169,7 @@ class Replica:
             self._backward(last, batches)
             return batches.items
         if self._divided:
-            _backward(last.value / _at_least_one(last.count), self._scaler.scale)
+            _backward(last.value / at_least_one(last.count), self._scaler.scale)
             return last.count
         # float32 counts exactly up to 2^24, and beyond that as finely as the gradients that it divides.
         mine = torch.zeros((), device=last.value.device)
@@ -185,7 +178,7 @@ class Replica:
         finish = self._world.start_sum(mine)
         self._backward(last, batches)
         count = finish()
-        self._factor = self._averaged * self._expected.of(last, batches) / _at_least_one(count)
+        self._factor = self._averaged * self._expected.of(last, batches) / at_least_one(count)
         return count
 
     def _divide_and_clip(self, measure: bool) -> Update:
@@ -218,23 +211,5 @@ def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:
 
 
 def _backward(loss: Tensor, factor: float) -> None:
-    if not loss.requires_grad:
-        raise HookError(
-            "the loss that the hook returned has no gradient. Compute it from the model's output, without .item(), "
-            ".detach() or torch.no_grad()."
-        )
+    check_has_gradient(loss)
     (loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
-
-
-def _at_least_one(count: Tensor | int) -> Tensor | int:
-    """A step in which nothing counts has gradient 0, not 0 / 0."""
-    return torch.where(count == 0, 1, count) if isinstance(count, Tensor) else count or 1
-
-
-def _check_scalar(value: Any, name: str) -> None:
-    if not isinstance(value, Tensor) or value.ndim:
-        kind = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise HookError(
-            f"{name} that the loss hook returned is {kind}, but must be a scalar tensor. "
-            "Return runner.Loss(total, count), or the mean over the micro-batch's items."
-        )
