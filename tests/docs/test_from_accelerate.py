@@ -44,9 +44,25 @@ METHODS = """
     init_trackers get_tracker end_training print wait_for_everyone main_process_first on_main_process on_process
     set_trigger check_trigger set_breakpoint check_breakpoint free_memory profile
 """
-WANTED = {"FSDP": FSDP, "DeepSpeed": DEEPSPEED, "Accelerator": METHODS}
+HANDLERS = """
+    DistributedDataParallelKwargs comm_hook comm_wrapper comm_state_option AutocastKwargs GradScalerKwargs
+    InitProcessGroupKwargs FP8RecipeKwargs ProfileKwargs
+"""
+LAUNCH = """
+    cpu multi_gpu tpu ipex mixed_precision num_processes num_machines num_cpu_threads_per_process enable_cpu_affinity
+    use_deepspeed use_fsdp use_megatron_lm use_xpu gpu_ids same_network machine_rank main_process_ip main_process_port
+    tee log_dir role rdzv_backend rdzv_conf max_restarts monitor_interval main_training_function downcast_bf16 module
+    no_python debug quiet
+"""
+WANTED = {
+    "FSDP": FSDP,
+    "DeepSpeed": DEEPSPEED,
+    "Keyword handlers": HANDLERS,
+    "Accelerator": METHODS,
+    "Launch": LAUNCH,
+}
 # Which option files the keys under `strategy` of a section must stand in.
-STRATEGIES = {"FSDP": "fsdp*", "DeepSpeed": "deepspeed*"}
+STRATEGIES = {"FSDP": "?sdp*", "DeepSpeed": "deepspeed*", "Keyword handlers": "ddp"}
 
 
 def rows(section):
