@@ -29,6 +29,8 @@ def _summary(spec: RunSpec, *, choices: dict[str, object]) -> str:
     ranks = batch.items // (batch.micro_items * batch.accumulate)
     hooks = (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
     cut = f"{batch.micro_items} micro_items × {batch.accumulate} accumulate × {ranks}"
+    if batch.auto:
+        cut = f"as many micro_items as fit, at most {batch.micro_items} × {ranks}"
     lines = [
         f"{spec.name}: {spec.run.steps} steps from seed {spec.run.seed}",
         f"  batch        {batch.items} items = {cut} data ranks ({processes} processes)",

@@ -1,5 +1,6 @@
 """From a spec to a session: call the hooks, let the strategy place what they return, open what records."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,14 +10,16 @@ from runner.data.loader import num_items
 from runner.data.order import Order
 from runner.data.stream import Stream
 from runner.engine.console import open_console
+from runner.engine.fit_batch import Rehearsal, fit_batch
 from runner.engine.guard import open_guard
 from runner.engine.session import Session, Stopping
 from runner.errors import DataError, HookError
 from runner.model.shape import shape
-from runner.protocols import Data, World
-from runner.spec import hooks
+from runner.protocols import Data, Trainable, World
+from runner.spec import hooks, provenance
 from runner.spec.run_dir import RunDir
 from runner.spec.run_spec import RunSpec
+from runner.world.rehearsal import rehearsal
 from runner.world.seeds import mix, seed_all, set_deterministic
 
 
@@ -29,14 +32,9 @@ def build(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
     if spec.run.deterministic:
         set_deterministic()
     data = _call_data(spec, world)
-    trainable = spec.strategy.prepare(
-        build_model=lambda: _call_model(spec),
-        build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
-        loss=hooks.resolve(spec.loss, spec.import_roots),
-        precision=spec.precision,
-        clip=spec.clip,
-        world=world,
-    )
+    if spec.batch.auto:
+        spec = _fitted(spec, run_dir, data, world)
+    trainable = _prepare(spec, world)
     listeners = {name: callback.build() for name, callback in spec.callback.items()}
     seed_all(mix(spec.run.seed, 2, world.rank))  # from here on, ranks draw apart: dropout and the like
     return Session(
@@ -66,6 +64,34 @@ def open_records(session: Session) -> None:
             for tracker in spec.tracker.values()
         ]
     session.console = open_console(steps=spec.run.steps, start=session.step, is_main=is_main)
+
+
+def _prepare(spec: RunSpec, world: World) -> Trainable:
+    return spec.strategy.prepare(
+        build_model=lambda: _call_model(spec),
+        build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
+        loss=hooks.resolve(spec.loss, spec.import_roots),
+        precision=spec.precision,
+        clip=spec.clip,
+        world=world,
+    )
+
+
+def _fitted(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> RunSpec:
+    """The spec with micro_items that fit; what was found is in provenance.json."""
+    alone = replace(spec, loader=replace(spec.loader, workers=0))
+    imagined = rehearsal(world, spec.strategy.axes(world.size))
+    found = fit_batch(
+        spec,
+        world,
+        Rehearsal(
+            prepare=lambda: _prepare(spec, imagined),
+            batches=lambda batch: next(iter(_stream(replace(alone, batch=batch), data, world))),
+        ),
+    )
+    if world.is_main:
+        provenance.note(run_dir.provenance, "batch", {**vars(found.batch)})
+    return found
 
 
 def _call_model(spec: RunSpec) -> Module:

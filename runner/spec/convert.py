@@ -63,6 +63,8 @@ def described(hint: Any) -> str:
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(described(choice) for choice in inner)
+    if origin is Literal:
+        return " | ".join(map(str, inner))
     if origin is tuple and inner and inner[-1] is not Ellipsis:
         return f"a list of {len(inner)}: {', '.join(described(item) for item in inner)}"
     if origin in (list, tuple, Sequence):

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from runner.spec.imports import NotFound, locate
 from runner.spec.run_spec import RunSpec
 
-__all__ = ["describe", "hook_hashes", "read", "record"]
+__all__ = ["describe", "hook_hashes", "note", "read", "record"]
 
 PACKAGES = (
     "hydra-runner",
@@ -49,9 +49,13 @@ def describe(spec: RunSpec, *, command: list[str]) -> dict[str, Any]:
 
 def record(path: Path, attempt: Mapping[str, Any]) -> None:
     """Append an attempt to the list in a file, in one rename."""
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps([*read(path), attempt], indent=2) + "\n")
-    os.replace(partial_path, path)
+    _write(path, [*read(path), attempt])
+
+
+def note(path: Path, key: str, value: Any) -> None:
+    """Add something that came to light during the last attempt, in one rename."""
+    *before, last = read(path)
+    _write(path, [*before, {**last, key: value}])
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -71,6 +75,12 @@ def hook_hashes(spec: RunSpec) -> dict[str, str]:
         if file is not None and Path(file).exists():
             hashes[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return hashes
+
+
+def _write(path: Path, attempts: Sequence[Mapping[str, Any]]) -> None:
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_text(json.dumps(attempts, indent=2) + "\n")
+    os.replace(partial_path, path)
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from runner.errors import Fault
 from runner.protocols import Clip
@@ -10,6 +10,8 @@ from runner.spec.run_spec import Batch, Run
 
 __all__ = ["BatchKeys", "clip_faults", "cut", "range_faults", "run_faults"]
 
+AUTO = "auto"
+"""For batch.micro_items: as many as fit into memory."""
 SMALLEST = {
     "batch.items": 1,
     "batch.micro_items": 1,
@@ -33,7 +35,7 @@ class BatchKeys:
     """The section `batch` as it is written, before what is null is derived."""
 
     items: int | None = None
-    micro_items: int | None = None
+    micro_items: int | Literal["auto"] | None = None
     accumulate: int | None = None
 
 
@@ -72,6 +74,8 @@ def cut(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
         keys: all at least 1 where they are not null.
         data_ranks: into how many shares the strategy cuts the items of a step.
     """
+    if isinstance(keys.micro_items, str):
+        return _cut_automatically(keys, data_ranks=data_ranks)
     items, micro_items, accumulate = keys.items, keys.micro_items, keys.accumulate
     if items is None:
         if micro_items is None or accumulate is None:
@@ -105,6 +109,16 @@ def cut(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
             message=f"{rule} Use {items // unit}, or null to have it derived.",
         )
     return Batch(items=items, micro_items=micro_items, accumulate=items // unit)
+
+
+def _cut_automatically(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
+    """As large as it can be, for now."""
+    if keys.items is None or keys.accumulate is not None:
+        rule = "finds how many of batch.items fit: give batch.items, and leave batch.accumulate null."
+        return Fault(key="batch.micro_items", message=f"{AUTO} {rule}")
+    if keys.items % data_ranks:
+        return Fault(key="batch.items", message=_not_a_multiple(keys.items, data_ranks, f"data ranks = {data_ranks}"))
+    return Batch(items=keys.items, micro_items=keys.items // data_ranks, accumulate=1, auto=True)
 
 
 def _not_a_multiple(items: int, unit: int, what: str) -> str:

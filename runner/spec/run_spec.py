@@ -39,6 +39,8 @@ class Batch:
     """What one rank forwards at once."""
     accumulate: int
     """Accumulation rounds of a full step: items / (micro_items × data ranks)."""
+    auto: bool = False
+    """micro_items is the most that it can be: the run finds what fits into memory before its first step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import pytest
 
 from runner.errors import Fault
 from runner.spec.rules import BatchKeys, cut
+from runner.spec.run_spec import Batch
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,27 @@ def test_two_numbers_give_the_third(keys, ranks, expected):
 )
 def test_numbers_that_do_not_divide_name_the_nearest_that_do(keys, ranks, key, words):
     fault = cut(BatchKeys(**keys), data_ranks=ranks)
+    assert isinstance(fault, Fault)
+    assert fault.key == key
+    assert words in fault.message
+
+
+def test_auto_is_as_large_as_can_be_until_the_run_finds_what_fits():
+    assert cut(BatchKeys(items=64, micro_items="auto"), data_ranks=2) == Batch(
+        items=64, micro_items=32, accumulate=1, auto=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "words"),
+    [
+        ({"accumulate": 2}, "batch.micro_items", "auto finds how many of batch.items fit: give batch.items"),
+        ({"items": 64, "accumulate": 2}, "batch.micro_items", "and leave batch.accumulate null"),
+        ({"items": 63}, "batch.items", "63 is not a multiple of data ranks = 2. Use 62 or 64."),
+    ],
+)
+def test_auto_needs_the_items_of_a_step_alone(keys, key, words):
+    fault = cut(BatchKeys(**keys, micro_items="auto"), data_ranks=2)
     assert isinstance(fault, Fault)
     assert fault.key == key
     assert words in fault.message

@@ -1,0 +1,127 @@
+"""batch.micro_items=auto: the largest micro-batch that fits into memory, found by taking real steps with it.
+
+The steps are rehearsed: with a model of their own, thrown away afterwards, in a world whose collectives go nowhere. So
+neither weights nor optimizer, generators or position can be touched, and a rank that runs out of memory in mid-step
+leaves nobody waiting. batch.items stays, so the mathematics do, too: only the number of rounds follows.
+"""
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from runner.errors import HookError
+from runner.protocols import Batches, Trainable, World
+from runner.spec.run_spec import Batch, RunSpec
+
+logger = logging.getLogger(__name__)
+
+PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "std::bad_alloc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What it takes to try a step."""
+
+    prepare: Callable[[], Trainable]
+    """A throwaway model and optimizer."""
+    batches: Callable[[Batch], Batches]
+    """The first step of this rank, read from the dataset and cut so."""
+
+
+def fit_batch(spec: RunSpec, world: World, rehearsal: Rehearsal) -> RunSpec:
+    """The spec with the largest micro_items that fits on every rank. Collective.
+
+    Raises:
+        HookError: not even one item fits; says what it needs.
+    """
+    world.sum(torch.zeros(1, device=world.device))  # what collectives themselves take is there from the first one on
+    share = spec.batch.items // spec.strategy.axes(world.size).data_ranks
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    attempts = _Attempts(spec.batch, share, world, rehearsal)
+    fits, too_large, reason = -1, len(sizes), ""  # sizes[fits] fits, sizes[too_large] does not
+    probe = len(sizes) - 1  # most often all of it fits
+    while fits + 1 < too_large:
+        if refused := attempts.refusal(sizes[probe]):
+            too_large, reason = probe, refused
+        else:
+            fits = probe
+        probe = (fits + too_large) // 2
+    attempts.close()
+    if fits < 0:
+        raise HookError(_one_item_needs(reason))
+    batch = replace(spec.batch, micro_items=sizes[fits], accumulate=share // sizes[fits], auto=False)
+    limit = f"{sizes[too_large]} do not fit" if too_large < len(sizes) else "all of a rank's share"
+    logger.info("batch.micro_items=auto: %d (%s), %d rounds a step", batch.micro_items, limit, batch.accumulate)
+    return replace(spec, batch=batch)
+
+
+class _Attempts:
+    """Steps of one size after the other, on one throwaway model as long as none fails."""
+
+    def __init__(self, batch: Batch, share: int, world: World, rehearsal: Rehearsal) -> None:
+        self._batch = batch
+        self._share = share
+        self._world = world
+        self._rehearsal = rehearsal
+        self._trainable: Trainable | None = None
+        self._buckets: list[Tensor] = []  # in which ranks exchange gradients, and which a rehearsal alone does not have
+
+    def refusal(self, micro_items: int) -> str:
+        """Why that many items do not fit on some rank; empty if they do on all. Collective."""
+        batch = replace(self._batch, micro_items=micro_items, accumulate=self._share // micro_items)
+        reason = self._try(batch)
+        if reason:
+            self.close()  # what was left in mid-step is of no use
+        reasons = [reason for reason in self._world.gather_objects(reason) if reason]
+        if reasons:
+            self.close()
+        return reasons[0] if reasons else ""
+
+    def close(self) -> None:
+        """Throw the model away."""
+        self._trainable, self._buckets = None, []
+        gc.collect()
+        if self._world.device.type != "cpu":
+            torch.get_device_module(self._world.device).empty_cache()
+
+    def _try(self, batch: Batch) -> str:
+        try:
+            if self._trainable is None:
+                self._trainable = self._rehearsal.prepare()
+                self._buckets = _buckets(self._trainable) if self._world.size > 1 else []
+                self._step(self._trainable, batch)  # after this one, what the optimizer keeps is there
+            self._step(self._trainable, batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return ""
+
+    def _step(self, trainable: Trainable, batch: Batch) -> None:
+        """A step as the run takes it. Two rounds are enough: the second runs beside the gradient of the first."""
+        batches = self._rehearsal.batches(batch)
+        trainable.forward_backward(Batches(batches.rounds[:2], batches.items))
+        trainable.update(measure=True)
+
+
+def _buckets(trainable: Trainable) -> list[Tensor]:
+    return [torch.empty_like(parameter) for group in trainable.optimizer.param_groups for parameter in group["params"]]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A device says so by its own type; the host by MemoryError, or in words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES)
+
+
+def _one_item_needs(reason: str) -> str:
+    return (
+        "batch.micro_items=auto: not even one item fits. Beside weights, gradients and what the optimizer keeps, one "
+        f"item needs more than is left: {reason}. Use activation_checkpointing.what=blocks, a precision of fewer "
+        "bytes, a strategy that cuts the model among ranks, or shorter items."
+    )

@@ -1,0 +1,69 @@
+"""batch.micro_items=auto under a real limit of memory: what is found fits, the next larger does not."""
+
+import json
+
+import pytest
+import torch
+
+from tests.parity.options import placed, tensors
+
+HOOKS = [
+    "model._target_=user_hooks.hungry.build_model",
+    "~model.dropout",
+    "data._target_=user_hooks.hungry.build_data",
+    "loss._target_=user_hooks.hungry.loss",
+    "eval.every_steps=null",
+]
+TRAIN = ["train", "points", *HOOKS, "batch.items=24", "run.steps=2"]
+DIVISORS = [1, 2, 3, 4, 6, 8, 12, 24]
+
+
+def found(ended):
+    return json.loads(ended.run_dir.provenance.read_text())[-1]["batch"]
+
+
+def test_the_largest_that_fits_is_found_and_the_next_does_not_fit(runner, project):
+    limit = "+data.room_mib=420"
+    ended = runner(*TRAIN, "batch.micro_items=auto", limit)
+    batch = found(ended)
+    fits = batch["micro_items"]
+    assert 1 < fits < 24
+    assert (batch["items"], batch["accumulate"], batch["auto"]) == (24, 24 // fits, False)
+    larger = DIVISORS[DIVISORS.index(fits) + 1]
+    assert f"batch.micro_items=auto: {fits} ({larger} do not fit), {24 // fits} rounds a step" in ended.stderr
+    refused = runner(*TRAIN, f"batch.micro_items={larger}", limit, f"run.dir={project / 'refused'}", code=1)
+    assert "allocate memory" in refused.stderr
+    same = runner(*TRAIN, f"batch.micro_items={fits}")
+    for name, tensor in tensors(same, 2, "").items():
+        mine = tensors(ended, 2, "")[name]
+        assert torch.equal(mine.nan_to_num(), tensor.nan_to_num()), f"{name}: weights, optimizer, generators untouched"
+    assert ended.metrics() == same.metrics()
+
+
+def test_where_all_of_it_fits_it_is_one_round(runner):
+    ended = runner("train", "points", "batch.micro_items=auto", "run.steps=3")
+    assert found(ended) == {"items": 12, "micro_items": 12, "accumulate": 1, "auto": False}
+    assert ended.metrics() == runner("train", "points", "run.steps=3").metrics()
+
+
+def test_not_even_one_item_says_what_it_needs(runner, project):
+    ended = runner(*TRAIN, "batch.micro_items=auto", "+data.room_mib=24", f"run.dir={project / 'run'}", code=1)
+    assert "batch.micro_items=auto: not even one item fits" in ended.stderr
+    assert "you tried to allocate 16777216 bytes" in ended.stderr
+    assert "Use activation_checkpointing.what=blocks" in ended.stderr
+
+
+def test_a_strategy_that_cannot_be_rehearsed_says_so_before_launch(runner):
+    ended = runner("check", "points", "strategy=deepspeed_zero1", "batch.micro_items=auto", code=2)
+    assert "auto rehearses steps without the other ranks" in ended.stderr
+    ended = runner("check", "points", "strategy=ddp", "hardware.processes=2", "batch.micro_items=auto")
+    assert "12 items = as many micro_items as fit, at most 6 × 2 data ranks" in ended.stdout
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_agree_on_what_fits_on_all(runner, strategy):
+    rooms = ["+data.room_mib=1000", "+data.room_of_rank_1_mib=500"]
+    ended = runner(*TRAIN, "batch.micro_items=auto", *placed(strategy, 2), *rooms)
+    small = runner(*TRAIN, "batch.micro_items=auto", *placed(strategy, 2), rooms[0])
+    assert 1 <= found(ended)["micro_items"] < found(small)["micro_items"] <= 12
+    assert "rounds a step" in ended.stderr
