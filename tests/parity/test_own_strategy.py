@@ -51,6 +51,27 @@ def test_ddp_continues_its_checkpoint_and_it_continues_that_of_ddp(runner, first
     close(runner("resume", str(stopped.run_dir.path), f"strategy={then}"), expected)
 
 
+NORMED = """
+from torch import nn
+
+def build_model():
+    return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
+"""
+
+
+def test_buffers_are_those_of_rank_0_as_under_ddp(runner, project):
+    """Each rank evaluates its items with its own running statistics, so that the evaluations show them."""
+    (project / "user_hooks" / "normed.py").write_text(NORMED)
+    model = ["train", "points", "model._target_=user_hooks.normed.build_model", "~model.dropout", "run.steps=4"]
+    common = [*model, "eval.every_steps=2", "hardware.processes=2"]
+    synced, ours, loose = (
+        runner(*common, *strategy).metrics()[-1]["eval/loss"]
+        for strategy in (["strategy=ddp"], ["strategy=once"], ["strategy=once", "strategy.sync_buffers=false"])
+    )
+    assert ours == pytest.approx(synced, rel=1e-6)
+    assert loose != pytest.approx(synced, rel=1e-5)  # 1.5e-4 apart after four steps
+
+
 def test_its_keys_are_checked_like_those_of_any_option(runner):
     ended = runner("check", "points", *ONCE, "strategy.sync_bufers=true", code=2)
     assert "strategy.sync_bufers" in ended.stderr + ended.stdout
