@@ -14,6 +14,7 @@ from runner.engine.session import Session, Stopping
 from runner.protocols import World
 from runner.spec.run_dir import RunDir
 from runner.spec.run_spec import RunSpec
+from runner.world.seeds import nondeterminism_named
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ def begin(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
 
 def finish(session: Session) -> None:
     """Train to the attempt's end and leave the run's directory in a final state. Collective."""
-    state = train(session)
+    with nondeterminism_named():
+        state = train(session)
     session.close()
     session.write_status(state)
 

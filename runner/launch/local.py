@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault
+from runner.launch.environment import environment, for_determinism
 
 if TYPE_CHECKING:
     from runner.spec.run_spec import RunSpec
@@ -48,11 +49,12 @@ class Local:
             Interrupted: a signal ended the run.
         """
         # Imported here: both bring torch along (0.8 s), the agent torch._dynamo too, and `runner check` needs neither.
-        if spec.hardware.processes == 1 and self.max_restarts == 0:
-            from runner.launch import in_process
+        with environment(for_determinism(deterministic=spec.run.deterministic)):
+            if spec.hardware.processes == 1 and self.max_restarts == 0:
+                from runner.launch import in_process
 
-            in_process.run(spec_path, interrupt_s=self.interrupt_s, grace_s=self.grace_s)
-        else:
-            from runner.launch import agent
+                in_process.run(spec_path, interrupt_s=self.interrupt_s, grace_s=self.grace_s)
+            else:
+                from runner.launch import agent
 
-            agent.run(spec_path, self, processes=spec.hardware.processes, can_fork=spec.hardware.can_fork)
+                agent.run(spec_path, self, processes=spec.hardware.processes, can_fork=spec.hardware.can_fork)

@@ -2,13 +2,19 @@
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
+from runner.errors import HookError
 from runner.protocols import World
+
+NO_FORM = " does not have a deterministic implementation"
+"""How torch's error goes on after the operation's name."""
 
 # splitmix64: consecutive seeds give unrelated streams. Steele, Lea, Flood (OOPSLA 2014).
 _GAMMA = 0x9E3779B97F4A7C15
@@ -40,6 +46,26 @@ def set_deterministic() -> None:
     """
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def nondeterminism_named() -> Iterator[None]:
+    """Let an operation without a deterministic form be known by its name, with the ways out.
+
+    Raises:
+        HookError: one was called in the block under `set_deterministic`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(NO_FORM)
+        if not found:
+            raise
+        raise HookError(
+            f"run.deterministic=true, but {operation.split()[-1]} has no deterministic form on this hardware. Use "
+            "another operation there (the traceback says where), allow this one in your hook by "
+            "torch.use_deterministic_algorithms(False) around it, or train with run.deterministic=false."
+        ) from error
 
 
 def rng_state(world: World) -> dict[str, Tensor]:
