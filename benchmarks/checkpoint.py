@@ -2,14 +2,21 @@
 
     python benchmarks/checkpoint.py                          # about a minute
     python benchmarks/checkpoint.py --gigabytes 0.1 --rounds 3 --dir /some/disk
+    python benchmarks/checkpoint.py --blocked                # only how long a background save holds up the loop
 
 Prints medians over the rounds as ratios: saving to raw bytes written and fsynced, loading to raw bytes read into
 memory that is there already. The state is a model's parameters and what Adam keeps of each. All that is saved is on the
 disk when the clock stops. Memory is the peak resident size of a process of its own, above that after building the
 state. Files are read from the page cache. The first round, which also pays the imports, is not counted.
+
+Then, with checkpoint.asynchronous=true: for how long save() holds up the caller, beside a copy of the state's tensors.
+The first save is held to a copy into memory that is touched for the first time, and each is measured in a process of
+its own, since memory that a process had before comes back faster; later saves are held to a copy into memory that is
+there.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -193,21 +200,73 @@ def report(
         )
 
 
+def blocked(first: str, gigabytes: float, path: Path, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of saves and of plain copies in alternation, in this process; the one named first begins.
+
+    Returns:
+        Saves and copies; the first of each touched its memory for the first time.
+    """
+    tensors = build_state(gigabytes)
+    checkpointer = Sharded(asynchronous=True).open(path, SoloWorld(torch.device("cpu")))
+    copies: Tensors = {}
+    times: dict[str, list[float]] = {"save": [], "copy": []}
+    for step in range(1, rounds + 2):
+        for kind in ("save", "copy") if first == "save" else ("copy", "save"):
+            checkpointer.close()  # what was under way neither counts nor disturbs
+            begin = time.perf_counter()
+            if kind == "save":
+                progress = Progress(step=step, position=step)
+                checkpointer.save(State(tensors=tensors), progress=progress, metrics={})
+            elif copies:
+                for name, tensor in tensors.items():
+                    copies[name].copy_(tensor)
+            else:
+                copies = {name: tensor.clone() for name, tensor in tensors.items()}
+            times[kind].append(time.perf_counter() - begin)
+    checkpointer.close()
+    return times["save"], times["copy"]
+
+
+def measure_blocked(gigabytes: float, rounds: int, where: Path) -> None:
+    """Processes in turn, in which one or the other comes first to fresh memory."""
+    firsts: dict[str, list[float]] = {"save": [], "copy": []}
+    later: dict[str, list[float]] = {"save": [], "copy": []}
+    for number in range(rounds):
+        for first in ("save", "copy"):
+            path = where / f"blocked_{number}_{first}"
+            command = [sys.executable, __file__, "--gigabytes", str(gigabytes), "--child", first, "blocked", str(path)]
+            save, copy = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            firsts[first].append({"save": save, "copy": copy}[first][0])
+            later["save"] += save[1:]
+            later["copy"] += copy[1:]
+            shutil.rmtree(path)
+    print(f"asynchronous: the caller waits, beside a copy of {gigabytes} GB; medians")
+    for name, times in (("first save, fresh memory", firsts), ("later saves", later)):
+        save_s, copy_s = statistics.median(times["save"]), statistics.median(times["copy"])
+        print(f"{name:26}{save_s:8.3f} s   copy {copy_s:8.3f} s   ratio {save_s / copy_s:6.2f}")
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
-    parser.add_argument("--child", nargs=3, metavar=("WAY", "KIND", "PATH"), help="internal: measure memory")
+    parser.add_argument("--blocked", action="store_true", help="measure only the background save")
+    parser.add_argument("--child", nargs=3, metavar=("WAY", "KIND", "PATH"), help="internal: a process of its own")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     if options.child:
         way, kind, path = options.child
+        if kind == "blocked":
+            print(json.dumps(blocked(way, options.gigabytes, Path(path), 4)))
+            return
         child(way, kind, Path(path), options.gigabytes)
         return
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
-        measure(options.gigabytes, options.rounds, Path(where))
+        if not options.blocked:
+            measure(options.gigabytes, options.rounds, Path(where))
+        measure_blocked(options.gigabytes, max(1, options.rounds // 2), Path(where))
 
 
 if __name__ == "__main__":

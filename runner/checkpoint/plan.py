@@ -45,7 +45,13 @@ class Planned(NamedTuple):
 
     def tensors(self) -> Iterator[Tensor]:
         """Their contents: live memory, one after the other."""
-        return (self.planner.resolve_data(item) for item in self.items)  # type: ignore[misc]
+        return (self.tensor(number) for number in range(len(self.items)))
+
+    def tensor(self, number: int) -> Tensor:
+        """The contents of one of the items: live memory."""
+        data = self.planner.resolve_data(self.items[number])
+        assert isinstance(data, Tensor)
+        return data
 
 
 def plan_tensors(world: World, tensors: Mapping[str, Tensor], path: Path, *, spread: bool) -> Planned:

@@ -15,12 +15,10 @@ from runner.checkpoint.format import Described, File
 from runner.checkpoint.memory import DTYPES
 from runner.checkpoint.plan import Planned, describe, plan_tensors, understood
 from runner.checkpoint.reader import TensorReader
+from runner.checkpoint.saving import Written
 from runner.checkpoint.staging import Staging
 from runner.checkpoint.writer import write_share
 from runner.protocols import World
-
-Written = tuple[Mapping[str, Described], Mapping[str, File]]
-"""What the checkpoint holds (rank 0; empty on the others), and every rank's payload file."""
 
 
 def write_tensors(world: World, path: Path, tensors: Mapping[str, Tensor]) -> Written:

@@ -1,6 +1,6 @@
 """Kill a saving process by SIGKILL, many times; after each, the newest commit must load. Prints how often it killed.
 
-    python killed.py each_operation|replacing|random DIRECTORY
+    python killed.py each_operation|replacing|background|random DIRECTORY
 
 A child is forked for each save, so that torch is imported once.
 """
@@ -55,10 +55,11 @@ def in_child(action: Callable[[], None]) -> int:
     return pid
 
 
-def save(run_dir: Path, *, step: int, value: int) -> None:
+def save(run_dir: Path, *, step: int, value: int, asynchronous: bool = False) -> None:
     """One save of a run that keeps one checkpoint."""
-    checkpointer = Sharded(keep_last=1).open(run_dir, WORLD)
+    checkpointer = Sharded(keep_last=1, asynchronous=asynchronous).open(run_dir, WORLD)
     checkpointer.save(state_at(value), progress=Progress(step=step, position=0), metrics={})
+    checkpointer.close()
 
 
 def die_at(operation: int) -> None:
@@ -74,7 +75,7 @@ def die_at(operation: int) -> None:
     sys.addaudithook(hook)
 
 
-def kill_at_each_operation(run_dir: Path, *, replacing: bool) -> int:
+def kill_at_each_operation(run_dir: Path, *, replacing: bool, asynchronous: bool) -> int:
     """Kill before the first operation of a save, then before the second, and so on until a save survives."""
     operation = 0
     while True:
@@ -84,7 +85,7 @@ def kill_at_each_operation(run_dir: Path, *, replacing: bool) -> int:
 
         def attempt(operation: int = operation, value: int = after) -> None:
             die_at(operation)
-            save(run_dir, step=1 if replacing else value, value=value)
+            save(run_dir, step=1 if replacing else value, value=value, asynchronous=asynchronous)
 
         _, status = os.waitpid(in_child(attempt), 0)
         found = newest_value(run_dir)
@@ -121,4 +122,4 @@ if __name__ == "__main__":
     if when == "random":
         kill_at_random(directory)
     else:
-        print(kill_at_each_operation(directory, replacing=when == "replacing"))
+        print(kill_at_each_operation(directory, replacing=when == "replacing", asynchronous=when == "background"))

@@ -4,7 +4,9 @@ RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python ranks.py SCENARIO DIR
 """
 
 import os
+import resource
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from runner.checkpoint.sharded import Sharded
+from runner.checkpoint.full import Full
+from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import Axes, Progress, State
 from runner.world.group import GroupWorld
@@ -35,6 +38,59 @@ def sharded_model(world: GroupWorld) -> nn.Module:
 
 
 def save_sharded(world: GroupWorld, directory: Path) -> None:
+    """Each rank its share."""
+    checkpointer = Sharded().open(directory, world)
+    checkpointer.save(known_state(world), progress=PROGRESS, metrics={})
+    assert checkpointer.latest() == directory / "checkpoints/step_5"
+
+
+def save_full(world: GroupWorld, directory: Path) -> None:
+    """All in one file."""
+    checkpointer = Full().open(directory, world)
+    checkpointer.save(known_state(world), progress=PROGRESS, metrics={})
+    assert checkpointer.latest() == directory / "checkpoints/step_5"
+
+
+def save_later(world: GroupWorld, directory: Path) -> None:
+    """From copies: the state is changed at once, and the main thread agrees on other things meanwhile."""
+    checkpointer = Sharded(asynchronous=True).open(directory, world)
+    state = known_state(world)
+    checkpointer.save(state, progress=PROGRESS, metrics={})
+    with torch.no_grad():
+        for tensor in state.tensors.values():
+            (tensor.to_local() if isinstance(tensor, DTensor) else tensor).zero_()
+    state.values["epoch"] = 3
+    assert [world.gather_objects((world.rank, n)) for n in range(50)] == [[(0, n), (1, n)] for n in range(50)]
+    checkpointer.close()
+
+
+def later_fails_on_one(world: GroupWorld, directory: Path) -> None:
+    """What the disk of one rank refused, both hear by and by; the commit before stands."""
+    checkpointer = Sharded(asynchronous=True).open(directory, world)
+    small = State(tensors={"w": torch.ones(2)})
+    checkpointer.save(small, progress=PROGRESS, metrics={})
+    large = State(tensors={f"rng.rank_{world.rank}.x": torch.ones(500_000 if world.rank else 1)})  # 2 MB on rank 1
+    checkpointer.close()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    checkpointer.save(large, progress=Progress(step=6, position=60), metrics={})
+    message = failure(lambda: poll_until_it_fails(checkpointer))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large. Free space there" in message, message
+    assert checkpointer.latest() == directory / "checkpoints/step_5"
+    checkpointer.save(small, progress=Progress(step=7, position=70), metrics={})
+    assert checkpointer.latest() == directory / "checkpoints/step_7"
+
+
+def poll_until_it_fails(checkpointer: ShardedCheckpointer) -> None:
+    """As a loop polls; the group's own timeout ends it."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        checkpointer.poll()
+        time.sleep(0.01)
+
+
+def known_state(world: GroupWorld) -> State:
     """FSDP2 shards, a replicated tensor and one that only this rank has."""
     model = sharded_model(world)
     with torch.no_grad():
@@ -46,9 +102,7 @@ def save_sharded(world: GroupWorld, directory: Path) -> None:
     tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
     tensors["optimizer.step"] = torch.tensor(5.0)
     tensors[f"rng.rank_{world.rank}.torch"] = torch.full((4,), world.rank, dtype=torch.uint8)
-    checkpointer = Sharded().open(directory, world)
-    checkpointer.save(State(tensors=tensors, values={"epoch": 2}), progress=PROGRESS, metrics={})
-    assert checkpointer.latest() == directory / "checkpoints/step_5"
+    return State(tensors=tensors, values={"epoch": 2})
 
 
 def load_sharded(world: GroupWorld, directory: Path) -> None:
@@ -121,7 +175,8 @@ def failure(action: object) -> str:
 
 
 if __name__ == "__main__":
-    scenarios = {scenario.__name__: scenario for scenario in (save_sharded, load_sharded, replicated, one_fails)}
+    known = (save_sharded, save_full, save_later, later_fails_on_one, load_sharded, replicated, one_fails)
+    scenarios = {scenario.__name__: scenario for scenario in known}
     rank = int(os.environ["RANK"])
     group = GroupWorld(torch.device("cpu"), "gloo", local_rank=rank, timeout=timedelta(seconds=45))
     scenarios[sys.argv[1]](group, Path(sys.argv[2]))

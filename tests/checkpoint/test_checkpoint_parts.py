@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from runner.checkpoint.full import Full
 from runner.checkpoint.none import NoCheckpoint
 from runner.checkpoint.sharded import Sharded
 from runner.protocols import Progress, State
@@ -32,9 +33,10 @@ def spec(*, evaluates: bool = True, stop_at_step: int | None = None) -> Any:
         ({"keep_best": -1}, "keep_best=-1 must be at least 0."),
     ],
 )
-def test_numbers_out_of_range_are_refused(fields: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("part", [Sharded, Full])
+def test_numbers_out_of_range_are_refused(part: type, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Sharded(**fields)
+        part(**fields)
 
 
 def test_the_best_cannot_be_kept_without_evaluation() -> None:
@@ -75,7 +77,7 @@ def test_none_continues_from_what_was_saved_before(
     assert blank.values == {"step": 3}
 
 
-@pytest.mark.parametrize(("option", "part"), [("sharded", Sharded()), ("none", NoCheckpoint())])
+@pytest.mark.parametrize(("option", "part"), [("sharded", Sharded()), ("full", Full()), ("none", NoCheckpoint())])
 def test_an_option_file_says_the_defaults(option: str, part: Any) -> None:
     node = yaml.safe_load((CONF / f"{option}.yaml").read_text())
     assert node.pop("_target_") == f"{type(part).__module__}.{type(part).__name__}"

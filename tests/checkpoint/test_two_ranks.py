@@ -51,8 +51,9 @@ EXPECTED = {
 }
 
 
-def test_shards_of_two_ranks_load_on_one_and_on_two(tmp_path: Path, world: SoloWorld) -> None:
-    on_two_ranks("save_sharded", tmp_path)
+@pytest.mark.parametrize("save", ["save_sharded", "save_full", "save_later"])
+def test_shards_of_two_ranks_load_on_one_and_on_two(save: str, tmp_path: Path, world: SoloWorld) -> None:
+    on_two_ranks(save, tmp_path)
     tensors = {name: torch.zeros_like(tensor) for name, tensor in EXPECTED.items()}
     checkpointer = Sharded().open(tmp_path, world)
     path = checkpointer.latest()
@@ -71,6 +72,6 @@ def test_what_one_rank_saved_loads_into_shards_of_two(tmp_path: Path, world: Sol
     on_two_ranks("load_sharded", tmp_path)
 
 
-@pytest.mark.parametrize("scenario", ["replicated", "one_fails"])
+@pytest.mark.parametrize("scenario", ["replicated", "one_fails", "later_fails_on_one"])
 def test_two_ranks_agree(scenario: str, tmp_path: Path) -> None:
     on_two_ranks(scenario, tmp_path)

@@ -1,0 +1,111 @@
+"""Rank 0 writes one file that holds every tensor whole. For models that are small enough to wait for one writer."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from runner.checkpoint.restore import Committed
+from runner.checkpoint.retention import Mode, check_best
+from runner.checkpoint.saving import Keep, Saved, check_numbers, open_checkpoints, save_into
+from runner.errors import Fault
+from runner.protocols import Progress, State, Stored, World
+
+if TYPE_CHECKING:
+    from runner.spec.run_spec import RunSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """Save into <run>/checkpoints/step_<n>/state.safetensors, each checkpoint committed by one rename."""
+
+    every_steps: int | None = 500
+    """Optimizer steps between checkpoints; null = off."""
+    every_minutes: float | None = None
+    """Minutes between checkpoints, beside every_steps; null = off."""
+    at_end: bool = True
+    """Save when the run ends."""
+    keep_last: int | None = 3
+    """How many of the newest checkpoints stay; null = all."""
+    keep_best: int = 0
+    """How many of the best by `metric` stay besides; 0 = off."""
+    metric: str = "eval/loss"
+    """What keep_best goes by, as it stands in metrics.jsonl."""
+    mode: Mode = Mode.min
+    """Which way `metric` gets better."""
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            every_steps=self.every_steps,
+            every_minutes=self.every_minutes,
+            keep_last=self.keep_last,
+            keep_best=self.keep_best,
+        )
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """The best can only be known where something is evaluated."""
+        return check_best(self.keep_best, self.metric, spec)
+
+    def open(self, run_dir: Path, world: World) -> "FullCheckpointer":
+        """For this run's directory; removes what a killed attempt left half written. Collective."""
+        return FullCheckpointer(open_checkpoints(run_dir, world), self, world)
+
+
+@final
+class FullCheckpointer:
+    """Saves and restores for one run. All methods are collective."""
+
+    def __init__(self, checkpoints: Path, part: Full, world: World) -> None:
+        self._checkpoints = checkpoints
+        self._keep = Keep(part.keep_last, part.keep_best, part.metric, part.mode)
+        self._world = world
+        self._committed = Committed(checkpoints, world)
+
+    def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Commit, then drop what retention does not keep.
+
+        Raises:
+            CheckpointError: it could not be written; the last commit stands as it was. Or it was, but `metrics` has
+                other evaluations than the one that keep_best goes by.
+        """
+        from runner.checkpoint.whole import write_whole
+
+        saved = Saved(values=state.values, progress=progress, metrics=metrics)
+        save_into(
+            self._checkpoints,
+            self._world,
+            saved,
+            self._keep,
+            write=lambda world, partial: write_whole(world, partial, state.tensors),
+        )
+
+    def poll(self) -> None:
+        """Nothing is under way: a save is on the disk when it returns."""
+
+    def latest(self) -> Path | None:
+        """The newest committed checkpoint.
+
+        Raises:
+            CheckpointError: it is corrupted; names the file and the next older commit.
+        """
+        return self._committed.latest()
+
+    def stored(self, path: Path) -> Mapping[str, Stored]:
+        """Shape and type of the tensors held, by name.
+
+        Raises:
+            CheckpointError: the checkpoint is corrupted.
+        """
+        return self._committed.stored(path)
+
+    def load(self, path: Path, state: State) -> None:
+        """Fill the state's tensors in place and replace its values.
+
+        Raises:
+            CheckpointError: it does not fit this state, or is corrupted.
+        """
+        self._committed.load(path, state)
+
+    def close(self) -> None:
+        """Nothing is under way."""

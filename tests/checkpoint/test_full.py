@@ -1,0 +1,64 @@
+"""One file with everything whole: any program loads it, and so does every way of reading checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runner.checkpoint.export import export_weights
+from runner.checkpoint.full import Full
+from runner.checkpoint.sharded import Sharded
+from runner.checkpoint.whole import FILE
+from runner.errors import CheckpointError
+from runner.protocols import Progress, State
+from runner.world.solo import SoloWorld
+from tests.checkpoint.test_two_ranks import EXPECTED, on_two_ranks
+
+
+def save(run_dir: Path, world: SoloWorld, step: int, *, keep_last: int = 3) -> Path:
+    tensors = {"model.a": torch.full((4, 3), float(step)), "n": torch.tensor(step), "empty": torch.ones(0, 3)}
+    state = State(tensors=tensors, values={"step": step})
+    checkpointer = Full(keep_last=keep_last).open(run_dir, world)
+    checkpointer.save(state, progress=Progress(step=step, position=0), metrics={})
+    return run_dir / "checkpoints" / f"step_{step}"
+
+
+def test_shards_of_two_ranks_are_whole_in_one_file(tmp_path: Path) -> None:
+    on_two_ranks("save_full", tmp_path)
+    path = tmp_path / "checkpoints/step_5"
+    assert [file.name for file in path.glob("*.safetensors")] == [FILE]
+    read = load_file(path / FILE)
+    assert all(torch.equal(read[name], tensor) for name, tensor in EXPECTED.items())
+    assert read["rng.rank_1.torch"].tolist() == 4 * [1]
+    assert read.keys() == {*EXPECTED, "optimizer.step", "rng.rank_0.torch", "rng.rank_1.torch"}
+
+
+def test_what_full_saved_sharded_loads(tmp_path: Path, world: SoloWorld) -> None:
+    path = save(tmp_path, world, 4)
+    state = State(tensors={"model.a": torch.zeros(4, 3), "n": torch.tensor(0), "empty": torch.zeros(0, 3)})
+    checkpointer = Sharded().open(tmp_path, world)
+    assert checkpointer.latest() == path
+    checkpointer.load(path, state)
+    assert state.tensors["model.a"].unique().tolist() == [4.0]
+    assert (int(state.tensors["n"]), state.values) == (4, {"step": 4})
+
+
+def test_only_the_newest_stay(tmp_path: Path, world: SoloWorld) -> None:
+    for step in (1, 2, 3):
+        path = save(tmp_path, world, step, keep_last=1)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_its_weights_are_exported(tmp_path: Path, world: SoloWorld) -> None:
+    export_weights(save(tmp_path, world, 4), tmp_path, dtype=None, max_shard_bytes=1 << 20)
+    assert load_file(tmp_path / "model.safetensors")["a"].tolist() == [[4.0] * 3] * 4
+
+
+def test_a_directory_that_vanished_is_said(tmp_path: Path, world: SoloWorld) -> None:
+    checkpointer = Full().open(tmp_path, world)
+    (tmp_path / "checkpoints").rmdir()
+    with pytest.raises(
+        CheckpointError, match=r"step_1.partial-\w+: No such file or directory. See to that file system"
+    ):
+        checkpointer.save(State(), progress=Progress(step=1, position=0), metrics={})
