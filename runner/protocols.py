@@ -371,8 +371,12 @@ class Precision(Part, Protocol):
         """A fresh one for a run."""
         ...
 
-    def convert(self, model: "Module") -> None:
+    def convert(self, model: "Module", hardware: Hardware) -> None:
         """Make of the model that the hook returned one of this precision, in place; names stay as they are."""
+        ...
+
+    def plan(self, build_model: Callable[[], "Module"]) -> Iterable[str]:
+        """What `convert` will do to the model's layers, a line each. Whoever asks may build without values, on meta."""
         ...
 
 

@@ -104,7 +104,7 @@ def _call_model(spec: RunSpec) -> Module:
         raise HookError(f"{spec.model.target} returned a {type(model).__name__}, but must return a torch.nn.Module.")
     if not any(True for _ in model.parameters()):
         raise HookError(f"{spec.model.target} returned a model without parameters: there is nothing to train.")
-    spec.precision.convert(model)
+    spec.precision.convert(model, spec.hardware)
     shape(model, spec)
     return model
 

@@ -59,5 +59,5 @@ class CPU:
         return torch.device("cpu")
 
     def has_dtype(self, dtype: torch.dtype) -> bool:
-        """The host computes in every type; slowly in the narrow ones."""
-        return True
+        """The host computes in every type, slowly in the narrow ones; it only stores those of eight bits."""
+        return not dtype.is_floating_point or dtype.itemsize > 1

@@ -61,5 +61,7 @@ class CUDA:
         return torch.device("cuda", local_rank)
 
     def has_dtype(self, dtype: torch.dtype) -> bool:
-        """bfloat16 from compute capability 8.0 (Ampere) on."""
+        """bfloat16 from compute capability 8.0 (Ampere) on, float8 from 8.9 (Ada, Hopper) on."""
+        if dtype.is_floating_point and dtype.itemsize == 1:
+            return torch.cuda.get_device_capability() >= (8, 9)
         return dtype is not torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)

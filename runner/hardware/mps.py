@@ -59,4 +59,4 @@ class MPS:
         """Metal has no float64; bfloat16 from macOS 14 on."""
         if dtype is torch.bfloat16:
             return torch.backends.mps.is_macos_or_newer(14, 0)
-        return dtype is not torch.float64
+        return dtype is not torch.float64 and (not dtype.is_floating_point or dtype.itemsize > 1)

@@ -1,6 +1,6 @@
 """Weights in float32, the forward in bfloat16 under autocast."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -11,7 +11,7 @@ from torch.nn import Module
 from runner.errors import Fault
 from runner.precision.outputs import return_float32
 from runner.precision.scaling import UNIT
-from runner.protocols import Scaler
+from runner.protocols import Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.spec.run_spec import RunSpec
@@ -53,7 +53,11 @@ class BF16:
         """None: bfloat16 has the range of float32."""
         return UNIT
 
-    def convert(self, model: Module) -> None:
+    def convert(self, model: Module, hardware: Hardware) -> None:
         """Only what the model returns is widened."""
         if self.float32_outputs:
             return_float32(model)
+
+    def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
+        """Nothing to choose: all layers are treated alike."""
+        return ()

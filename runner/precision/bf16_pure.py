@@ -1,7 +1,7 @@
 """Everything in bfloat16, weights and what the optimizer keeps of them included."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -12,7 +12,7 @@ from torch.nn import Module
 from runner.errors import Fault
 from runner.precision.outputs import narrow, return_float32
 from runner.precision.scaling import UNIT
-from runner.protocols import Scaler
+from runner.protocols import Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.spec.run_spec import RunSpec
@@ -56,7 +56,7 @@ class BF16Pure:
         """None: bfloat16 has the range of float32."""
         return UNIT
 
-    def convert(self, model: Module) -> None:
+    def convert(self, model: Module, hardware: Hardware) -> None:
         """Parameters and buffers to bfloat16; the model's floating inputs, too, whenever it is called."""
         logger.warning(
             "weights are bfloat16: an update below 1/256 of a weight is lost. As a rule of thumb, for stable training "
@@ -66,6 +66,10 @@ class BF16Pure:
         model.register_forward_pre_hook(_narrowed, with_kwargs=True)
         if self.float32_outputs:
             return_float32(model)
+
+    def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
+        """Nothing to choose: all layers are treated alike."""
+        return ()
 
 
 def _narrowed(_model: Module, args: Any, kwargs: Any) -> Any:

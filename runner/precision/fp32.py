@@ -1,6 +1,6 @@
 """Everything in float32."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from runner.errors import Fault
 from runner.precision.scaling import UNIT
-from runner.protocols import Scaler
+from runner.protocols import Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.spec.run_spec import RunSpec
@@ -43,5 +43,9 @@ class FP32:
         """None."""
         return UNIT
 
-    def convert(self, model: Module) -> None:
+    def convert(self, model: Module, hardware: Hardware) -> None:
         """Nothing: weights are of the type that the hook gave them."""
+
+    def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
+        """Nothing to choose: all layers are treated alike."""
+        return ()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from runner.hardware.cpu import CPU
 from runner.precision.bf16 import BF16
 from runner.precision.bf16_pure import BF16Pure
 from runner.precision.fp16 import FP16
@@ -93,8 +94,8 @@ def test_what_is_not_scaled_costs_nothing():
 @pytest.mark.parametrize("precision", [BF16, FP16])
 def test_a_hook_gets_float32_from_the_model_under_autocast(precision):
     model, narrow = nn.Linear(2, 2), nn.Linear(2, 2)
-    precision().convert(model)
-    precision(float32_outputs=False).convert(narrow)
+    precision().convert(model, CPU())
+    precision(float32_outputs=False).convert(narrow, CPU())
     with precision().autocast("cpu"):
         assert model(torch.ones(1, 2)).dtype == torch.float32
         assert narrow(torch.ones(1, 2)).dtype == precision().param_dtype
@@ -125,6 +126,6 @@ def test_pure_bfloat16_narrows_weights_and_floating_inputs_only():
             return self.norm(self.table(indices) * scale)
 
     model = Looked()
-    BF16Pure(enabled=False).convert(model)
+    BF16Pure(enabled=False).convert(model, CPU())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model(torch.tensor([1, 2]), scale=torch.ones(1)).dtype == torch.float32

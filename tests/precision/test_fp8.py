@@ -1,0 +1,186 @@
+"""precision=fp8 and fp8_te: which layers, emulated or not, and what is refused."""
+
+import importlib.util
+import sys
+import types
+from contextlib import contextmanager
+from enum import Enum
+
+import pytest
+import torch
+from torch import nn
+
+from runner.errors import HookError
+from runner.hardware.cpu import CPU
+from runner.precision.fp8 import FP8, Backend, Level, Recipe
+from runner.precision.fp8_layers import Filter
+from runner.precision.fp8_te import FP8TransformerEngine
+from tests.parity.options import TOWER, placed, tensors
+
+TALL = [*TOWER, "+model.width=16", "optimizer=sgd", "optimizer.lr=0.1"]
+has_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra fp8")
+
+
+def build():
+    return nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 24), nn.Linear(24, 32), nn.Linear(32, 16))
+
+
+def judged(**changes):
+    rules = {"include": [], "exclude": [], "min_features": 16, "keep_first": True, "keep_last": True}
+    with torch.device("meta"):
+        return {layer.name: layer.kept for layer in Filter(**{**rules, **changes}).judge(build())}
+
+
+def test_layers_are_chosen_by_place_shape_and_name_without_values():
+    odd = "are not both multiples of 16"
+    kept = {"0": "it is the first", "1": "", "2": f"24 × 32 {odd}", "3": f"32 × 24 {odd}", "4": "it is the last"}
+    assert judged() == kept
+    assert judged(keep_first=False, keep_last=False) == kept | {"0": "", "4": ""}
+    assert judged(exclude=["1"]) == kept | {"1": "exclude has 1"}
+    assert judged(include=["[2-9]"])["1"] == "no pattern of include has it"
+    assert judged(min_features=33)["1"] == "32 features are fewer than min_features=33"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"backend": Backend.MSAMP}, "MS-AMP is no longer maintained .* In place of its O1 use precision=fp8, and str"),
+        ({"backend": Backend.MSAMP, "optimization_level": Level.O2}, "In place of its O2 use precision=fp8, and strat"),
+        ({"backend": Backend.TRANSFORMER_ENGINE}, "has keys of its own. Use precision=fp8_te"),
+        (
+            {"fsdp_float8_all_gather": True, "recipe": Recipe.ROWWISE},
+            "one scale each, but recipe=rowwise. Use recipe=t",
+        ),
+        ({"min_features": 0}, "min_features=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_way_out(values, message):
+    with pytest.raises(ValueError, match=message):
+        FP8(**values)
+
+
+def test_an_absent_library_and_absent_hardware_are_faults(runner):
+    ended = runner("check", "points", "precision=fp8", "precision.emulate=false", code=2)
+    assert "precision.emulate: false, but this hardware has no float8" in ended.stderr
+    ended = runner("check", "points", "precision=fp8_te", code=2)
+    assert "fp8_te needs NVIDIA's TransformerEngine, which is not installed" in ended.stderr
+    assert "TransformerEngine does not emulate it. Use precision=fp8 or bf16" in ended.stderr
+
+
+@has_torchao
+def test_a_model_of_which_nothing_would_be_converted_is_refused():
+    with pytest.raises(HookError, match=r"would convert no layer of this model. Use precision=bf16, or widen:\n0 of 5"):
+        FP8(exclude=["*"]).convert(build(), CPU())
+
+
+@has_torchao
+@pytest.mark.parametrize("recipe", Recipe)
+def test_a_run_in_emulated_float8_learns_nearly_what_bfloat16_does(runner, recipe):
+    narrow = runner(*TALL, "precision=fp8", f"precision.recipe={recipe.value}", "run.steps=9")
+    assert narrow.stderr.count("float8 is emulated") == 1
+    assert "6 of 8 linear layers in float8" in narrow.stderr
+    assert "blocks.0.widen 48 × 16: float8" in narrow.stderr
+    theirs = tensors(runner(*TALL, "precision=bf16", "run.steps=9"), 9)
+    ours = tensors(narrow, 9)
+    assert ours.keys() == theirs.keys()
+    assert {tensor.dtype for tensor in ours.values()} == {torch.float32}
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    for name, tensor in ours.items():
+        # E4M3 keeps 3 bits and E5M2 2: a gradient near 1 is off by 1/8, in each of nine steps of 0.1.
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0.11)
+
+
+@has_torchao
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_in_float8_end_near_one(runner, strategy):
+    alone, pair = (runner(*TALL, "precision=fp8", "run.steps=5", *placed(one, 2)) for one in ("single", strategy))
+    theirs = tensors(alone, 5)
+    for name, tensor in tensors(pair, 5).items():
+        if name != "model.seen":
+            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0.06)  # as above, five steps
+
+
+@has_torchao
+def test_a_float8_run_resumes_bit_by_bit_and_goes_on_in_float32(runner):
+    expected = runner(*TALL, "precision=fp8")
+    stopped = runner(*TALL, "precision=fp8", "run.stop_at_step=6")
+    resumed = runner("resume", str(stopped.run_dir.path))
+    assert resumed.metrics() == expected.metrics()
+    runner("resume", str(stopped.run_dir.path), "precision=fp32", "run.steps=12")
+
+
+# ── TransformerEngine, by a stand-in for the library ────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """As much of transformer_engine as is called; records how."""
+    calls = types.SimpleNamespace(recipe=None, enabled=[])
+
+    class Linear(nn.Linear):
+        def __init__(self, *features, bias, params_dtype):
+            super().__init__(*features, bias=bias, dtype=params_dtype)
+
+        def get_extra_state(self):
+            return torch.zeros(3, dtype=torch.uint8)
+
+    class Norm(nn.LayerNorm):
+        def __init__(self, features, eps, params_dtype):
+            super().__init__(features, eps=eps, dtype=params_dtype)
+
+    @contextmanager
+    def fp8_autocast(*, enabled, fp8_recipe):
+        calls.recipe = fp8_recipe
+        calls.enabled.append(enabled)
+        yield
+
+    package = {
+        "transformer_engine": types.ModuleType("transformer_engine"),
+        "transformer_engine.pytorch": types.SimpleNamespace(Linear=Linear, LayerNorm=Norm, fp8_autocast=fp8_autocast),
+        "transformer_engine.common": types.SimpleNamespace(
+            recipe=types.SimpleNamespace(DelayedScaling=dict, Format=Enum("Format", ["HYBRID", "E4M3"]))
+        ),
+    }
+    package["transformer_engine"].pytorch = package["transformer_engine.pytorch"]
+    for name, module in package.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+def test_transformer_engine_gets_every_key_and_the_models_own_parameters(engine):
+    precision = FP8TransformerEngine(margin=1, amax_history_len=16, override_linear_precision=[False, False, True])
+    model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 16))
+    before = dict(model.named_parameters())
+    precision.convert(model, CPU())
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys() == model.state_dict().keys()
+    assert all(after[name] is before[name] for name in before)
+    assert [type(module).__name__ for module in model] == ["Linear", "Norm", "Linear", "Linear"]
+    assert [type(module) is nn.Linear for module in model] == [True, False, False, True]
+    context = precision.autocast("cpu")
+    with context:
+        model(torch.ones(1, 16))
+    with torch.no_grad(), context:
+        model(torch.ones(1, 16))
+    assert engine.enabled == [True, False]
+    assert {key: getattr(value, "name", value) for key, value in engine.recipe.items()} == {
+        "margin": 1,
+        "interval": 1,
+        "fp8_format": "HYBRID",
+        "amax_history_len": 16,
+        "amax_compute_algo": "max",
+        "override_linear_precision": (False, False, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"override_linear_precision": [True]}, r"override_linear_precision=\[True\] must be three truths"),
+        ({"interval": 0}, "interval=0 must be at least 1"),
+        ({"amax_history_len": 0}, "amax_history_len=0 must be at least 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        FP8TransformerEngine(**values)
