@@ -2,6 +2,7 @@
 
     step_40/
         rank_0.safetensors …   tensors, one file per rank that had any to write
+                               (checkpoint=full: state.safetensors, all of them)
         metadata.json          for each tensor: type, shape, and where its chunks are
         state.json             values, progress and metrics
         manifest.json          step, position, world size, and every other file's size and hash; written last
