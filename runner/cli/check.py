@@ -1,10 +1,17 @@
 """`runner check`: everything that is wrong with a recipe, or what it would run."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from runner.cli.arguments import Parser, split_words
 from runner.compose.compose import compose
 from runner.compose.recipe import find
+from runner.spec.hooks import resolve
 from runner.spec.read import GROUPS
 from runner.spec.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 __all__ = ["main"]
 
@@ -38,6 +45,24 @@ def _summary(spec: RunSpec, *, choices: dict[str, object]) -> str:
         *(f"  {group:<12} {choices.get(group)}" for group in GROUPS),
         f"  tracker      {', '.join(spec.tracker) or 'none'}",
         f"  callback     {', '.join(spec.callback) or 'none'}",
+        *(f"  {line}" for line in _plan(spec)),
         "nothing is wrong",
     ]
     return "\n".join(lines)
+
+
+def _plan(spec: RunSpec) -> Iterator[str]:
+    """What the precision will do to the model's layers, if it chooses among them."""
+    try:
+        yield from spec.precision.plan(lambda: _outline(spec))
+    except (RuntimeError, NotImplementedError) as error:  # what torch raises where values are asked for that meta lacks
+        yield f"layers: the model cannot be built without values ({error}); the run's log will say which are converted"
+
+
+def _outline(spec: RunSpec) -> "Module":
+    """The model without values, on torch's meta device: no memory, no device."""
+    import torch
+
+    with torch.device("meta"):
+        model: Module = resolve(spec.model, spec.import_roots)()
+    return model

@@ -68,6 +68,21 @@ def test_an_absent_library_and_absent_hardware_are_faults(runner):
 
 
 @has_torchao
+def test_check_lists_what_becomes_of_each_layer(runner):
+    said = runner("check", *TALL[1:], "precision=fp8", "precision.exclude=['*.narrow']").stdout
+    assert "3 of 8 linear layers in float8" in said
+    assert "blocks.0.widen 48 × 16: float8" in said
+    assert "blocks.0.narrow 16 × 48: as it is: exclude has *.narrow" in said
+    assert "bottom 16 × 2: as it is: it is the first" in said
+
+
+@has_torchao
+def test_check_says_so_where_a_model_cannot_be_built_without_values(runner):
+    said = runner("check", "points", "precision=fp8", "model._target_=user_hooks.points.build_by_value").stdout
+    assert "layers: the model cannot be built without values" in said
+
+
+@has_torchao
 def test_a_model_of_which_nothing_would_be_converted_is_refused():
     with pytest.raises(HookError, match=r"would convert no layer of this model. Use precision=bf16, or widen:\n0 of 5"):
         FP8(exclude=["*"]).convert(build(), CPU())

@@ -31,6 +31,11 @@ def build_model(width: int = 8, dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 2))
 
 
+def build_by_value(dropout: float = 0.0) -> nn.Module:
+    """As wide as a number that a tensor holds."""
+    return build_model(int(torch.tensor(8).item()), dropout)
+
+
 def build_data(items: int = 50) -> Data:
     return Data(train=Points(items, 0), eval=Points(17, 1))
 
