@@ -109,3 +109,12 @@ def test_a_resumed_run_may_begin_it(runner):
     resumed = runner("resume", str(stopped.run_dir.path), "callback=[ema]", "callback.ema.start=copy")
     assert tensors(resumed, 10, "callback.").keys()
     assert all(tensor.isfinite().all() for tensor in tensors(resumed, 10, "callback.").values())
+
+
+def test_scaler_schedule_and_average_resume_together_in_mid_epoch(runner):
+    """A scale that grows each third step: its place in that count must come back, too."""
+    options = [*NOISE, *AVERAGED, "precision=fp16", "precision.init_scale=1e9", "precision.growth_interval=3"]
+    expected = runner("train", "points", *options, timeout_s=120)
+    assert max(line.get("train/skipped_steps", 0) for line in expected.metrics()) > 0, "the first scale is too large"
+    for step in (2, 7):
+        assert_same_run(stopped_and_resumed(runner, step, *options), expected, 10)
