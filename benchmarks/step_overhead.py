@@ -42,6 +42,7 @@ VARIANTS: dict[str, list[str]] = {
     "clip": ["clip.norm=0.1"],
     "schedule": ["schedule=cosine"],
     "bf16": ["precision=bf16"],
+    "fp16": ["precision=fp16", "precision.init_scale=1024"],
     "tensorboard": ["tracker=[jsonl,tensorboard]"],
 }
 
@@ -76,7 +77,8 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
         for epoch in range(-(-STEPS * 32 // mlp.ITEMS))
         for index in epoch_order(mlp.ITEMS, seed=0, epoch=epoch).tolist()
     ]
-    autocast = variant == "bf16"
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(variant)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if variant == "fp16" else None
     position, board = 0, None
     if variant == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
@@ -89,16 +91,22 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
             for _ in range(rounds):
                 x, y = data.__getitems__(order[position : position + items])
                 position += items
-                with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+                with torch.autocast("cpu", narrow) if narrow else contextlib.nullcontext():
                     loss = mlp.compute_loss(model, (x, y))
-                (loss / rounds if rounds > 1 else loss).backward()
+                (scaler.scale(loss) if scaler else loss / rounds if rounds > 1 else loss).backward()
                 losses.append(loss)
+            if scaler:
+                scaler.unscale_(optimizer)
             if variant == "clip":
                 norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             elif step % LOG_EVERY == 0:
                 norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
             lr = optimizer.param_groups[0]["lr"]
-            optimizer.step()
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
             if variant == "schedule":
                 schedule.step()
             optimizer.zero_grad()
