@@ -6,7 +6,6 @@ from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from runner.errors import HookError
 from runner.protocols import Precision, StepLoss, Trainable, World
@@ -127,20 +126,26 @@ def is_finite(trainable: Trainable, loss: StepLoss, *, scaled: bool) -> bool:
     Args:
         scaled: gradients may overflow, since they were scaled; only the losses are asked.
     """
-    values = torch.stack([weighed.value.detach().float() for weighed in loss.rounds])
-    if not values.isfinite().all():
+    if not all(math.isfinite(weighed.value.item()) for weighed in loss.rounds):
         return False
-    return scaled or bool(get_total_norm(list(gradients(trainable))).isfinite())
+    found = list(gradients(trainable))
+    if scaled or not found:
+        return True
+    norms = [norm.to(found[0].device) for norm in torch._foreach_norm(found)]  # some gradients may be offloaded
+    return math.isfinite(torch.stack(norms).sum().item())
 
 
-@torch.no_grad()
 def gradients(trainable: Trainable) -> Iterator[Tensor]:
     """This rank's part of each gradient that lies in place."""
     for group in trainable.optimizer.param_groups:
         for parameter in group["params"]:
             grad = parameter.grad
-            if grad is not None:
-                yield grad.to_local() if isinstance(grad, Sharded) else grad
+            if type(grad) is Tensor:
+                yield grad
+            elif isinstance(grad, Sharded):
+                with torch.no_grad():
+                    local = grad.to_local()
+                yield local
 
 
 def discard_gradients(trainable: Trainable) -> None:

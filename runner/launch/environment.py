@@ -7,8 +7,8 @@ from contextlib import contextmanager
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-# CUDA's matrix library gives the same bits each time only with a workspace of a fixed size, asked for here when it first
-# runs; torch refuses to be deterministic without. Of the two that NVIDIA names the first is faster: 24 MiB a device.
+# CUDA's matrix library gives the same bits each time only with a workspace of a fixed size, and torch refuses to be
+# deterministic without. Of the two sizes that NVIDIA names the first is the faster one: 24 MiB a device.
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 FIXED_WORKSPACES = (":4096:8", ":16:8")
 
