@@ -81,15 +81,14 @@ def read(
         seed: what random numbers drawn while an item is read depend on, besides the item's index. Only in workers:
             in the rank itself they come from its own generators, which checkpoints keep.
     """
-    collate = collate or default_collate
     if workers == 0:
-        fetch = _fetcher(dataset, collate, device)
-        return map(lambda share: MicroBatch(fetch(share.indices), share.items), shares)  # noqa: C417  no frame of its own
+        fetch = fetcher(dataset, collate, device)
+        return (MicroBatch(fetch(share.indices), share.items) for share in shares)
     counted: deque[int] = deque()
     loader: DataLoader[Any] = DataLoader(
         _SeededItems(dataset, seed),  # type: ignore[arg-type]  # it has what torch asks of a Dataset
         batch_sampler=_Indices(shares, counted, len(dataset)),
-        collate_fn=collate,
+        collate_fn=collate or default_collate,
         num_workers=workers,
         prefetch_factor=prefetch,
         pin_memory=pinned,
@@ -98,8 +97,9 @@ def read(
     return (MicroBatch(to_device(batch, device, non_blocking=pinned), counted.popleft()) for batch in loader)
 
 
-def _fetcher(dataset: Any, collate: Collate, device: torch.device) -> Callable[[list[int]], Any]:
-    """How one share becomes a batch; `__getitems__` where there is one, as torch's own fetcher does."""
+def fetcher(dataset: Any, collate: Collate | None, device: torch.device) -> Callable[[list[int]], Any]:
+    """From a share's indices to its batch; by `__getitems__` where there is one, as torch's own fetcher does."""
+    collate = collate or default_collate
     if isinstance(dataset, ReadsMany):
         get_many = dataset.__getitems__
     else:

@@ -7,9 +7,9 @@ from typing import Any, final
 
 import torch
 
-from runner.data.loader import Collate, read
+from runner.data.loader import Collate, fetcher, read
 from runner.data.order import Order, Share, StepPlan
-from runner.protocols import Batches
+from runner.protocols import Batches, MicroBatch
 
 
 @final
@@ -41,6 +41,17 @@ class Stream:
         return next(self._order.steps_from(position))
 
     def __iter__(self) -> Iterator[Batches]:
+        return self._ahead() if self._workers else self._here()
+
+    def _here(self) -> Iterator[Batches]:
+        """Read in the rank itself, when asked: the path of small models, where every microsecond shows."""
+        fetch = fetcher(self._dataset, self._collate, self._device)
+        for rounds, items, position in self._order.steps_from(self.position):
+            self.position = position
+            yield Batches([MicroBatch(fetch(indices), counted) for indices, counted, _ in rounds], items)
+
+    def _ahead(self) -> Iterator[Batches]:
+        """Read by workers, ahead of the steps."""
         plans: deque[StepPlan] = deque()
         micro_batches = read(
             self._dataset,
