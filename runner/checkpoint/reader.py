@@ -22,7 +22,7 @@ from runner.checkpoint.format import Chunk, Described, File
 from runner.checkpoint.memory import DTYPES, is_host_bytes, view_bytes
 from runner.errors import CheckpointError
 
-PIECE_BYTES = 4 << 20  # read and hash alternate on pieces that fit a core's cache, so that hashing waits for no memory
+PIECE_BYTES = 1 << 20  # read and hash alternate on pieces that fit a core's cache, so that hashing waits for no memory
 
 
 @final
