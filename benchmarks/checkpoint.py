@@ -198,7 +198,7 @@ def report(
 ) -> None:
     """The table. Ratios are medians of the ratio within each round, so that a slow minute of the disk cancels out."""
     rounds = len(saved["raw bytes"])
-    print(f"{size / 1e9:.2f} GB of state in {where}; {rounds} rounds in alternation; median ratios, 1 = raw bytes; fastest s")
+    print(f"{size / 1e9:.2f} GB of state in {where}; {rounds} rounds in alternation; 1 = raw bytes; s of the fastest")
     print(f"{'':20}{'save':>8}{'s':>8}{'load':>8}{'s':>8}{'save MB':>10}{'load MB':>10}")
     for way in WAYS:
         ratios = []
