@@ -1,6 +1,7 @@
 """One attempt at a run: what is written before it starts, and what its directory says when it ends."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from runner.errors import Interrupted, RunnerError
@@ -19,7 +20,7 @@ def begin(run_dir: RunDir, stored: store.Stored, spec: RunSpec, *, command: list
     """
     path = run_dir.next_spec()
     status = run_dir.read_status()
-    store.save(path, stored)
+    store.save(path, replace(stored, config=dict(spec.config)))
     provenance.record(run_dir.provenance, provenance.describe(spec, command=command))
     run_dir.write_status("running", step=status["step"], metrics=status["metrics"])
     return path

@@ -1,5 +1,6 @@
 """A stored declaration with overrides on top: Hydra's grammar and its groups, without the recipe that it came from."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,8 @@ from runner.spec.read import GROUPS, MANY_GROUPS
 from runner.spec.store import Source, Stored, dump_yaml
 
 __all__ = ["Changed", "change"]
+
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 class Changed(NamedTuple):
@@ -47,7 +50,7 @@ def change(stored: Stored, overrides: Sequence[str]) -> Changed:
     # Hydra composes from files only; this one lives as long as it does.
     with TemporaryDirectory() as directory:
         recipe = Recipe(Path(directory) / "stored.yaml")
-        recipe.path.write_text(dump_yaml({"defaults": defaults, **config}))
+        recipe.path.write_text(dump_yaml({"defaults": defaults, **_literal(config)}))
         composed = compose(
             recipe,
             overrides,
@@ -69,8 +72,13 @@ def change(stored: Stored, overrides: Sequence[str]) -> Changed:
     )
 
 
-def _chosen(stored: Stored, group: str) -> Any:
-    return list(stored.config.get(group) or {}) if group in MANY_GROUPS else stored.source.choices.get(group)
+def _literal(node: Any) -> Any:
+    """For Hydra, which resolves it again: what still looks like an interpolation was escaped, or stood in a file."""
+    if isinstance(node, Mapping):
+        return {key: _literal(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_literal(value) for value in node]
+    return INTERPOLATION.sub(r"\1\1\\${", node) if isinstance(node, str) else node
 
 
 def _choices(composed: Composed, groups: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from runner.spec.files import JsonFile
 from runner.spec.nearest import did_you_mean
 
 __all__ = ["Unfit", "convert", "described"]
@@ -22,6 +23,7 @@ WORDS = {
     str: "text",
     type(None): "null",
     Path: "a path",
+    JsonFile: "the path of a JSON file",
 }
 TRUTH = {"true": True, "false": False}
 
@@ -138,6 +140,16 @@ def _path(value: Any) -> Path:
     return value if isinstance(value, Path) else Path(_str(value))
 
 
+def _json_file(value: Any) -> JsonFile:
+    """From a path, or from what a spec file holds in its place."""
+    if isinstance(value, str):
+        return JsonFile(path=value)
+    whole = isinstance(value, Mapping) and value.keys() == {"path", "content"}
+    if whole and isinstance(value["path"], str) and isinstance(value["content"], Mapping):
+        return JsonFile(path=value["path"], content=value["content"])
+    raise Unfit("must be the path of a JSON file.")
+
+
 def _items(hint: Any, value: Any) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise Unfit(f"must be {described(hint)}.")
@@ -172,4 +184,5 @@ SCALARS = {
     float: _float,
     str: _str,
     Path: _path,
+    JsonFile: _json_file,
 }

@@ -1,12 +1,13 @@
 """From a composed configuration to a RunSpec, or to every fault in it at once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runner.errors import Fault, SpecError
 from runner.protocols import Clip
 from runner.spec import hooks
+from runner.spec.files import read_in
 from runner.spec.imports import import_from
 from runner.spec.nearest import did_you_mean, listed
 from runner.spec.parts import MISSING, TARGET, build_part, typed
@@ -108,7 +109,7 @@ def read(
         config: composed and resolved, without Hydra's own node.
         import_roots: go ahead of everything else on sys.path from now on.
         known_faults: found while it was composed; raised together with those found here.
-        check: False trusts what was checked before: hooks are not looked up and parts not asked.
+        check: False trusts what was checked before: hooks are not looked up, files not read and parts not asked.
 
     Raises:
         SpecError: holds every fault that can be known.
@@ -123,13 +124,15 @@ def read(
         reading.take(key, built.value, built.faults)
     for key in MANY_GROUPS:
         _read_many(reading, key)
+    if check:
+        _read_files(reading)
     for key in HOOKS:
         _read_hook(reading, key, check=check)
     _read_batch(reading)
     spec = RunSpec(
         **{key: reading.made[key] for key in KNOWN},
         import_roots=reading.import_roots,
-        config=config,
+        config=reading.config,
     )
     if check:
         reading.faults += _checked(spec)
@@ -187,6 +190,27 @@ def _read_many(reading: _Reading, group: str) -> None:
         reading.faults += built.faults
         parts[name] = UNKNOWN if built.value is None else built.value
     reading.take(group, parts)
+
+
+def _read_files(reading: _Reading) -> None:
+    """Put what stands in files that parts name into the parts, and into the configuration that will be frozen."""
+    reading.config = config = dict(reading.config)
+    _read_files_of(reading, GROUPS, reading.made, config)
+    for group in MANY_GROUPS:
+        parts = reading.made[group]
+        if parts is not UNKNOWN and parts:
+            config[group] = dict(config[group])
+            _read_files_of(reading, parts, parts, config[group], above=f"{group}.")
+
+
+def _read_files_of(
+    reading: _Reading, keys: Iterable[str], parts: dict[str, Any], nodes: dict[str, Any], *, above: str = ""
+) -> None:
+    for key in keys:
+        parts[key], fields, faults = read_in(parts[key], key=f"{above}{key}")
+        reading.faults += faults
+        if fields:
+            nodes[key] = {**nodes[key], **fields}
 
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:

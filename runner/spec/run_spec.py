@@ -207,4 +207,5 @@ class RunSpec:
     import_roots: tuple[str, ...]
     """Directories that hooks are imported from, first to last, ahead of what Python would find by itself."""
     config: Mapping[str, Any]
-    """The composed configuration that this was made of: plain dicts, lists and scalars."""
+    """The composed configuration that this was made of, with what stood in files that it names: plain dicts, lists and
+    scalars. This is what is frozen."""

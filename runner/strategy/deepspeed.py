@@ -13,8 +13,9 @@ from torch.nn import Module, Parameter
 
 from runner.errors import Fault
 from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
+from runner.spec.files import JsonFile
 from runner.strategy import deepspeed_library as library
-from runner.strategy.deepspeed_check import config_faults, offload_faults, read_json, run_faults
+from runner.strategy.deepspeed_check import config_faults, offload_faults, run_faults
 from runner.strategy.deepspeed_config import (
     ZERO,
     Entry,
@@ -91,7 +92,7 @@ class DeepSpeed:
     """Class names of mixture-of-experts blocks, gathered whole: a rank may use other experts than the next, stage 3."""
     sync_buffers: bool = True
     """Before each step, give every rank the buffers of rank 0."""
-    config_file: str | None = None
+    config_file: JsonFile | None = None
     """A DeepSpeed configuration in JSON; "auto" takes the recipe's value; null = none."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Further sections of it, written here."""
@@ -108,11 +109,7 @@ class DeepSpeed:
             rule = f"ZeRO is done by DeepSpeed, which is not installed. {library.INSTALL}; or use another strategy."
             yield Fault(key="strategy", message=rule)
         yield from run_faults(spec)
-        try:
-            sources = [of_spec(spec), *self._sources(spec.precision, spec.clip)]
-        except ValueError as error:
-            yield Fault(key="strategy.config_file", message=str(error))
-            return
+        sources = [of_spec(spec), *self._sources(spec.precision, spec.clip)]
         wrong = list(config_faults(sources))
         yield from wrong or offload_faults(join(sources), spec)
 
@@ -145,15 +142,11 @@ class DeepSpeed:
         )
 
     def _sources(self, precision: Precision, clip: Clip) -> list[Source]:
-        """All that is said to DeepSpeed, by who says it.
-
-        Raises:
-            ValueError: config_file cannot be read.
-        """
+        """All that is said to DeepSpeed, by who says it."""
         sources: list[Source] = [of_run(precision, clip), of_house(), self._fields()]
         sources.append(of_user(self.config, "strategy.config."))
         if self.config_file is not None:
-            sources.append(of_user(read_json(self.config_file), f"{self.config_file}: "))
+            sources.append(of_user(self.config_file.held, f"{self.config_file.path}: "))
         return sources
 
     def _fields(self) -> Source:

@@ -1,6 +1,5 @@
 """What can be wrong with a DeepSpeed strategy, known without DeepSpeed and without a device."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,23 +15,6 @@ if TYPE_CHECKING:
 
 HOST = "gloo"  # the backend of hardware that is the host itself
 OFFLOAD = (ZERO + "offload_optimizer.", ZERO + "offload_param.")
-
-
-def read_json(path: str) -> Mapping[str, Any]:
-    """A user's DeepSpeed configuration.
-
-    Raises:
-        ValueError: it is not there, or no JSON object.
-    """
-    try:
-        read = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}. Give the path of a DeepSpeed JSON.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(read, dict):
-        raise ValueError(f"{path} holds a {type(read).__name__}; a DeepSpeed configuration is a JSON object.")
-    return read
 
 
 def run_faults(spec: "RunSpec") -> Iterator[Fault]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from runner.errors import Fault
 from runner.protocols import Axes
+from runner.spec.files import JsonFile
 
 
 class Color(Enum):
@@ -48,6 +49,17 @@ class Needs:
 
     def check(self, spec):
         return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A part that is told of a file."""
+
+    file: JsonFile | None = None
+
+    def check(self, spec):
+        if self.file is not None and self.file.held.get("width", 0) > spec.run.steps:
+            yield Fault(key="checkpoint.file", message=f"{self.file.path} is too wide.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """DeepSpeed's configuration: what is generated, what a user may add, and words for what is said twice."""
 
+import importlib.util
 import json
 from types import SimpleNamespace
 
@@ -10,10 +11,12 @@ from runner.errors import HookError
 from runner.precision.bf16 import BF16
 from runner.precision.fp32 import FP32
 from runner.protocols import Clip
+from runner.spec import store
 from runner.strategy.deepspeed import DeepSpeed
-from runner.strategy.deepspeed_check import config_faults, read_json
+from runner.strategy.deepspeed_check import config_faults
 from runner.strategy.deepspeed_config import ZERO, flat, join, nested, of_run, of_user, shaped, without_shape
 
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 # The template of Accelerate's documentation, stage 3 with offload.
 TEMPLATE = {
     "bf16": {"enabled": "auto"},
@@ -102,17 +105,6 @@ def test_sections_that_do_not_go(section, words):
     assert words in fault.message
 
 
-def test_a_file_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match="cannot be read: No such file or directory"):
-        read_json(str(tmp_path / "absent.json"))
-    (tmp_path / "half.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        read_json(str(tmp_path / "half.json"))
-    (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds a list; a DeepSpeed configuration is a JSON object"):
-        read_json(str(tmp_path / "list.json"))
-
-
 @pytest.mark.parametrize("stage", [-1, 4])
 def test_there_are_three_stages(stage):
     with pytest.raises(ValueError, match=f"stage={stage} must be 1, 2 or 3"):
@@ -143,6 +135,51 @@ def test_a_file_that_contradicts_the_recipe_in_several_places(runner, project):
         "zero_optimization.reduce_bucket_size is 1000 by strategy.reduce_bucket_size and 200000000.0 by ds.json",
     ):
         assert line in said, said
+
+
+def test_a_file_is_judged_with_everything_else(runner, project):
+    """What it says twice, or that it is not there, is told with faults of other sections and of its own part."""
+    (project / "ds.json").write_text('{"zero_optimization": {"stage": 2, "stage": 2}, "a": 1, "a": 2}')
+    common = ["strategy=deepspeed_zero2", "clip.norm=-1", "strategy.offload_param=cpu"]
+    for name, words in (
+        ("ds.json", "strategy.config_file: ds.json says twice: stage, a. Leave each once in its section."),
+        ("absent.json", "strategy.config_file: absent.json cannot be read: No such file or directory. Give the path"),
+    ):
+        said = faults(runner, *common, f"strategy.config_file={name}")
+        assert words in said, said
+        assert "from the command line" in said.split(words)[1].splitlines()[1]
+        assert "clip.norm: -1.0 must be above 0" in said, said
+        assert "offload_param=cpu needs stage 3" in said, said
+
+
+@needs_deepspeed
+def test_a_run_keeps_its_file_though_it_is_deleted(runner, project, zygote, tmp_path):
+    """The directory is enough, from any other one: the file's settings hold, and can be changed like any other."""
+    file = project / "ds.json"
+    file.write_text(json.dumps({"gradient_clipping": "auto", "note": "${HOME}", "zero_optimization": {"stage": 2}}))
+    common = ["train", "points", "strategy=deepspeed_zero2", "clip.norm=0.3", "run.steps=4"]
+    through = runner(*common)
+    cut = runner(*common, "strategy.config_file=ds.json", "run.stop_at_step=2")
+    file.unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def resume(*overrides):
+        argv = ["resume", str(cut.run_dir.path), *overrides]
+        return zygote.start(argv, cwd=elsewhere, scratch=tmp_path, env={}).wait(60)
+
+    refused = resume("strategy.reduce_bucket_size=5", "strategy.config_file.content.zero_optimization.stage=3")
+    assert refused.code == 2
+    assert "zero_optimization.stage is 2 by strategy.stage and 3 by ds.json: zero_optimization.stage" in refused.stderr
+    ended = resume()
+    assert ended.code == 0, ended.stderr
+    assert ended.metrics() == through.metrics()
+    frozen = [store.load(path).config["strategy"]["config_file"] for path in ended.run_dir.specs()]
+    assert len(frozen) == 2
+    assert all(one == {"path": "ds.json", "content": {**frozen[0]["content"], "note": "${HOME}"}} for one in frozen)
+    assert resume("run.steps=5", "strategy.config_file=null").code == 0
+    (elsewhere / "other.json").write_text('{"zero_optimization": {"stage": 1}}')
+    assert "2 by strategy.stage and 1 by other.json" in resume("strategy.config_file=other.json").stderr
 
 
 @pytest.mark.parametrize(
