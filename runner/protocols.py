@@ -359,6 +359,11 @@ class Precision(Part, Protocol):
         ...
 
     @property
+    def weight_dtype(self) -> "torch.dtype":
+        """Of the weights that the optimizer updates, and of what it keeps of them."""
+        ...
+
+    @property
     def reduce_dtype(self) -> "torch.dtype":
         """Of gradients while they are summed over ranks by a sharding strategy."""
         ...

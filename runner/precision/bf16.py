@@ -41,6 +41,11 @@ class BF16:
         return torch.bfloat16
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """float32: an update may be far smaller than its weight."""
+        return torch.float32
+
+    @property
     def reduce_dtype(self) -> torch.dtype:
         """float32: sums over many ranks lose too much in eight bits of mantissa."""
         return torch.float32

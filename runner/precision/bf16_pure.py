@@ -44,6 +44,11 @@ class BF16Pure:
         return torch.bfloat16
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """bfloat16: updates below 1/256 of a weight are lost."""
+        return torch.bfloat16
+
+    @property
     def reduce_dtype(self) -> torch.dtype:
         """float32: sums over many ranks lose too much in eight bits of mantissa."""
         return torch.float32

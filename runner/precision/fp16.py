@@ -68,6 +68,11 @@ class FP16:
         return torch.float16
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """float32: an update may be far smaller than its weight."""
+        return torch.float32
+
+    @property
     def reduce_dtype(self) -> torch.dtype:
         """float32: a sum over many ranks overflows where its terms do not."""
         return torch.float32

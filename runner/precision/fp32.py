@@ -31,6 +31,11 @@ class FP32:
         return torch.float32
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """float32."""
+        return torch.float32
+
+    @property
     def reduce_dtype(self) -> torch.dtype:
         """float32."""
         return torch.float32

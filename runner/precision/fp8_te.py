@@ -101,6 +101,11 @@ class FP8TransformerEngine:
         return torch.bfloat16
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """float32: an update may be far smaller than its weight."""
+        return torch.float32
+
+    @property
     def reduce_dtype(self) -> torch.dtype:
         """float32."""
         return torch.float32

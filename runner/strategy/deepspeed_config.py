@@ -10,6 +10,8 @@ from runner.errors import HookError
 from runner.protocols import Clip, Precision
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.spec.run_spec import RunSpec
 
 AUTO = "auto"
@@ -67,18 +69,25 @@ def of_user(section: Mapping[str, Any], knob: str) -> dict[str, Entry]:
 
 def of_run(precision: Precision, clip: Clip) -> dict[str, Entry]:
     """What follows from the run and cannot be chosen again."""
-    narrow = str(precision.param_dtype).removeprefix("torch.")
-    wide = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[
-        str(precision.reduce_dtype).removeprefix("torch.")
-    ]
-    return {
-        "gradient_clipping": Entry(clip.norm or 0.0, "clip.norm"),
-        "bf16.enabled": Entry(narrow == "bfloat16", "precision"),
-        "fp16.enabled": Entry(narrow == "float16", "precision"),
-        "torch_autocast.enabled": Entry(False, "precision"),
-        "data_types.grad_accum_dtype": Entry(wide, "precision"),
-        "communication_data_type": Entry(wide, "precision"),
+    seen, kept, sent = (_name(one) for one in (precision.param_dtype, precision.weight_dtype, precision.reduce_dtype))
+    values = {
+        "bf16.enabled": seen == "bf16",
+        "bf16.bf16_master_weights_and_grads": kept == "bf16",
+        "bf16.bf16_optimizer_states": kept == "bf16",
+        "fp16.enabled": seen == "fp16",
+        "fp16.fp16_master_weights_and_grads": kept == "fp16",
+        "torch_autocast.enabled": False,
+        # Rounds add up as the weights are kept, as they do in torch's .grad of such weights.
+        "data_types.grad_accum_dtype": sent if kept == "fp32" else kept,
+        "communication_data_type": sent,
     }
+    entries = {key: Entry(value, "precision") for key, value in values.items()}
+    return {"gradient_clipping": Entry(clip.norm or 0.0, "clip.norm"), **entries}
+
+
+def _name(dtype: "torch.dtype") -> str:
+    """As DeepSpeed calls a type."""
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(dtype).removeprefix("torch.")]
 
 
 def given(entries: Mapping[str, Entry]) -> dict[str, Entry]:

@@ -20,7 +20,7 @@ class Share(NamedTuple):
     """A rank's part of a parameter: elements [start, start + length) of it are [at, at + length) of `owner`."""
 
     owner: Tensor
-    """The flat float32 tensor that the optimizer updates."""
+    """The flat tensor that the optimizer updates."""
     owner_shape: tuple[int, ...]
     at: int
     start: int

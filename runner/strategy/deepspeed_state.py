@@ -1,6 +1,7 @@
 """Model and optimizer under DeepSpeed by the model's own names: each rank reads and writes its own partition. Law 6.
 
-The names and values are those of every other strategy. The weights are the float32 ones that the optimizer updates.
+The names and values are those of every other strategy. The weights are those that the optimizer updates: float32
+but under a precision that keeps narrow ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -72,7 +73,7 @@ class NamedPartitions:
                 counts[slot] = state.tensors[slot.name] = torch.empty(slot.stored.shape, dtype=slot.stored.dtype)
                 continue
             self._make_room(share, slot.key)
-            piece = self._range(share, slot.key, torch.float32)
+            piece = self._range(share, slot.key, share.owner.dtype)
             into = swapped.setdefault(share.group, {}) if share.is_swapped else state.tensors
             into[slot.name] = piece
         read(state)
@@ -94,7 +95,7 @@ class NamedPartitions:
                 continue
             seen.add(id(value))
             if name in self._shares:
-                yield MODEL + name, self._range(self._shares[name], None, torch.float32)
+                yield MODEL + name, self._range(self._shares[name], None, self._shares[name].owner.dtype)
             else:
                 yield MODEL + name, frozen(value, rank=self._rank)
 

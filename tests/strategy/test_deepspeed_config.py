@@ -166,7 +166,7 @@ def test_a_run_keeps_its_file_though_it_is_deleted(runner, project, zygote, tmp_
 
     def resume(*overrides):
         argv = ["resume", str(cut.run_dir.path), *overrides]
-        return zygote.start(argv, cwd=elsewhere, scratch=tmp_path, env={}).wait(60)
+        return zygote.start(argv, cwd=elsewhere, scratch=tmp_path, env={}).wait(120)
 
     refused = resume("strategy.reduce_bucket_size=5", "strategy.config_file.content.zero_optimization.stage=3")
     assert refused.code == 2
