@@ -1,7 +1,8 @@
 """The step of every strategy whose model is a torch module with gradients in place: Single, DDP, FSDP share it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -76,11 +77,10 @@ class Replica:
         """
         self.model = model
         self.optimizer = optimizer
-        self._loss = loss
-        self._forward = forward
+        self._forward_alone = _inside(precision.autocast(world.device.type), partial(loss, model))
+        self._forward = _inside(precision.autocast(world.device.type), forward)
         self._hold_back = hold_back
         self._averaged = averaged
-        self._autocast = precision.autocast(world.device.type)
         self._scaler = precision.scaler()
         evens = self._scaler.scales or narrow_exchange
         self._expected: Expected = ExpectedCount(world) if evens else NothingExpected()
@@ -101,11 +101,13 @@ class Replica:
     def forward_backward(self, batches: Batches) -> StepLoss:
         """Forward and backward every round; ranks exchange gradients during the last."""
         losses = []
-        for micro_batch in batches.rounds[:-1]:
-            with self._hold_back():
-                losses.append(loss := self._weigh(self._forward, micro_batch))
-                self._backward(loss, batches)
-        losses.append(self._weigh(self._forward, batches.rounds[-1]))
+        rounds = batches.rounds
+        if len(rounds) > 1:
+            for micro_batch in rounds[:-1]:
+                with self._hold_back():
+                    losses.append(loss := weigh(self._forward, micro_batch))
+                    self._backward(loss, batches)
+        losses.append(weigh(self._forward, rounds[-1]))
         return StepLoss(losses, self._backward_and_count(losses, batches))
 
     def update(self, *, measure: bool) -> Update:
@@ -124,7 +126,7 @@ class Replica:
         try:
             for micro_batch in micro_batches:
                 with torch.no_grad():
-                    loss = self._weigh(lambda batch: self._loss(self.model, batch), micro_batch)
+                    loss = weigh(self._forward_alone, micro_batch)
                 yield loss
         finally:
             for module, training in modes:
@@ -147,15 +149,12 @@ class Replica:
 
         load_named_state(self.model, self.optimizer, read_all, stored, built_groups=self._built_groups)
 
-    def _weigh(self, forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatch) -> Weighed:
-        with self._autocast:
-            return weigh(forward, micro_batch)
-
     def _backward(self, loss: Weighed, batches: Batches) -> None:
         """A mean over items is divided before backward: every rank knows the items of the step."""
+        value, weight, _, is_mean, _ = loss
         # Multiplied first: a mean over all items of the step then has the factor 1 exactly, and costs nothing.
-        averaged, count = (self._averaged, batches.items) if loss.is_mean else (1, self._expected.of(loss, batches))
-        _backward(loss.value, loss.weight * averaged / count * self._scaler.scale)
+        factor = weight * self._averaged / batches.items if is_mean else weight / self._expected.of(loss, batches)
+        _backward(value, factor * self._scaler.scale if self._scaler.scales else factor)
 
     def _backward_and_count(self, losses: Sequence[Weighed], batches: Batches) -> Tensor | int:
         """Backward of the last round, and what the total of the whole step is to be divided by.
@@ -200,6 +199,18 @@ class Replica:
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0) * factor
         _multiply(gradients, factor)
         return Update(True, norm, self._scaler.record())
+
+
+def _inside(context: AbstractContextManager[Any], forward: Callable[[Any], Loss | Tensor]) -> Callable[[Any], Any]:
+    """The forward in this context, each time anew; the forward itself where the context does nothing."""
+    if isinstance(context, nullcontext):
+        return forward
+
+    def inside(batch: Any) -> Loss | Tensor:
+        with context:
+            return forward(batch)
+
+    return inside
 
 
 def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:

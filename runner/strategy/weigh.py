@@ -15,8 +15,8 @@ def weigh(forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatch) -> W
     Raises:
         HookError: what came is no loss.
     """
-    result = forward(micro_batch.batch)
-    items = micro_batch.items
+    batch, items = micro_batch
+    result = forward(batch)
     if isinstance(result, Loss):
         total, count, metrics = result
         _check_scalar(total, "Loss.total")
