@@ -101,13 +101,11 @@ class Replica:
     def forward_backward(self, batches: Batches) -> StepLoss:
         """Forward and backward every round; ranks exchange gradients during the last."""
         losses = []
-        rounds = batches.rounds
-        if len(rounds) > 1:
-            for micro_batch in rounds[:-1]:
-                with self._hold_back():
-                    losses.append(loss := weigh(self._forward, micro_batch))
-                    self._backward(loss, batches)
-        losses.append(weigh(self._forward, rounds[-1]))
+        for micro_batch in batches.rounds[:-1]:
+            with self._hold_back():
+                losses.append(loss := weigh(self._forward, micro_batch))
+                self._backward(loss, batches)
+        losses.append(weigh(self._forward, batches.rounds[-1]))
         return StepLoss(losses, self._backward_and_count(losses, batches))
 
     def update(self, *, measure: bool) -> Update:
