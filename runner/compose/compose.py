@@ -52,7 +52,7 @@ def compose(
             config = hydra_compose(recipe.name, list(overrides), return_hydra_config=True)
             faults: tuple[Fault, ...] = ()
         except HydraException:
-            config, faults = salvage(recipe, overrides)
+            config, faults = salvage(recipe, overrides, directories=(recipe.directory, *directories))
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)  # for ${hydra:…}
         try:

@@ -4,6 +4,7 @@ Called inside the contexts in which Hydra has just failed to compose.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -14,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.compose.elsewhere import known_as
 from runner.compose.recipe import Recipe
 from runner.compose.sources import COMMAND_LINE
 from runner.errors import Fault, SpecError
@@ -22,8 +24,15 @@ from runner.spec.nearest import did_you_mean, listed
 __all__ = ["salvage"]
 
 
-def salvage(recipe: Recipe, overrides: Sequence[str]) -> tuple[DictConfig, tuple[Fault, ...]]:
+def salvage(
+    recipe: Recipe, overrides: Sequence[str], *, directories: Sequence[Path]
+) -> tuple[DictConfig, tuple[Fault, ...]]:
     """What the good overrides make, and a fault for each of the others.
+
+    Keys of a group whose option is wrong are left out: which keys it has, nobody knows.
+
+    Args:
+        directories: all that are searched.
 
     Raises:
         SpecError: the recipe cannot be composed even without any; with the faults of the overrides that are known.
@@ -39,14 +48,15 @@ def salvage(recipe: Recipe, overrides: Sequence[str]) -> tuple[DictConfig, tuple
     groups = [override for override in parsed if _names_group(override)]
     kept: list[str] = []
     for override in groups:
-        _try(recipe, override, kept, faults, why=_group_fault)
+        _try(recipe, override, kept, faults, why=lambda o, e: _group_fault(o, e, directories))
+    unknown = [f"{override.key_or_group}." for override in groups if str(override.input_line) not in kept]
     try:
         bare = _composed(recipe, kept)
     except (HydraException, OmegaConfBaseException) as error:
         raise SpecError(*faults, Fault(key="recipe", message=_told(error), origin=str(recipe.path))) from None
     known = _dotted(OmegaConf.to_container(bare, resolve=False))
     for override in parsed:
-        if override not in groups:
+        if override not in groups and not override.key_or_group.startswith(tuple(unknown)):
             _try(
                 recipe,
                 override,
@@ -115,14 +125,16 @@ def _options(group: str) -> list[str]:
     return list(GlobalHydra.instance().config_loader().get_group_options(group)) if "." not in group else []
 
 
-def _group_fault(override: Override, error: Exception) -> Fault:
+def _group_fault(override: Override, error: Exception, directories: Sequence[Path]) -> Fault:
     group, value = override.key_or_group, override.value()
     options = _options(group)
     wrong = [str(name) for name in (value if isinstance(value, list) else [value]) if str(name) not in options]
     if not wrong:
         return Fault(key=group, message=_told(error), origin=COMMAND_LINE)
-    near = f"{did_you_mean(wrong[0], options)} There are: {listed(options)}."
-    return Fault(key=group, message=f"there is no option {', '.join(map(repr, wrong))}.{near}", origin=COMMAND_LINE)
+    same = [f"{group}={option}" for option in known_as(wrong[0], group, directories)]
+    near = f" What is called so elsewhere is {' or '.join(same)}." if same else did_you_mean(wrong[0], options)
+    rule = f"there is no option {', '.join(map(repr, wrong))}.{near} There are: {listed(options)}."
+    return Fault(key=group, message=rule, origin=COMMAND_LINE)
 
 
 def _value_fault(override: Override, error: Exception, known: Sequence[str]) -> Fault:

@@ -1,5 +1,7 @@
 """`runner check` and `runner recipes`: what is wrong, what would run, what there is. No process, no directory."""
 
+import pytest
+
 
 def test_every_fault_at_once_with_where_it_came_from(runner, project):
     recipe = project / "recipes" / "tiny.yaml"
@@ -28,3 +30,30 @@ def test_recipes_have_a_line_each(runner):
     assert next(line for line in runner("recipes")[1].splitlines() if line.startswith("tiny")).endswith(
         "A line through noise."
     )
+
+
+@pytest.mark.parametrize(
+    ("called", "means"),
+    [
+        ("no_shard", "strategy=ddp"),
+        ("NO_SHARD", "strategy=ddp"),
+        ("deepspeed_zero0", "strategy=ddp"),
+        ("FULL_SHARD", "strategy=fsdp"),
+        ("hybrid-shard-zero2", "strategy=hsdp_grad_op"),
+        ("deepspeed", "strategy=deepspeed_zero1 or strategy=deepspeed_zero2 or strategy=deepspeed_zero3"),
+    ],
+)
+def test_an_option_asked_for_by_another_librarys_name_is_found(runner, called, means):
+    """The one fault: keys given beside it cannot be judged."""
+    code, _, said = runner("check", "tiny", f"strategy={called}", "strategy.stage=0")
+    assert code == 2
+    assert f"strategy: there is no option {called!r}. What is called so elsewhere is {means}. There are: ddp" in said
+    assert "strategy.stage" not in said
+
+
+def test_an_option_of_ones_own_may_have_other_names_too(runner, project):
+    folder = project / "conf" / "strategy"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.yaml").write_text("# Elsewhere: theirs\n_target_: runner.strategy.single.Single\n")
+    said = runner("check", "tiny", "strategy=Theirs")[2]
+    assert "What is called so elsewhere is strategy=mine" in said
