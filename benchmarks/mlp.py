@@ -27,9 +27,9 @@ class Points:
         return self.x[indices], self.y[indices]
 
 
-def build_model() -> nn.Module:
+def build_model(hidden: int = 64) -> nn.Module:
     """Two layers."""
-    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
+    return nn.Sequential(nn.Linear(32, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
 def build_data() -> Data:

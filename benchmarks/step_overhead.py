@@ -5,6 +5,7 @@ of loss, gradient norm and rate, as a line of JSON and a line for the reader. Th
 
     python benchmarks/step_overhead.py                 # all variants
     python benchmarks/step_overhead.py plain clip      # some
+    python benchmarks/synchronisation.py               # two processes: accumulation, exchanged once or each round
 """
 
 import argparse

@@ -1,0 +1,149 @@
+"""What exchanging gradients in the last accumulation round only saves, beside a hand-written loop with no_sync.
+
+Two processes under DDP, four rounds a step, wall time. Four loops take turns: the engine and one by hand, each
+exchanging in every round and in the last alone; each pair ends in the same weights, bit by bit.
+
+    python benchmarks/synchronisation.py
+"""
+
+import contextlib
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import mlp
+import torch
+import torch.multiprocessing
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from runner import log
+from runner.compose.compose import compose
+from runner.compose.recipe import find
+from runner.data.order import Order
+from runner.engine.build import build
+from runner.protocols import World
+from runner.spec.run_dir import RunDir
+from runner.spec.run_spec import RunSpec
+from runner.world.group import open_world
+from runner.world.stop import StopRequest
+
+RANKS, ROUNDS, MICRO_ITEMS, HIDDEN = 2, 4, 8, 16384
+ITEMS = RANKS * ROUNDS * MICRO_ITEMS
+STEPS = 40  # of one turn
+TURNS = 12
+RECIPE = Path(__file__).with_name("mlp.yaml")
+
+Loop = tuple[Callable[[], None], list[Tensor]]
+"""What takes one step, and the weights that it trains."""
+
+
+def spec_of(*, each: bool) -> RunSpec:
+    """Of the engine's run."""
+    overrides = {
+        "strategy": "ddp",
+        "strategy.sync_each_round": str(each).lower(),
+        "hardware.processes": RANKS,
+        "hardware.threads": 1,
+        "batch.items": ITEMS,
+        "batch.micro_items": MICRO_ITEMS,
+        "model.hidden": HIDDEN,
+    }
+    return compose(find(str(RECIPE)), [f"{key}={value}" for key, value in overrides.items()]).read()
+
+
+def engine(spec: RunSpec, world: World, directory: Path) -> Loop:
+    """As the runner does it."""
+    session = build(spec, RunDir(directory), world, StopRequest())
+    steps = iter(session.stream)
+
+    def step() -> None:
+        session.take_step(next(steps), measure=False)
+
+    return step, list(session.trainable.model.parameters())
+
+
+def by_hand(*, each: bool, world: World) -> Loop:
+    """As one would write it."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(mlp.build_model(HIDDEN))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = mlp.Points()
+    plans = Order(mlp.ITEMS, ITEMS, MICRO_ITEMS, world.rank, world.size, seed=0, shuffle=True).steps_from(0)
+
+    def step() -> None:
+        rounds = next(plans).rounds
+        for number, share in enumerate(rounds, 1):
+            waits = not each and number < ROUNDS
+            with model.no_sync() if waits else contextlib.nullcontext():
+                (mlp.compute_loss(model, data.__getitems__(share.indices)) / ROUNDS).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, list(model.parameters())
+
+
+def turn(step: Callable[[], None], world: World) -> float:
+    """Milliseconds of one step."""
+    world.barrier()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    world.barrier()
+    return 1e3 * (time.perf_counter() - began) / STEPS
+
+
+def rank(number: int, port: int, directory: str) -> None:
+    """One process."""
+    numbers = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": RANKS, "MASTER_PORT": port}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in numbers.items()}})
+    run_dir = RunDir(Path(directory))
+    log.setup(run_dir.rank_log(number), rank=number, console=False)
+    specs = {each: spec_of(each=each) for each in (True, False)}
+    world = open_world(specs[True].hardware, timeout=timedelta(minutes=2))
+    loops = {}
+    for each, spec in specs.items():
+        loops["engine", each] = engine(spec, world, Path(directory))
+        loops["by hand", each] = by_hand(each=each, world=world)
+    times: dict[tuple[str, bool], list[float]] = {key: [] for key in loops}
+    for number_of_turn in range(TURNS + 1):
+        for key, (step, _) in loops.items():
+            taken = turn(step, world)
+            if number_of_turn:  # the first warms up
+                times[key].append(taken)
+    for each in specs:
+        ours, theirs = loops["engine", each][1], loops["by hand", each][1]
+        alike = all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+        assert alike, f"the engine's weights are not those of the loop by hand (each={each})"
+    if world.is_main:
+        report(times)
+    loops.clear()
+    world.close()
+
+
+def report(times: dict[tuple[str, bool], list[float]]) -> None:
+    """Medians, and the median of the ratio within each turn."""
+    print(f"{'':10}{'each round':>14}{'last round':>14}{'saves':>8}   (ms of wall time a step; each / last)")
+    for who in ("engine", "by hand"):
+        each, last = times[who, True], times[who, False]
+        saved = statistics.median(one / other for one, other in zip(each, last, strict=True))
+        print(f"{who:10}{statistics.median(each):14.2f}{statistics.median(last):14.2f}{saved:8.2f}")
+
+
+def main() -> None:
+    """Start the processes."""
+    with socket.socket() as free, tempfile.TemporaryDirectory() as directory:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        torch.multiprocessing.spawn(rank, (port, directory), nprocs=RANKS)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
