@@ -22,7 +22,11 @@ FSDP = """
     fsdp_forward_prefetch fsdp_state_dict_type FULL_STATE_DICT LOCAL_STATE_DICT SHARDED_STATE_DICT fsdp_use_orig_params
     fsdp_cpu_ram_efficient_loading fsdp_sync_module_states fsdp_activation_checkpointing sync_each_batch
     state_dict_config optim_state_dict_config enable_fsdp_ram_efficient_loading disable_fsdp_ram_efficient_loading
-    merge_fsdp_weights fsdp_plugin
+    merge_fsdp_weights fsdp_plugin fsdp_version fsdp_reshard_after_forward fsdp_activation_checkpointing_offload
+    sharding_strategy reshard_after_forward backward_prefetch mixed_precision_policy auto_wrap_policy cpu_offload
+    ignored_modules state_dict_type limit_all_gathers use_orig_params param_init_fn sync_module_states forward_prefetch
+    activation_checkpointing activation_checkpointing_offload cpu_ram_efficient_loading transformer_cls_names_to_wrap
+    min_num_params
 """
 DEEPSPEED = """
     zero_stage gradient_accumulation_steps gradient_clipping offload_optimizer_device offload_optimizer_nvme_path
@@ -36,7 +40,13 @@ DEEPSPEED = """
     reduce_bucket_size contiguous_gradients sub_group_size stage3_prefetch_bucket_size
     stage3_param_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance
     stage3_gather_16bit_weights_on_model_save zero_hpz_partition_size zero_quantized_weights zero_quantized_gradients
-    DummyOptim DummyScheduler zero_to_fp32.py
+    DummyOptim DummyScheduler zero_to_fp32.py is_train_batch_min transformer_moe_cls_names enable_msamp msamp_opt_level
+"""
+FP8 = """
+    fp8_config mixed_precision backend AO TE MSAMP opt_level optimization_level O1 O2 config module_filter_func
+    pad_inner_dim enable_fsdp_float8_all_gather use_autocast_during_eval margin interval fp8_format format
+    amax_history_len amax_history_length amax_compute_algo amax_compute_algorithm override_linear_precision
+    use_mxfp8_block_scaling convert_model apply_fp8_autowrap has_transformer_engine_layers contextual_fp8_autocast
 """
 METHODS = """
     prepare backward accumulate no_sync clip_grad_norm_ clip_grad_value_ gather gather_for_metrics autocast save_state
@@ -46,7 +56,8 @@ METHODS = """
 """
 HANDLERS = """
     DistributedDataParallelKwargs comm_hook comm_wrapper comm_state_option AutocastKwargs GradScalerKwargs
-    InitProcessGroupKwargs FP8RecipeKwargs ProfileKwargs
+    InitProcessGroupKwargs FP8RecipeKwargs AORecipeKwargs TERecipeKwargs MSAMPRecipeKwargs
+    ProfileKwargs
 """
 LAUNCH = """
     cpu multi_gpu tpu ipex mixed_precision num_processes num_machines num_cpu_threads_per_process enable_cpu_affinity
@@ -57,6 +68,7 @@ LAUNCH = """
 WANTED = {
     "FSDP": FSDP,
     "DeepSpeed": DEEPSPEED,
+    "FP8": FP8,
     "Keyword handlers": HANDLERS,
     "Accelerator": METHODS,
     "Launch": LAUNCH,
