@@ -15,7 +15,7 @@ from runner.errors import Fault
 from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
 from runner.spec.files import JsonFile
 from runner.strategy import deepspeed_library as library
-from runner.strategy.deepspeed_check import config_faults, offload_faults, run_faults
+from runner.strategy.deepspeed_check import config_faults, offload_faults, run_faults, stage_faults
 from runner.strategy.deepspeed_config import (
     ZERO,
     Entry,
@@ -109,6 +109,7 @@ class DeepSpeed:
             rule = f"ZeRO is done by DeepSpeed, which is not installed. {library.INSTALL}; or use another strategy."
             yield Fault(key="strategy", message=rule)
         yield from run_faults(spec)
+        yield from stage_faults(vars(self), self.stage)
         sources = [of_spec(spec), *self._sources(spec.precision, spec.clip)]
         wrong = list(config_faults(sources))
         yield from wrong or offload_faults(join(sources), spec)

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 
 HOST = "gloo"  # the backend of hardware that is the host itself
 OFFLOAD = (ZERO + "offload_optimizer.", ZERO + "offload_param.")
+ALL_CUT = (3,)
+STAGES_OF = {
+    "zero_init": ALL_CUT,
+    "prefetch_bucket_size": ALL_CUT,
+    "param_persistence_threshold": ALL_CUT,
+    "max_live_parameters": ALL_CUT,
+    "max_reuse_distance": ALL_CUT,
+    "sub_group_size": ALL_CUT,
+    "moe_leaf_modules": ALL_CUT,
+    "allgather_bucket_size": (1, 2),
+    "round_robin_gradients": (1, 2),
+}
+"""Which stages read a field, for those that not all do."""
 
 
 def run_faults(spec: "RunSpec") -> Iterator[Fault]:
@@ -47,6 +60,21 @@ def config_faults(sources: Sequence[Source]) -> Iterator[Fault]:
         yield Fault(key="strategy.config", message=rule)
     if "zero_optimization" in keys:
         yield Fault(key="strategy.config", message="zero_optimization must be a section {…}, not a single value.")
+
+
+def stage_faults(part: Mapping[str, Any], stage: int) -> Iterator[Fault]:
+    """Fields that another stage reads; a file may have them, as templates for every stage do.
+
+    Args:
+        part: the strategy's own fields; one that is off says nothing.
+    """
+    for name, stages in STAGES_OF.items():
+        value = part[name]
+        is_off = value is None or value is False or value == []
+        if stage not in stages and not is_off:
+            rule = f"{value} is of stage {' or '.join(map(str, stages))}, and stage {stage} does not read it."
+            ways = "Use strategy=deepspeed_zero3, or leave it out." if 3 in stages else "Leave it out."
+            yield Fault(key=f"strategy.{name}", message=f"{rule} {ways}")
 
 
 def offload_faults(joined: Mapping[str, Any], spec: "RunSpec") -> Iterator[Fault]:

@@ -14,7 +14,7 @@ from torch.nn import Module, Parameter
 from runner.errors import Fault
 from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
 from runner.strategy.replica import Replica
-from runner.strategy.units import Wrap, units_of
+from runner.strategy.units import Units, Wrap, units_of
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -133,6 +133,7 @@ class FSDP:
         """Build, cut, send. A world of one has nothing to cut."""
         if world.size == 1:
             model = build_model().to(world.device)
+            self._units(model)  # what names no module is told here, too, and not first on a large machine
             return Replica(
                 model=model,
                 optimizer=build_optimizer(model.named_parameters()),
@@ -154,9 +155,7 @@ class FSDP:
         is_sent = self.build is Build.RANK_0 and not world.is_main
         model = outline(build_model) if is_sent else build_model()
         whole = whole_tensors(model) if world.is_main else {}
-        pieces = units_of(
-            model, wrap=self.wrap, classes=self.wrap_classes, min_params=self.wrap_min_params, key="strategy"
-        )
+        pieces = self._units(model)
         root = LossOf(model, loss)
         units = shard(root, pieces, cut)
         if self.build is Build.RANK_0:
@@ -173,6 +172,10 @@ class FSDP:
             clip=clip,
             world=world,
         )
+
+    def _units(self, model: Module) -> Units:
+        classes, least = self.wrap_classes, self.wrap_min_params
+        return units_of(model, wrap=self.wrap, classes=classes, min_params=least, key="strategy")
 
     def _cut(self, precision: Precision, world: World) -> "Cut":
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy

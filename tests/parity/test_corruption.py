@@ -1,7 +1,12 @@
 """Law 9: a corrupted checkpoint is neither skipped nor loaded; the error names the file and a way out that works."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.parity.options import STRATEGIES, TOWER, placed
+
+TOLD_BY_DEFAULT = ("fsdp", "deepspeed_zero1", "deepspeed_zero3")
 
 
 def test_a_corrupted_checkpoint_stops_the_resume_and_the_older_one_goes_on_from_there(runner):
@@ -36,3 +41,25 @@ def test_a_checkpoint_of_another_model_names_every_parameter_that_differs(runner
     assert "the checkpoint is of another model" in refused.stderr
     assert "misshapen: model.0.weight is [8, 2] in the checkpoint, [6, 2] in the model" in refused.stderr
     assert "misshapen: model.3.weight is [2, 8] in the checkpoint, [2, 6] in the model" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(one, marks=() if one in TOLD_BY_DEFAULT else (pytest.mark.exhaustive,)) for one in STRATEGIES],
+)
+def test_every_strategy_names_all_that_differs(runner, strategy):
+    """Missing, unexpected and misshapen, the same list from each."""
+    run_dir = runner(*TOWER, "+model.width=6", "+model.blocks=2", "run.stop_at_step=2").run_dir
+    narrower = ["model._target_=user_hooks.tower.build_model_of_rungs", "model.width=5", "--allow", "model"]
+    refused = runner("resume", str(run_dir.path), *placed(strategy, 2), *narrower, code=1).stderr
+    told = {line.strip() for line in refused.splitlines() if " in the checkpoint" in line}
+    blocks = {"norm.weight": (6,), "norm.bias": (6,), "widen.weight": (18, 6), "widen.bias": (18,)}
+    blocks |= {"narrow.weight": (6, 18), "narrow.bias": (6,)}
+    held = [f"model.{name}.{index}.{inner}" for name in ("blocks", "rungs") for index in (0, 1) for inner in blocks]
+    expected = {f"unexpected in the checkpoint: {name}" for name in held if ".blocks." in name}
+    expected |= {f"missing in the checkpoint: {name}" for name in held if ".rungs." in name}
+    expected |= {
+        "misshapen: model.bottom.weight is [6, 2] in the checkpoint, [5, 2] in the model",
+        "misshapen: model.bottom.bias is [6] in the checkpoint, [5] in the model",
+    }
+    assert told == expected

@@ -206,6 +206,19 @@ def test_a_run_keeps_its_file_though_it_is_deleted(runner, project, zygote, tmp_
             ["strategy=deepspeed_zero2", "strategy.offload_optimizer=cpu", "clip.value=1.0"],
             "DeepSpeed does not where the optimizer is offloaded",
         ),
+        (
+            ["strategy=deepspeed_zero2", "strategy.moe_leaf_modules=[Block]"],
+            "strategy.moe_leaf_modules: ['Block'] is of",
+        ),
+        (
+            ["strategy=deepspeed_zero1", "strategy.zero_init=true"],
+            "stage 1 does not read it. Use strategy=deepspeed_ze",
+        ),
+        (["strategy=deepspeed_zero2", "strategy.max_live_parameters=0"], "max_live_parameters: 0 is of stage 3, and"),
+        (
+            ["strategy=deepspeed_zero3", "strategy.allgather_bucket_size=9"],
+            "9 is of stage 1 or 2, and stage 3 does not",
+        ),
         (["strategy=deepspeed_zero3", "compile.what=model"], "Use compile.what=blocks"),
         (["strategy=deepspeed_zero2", "strategy.config_file=absent.json"], "absent.json cannot be read"),
         (["strategy=deepspeed_zero2", "strategy.stage=0"], "that is strategy=ddp"),

@@ -44,3 +44,21 @@ class Tower(nn.Module):
 
 def build_model(width: int = 5, blocks: int = 3, names_blocks: bool = True) -> nn.Module:
     return Tower(width, blocks, names_blocks=names_blocks)
+
+
+class Ladder(Tower):
+    """Its blocks are called rungs: another model with the same rest."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__(width, 0, names_blocks=False)
+        self.rungs = nn.ModuleList(Block(width) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bottom(x)
+        for rung in self.rungs:
+            x = rung(x)
+        return x @ self.top.weight + self.bias
+
+
+def build_model_of_rungs(width: int = 5, blocks: int = 3) -> nn.Module:
+    return Ladder(width, blocks)
