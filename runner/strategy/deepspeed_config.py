@@ -6,12 +6,12 @@ Everything is kept flat, by dotted keys (zero_optimization.stage), until DeepSpe
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from runner.errors import HookError
 from runner.protocols import Clip, Precision
 
 if TYPE_CHECKING:
-    import torch
-
     from runner.spec.run_spec import RunSpec
 
 AUTO = "auto"
@@ -25,6 +25,7 @@ BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumul
 OF_OPTIMIZER = "optimizer.params."
 OF_GROUPS = ("lr", "betas", "eps", "weight_decay", "momentum")  # what an optimizer's parameter groups carry
 FILLED = tuple(OF_OPTIMIZER + key for key in OF_GROUPS)
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # as DeepSpeed calls them
 DEFAULTED = (ZERO + "stage3_gather_16bit_weights_on_model_save",)  # "auto" leaves them to DeepSpeed
 
 
@@ -69,25 +70,20 @@ def of_user(section: Mapping[str, Any], knob: str) -> dict[str, Entry]:
 
 def of_run(precision: Precision, clip: Clip) -> dict[str, Entry]:
     """What follows from the run and cannot be chosen again."""
-    seen, kept, sent = (_name(one) for one in (precision.param_dtype, precision.weight_dtype, precision.reduce_dtype))
+    seen, kept = precision.param_dtype, precision.weight_dtype
     values = {
-        "bf16.enabled": seen == "bf16",
-        "bf16.bf16_master_weights_and_grads": kept == "bf16",
-        "bf16.bf16_optimizer_states": kept == "bf16",
-        "fp16.enabled": seen == "fp16",
-        "fp16.fp16_master_weights_and_grads": kept == "fp16",
+        "bf16.enabled": seen == torch.bfloat16,
+        "bf16.bf16_master_weights_and_grads": kept == torch.bfloat16,
+        "bf16.bf16_optimizer_states": kept == torch.bfloat16,
+        "fp16.enabled": seen == torch.float16,
+        "fp16.fp16_master_weights_and_grads": kept == torch.float16,
         "torch_autocast.enabled": False,
         # Rounds add up as the weights are kept, as they do in torch's .grad of such weights.
-        "data_types.grad_accum_dtype": sent if kept == "fp32" else kept,
-        "communication_data_type": sent,
+        "data_types.grad_accum_dtype": NAMES[precision.reduce_dtype if kept == torch.float32 else kept],
+        "communication_data_type": NAMES[precision.reduce_dtype],
     }
     entries = {key: Entry(value, "precision") for key, value in values.items()}
     return {"gradient_clipping": Entry(clip.norm or 0.0, "clip.norm"), **entries}
-
-
-def _name(dtype: "torch.dtype") -> str:
-    """As DeepSpeed calls a type."""
-    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(dtype).removeprefix("torch.")]
 
 
 def given(entries: Mapping[str, Entry]) -> dict[str, Entry]:
