@@ -1,6 +1,5 @@
 """Where in a step the first number arose that is not finite: on which rank, for which items, in which module."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -60,13 +59,15 @@ def _look_at(trainable: Trainable, micro_batch: MicroBatch, *, items: int) -> tu
     discard_gradients(trainable)
     if not loss.rounds[0].value.detach().isfinite():
         return "loss", watch.in_forward(micro_batch.batch)
-    return ("gradient", watch.in_backward()) if spoilt else ("", Origin(None, ""))
+    origin = watch.in_backward()
+    # What arose here may lie elsewhere by now: of a sharded gradient, a rank keeps its own part of the sum.
+    return ("gradient", origin) if spoilt or origin.module is not None else ("", Origin(None, ""))
 
 
 def _causes(findings: list[Finding]) -> list[Finding]:
-    """A gradient that was summed over ranks is spoilt on all: only those that saw it arise count."""
-    return list(_with_module(findings)) or findings
+    """Losses, else gradients on the ranks that saw them arise: what was summed over ranks is spoilt on all.
 
-
-def _with_module(findings: list[Finding]) -> Iterator[Finding]:
-    return (finding for finding in findings if finding.what == "loss" or finding.module is not None)
+    Where a loss is not finite, a gradient elsewhere says little: under a loss scale it may just have overflowed.
+    """
+    losses = [finding for finding in findings if finding.what == "loss"]
+    return losses or [finding for finding in findings if finding.module is not None] or findings

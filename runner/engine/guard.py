@@ -60,6 +60,33 @@ class AtBoundaries:
 
 
 @final
+class UnderScaling:
+    """As `AtBoundaries`, where the precision itself leaves out steps whose gradient is not finite.
+
+    Such a step leaves no trace in the weights, and one that overflowed only under its scale shall leave none. So what
+    the losses themselves are is noted on the device in each step, and asked for at the boundary.
+    """
+
+    looks = True
+
+    def __init__(self) -> None:
+        self._at_boundaries = AtBoundaries()
+        self._noted: list[tuple[World, Tensor]] = []  # one at most: whether some loss so far was not finite
+
+    def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
+        """Always. Nothing is waited for."""
+        values = [weighed.value.detach() for weighed in loss.rounds]
+        spoilt = torch.stack([~value.isfinite() for value in values] + [before for _, before in self._noted]).any()
+        self._noted = [(world, spoilt)]
+        return True
+
+    def suspects(self, values: Mapping[str, float], loss: StepLoss) -> bool:
+        """Some loss since the last boundary was not finite, whether its step was taken or not. Collective."""
+        noted, self._noted = self._noted, []
+        return self._at_boundaries.suspects(values, loss) or any(world.any(bool(spoilt)) for world, spoilt in noted)
+
+
+@final
 class EachStep:
     """Looks before every update, which the host then waits for."""
 
@@ -112,7 +139,9 @@ def open_guard(guard: Guard, precision: Precision) -> StepGuard:
     """As the recipe says."""
     if guard.non_finite is NonFinite.SKIP:
         return EachStep(max_skipped=guard.max_skipped, scales=scales(precision))
-    return AtBoundaries() if guard.non_finite is NonFinite.STOP else Unguarded()
+    if guard.non_finite is NonFinite.IGNORE:
+        return Unguarded()
+    return UnderScaling() if scales(precision) else AtBoundaries()
 
 
 def scales(precision: Precision) -> bool:

@@ -26,6 +26,13 @@ class Root(nn.Module):
         return (h * (x[:, :1] != MARK)).abs().sqrt()
 
 
+class RootOfLast(Root):
+    """The same of the last number alone."""
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([h[:, :-1], super().forward(h[:, -1:], x)], dim=1)
+
+
 class Net(nn.Module):
     """Two layers with what makes one item sick between them."""
 
@@ -39,7 +46,7 @@ class Net(nn.Module):
 
 
 def build_model(middle: str = "divide") -> nn.Module:
-    return Net({"divide": Divide, "root": Root}[middle]())
+    return Net({"divide": Divide, "root": Root, "root_of_last": RootOfLast}[middle]())
 
 
 def build_data(all_items: bool = False) -> Data:
