@@ -14,12 +14,15 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.distributed.checkpoint.utils import find_state_dict_object
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
+from torch.nn import Parameter
 
 from runner.checkpoint.agree import refusal
 from runner.checkpoint.format import SAFETENSORS_TYPES, Chunk, Described
@@ -34,7 +37,8 @@ class Planned(NamedTuple):
 
     items: Sequence[WriteItem]
     """In the order of a file."""
-    planner: SavePlanner
+    state: dict[str, Tensor]
+    """What the items are parts of: live."""
     whole: Mapping[str, Piece]
     """Every tensor of the checkpoint, on rank 0; empty on the others."""
 
@@ -49,9 +53,47 @@ class Planned(NamedTuple):
 
     def tensor(self, number: int) -> Tensor:
         """The contents of one of the items: live memory."""
-        data = self.planner.resolve_data(self.items[number])
+        data = find_state_dict_object(self.state, self.items[number].index)
         assert isinstance(data, Tensor)
         return data
+
+
+@final
+class LastPlan:
+    """Plans anew only if something has changed since the last time, on any rank.
+
+    Of one state after another, 160 tensors on each of 2 ranks, planning took as long as copying 0.5 GB of them.
+    """
+
+    def __init__(self) -> None:
+        self._outline: list[object] | None = None
+        self._last = Planned((), {}, {})
+
+    def plan(self, world: World, tensors: Mapping[str, Tensor], path: Path) -> Planned:
+        """As `plan_tensors`, spread. Collective.
+
+        Raises:
+            CheckpointError: a rank has something that cannot be stored.
+        """
+        outline = _outline(tensors)
+        if world.any(outline != self._outline):
+            self._outline = None
+            self._last = plan_tensors(world, tensors, path, spread=True)._replace(state={})
+            self._outline = outline
+        return self._last._replace(state=dict(tensors))
+
+
+def _outline(tensors: Mapping[str, Tensor]) -> list[object]:
+    """All that this rank's part of a plan depends on: where that is equal on every rank, so is the plan."""
+    outline: list[object] = []
+    for name, tensor in tensors.items():
+        if type(tensor) is DTensor and type(local := tensor.to_local()) is Tensor:
+            outline.append((name, tensor.shape, local.dtype, tensor.device_mesh, tensor.placements))
+        elif type(tensor) in (Tensor, Parameter):
+            outline.append((name, tensor.shape, tensor.dtype))
+        else:  # it says for itself what is to be written
+            outline += create_default_local_save_plan({name: tensor}, is_coordinator=False).items
+    return outline
 
 
 def plan_tensors(world: World, tensors: Mapping[str, Tensor], path: Path, *, spread: bool) -> Planned:
@@ -67,10 +109,10 @@ def plan_tensors(world: World, tensors: Mapping[str, Tensor], path: Path, *, spr
     planner = DefaultSavePlanner(
         flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=not spread
     )
-    plan = _Plan()
+    plan, state = _Plan(), dict(tensors)
     with understood(path):
-        save(dict(tensors), storage_writer=plan, planner=planner, no_dist=world.size == 1)
-    return Planned(sorted(plan.items, key=lambda item: file_order(_piece(item).dtype)), planner, plan.whole)
+        save(state, storage_writer=plan, planner=planner, no_dist=world.size == 1)
+    return Planned(sorted(plan.items, key=lambda item: file_order(_piece(item).dtype)), state, plan.whole)
 
 
 def describe(whole: Mapping[str, Piece], chunks: Sequence[tuple[str, Chunk]]) -> dict[str, Described]:

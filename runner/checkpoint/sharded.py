@@ -15,7 +15,7 @@ from runner.errors import Fault
 from runner.protocols import Progress, State, Stored, World
 
 if TYPE_CHECKING:
-    from runner.checkpoint.staging import Staging
+    from runner.checkpoint.transfer import Transfer
     from runner.spec.run_spec import RunSpec
 
 
@@ -74,7 +74,7 @@ class ShardedCheckpointer:
         self._world = world
         self._aside = aside
         self._background = Background()
-        self._staging: Staging | None = None
+        self._made: Transfer | None = None
         self._committed = Committed(checkpoints, world)
 
     def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
@@ -87,27 +87,29 @@ class ShardedCheckpointer:
         if self._part.asynchronous:
             self._save_later(state, progress, metrics)
             return
-        from runner.checkpoint.transfer import write_tensors
-
+        transfer = self._transfer()
         saved = Saved(values=state.values, progress=progress, metrics=metrics)
         save_into(
             self._checkpoints,
             self._world,
             saved,
             self._keep,
-            write=lambda world, partial: write_tensors(world, partial, state.tensors),
+            write=lambda world, partial: transfer.write(world, partial, state.tensors),
         )
 
     def _save_later(self, state: State, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Copy what the next step changes; the rest is done aside, by a thread on each rank."""
-        from runner.checkpoint.staging import Staging
-        from runner.checkpoint.transfer import stage_tensors
-
         self._background.wait()
-        self._staging = self._staging or Staging()
         saved = Saved(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
-        write = stage_tensors(self._world, self._checkpoints, state.tensors, self._staging)
+        write = self._transfer().stage(self._world, self._checkpoints, state.tensors)
         self._background.start(lambda: save_into(self._checkpoints, self._aside, saved, self._keep, write=write))
+
+    def _transfer(self) -> "Transfer":
+        """Made by the first save: it brings torch.distributed.checkpoint with it."""
+        from runner.checkpoint.transfer import Transfer
+
+        self._made = self._made or Transfer()
+        return self._made
 
     def poll(self) -> None:
         """Nothing, or that a save in the background has failed.

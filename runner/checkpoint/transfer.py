@@ -4,6 +4,7 @@ that this file is imported by who saves or loads, when it does.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from runner.checkpoint.agree import refusal
 from runner.checkpoint.format import Described, File
 from runner.checkpoint.memory import DTYPES
-from runner.checkpoint.plan import Planned, describe, plan_tensors, understood
+from runner.checkpoint.plan import LastPlan, Planned, describe, understood
 from runner.checkpoint.reader import TensorReader
 from runner.checkpoint.saving import Written
 from runner.checkpoint.staging import Staging
@@ -21,30 +22,36 @@ from runner.checkpoint.writer import write_share
 from runner.protocols import World
 
 
-def write_tensors(world: World, path: Path, tensors: Mapping[str, Tensor]) -> Written:
-    """Write every rank's share into a directory. Collective.
+@final
+class Transfer:
+    """Writes one state after another, and keeps what they share: who writes what, and memory for copies."""
 
-    Raises:
-        CheckpointError: a rank could not write its share, or has something that cannot be stored.
-    """
-    planned = plan_tensors(world, tensors, path, spread=True)
-    return _write(world, path, planned, planned.tensors())
+    def __init__(self) -> None:
+        self._plan = LastPlan()
+        self._staging = Staging()
 
+    def write(self, world: World, path: Path, tensors: Mapping[str, Tensor]) -> Written:
+        """Write every rank's share into a directory. Collective.
 
-def stage_tensors(
-    world: World, path: Path, tensors: Mapping[str, Tensor], staging: Staging
-) -> Callable[[World, Path], Written]:
-    """Copy every rank's share to its host. Collective.
+        Raises:
+            CheckpointError: a rank could not write its share, or has something that cannot be stored.
+        """
+        planned = self._plan.plan(world, tensors, path)
+        return _write(world, path, planned, planned.tensors())
 
-    Returns:
-        As `write_tensors`, from the copies: collective in the world that it is given.
+    def stage(self, world: World, path: Path, tensors: Mapping[str, Tensor]) -> Callable[[World, Path], Written]:
+        """Copy every rank's share to its host. Collective.
 
-    Raises:
-        CheckpointError: a rank has something that cannot be stored.
-    """
-    planned = plan_tensors(world, tensors, path, spread=True)
-    copies = staging.copy(planned.pieces, planned.tensors())
-    return lambda aside, partial: _write(aside, partial, planned, copies)
+        Returns:
+            As `write`, from the copies: collective in the world that it is given. To be called before the next `stage`.
+
+        Raises:
+            CheckpointError: a rank has something that cannot be stored.
+        """
+        planned = self._plan.plan(world, tensors, path)
+        copies = self._staging.copy(planned.pieces, planned.tensors())
+        planned = planned._replace(state={})
+        return lambda aside, partial: _write(aside, partial, planned, copies)
 
 
 def _write(world: World, path: Path, planned: Planned, tensors: Iterable[Tensor]) -> Written:

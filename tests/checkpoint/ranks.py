@@ -64,6 +64,32 @@ def save_later(world: GroupWorld, directory: Path) -> None:
     checkpointer.close()
 
 
+def changes_between_saves(world: GroupWorld, directory: Path) -> None:
+    """What is written where is remembered from save to save, until something changes, be it on one rank alone."""
+    checkpointer = Sharded(asynchronous=directory.name == "later").open(directory, world)
+    mine = f"rng.rank_{world.rank}.x"
+    states = [known_state(world) for _ in range(4)]
+    for number, state in enumerate(states):
+        grown = world.rank == 1 and number >= 2
+        state.tensors[mine] = torch.full((5 if grown else 3,), number)
+    states[3].tensors["callback.more"] = torch.full((2, 2), 7.0)
+    with torch.no_grad():
+        for tensor in states[1].tensors.values():  # as planned, with other contents
+            (tensor.to_local() if isinstance(tensor, DTensor) else tensor).fill_(9)
+    for number, state in enumerate(states):
+        checkpointer.save(state, progress=Progress(step=number + 1, position=0), metrics={})
+        path = checkpointer.latest()
+        assert path == directory / f"checkpoints/step_{number + 1}"
+        read = State(tensors={name: torch.zeros_like(tensor) for name, tensor in state.tensors.items()})
+        checkpointer.load(path, read)
+        assert all(torch.equal(local(read.tensors[name]), local(tensor)) for name, tensor in state.tensors.items())
+        assert ("callback.more" in checkpointer.stored(path)) == (number == 3)
+
+
+def local(tensor: Tensor) -> Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
 def later_fails_on_one(world: GroupWorld, directory: Path) -> None:
     """What the disk of one rank refused, both hear by and by; the commit before stands."""
     checkpointer = Sharded(asynchronous=True).open(directory, world)
@@ -175,7 +201,16 @@ def failure(action: object) -> str:
 
 
 if __name__ == "__main__":
-    known = (save_sharded, save_full, save_later, later_fails_on_one, load_sharded, replicated, one_fails)
+    known = (
+        save_sharded,
+        save_full,
+        save_later,
+        later_fails_on_one,
+        load_sharded,
+        replicated,
+        one_fails,
+        changes_between_saves,
+    )
     scenarios = {scenario.__name__: scenario for scenario in known}
     rank = int(os.environ["RANK"])
     group = GroupWorld(torch.device("cpu"), "gloo", local_rank=rank, timeout=timedelta(seconds=45))

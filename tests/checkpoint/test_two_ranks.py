@@ -75,3 +75,8 @@ def test_what_one_rank_saved_loads_into_shards_of_two(tmp_path: Path, world: Sol
 @pytest.mark.parametrize("scenario", ["replicated", "one_fails", "later_fails_on_one"])
 def test_two_ranks_agree(scenario: str, tmp_path: Path) -> None:
     on_two_ranks(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("when", ["at_once", "later"])
+def test_what_changes_between_saves_is_planned_anew(when: str, tmp_path: Path) -> None:
+    on_two_ranks("changes_between_saves", tmp_path / when)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.checkpoint.transfer import read_tensors, write_tensors
+from runner.checkpoint.transfer import Transfer, read_tensors
 from runner.strategy.flat_range import Box, FlatRange, boxes
 from runner.world.solo import SoloWorld
 
@@ -42,7 +42,7 @@ def test_a_range_of_a_matrix_is_the_end_of_a_row_whole_rows_and_the_beginning_of
 def test_what_one_cut_wrote_another_reads(tmp_path, cut):
     """Written as a whole, read as two ranges; and back."""
     whole = torch.arange(30.0).view(5, 3, 2)
-    described, files = write_tensors(WORLD, tmp_path, {"w": whole})
+    described, files = Transfer().write(WORLD, tmp_path, {"w": whole})
     parts = [torch.zeros(cut), torch.zeros(30 - cut)]
     for part, start in zip(parts, (0, cut), strict=True):
         one = FlatRange(lambda part=part: part, shape=(5, 3, 2), start=start, length=len(part), dtype=torch.float32)
@@ -54,7 +54,7 @@ def test_a_range_is_written_as_the_whole(tmp_path):
     """One rank that owns all of a tensor, cut nowhere."""
     flat = torch.arange(6.0)
     one = FlatRange(lambda: flat, shape=(2, 3), start=0, length=6, dtype=torch.float32)
-    described, files = write_tensors(WORLD, tmp_path, {"w": one})
+    described, files = Transfer().write(WORLD, tmp_path, {"w": one})
     whole = torch.zeros(2, 3)
     read_tensors(WORLD, tmp_path, {"w": whole}, described=described, files=files)
     assert torch.equal(whole, flat.view(2, 3))
