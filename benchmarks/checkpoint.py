@@ -30,15 +30,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from runner.checkpoint.sharded import Sharded
-from runner.protocols import Progress, State
+from runner.protocols import Progress, State, World
 from runner.world.solo import SoloWorld
 
 Tensors = dict[str, Tensor]
 WIDTH = 1024
+ALONE = SoloWorld(torch.device("cpu"))
 
 
 def build_state(gigabytes: float) -> Tensors:
@@ -73,9 +73,9 @@ def save_raw(path: Path, tensors: Tensors) -> None:
         os.fsync(file.fileno())
 
 
-def save_ours(path: Path, tensors: Tensors) -> None:
+def save_ours(path: Path, tensors: Tensors, world: World = ALONE) -> None:
     """A committed checkpoint."""
-    checkpointer = Sharded().open(path, SoloWorld(torch.device("cpu")))
+    checkpointer = Sharded().open(path, world)
     checkpointer.save(State(tensors=tensors), progress=Progress(step=1, position=1), metrics={})
 
 
@@ -89,6 +89,8 @@ def save_torch(path: Path, tensors: Tensors) -> None:
 
 def save_dcp(path: Path, tensors: Tensors) -> None:
     """torch's distributed checkpoint with its own file writer, which fsyncs."""
+    import torch.distributed.checkpoint as dcp  # here: a process that measures a first save must not have it already
+
     dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path), no_dist=True)
 
 
@@ -101,7 +103,7 @@ def load_raw(path: Path, tensors: Tensors) -> None:
 
 def load_ours(path: Path, tensors: Tensors) -> None:
     """Found, verified and loaded."""
-    checkpointer = Sharded().open(path, SoloWorld(torch.device("cpu")))
+    checkpointer = Sharded().open(path, ALONE)
     latest = checkpointer.latest()
     assert latest is not None
     checkpointer.load(latest, State(tensors=tensors))
@@ -115,6 +117,8 @@ def load_torch(path: Path, tensors: Tensors) -> None:
 
 def load_dcp(path: Path, tensors: Tensors) -> None:
     """torch's distributed checkpoint with its own file reader."""
+    import torch.distributed.checkpoint as dcp
+
     dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=True)
 
 
@@ -220,7 +224,7 @@ def blocked(first: str, gigabytes: float, path: Path, rounds: int) -> tuple[list
         Saves and copies; the first of each touched its memory for the first time.
     """
     tensors = build_state(gigabytes)
-    checkpointer = Sharded(asynchronous=True).open(path, SoloWorld(torch.device("cpu")))
+    checkpointer = Sharded(asynchronous=True).open(path, ALONE)
     copies: Tensors = {}
     times: dict[str, list[float]] = {"save": [], "copy": []}
     for step in range(1, rounds + 2):

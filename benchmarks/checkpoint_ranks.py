@@ -1,0 +1,251 @@
+"""Save what two ranks hold under FSDP beside the raw bytes of each and torch's own distributed checkpoint.
+
+    OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py                       # some three minutes
+    OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py --dir /dev/shm        # without a disk
+    OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py --blocked             # only the background save
+
+Two processes over gloo hold the shards of a transformer's blocks (fully_shard) and of Adam's two moments of each, and
+save in alternation. Prints the median over the rounds of the slowest rank's time, as a ratio to each rank writing the
+bytes of its own shards into a file of its own, fsynced; and the fastest round in seconds. What is saved is on the disk
+when the clock stops. The first round, which also pays the imports, is not counted; in it, what runner saved is loaded
+again and compared.
+
+Then, with checkpoint.asynchronous=true: for how long save() holds up each rank beside a copy of its own shards, both
+ranks at once; see checkpoint.py for what is held to what.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from checkpoint import WIDTH, Tensors, remove, save_ours, turn, views
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from runner.checkpoint.sharded import Sharded
+from runner.protocols import Axes, Progress, State
+from runner.world.group import GroupWorld
+
+RANKS = 2
+
+
+class Block(nn.Module):
+    """Parameters of a transformer's block, as checkpoint.py has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = {"attention": (3 * WIDTH, WIDTH), "out": (WIDTH, WIDTH), "up": (4 * WIDTH, WIDTH), "norm": (WIDTH,)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+
+
+def build_shards(gigabytes: float, mesh: DeviceMesh) -> Tensors:
+    """Blocks, each a unit of its own, until this rank holds so much of parameters and moments."""
+    tensors: Tensors = {}
+    size = 0
+    number = 0
+    while size < gigabytes * 1e9:
+        for name, parameter in fully_shard(Block(), mesh=mesh).named_parameters():
+            shard = parameter.detach()
+            assert isinstance(shard, DTensor)
+            tensors[f"model.{number}.{name}"] = shard
+            for key in ("exp_avg", "exp_avg_sq"):
+                tensors[f"optimizer.{number}.{name}.{key}"] = torch.empty_like(shard)
+                local(tensors[f"optimizer.{number}.{name}.{key}"]).normal_()
+            tensors[f"optimizer.{number}.{name}.step"] = torch.tensor(100.0)
+            size += 3 * local(shard).nbytes
+        number += 1
+    return tensors
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part: live memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def locals_of(tensors: Tensors) -> Tensors:
+    """This rank's part of each."""
+    return {name: local(tensor) for name, tensor in tensors.items()}
+
+
+def save_raw(path: Path, tensors: Tensors, world: GroupWorld) -> None:
+    """The bytes of this rank's shards, one write each, then fsync."""
+    path.mkdir(exist_ok=True)
+    with (path / f"raw_{world.rank}").open("wb", buffering=0) as file:
+        for view in views(locals_of(tensors)):
+            file.write(view)
+        os.fsync(file.fileno())
+
+
+def save_dcp(path: Path, tensors: Tensors, world: GroupWorld) -> None:
+    """torch's distributed checkpoint with its own file writer, which fsyncs."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path))
+
+
+WAYS: dict[str, Callable[[Path, Tensors, GroupWorld], None]] = {
+    "raw bytes of each": save_raw,
+    "runner, committed": save_ours,
+    "DCP's own files": save_dcp,
+}
+
+
+def seconds(world: GroupWorld, action: Callable[[], None]) -> list[float]:
+    """How long each rank takes; all begin together."""
+    world.barrier()
+    begin = time.perf_counter()
+    action()
+    return world.gather_objects(time.perf_counter() - begin)
+
+
+def check_saved(path: Path, tensors: Tensors, world: GroupWorld) -> None:
+    """What was committed is what was there."""
+    checkpointer = Sharded().open(path, world)
+    latest = checkpointer.latest()
+    assert latest is not None
+    target = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    checkpointer.load(latest, State(tensors=target))
+    assert all(torch.equal(local(target[name]), local(tensor)) for name, tensor in tensors.items())
+
+
+def clean(world: GroupWorld, path: Path) -> None:
+    """Outside of the clock; nobody goes on before the disk is quiet."""
+    world.barrier()
+    if world.is_main:
+        remove(path)
+    world.barrier()
+
+
+def saves(world: GroupWorld, gigabytes: float, rounds: int, where: Path) -> dict[str, Any]:
+    """All ways in turn, round after round; the slowest rank's seconds of each."""
+    tensors = build_shards(gigabytes, mesh(world))
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(rounds + 1):
+        for way in turn(list(WAYS), number):
+            path = where / f"round_{number}"
+            save = WAYS[way]
+            taken = max(seconds(world, lambda save=save, path=path: save(path, tensors, world)))  # type: ignore[misc]
+            if number:
+                times[way].append(taken)
+            elif save is save_ours:
+                check_saved(path, tensors, world)
+            clean(world, path)
+    return {"times": times, "bytes": sum(tensor.nbytes for tensor in locals_of(tensors).values())}
+
+
+def mesh(world: GroupWorld) -> DeviceMesh:
+    """All ranks on one axis."""
+    return world.mesh(Axes(names=("data",), sizes=(world.size,), data=("data",)))
+
+
+def blocked(world: GroupWorld, gigabytes: float, rounds: int, where: Path, first: str) -> dict[str, list[list[float]]]:
+    """Seconds of each rank's saves and plain copies in alternation, in fresh processes; the one named first begins."""
+    tensors = build_shards(gigabytes, mesh(world))
+    checkpointer = Sharded(asynchronous=True).open(where / first, world)
+    copies: Tensors = {}
+    times: dict[str, list[list[float]]] = {"save": [], "copy": []}
+
+    def copy() -> None:
+        for name, tensor in locals_of(tensors).items():
+            if name in copies:
+                copies[name].copy_(tensor)
+            else:
+                copies[name] = tensor.clone()
+
+    for step in range(1, rounds + 2):
+        for kind in ("save", "copy") if first == "save" else ("copy", "save"):
+            checkpointer.close()  # what was under way neither counts nor disturbs
+            if kind == "save":
+                progress = Progress(step=step, position=step)
+                state = State(tensors=tensors)
+                action = lambda state=state, progress=progress: checkpointer.save(state, progress=progress, metrics={})  # noqa: E731
+            else:
+                action = copy
+            times[kind].append(seconds(world, action))
+    checkpointer.close()
+    clean(world, where / first)
+    return times
+
+
+def rank(number: int, port: int, answer: Any, action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """One of the processes: enters the group, acts, and rank 0 answers."""
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = GroupWorld(torch.device("cpu"), "gloo", local_rank=number, timeout=timedelta(minutes=5))
+    result = action(world, *arguments)
+    if world.is_main:
+        answer.put(result)
+    world.close()
+
+
+def in_ranks(action: Callable[..., Any], *arguments: Any) -> Any:
+    """What rank 0 of fresh processes returns."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    answer = mp.get_context("spawn").Queue()
+    context = mp.start_processes(rank, (port, answer, action, arguments), RANKS, join=False, start_method="spawn")
+    result = answer.get()
+    while not context.join():
+        pass
+    return result
+
+
+def measure(gigabytes: float, rounds: int, where: Path) -> None:
+    """Ratios are medians of the ratio within each round, so that a slow minute of the disk cancels out."""
+    found = in_ranks(saves, gigabytes, rounds, where)
+    times, raw = found["times"], found["times"]["raw bytes of each"]
+    print(
+        f"{RANKS} ranks, {found['bytes'] / 1e9:.2f} GB each, in {where}; {rounds} rounds in alternation; slowest rank"
+    )
+    print(f"{'':20}{'save':>8}{'s':>8}")
+    for way, mine in times.items():
+        ratio = statistics.median(one / other for one, other in zip(mine, raw, strict=True))
+        print(f"{way:20}{ratio:8.2f}{min(mine):8.2f}")
+
+
+def measure_blocked(gigabytes: float, rounds: int, where: Path) -> None:
+    """Processes in turn, in which one or the other comes first to fresh memory."""
+    firsts: dict[str, list[list[float]]] = {"save": [], "copy": []}
+    later: dict[str, list[list[float]]] = {"save": [], "copy": []}
+    for _ in range(rounds):
+        for first in ("save", "copy"):
+            times = in_ranks(blocked, gigabytes, 4, where, first)
+            firsts[first].append(times[first][0])
+            for kind in later:
+                later[kind] += times[kind][1:]
+    print(f"asynchronous: each rank waits, beside a copy of its {gigabytes} GB; medians")
+    for name, found in (("first save, fresh memory", firsts), ("later saves", later)):
+        for number in range(RANKS):
+            save_s, copy_s = (statistics.median(one[number] for one in found[kind]) for kind in ("save", "copy"))
+            ratio = save_s / copy_s
+            print(f"{name:26}rank {number}{save_s:8.3f} s   copy {copy_s:8.3f} s   ratio {ratio:6.2f}")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=0.5, help="of each rank")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
+    parser.add_argument("--blocked", action="store_true", help="measure only the background save")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.dir) as where:
+        if not options.blocked:
+            measure(options.gigabytes, options.rounds, Path(where))
+        measure_blocked(options.gigabytes, max(1, options.rounds // 2), Path(where))
+
+
+if __name__ == "__main__":
+    main()
