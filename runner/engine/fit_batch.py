@@ -3,6 +3,10 @@
 The steps are rehearsed: with a model of their own, thrown away afterwards, in a world whose collectives go nowhere. So
 neither weights nor optimizer, generators or position can be touched, and a rank that runs out of memory in mid-step
 leaves nobody waiting. batch.items stays, so the mathematics do, too: only the number of rounds follows.
+
+A rehearsal is shorter than a run, which meets larger items, saves, and has its memory cut into pieces. So a part of
+what is free at first is held back while steps are rehearsed: users of finders that take all of it run out of memory
+hours later (Lightning-AI/pytorch-lightning#20447).
 """
 
 import gc
@@ -16,9 +20,14 @@ from torch import Tensor
 from runner.errors import HookError
 from runner.protocols import Batches, Trainable, World
 from runner.spec.run_spec import Batch, RunSpec
+from runner.world.memory import free_bytes, return_large_blocks
 
 logger = logging.getLogger(__name__)
 
+MARGIN = 0.1
+"""Of what is free before the first attempt; OpenNMT-tf#296 found a tenth to absorb what batches differ by."""
+ROUNDS = 2
+"""Of each rehearsed step: the second runs beside the gradient of the first, and so would all others."""
 PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "std::bad_alloc")
 
 
@@ -39,9 +48,10 @@ def fit_batch(spec: RunSpec, world: World, rehearsal: Rehearsal) -> RunSpec:
         HookError: not even one item fits; says what it needs.
     """
     world.sum(torch.zeros(1, device=world.device))  # what collectives themselves take is there from the first one on
+    return_large_blocks(world.device)
     share = spec.batch.items // spec.strategy.axes(world.size).data_ranks
     sizes = [size for size in range(1, share + 1) if share % size == 0]
-    attempts = _Attempts(spec.batch, share, world, rehearsal)
+    attempts = _Attempts(spec, share, world, rehearsal)
     fits, too_large, reason = -1, len(sizes), ""  # sizes[fits] fits, sizes[too_large] does not
     probe = len(sizes) - 1  # most often all of it fits
     while fits + 1 < too_large:
@@ -62,17 +72,18 @@ def fit_batch(spec: RunSpec, world: World, rehearsal: Rehearsal) -> RunSpec:
 class _Attempts:
     """Steps of one size after the other, on one throwaway model as long as none fails."""
 
-    def __init__(self, batch: Batch, share: int, world: World, rehearsal: Rehearsal) -> None:
-        self._batch = batch
+    def __init__(self, spec: RunSpec, share: int, world: World, rehearsal: Rehearsal) -> None:
+        self._spec = spec
         self._share = share
         self._world = world
         self._rehearsal = rehearsal
+        self._margin = int(MARGIN * free_bytes(world.device))
         self._trainable: Trainable | None = None
-        self._buckets: list[Tensor] = []  # in which ranks exchange gradients, and which a rehearsal alone does not have
+        self._beside: list[Tensor] = []  # what the run has besides: alive as long as the model
 
     def refusal(self, micro_items: int) -> str:
         """Why that many items do not fit on some rank; empty if they do on all. Collective."""
-        batch = replace(self._batch, micro_items=micro_items, accumulate=self._share // micro_items)
+        batch = replace(self._spec.batch, micro_items=micro_items, accumulate=self._share // micro_items)
         reason = self._try(batch)
         if reason:
             self.close()  # what was left in mid-step is of no use
@@ -83,7 +94,7 @@ class _Attempts:
 
     def close(self) -> None:
         """Throw the model away."""
-        self._trainable, self._buckets = None, []
+        self._trainable, self._beside = None, []
         gc.collect()
         if self._world.device.type != "cpu":
             torch.get_device_module(self._world.device).empty_cache()
@@ -92,7 +103,7 @@ class _Attempts:
         try:
             if self._trainable is None:
                 self._trainable = self._rehearsal.prepare()
-                self._buckets = _buckets(self._trainable) if self._world.size > 1 else []
+                self._beside = [*self._exchanged(self._trainable), *self._averaged(self._trainable), self._held_back()]
                 self._step(self._trainable, batch)  # after this one, what the optimizer keeps is there
             self._step(self._trainable, batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -102,14 +113,23 @@ class _Attempts:
         return ""
 
     def _step(self, trainable: Trainable, batch: Batch) -> None:
-        """A step as the run takes it. Two rounds are enough: the second runs beside the gradient of the first."""
+        """A step as the run takes it, of fewer rounds."""
         batches = self._rehearsal.batches(batch)
-        trainable.forward_backward(Batches(batches.rounds[:2], batches.items))
+        trainable.forward_backward(Batches(batches.rounds[:ROUNDS], batches.items))
         trainable.update(measure=True)
 
+    def _exchanged(self, trainable: Trainable) -> list[Tensor]:
+        """Buckets in which ranks exchange gradients, and which a rehearsal alone does not have."""
+        groups = trainable.optimizer.param_groups if self._world.size > 1 else []
+        return [torch.empty_like(parameter) for group in groups for parameter in group["params"]]
 
-def _buckets(trainable: Trainable) -> list[Tensor]:
-    return [torch.empty_like(parameter) for group in trainable.optimizer.param_groups for parameter in group["params"]]
+    def _averaged(self, trainable: Trainable) -> list[Tensor]:
+        """What callbacks keep: a moving average is as large as the weights."""
+        listeners = [callback.build() for callback in self._spec.callback.values()]
+        return [tensor for listener in listeners for tensor in listener.tensors(trainable).values()]
+
+    def _held_back(self) -> Tensor:
+        return torch.empty(self._margin, dtype=torch.uint8, device=self._world.device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -122,6 +142,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _one_item_needs(reason: str) -> str:
     return (
         "batch.micro_items=auto: not even one item fits. Beside weights, gradients and what the optimizer keeps, one "
-        f"item needs more than is left: {reason}. Use activation_checkpointing.what=blocks, a precision of fewer "
-        "bytes, a strategy that cuts the model among ranks, or shorter items."
+        f"item needs more than is left, of which {MARGIN:.0%} are held back: {reason}. Use "
+        "activation_checkpointing.what=blocks, a precision of fewer bytes, a strategy that cuts the model among ranks, "
+        "or shorter items."
     )

@@ -67,3 +67,20 @@ def test_ranks_agree_on_what_fits_on_all(runner, strategy):
     small = runner(*TRAIN, "batch.micro_items=auto", *placed(strategy, 2), rooms[0])
     assert 1 <= found(ended)["micro_items"] < found(small)["micro_items"] <= 12
     assert "rounds a step" in ended.stderr
+
+
+@pytest.mark.parametrize(("strategy", "room"), [("single", 500), ("ddp", 620), ("fsdp", 560)])
+def test_a_run_of_what_was_found_lasts_to_its_end(runner, strategy, room):
+    lasting = [*TRAIN, *placed(strategy, 2), "+model.mib=16", "+model.dropout=0", "optimizer=adamw", "run.steps=5"]
+    whole = ["eval.every_steps=3", "eval.micro_items=1", "checkpoint.every_steps=4"]
+    ended = runner(*lasting, *whole, "batch.micro_items=auto", f"+data.room_mib={room}")
+    assert 1 < found(ended)["micro_items"] < 24
+    given = runner(*lasting, *whole, "batch.micro_items=2")
+    for mine, theirs in zip(ended.metrics(), given.metrics(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)  # fp32 sums in another order
+
+
+def test_what_callbacks_keep_is_counted(runner):
+    heavy = [*TRAIN, "+model.mib=48", "batch.micro_items=auto", "+data.room_mib=600"]
+    plain, averaged = runner(*heavy), runner(*heavy, "callback=[ema]")
+    assert 1 <= found(averaged)["micro_items"] < found(plain)["micro_items"]

@@ -4,6 +4,7 @@ import os
 import resource
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from user_hooks.points import Points
 
@@ -12,18 +13,29 @@ from runner import Data
 NUMBERS = 4 << 20  # an item becomes so many numbers, 16 MiB
 
 
-def build_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+class Heavy(nn.Linear):
+    """A layer with so many MiB of weights besides, which take part in each forward."""
+
+    def __init__(self, mib: int) -> None:
+        super().__init__(4, 1)
+        self.heavy = nn.Parameter(torch.zeros(mib << 18))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.heavy.mean()
+
+
+def build_model(mib: int = 0, dropout: float = 0.5) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 4), nn.Dropout(dropout), Heavy(mib) if mib else nn.Linear(4, 1))
 
 
 def build_data(room_mib: int = 0, room_of_rank_1_mib: int = 0, items: int = 48) -> Data:
-    """Sets the limit: as much as the process has mapped, and so many MiB; 0 = none."""
+    """Sets the limit: as much data as the process has, and so many MiB; 0 = none."""
     room = room_of_rank_1_mib if os.environ.get("RANK") == "1" and room_of_rank_1_mib else room_mib
     if room:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + (room << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return Data(train=Points(items, 0))
+        data_kib = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0])
+        limit = (data_kib << 10) + (room << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return Data(train=Points(items, 0), eval=Points(items // 8, 1))
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:

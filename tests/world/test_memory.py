@@ -1,0 +1,46 @@
+"""What is left of the host's memory, and that large blocks go back to it."""
+
+import resource
+from pathlib import Path
+
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from runner.world.memory import free_bytes, return_large_blocks
+
+CPU = torch.device("cpu")
+MIB = 1 << 20
+
+
+def data_bytes():
+    return int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
+
+
+def limited(rank):
+    assert free_bytes(CPU) > 0
+    limit = data_bytes() + 100 * MIB
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    assert 90 * MIB < free_bytes(CPU) <= 100 * MIB
+
+
+def returning(rank):
+    return_large_blocks(CPU)
+    before, kept = data_bytes(), []
+    for _ in range(20):
+        large = torch.empty(16 * MIB, dtype=torch.uint8)
+        kept.append(large[:1].clone())  # a small block behind each large one
+        del large
+    assert data_bytes() - before < 16 * MIB
+
+
+def test_a_limit_bounds_what_is_left():
+    spawn(limited)
+
+
+def test_a_large_block_leaves_no_hole():
+    spawn(returning)
+
+
+def test_of_a_device_without_numbers_nothing_is_known():
+    assert free_bytes(torch.device("meta")) == 0
+    return_large_blocks(torch.device("meta"))
