@@ -11,6 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # DeepSpeed is built from source by a setup.py that imports torch: it must find this torch, not one of its own.
 BUILD_WITH := torch numpy setuptools wheel ninja py-cpuinfo hatchling editables
 SYSTEM_PACKAGES := git=git g++=g++
+BENCHMARKS := step_overhead synchronisation startup memory checkpoint checkpoint_ranks
 
 .PHONY: demo test test-all lint bench clean
 
@@ -31,7 +32,7 @@ lint: $(VENV)/installed-dev  ## format, lint and types
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-test  ## ratios beside hand-written loops
-	for benchmark in step_overhead startup checkpoint; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
+	for one in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$one.py || exit 1; done
 
 clean:  ## what was built and installed; runs stay in outputs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

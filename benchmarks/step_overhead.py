@@ -134,10 +134,13 @@ def ratios(variant: str, repeats: int) -> None:
     """Alternate, and print medians, the ratio pair by pair, and whether the losses agree."""
     pairs = []
     losses = (math.nan, math.nan)
-    for _ in range(repeats + 1):  # the first pair warms up
-        with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
-            hand, loss_by_hand = by_hand(variant, Path(theirs))
-            mine, loss = engine(VARIANTS[variant], Path(ours))
+    loops = [lambda path: engine(VARIANTS[variant], path), lambda path: by_hand(variant, path)]
+    for number in range(repeats + 1):  # the first pair warms up
+        taken = [(0.0, 0.0), (0.0, 0.0)]
+        for which in (0, 1) if number % 2 else (1, 0):  # each begins in turn
+            with tempfile.TemporaryDirectory() as directory:
+                taken[which] = loops[which](Path(directory))
+        (mine, loss), (hand, loss_by_hand) = taken
         pairs.append((mine, hand))
         losses = loss, loss_by_hand
     pairs = pairs[1:]

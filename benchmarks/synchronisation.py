@@ -71,7 +71,7 @@ def engine(spec: RunSpec, world: World, directory: Path) -> Loop:
 def by_hand(*, each: bool, world: World) -> Loop:
     """As one would write it."""
     torch.manual_seed(0)
-    model = DistributedDataParallel(mlp.build_model(HIDDEN))
+    model = DistributedDataParallel(mlp.build_model(HIDDEN), gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     data = mlp.Points()
     plans = Order(mlp.ITEMS, ITEMS, MICRO_ITEMS, world.rank, world.size, seed=0, shuffle=True).steps_from(0)
