@@ -20,7 +20,7 @@ def return_float32(model: Module) -> None:
 
 
 def _widened(_model: Module, _args: Any, output: Any) -> Any:
-    return widen(output)
+    return output.float() if type(output) is Tensor and output.dtype in NARROW else widen(output)
 
 
 def widen(value: Any) -> Any:
