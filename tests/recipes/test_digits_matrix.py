@@ -6,8 +6,12 @@ from tests.parity.options import CONF, STRATEGIES, placed
 
 PRECISIONS = sorted(path.stem for path in (CONF / "precision").glob("*.yaml"))
 PROMISED = 0.98
-LITTLE = [("single", "bf16_pure"), ("fsdp", "bf16")]
-TOO_SMALL = "of 1 linear layers in float8"  # what a precision says that finds none of its layers in so small a model
+DENSE = ["model._target_=user_hooks.dense.build_model", "~model.width"]
+PROMISED_OF_DENSE = 0.97  # which knows nothing of neighbouring pixels: 0.978 in float32
+LITTLE = [("single", "bf16_pure"), ("single", "fp8"), ("fsdp", "bf16")]
+TOO_SMALL = (
+    "of 1 linear layers in float8"  # what a precision says that finds none of its layers in a convolutional model
+)
 
 
 def cases():
@@ -26,7 +30,9 @@ def test_digits_reach_their_accuracy(start, strategy, precision):
     if checked.code == 2:
         pytest.skip(f"not on this machine: {checked.stderr.splitlines()[0]}")
     ended = start("train", *options).wait(timeout_s=300)
+    promised = PROMISED
     if TOO_SMALL in ended.stderr:
-        pytest.skip("this precision converts nothing in this model, and says so")
+        ended, promised = start("train", *options, *DENSE).wait(timeout_s=300), PROMISED_OF_DENSE
+        assert "1 of 3 linear layers in float8" in ended.run_dir.rank_log(0).read_text()
     assert ended.code == 0, ended.stderr
-    assert ended.run_dir.read_status()["metrics"]["eval/accuracy"] >= PROMISED
+    assert ended.run_dir.read_status()["metrics"]["eval/accuracy"] >= promised
