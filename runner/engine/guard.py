@@ -64,7 +64,8 @@ class UnderScaling:
     """As `AtBoundaries`, where the precision itself leaves out steps whose gradient is not finite.
 
     Such a step leaves no trace in the weights, and one that overflowed only under its scale shall leave none. So what
-    the losses themselves are is noted on the device in each step, and asked for at the boundary.
+    the losses themselves are is noted on the device in each step, and asked for when one was left out, or at the
+    boundary.
     """
 
     looks = True

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from runner.engine.agenda import Agenda
@@ -11,7 +12,7 @@ from runner.engine.measure import step_values
 from runner.engine.replay import explain
 from runner.engine.restore import callback_tensors, restore, whole_state
 from runner.engine.session import Session, Stopping
-from runner.protocols import World
+from runner.protocols import Batches, StepLoss, World
 from runner.spec.run_dir import RunDir
 from runner.spec.run_spec import RunSpec
 from runner.world.seeds import nondeterminism_named
@@ -52,18 +53,18 @@ def train(session: Session) -> str:
     steps = iter(session.stream)
     while session.step < agenda.end:
         boundary = agenda.next_after(session.step)
-        while session.step < boundary - 1:
-            session.take_step(next(steps), measure=False)
+        _take_quietly(session, steps, until=boundary - 1)
         lr = session.trainable.optimizer.param_groups[0]["lr"]
         logs, looks = agenda.logs(boundary), session.guard.looks
         loss, update = session.take_step(next(steps), measure=logs or looks)
         if not update.stepped:
+            _look_into_skipped(session, loss)
             continue
         values = step_values(loss, update, lr=lr, world=session.world) if logs or looks else {}
         if logs:
             _log(session, values)
         if session.guard.suspects(values, loss):
-            raise explain(session)
+            raise explain(session, session.step)
         verdict = _evaluate(session) if agenda.evaluates(session.step) else ""
         wishes = agenda.poll(session.step, session.world, stop=session.stopping.requested)
         if agenda.saves(session.step) or wishes.save or (agenda.saves_at_end and (verdict or wishes.stop)):
@@ -79,6 +80,24 @@ def train(session: Session) -> str:
             session.checkpointer.poll()
             session.write_status("running")
     return "done"
+
+
+def _take_quietly(session: Session, steps: Iterator[Batches], *, until: int) -> None:
+    """Steps after which nothing is due."""
+    while session.step < until:
+        loss, update = session.take_step(next(steps), measure=False)
+        if not update.stepped:
+            _look_into_skipped(session, loss)
+
+
+def _look_into_skipped(session: Session, loss: StepLoss) -> None:
+    """A step left out by the precision, whose weights will never show it: did it overflow, or was it spoilt before?
+
+    Raises:
+        HookError: it was spoilt.
+    """
+    if session.guard.suspects({}, loss):
+        raise explain(session, session.step + 1)
 
 
 def _log(session: Session, values: dict[str, float]) -> None:

@@ -23,9 +23,8 @@ WAY_OUT = (
 )
 
 
-def explain(session: Session) -> HookError:
-    """What to raise for the step that was just taken. Collective; the session is of no use any more."""
-    seen = session.step
+def explain(session: Session, seen: int) -> HookError:
+    """What to raise for step `seen`, just taken or left out. Collective; the session is of no use any more."""
     start = _rewind(session)
     logger.warning("step %d is not finite: taking steps %d to %d again, to see where from", seen, start + 1, seen)
     findings = _replay(session, until=seen)

@@ -91,14 +91,22 @@ def test_a_loss_that_is_not_finite_stops_a_scaled_run_too(project, runner, where
     assert SICK in found["items"]
 
 
-def test_a_loss_that_is_not_finite_between_two_boundaries_is_seen_at_the_next(project, runner):
+def test_a_loss_that_is_not_finite_between_two_boundaries_is_seen_when_its_step_is_left_out(project, runner):
     step, *_ = sick_step()
     assert step == 4
     common = [*TRAIN, FP16, "precision.init_scale=1024", "log.every_steps=9", "checkpoint.every_steps=null"]
     ended = runner(*common, f"run.dir={project / 'run'}", code=1)
-    assert "step 9 is not finite: taking steps 1 to 9 again" in ended.stderr
+    assert f"step {step} is not finite: taking steps 1 to {step} again" in ended.stderr
     at, found = the_finding(project / "run")
     assert (at, found["module"]) == (step, "middle (Divide)")
+
+
+def test_a_run_of_which_no_step_is_finite_says_so_at_the_first(project, runner):
+    options = [FP16, "precision.init_scale=1024", "+data.all_items=true", f"run.dir={project / 'run'}"]
+    ended = runner(*TRAIN, *options, code=1)
+    assert "step 1 is not finite. On rank 0, micro-batch" in ended.stderr
+    (event,) = json.loads((project / "run" / "guard.json").read_text())
+    assert (event["step"], event["found"][0]["module"]) == (1, "middle (Divide)")
 
 
 def test_a_gradient_alone_is_left_to_the_scale(runner):

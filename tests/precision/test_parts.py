@@ -129,3 +129,16 @@ def test_pure_bfloat16_narrows_weights_and_floating_inputs_only():
     BF16Pure(enabled=False).convert(model, CPU())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model(torch.tensor([1, 2]), scale=torch.ones(1)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("part", "narrow"), [(BF16, torch.bfloat16), (FP16, torch.float16)])
+def test_autocast_does_as_its_keys_say(part, narrow):
+    x = torch.ones(2, 2)
+    with part().autocast("cpu"):
+        assert (x @ x).dtype is narrow
+        assert torch.is_autocast_cache_enabled()
+    with part(enabled=False).autocast("cpu"):
+        assert (x @ x).dtype is torch.float32
+    with part(cache=False).autocast("cpu"):
+        assert (x @ x).dtype is narrow
+        assert not torch.is_autocast_cache_enabled()
