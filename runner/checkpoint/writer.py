@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from runner.checkpoint.memory import DTYPES, on_host, view_bytes
 BATCH_BYTES = 32 << 20
 MAX_BUFFERS = 1024  # IOV_MAX of Linux and macOS: buffers of one writev
 # While a file still grows, its data alone is flushed: that commits the file system's journal less often (macOS: fsync).
-_flush = getattr(os, "fdatasync", os.fsync)
+_flush = os.fsync if sys.platform == "darwin" else os.fdatasync
 
 
 class Piece(NamedTuple):

@@ -199,7 +199,9 @@ class Replica:
         return Update(True, norm, self._scaler.record())
 
 
-def _inside(context: AbstractContextManager[Any], forward: Callable[[Any], Loss | Tensor]) -> Callable[[Any], Any]:
+def _inside(
+    context: AbstractContextManager[Any], forward: Callable[[Any], Loss | Tensor]
+) -> Callable[[Any], Loss | Tensor]:
     """The forward in this context, each time anew; the forward itself where the context does nothing."""
     if isinstance(context, nullcontext):
         return forward
