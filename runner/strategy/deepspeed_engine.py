@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,31 +46,16 @@ def build(
     is_cut = joined[ZERO + "stage"] == 3
     dtype = precision.param_dtype
     alone = library.open_group(world)
+    model, made = _make(build_model, joined, dtype=dtype, is_cut=is_cut, zero_init=zero_init, world=world)
+    _mark_leaves(model, leaf_modules)
+    named = dict(model.named_parameters())
+    optimizer = build_optimizer(named.items())
+    groups = _groups(optimizer, named)  # now: DeepSpeed puts flat tensors in the place of parameters
+    autocast = precision.autocast(world.device.type)
+    loss_of = CastLossOf(model, loss, autocast=autocast, input_dtype=None if dtype == torch.float32 else dtype)
+    config = nested(shaped(joined, model))
     with library.quiet():
-        deepspeed.init_distributed(verbose=False)
-        if is_cut:
-            early = nested(without_shape(joined))
-            model, made = cut(build_model, inside=zero_init, config=early, dtype=dtype, world=world)
-        else:
-            model, made = whole(build_model, dtype=dtype)
-        _mark_leaves(model, leaf_modules)
-        named = dict(model.named_parameters())
-        optimizer = build_optimizer(named.items())
-        groups = _groups(optimizer, named)
-        loss_of = CastLossOf(
-            model,
-            loss,
-            autocast=precision.autocast(world.device.type),
-            input_dtype=None if dtype == torch.float32 else dtype,
-        )
-        config = nested(shaped(joined, model))
-        own = "optimizer" in config
-        engine, *_ = deepspeed.initialize(
-            model=loss_of,
-            optimizer=None if own else optimizer,
-            model_parameters=_settings_of_groups(optimizer) if own else None,
-            config=config,
-        )
+        engine = _engine(deepspeed, loss_of, optimizer, config)
         shares = (each_cut if is_cut else end_to_end)(engine.optimizer, groups, named, rank=world.rank)
         put_back(made, shares, named, is_cut=is_cut)
     trainable = ZeroReplica(
@@ -83,6 +69,33 @@ def build(
     # Whoever drops the trainable is done with the engine, whose own references go round in circles.
     weakref.finalize(trainable, library.leave, engine, alone=alone).atexit = False
     return trainable
+
+
+def _make(
+    build_model: Callable[[], Module],
+    joined: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    is_cut: bool,
+    zero_init: bool,
+    world: World,
+) -> tuple[Module, dict[int, Tensor]]:
+    """The model, and of each parameter (by its id) what will have to be put back."""
+    if is_cut:
+        return cut(build_model, inside=zero_init, config=nested(without_shape(joined)), dtype=dtype, world=world)
+    return whole(build_model, dtype=dtype)
+
+
+def _engine(deepspeed: ModuleType, loss_of: Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """DeepSpeed's, with its own optimizer where the configuration names one. Collective."""
+    own = "optimizer" in config
+    engine, *_ = deepspeed.initialize(
+        model=loss_of,
+        optimizer=None if own else optimizer,
+        model_parameters=_settings_of_groups(optimizer) if own else None,
+        config=config,
+    )
+    return engine
 
 
 def _on_this_device(joined: Mapping[str, Any], world: World) -> dict[str, Any]:

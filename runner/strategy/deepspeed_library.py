@@ -64,7 +64,10 @@ def load(world: World) -> ModuleType:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What is printed or warned of in the block goes to the log of the rank, a line an event."""
+    """What is printed or warned of in the block goes to the log of the rank, a line an event.
+
+    For DeepSpeed's own calls only: no hook of the user, nor anything that logs, belongs inside.
+    """
     # A file, since DeepSpeed asks for its descriptor when it tries a compiler, and takes its absence for a failure.
     with tempfile.TemporaryFile("w+") as said, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("default")
@@ -79,17 +82,21 @@ def quiet() -> Iterator[None]:
 
 
 def open_group(world: World) -> bool:
-    """Set the variable and make the process group that DeepSpeed wants even of a single rank.
+    """Set the variable, make the process group that DeepSpeed wants even of a single rank, and tell it of the group.
 
     Returns:
-        Whether there was no group; then `leave` is to undo both.
+        Whether there was no group; then `leave` is to undo all of it.
     """
     os.environ["LOCAL_RANK"] = str(world.local_rank)
-    if dist.is_initialized():
-        return False
-    backend = "gloo" if world.device.type == "cpu" else None
-    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    return True
+    alone = not dist.is_initialized()
+    if alone:
+        backend = "gloo" if world.device.type == "cpu" else None
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    with quiet():
+        from deepspeed import comm
+
+        comm.init_distributed(verbose=False)
+    return alone
 
 
 def leave(engine: Any, *, alone: bool) -> None:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from runner.errors import HookError
 from runner.protocols import World
+from runner.strategy import deepspeed_library as library
 from runner.strategy.deepspeed_shares import Shares
 
 
@@ -46,11 +47,14 @@ def cut(
     # No overrides: tensors are made where the hook makes them, so that they get the numbers of every other strategy.
     options = {"config_dict_or_path": config, "dtype": dtype, "tensor_overrides": []}
     if inside:
-        with CutExactly(**options), _Guard():
+        with library.quiet():
+            cutting = CutExactly(**options)
+        with cutting, _Guard():
             model = build_model()
     else:
         model = build_model()
-        CutExactly(module=model, **options)
+        with library.quiet():
+            CutExactly(module=model, **options)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(world.device)
     return model, made

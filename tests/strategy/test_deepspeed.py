@@ -209,6 +209,32 @@ def test_what_deepspeed_says_goes_to_the_log(runner):
     assert "deepspeed" not in ended.stderr.replace(str(ended.run_dir.path), "")
 
 
+SPEAKS = """
+import logging
+import warnings
+from user_hooks import points
+
+def build_model(dropout):
+    logging.getLogger("runner").info("a line of the log")
+    warnings.warn("a line warned of")
+    print("a line printed")
+    return points.build_model(dropout=dropout)
+"""
+
+
+@pytest.mark.parametrize("options", [["deepspeed_zero2"], ["deepspeed_zero3", "strategy.zero_init=true"]])
+def test_what_a_model_hook_says_is_said_once_on_the_terminal_and_once_in_the_log(options, project, runner):
+    (project / "user_hooks" / "speaks.py").write_text(SPEAKS)
+    option, *more = options
+    hook = "model._target_=user_hooks.speaks.build_model"
+    ended = runner("train", "points", f"strategy={option}", *more, hook, "run.steps=1")
+    log = ended.run_dir.rank_log(0).read_text()
+    for line in ("a line of the log", "UserWarning: a line warned of"):
+        assert (ended.stderr.count(line), log.count(line)) == (1, 1), line
+    assert ended.stdout.count("a line printed") == 1
+    assert "eepSpeed" not in ended.stderr
+
+
 # ── Bad input ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
