@@ -1,8 +1,10 @@
 """Evaluation over every item once, on all ranks."""
 
+import torch
+
 from runner.data.loader import num_items, read
 from runner.data.order import once
-from runner.engine.measure import means
+from runner.engine.measure import means, on_device, on_host
 from runner.engine.session import Session
 from runner.world.seeds import mix
 
@@ -27,5 +29,7 @@ def evaluate(session: Session) -> dict[str, float]:
         pinned=spec.hardware.pins_memory,
         seed=mix(spec.run.seed, 1),
     )
-    losses = list(session.trainable.evaluate(micro_batches))
-    return {f"eval/{name}": value for name, value in means(losses, world).items()}
+    # A device without float64 would round the sums: there the host reads every number as it comes.
+    plus = on_device if spec.hardware.has_dtype(torch.float64) else on_host
+    found = means(session.trainable.evaluate(micro_batches), world, plus=plus)
+    return {f"eval/{name}": value for name, value in found.items()}

@@ -1,9 +1,10 @@
 """From what lies on the devices to numbers: the only place where the host waits for them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import final
 
+import torch
 from torch import Tensor
 
 from runner.errors import HookError
@@ -11,8 +12,9 @@ from runner.protocols import StepLoss, Update, Weighed, World
 
 LOSS = "loss"
 
-Sums = dict[str, tuple[float, float]]
-"""Name to (total, count)."""
+Number = Tensor | float
+Plus = Callable[[Number, Number, int], Number]
+"""From a sum so far, a number and its weight to the sum with it."""
 
 
 @final
@@ -39,42 +41,57 @@ def step_values(loss: StepLoss, update: Update, *, lr: float, world: World) -> d
 
     The loss is that of the whole step, over all items of all ranks. Collective.
     """
-    values = {f"train/{name}": value for name, value in means(loss.rounds, world).items()}
+    values = {f"train/{name}": value for name, value in means(loss.rounds, world, plus=on_host).items()}
     if update.grad_norm is not None:
         values["train/grad_norm"] = update.grad_norm.item()
     values |= {f"train/{name}": value for name, value in update.record.items()}
     return values | {"train/lr": float(lr)}
 
 
-def means(losses: Sequence[Weighed], world: World) -> dict[str, float]:
+def means(losses: Iterable[Weighed], world: World, *, plus: Plus) -> dict[str, float]:
     """Totals and counts summed over micro-batches and ranks, in float64, then divided: no item counts twice.
 
     Collective, on the host.
+
+    Args:
+        losses: added up as they come; none is kept.
+        plus: `on_host`, or `on_device`, with which the host waits only at the end.
     """
-    shares: list[Sums] = world.gather_objects(_sums(losses))
-    whole: Sums = {}
-    for share in shares:
-        for name, pair in share.items():
-            _add(whole, name, *pair)
+    sums = _sums(losses, plus)
+    share = {name: (float(total), float(count)) for name, (total, count) in sums.items()}
+    whole: dict[str, tuple[float, float]] = {}
+    for of_rank in world.gather_objects(share):
+        for name, (total, count) in of_rank.items():
+            before = whole.get(name, (0.0, 0.0))
+            whole[name] = (before[0] + total, before[1] + count)
     return {name: total / count if count else float("nan") for name, (total, count) in whole.items()}
 
 
-def _sums(losses: Sequence[Weighed]) -> Sums:
-    sums: Sums = {}
+def on_host(before: Number, value: Number, weight: int) -> Number:
+    """The host waits for the number: cheapest if there are few, and it would wait for them anyway."""
+    return before + float(value.item() if isinstance(value, Tensor) else value) * weight
+
+
+def on_device(before: Number, value: Number, weight: int) -> Number:
+    """The number is added where it lies, and the host goes on: one kernel, in float64 whatever the number's type."""
+    if not isinstance(value, Tensor):
+        return before + float(value) * weight
+    if not isinstance(before, Tensor):
+        before = torch.full((), before, dtype=torch.float64, device=value.device)
+    # Without its dimension, if it has one element in one: beside that, torch would take the sum's type for a mere hint.
+    return torch.add(before, value.detach().reshape(()), alpha=weight)
+
+
+def _sums(losses: Iterable[Weighed], plus: Plus) -> dict[str, tuple[Number, Number]]:
+    """Name to (total, count)."""
+    sums: dict[str, tuple[Number, Number]] = {}
     for loss in losses:
-        _add(sums, LOSS, _number(loss.value) * loss.weight, _number(loss.count))
-        for name, (total, count) in _checked(loss.metrics).items():
-            _add(sums, name, _number(total), _number(count))
+        total, count = sums.get(LOSS, (0.0, 0.0))
+        sums[LOSS] = (plus(total, loss.value, loss.weight), plus(count, loss.count, 1))
+        for name, pair in _checked(loss.metrics).items():
+            total, count = sums.get(name, (0.0, 0.0))
+            sums[name] = (plus(total, pair[0], 1), plus(count, pair[1], 1))
     return sums
-
-
-def _number(value: Tensor | float) -> float:
-    return float(value.item() if isinstance(value, Tensor) else value)
-
-
-def _add(sums: Sums, name: str, total: float, count: float) -> None:
-    before = sums.get(name, (0.0, 0.0))
-    sums[name] = (before[0] + total, before[1] + count)
 
 
 def _checked(metrics: Mapping[str, tuple[Tensor, Tensor | int]]) -> Mapping[str, tuple[Tensor, Tensor | int]]:
