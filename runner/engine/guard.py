@@ -33,8 +33,8 @@ class StepGuard(Protocol):
         """Whether the optimizer may take this step. The same on every rank; collective, if it asks anything."""
         ...
 
-    def suspects(self, values: Mapping[str, float], loss: StepLoss) -> bool:
-        """Whether a step with these values is to be looked into. They are the same on every rank."""
+    def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
+        """Whether a step with these values, the same on every rank, is to be looked into. Collective, if it asks."""
         ...
 
 
@@ -52,7 +52,7 @@ class AtBoundaries:
         """Always: whatever it is, it is still there at the boundary."""
         return True
 
-    def suspects(self, values: Mapping[str, float], loss: StepLoss) -> bool:
+    def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
         """Loss or gradient norm is nan or inf. A step in which nothing counts has no mean: that nan is none."""
         if not math.isfinite(values.get("train/grad_norm", 0.0)):
             return True
@@ -72,19 +72,18 @@ class UnderScaling:
 
     def __init__(self) -> None:
         self._at_boundaries = AtBoundaries()
-        self._noted: list[tuple[World, Tensor]] = []  # one at most: whether some loss so far was not finite
+        self._noted: list[Tensor] = []  # one at most: whether some loss so far was not finite
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
         """Always. Nothing is waited for."""
         values = [weighed.value.detach() for weighed in loss.rounds]
-        spoilt = torch.stack([~value.isfinite() for value in values] + [before for _, before in self._noted]).any()
-        self._noted = [(world, spoilt)]
+        self._noted = [torch.stack([~value.isfinite() for value in values] + self._noted).any()]
         return True
 
-    def suspects(self, values: Mapping[str, float], loss: StepLoss) -> bool:
+    def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
         """Some loss since the last boundary was not finite, whether its step was taken or not. Collective."""
         noted, self._noted = self._noted, []
-        return self._at_boundaries.suspects(values, loss) or any(world.any(bool(spoilt)) for world, spoilt in noted)
+        return self._at_boundaries.suspects(values, loss, world) or world.any(any(map(bool, noted)))
 
 
 @final
@@ -116,7 +115,7 @@ class EachStep:
             )
         return False
 
-    def suspects(self, values: Mapping[str, float], loss: StepLoss) -> bool:
+    def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
         """Never: every step that was taken was looked at."""
         return False
 
@@ -131,7 +130,7 @@ class Unguarded:
         """Always."""
         return True
 
-    def suspects(self, values: Mapping[str, float], loss: StepLoss) -> bool:
+    def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
         """Never."""
         return False
 

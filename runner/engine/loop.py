@@ -63,7 +63,7 @@ def train(session: Session) -> str:
         values = step_values(loss, update, lr=lr, world=session.world) if logs or looks else {}
         if logs:
             _log(session, values)
-        if session.guard.suspects(values, loss):
+        if session.guard.suspects(values, loss, session.world):
             raise explain(session, session.step)
         verdict = _evaluate(session) if agenda.evaluates(session.step) else ""
         wishes = agenda.poll(session.step, session.world, stop=session.stopping.requested)
@@ -96,7 +96,7 @@ def _look_into_skipped(session: Session, loss: StepLoss) -> None:
     Raises:
         HookError: it was spoilt.
     """
-    if session.guard.suspects({}, loss):
+    if session.guard.suspects({}, loss, session.world):
         raise explain(session, session.step + 1)
 
 
