@@ -18,8 +18,8 @@ def main() -> None:
     import torch.distributed.checkpoint  # noqa: F401
 
     import runner.cli.main
-    import runner.launch.agent
     import runner.launch.in_process
+    import runner.launch.several
     import runner.worker  # noqa: F401
 
     gc.freeze()

@@ -1,15 +1,17 @@
 """One attempt at a run: what is written before it starts, and what its directory says when it ends."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from runner.errors import Interrupted, RunnerError
+from runner.protocols import Launch
 from runner.spec import provenance, store
 from runner.spec.run_dir import RunDir
 from runner.spec.run_spec import RunSpec
 
-__all__ = ["begin", "launch", "launch_apart"]
+__all__ = ["begin", "run", "run_apart"]
 
 
 def begin(run_dir: RunDir, stored: store.Stored, spec: RunSpec, *, command: list[str]) -> Path:
@@ -26,33 +28,52 @@ def begin(run_dir: RunDir, stored: store.Stored, spec: RunSpec, *, command: list
     return path
 
 
-def launch(run_dir: RunDir, spec_path: Path, spec: RunSpec) -> None:
-    """Start the ranks and wait. However they end, status.json does not stay at `running`.
+def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
+    """Begin an attempt and see it end; the run's directory is the last line on stdout, however it ended.
+
+    Args:
+        spec: what is launched.
+        freeze: claims the directory if need be, calls `begin`, and returns the spec file.
 
     Raises:
-        RunFailed: a rank failed.
+        SpecError: the machines were told different things.
+        RunFailed: a rank failed, or a machine did not come.
         Interrupted: a signal ended the run.
     """
+    with spec.launch.open(spec) as launch:
+        spec_path = launch.begin(freeze)
+        try:
+            _see_through(launch, spec_path)
+        finally:
+            sys.stderr.flush()
+            print(spec_path.parent, flush=True)
+
+
+def run_apart(spec_path: str) -> None:
+    """What the process of one sweep job does; leaves it with the exit code of `runner train`."""
+    path = Path(spec_path)
+    spec = store.read(path)
     try:
-        spec.launch.run(spec_path, spec)
+        with spec.launch.open(spec) as launch:
+            _see_through(launch, launch.begin(lambda: path))
+    except RunnerError as error:
+        print(f"{error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(Interrupted.exit_code)
+
+
+def _see_through(launch: Launch, spec_path: Path) -> None:
+    """Start the ranks and wait. However they end, status.json does not stay at `running`."""
+    run_dir = RunDir(spec_path.parent)
+    try:
+        launch.run(spec_path)
     except (Interrupted, KeyboardInterrupt):
         _settle(run_dir, "preempted")
         raise
     except RunnerError:
         _settle(run_dir, "failed")
         raise
-
-
-def launch_apart(spec_path: str) -> None:
-    """What the process of one sweep job does; leaves it with the exit code of `runner train`."""
-    path = Path(spec_path)
-    try:
-        launch(RunDir(path.parent), path, store.read(path))
-    except RunnerError as error:
-        print(f"{error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(Interrupted.exit_code)
 
 
 def _settle(run_dir: RunDir, state: str) -> None:

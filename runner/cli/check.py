@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 
 def _summary(spec: RunSpec, *, choices: dict[str, object]) -> str:
-    batch, processes = spec.batch, spec.hardware.processes
+    batch, world_size = spec.batch, spec.world_size
     ranks = batch.items // (batch.micro_items * batch.accumulate)
     hooks = (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
     cut = f"{batch.micro_items} micro_items × {batch.accumulate} accumulate × {ranks}"
@@ -40,7 +40,7 @@ def _summary(spec: RunSpec, *, choices: dict[str, object]) -> str:
         cut = f"as many micro_items as fit, at most {batch.micro_items} × {ranks}"
     lines = [
         f"{spec.name}: {spec.run.steps} steps from seed {spec.run.seed}",
-        f"  batch        {batch.items} items = {cut} data ranks ({processes} processes)",
+        f"  batch        {batch.items} items = {cut} data ranks ({world_size} processes)",
         *(f"  {key:<12} {hook.target}" for key, hook in hooks),
         *(f"  {group:<12} {choices.get(group)}" for group in GROUPS),
         f"  tracker      {', '.join(spec.tracker) or 'none'}",

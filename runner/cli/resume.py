@@ -45,14 +45,13 @@ def main(argv: list[str]) -> int:
     _check_checkpoint(run_dir, found.resume_from)
     spec = _read(changed, before=store.read(run_dir.specs()[-1]), allowed=found.allow)
     _warn_of_changed_hooks(run_dir, spec)
-    if found.resume_from is not None:
-        choose(run_dir.checkpoints, found.resume_from)
-    spec_path = attempt.begin(run_dir, changed.stored, spec, command=["runner", "resume", *argv])
-    try:
-        attempt.launch(run_dir, spec_path, spec)
-    finally:
-        sys.stderr.flush()
-        print(run_dir.path, flush=True)
+
+    def freeze() -> Path:
+        if found.resume_from is not None:
+            choose(run_dir.checkpoints, found.resume_from)
+        return attempt.begin(run_dir, changed.stored, spec, command=["runner", "resume", *argv])
+
+    attempt.run(spec, freeze)
     return 0
 
 

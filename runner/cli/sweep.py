@@ -146,6 +146,7 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
     )
     try:
         spec = composed.read()
+        _refuse_nodes(spec)
     except SpecError as wrong:
         run_dir.write_status("failed", step=0, metrics={})
         print(
@@ -170,6 +171,12 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
         (status["metrics"][name] for name in OBJECTIVES if name in status["metrics"]),
         math.nan,
     )
+
+
+def _refuse_nodes(spec: RunSpec) -> None:
+    if spec.launch.nodes > 1:
+        rule = f"a sweep (-m) runs its jobs on one machine, not on {spec.launch.nodes}. Train each value by itself."
+        raise SpecError(Fault(key="launch.nodes", message=rule))
 
 
 def _run_apart(spec_path: Path, spec: RunSpec) -> int:
@@ -206,4 +213,4 @@ def _apart(spec_path: str) -> None:
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    attempt.launch_apart(spec_path)
+    attempt.run_apart(spec_path)

@@ -1,6 +1,5 @@
 """`runner train`: compose, check, claim a directory, freeze, launch."""
 
-import sys
 from pathlib import Path
 
 from runner.cli import attempt
@@ -38,14 +37,13 @@ def main(argv: list[str]) -> int:
 
 def _train(composed: Composed, *, command: list[str]) -> int:
     spec = composed.read()
-    run_dir = RunDir(_claimed(spec))
-    try:
+
+    def freeze() -> Path:
+        run_dir = RunDir(_claimed(spec))
         composed.write_hydra_dir(run_dir.path)
-        spec_path = attempt.begin(run_dir, composed.stored(), spec, command=command)
-        attempt.launch(run_dir, spec_path, spec)
-    finally:
-        sys.stderr.flush()
-        print(run_dir.path, flush=True)
+        return attempt.begin(run_dir, composed.stored(), spec, command=command)
+
+    attempt.run(spec, freeze)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Several ranks on this machine, under torch's elastic agent."""
+"""The ranks of this machine, under torch's elastic agent."""
 
 import gc
 import importlib
@@ -8,27 +8,24 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from runner.launch import rank
-from runner.launch.ending import failed, interrupted, settle
 from runner.launch.environment import environment
-from runner.launch.failures import find_cause, read_failures
-from runner.launch.rendezvous import OneMachine
 from runner.launch.signals import FOR_TORCH, Signals
+from runner.launch.supervision import Supervision
 from runner.spec.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from runner.launch.local import Local
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
 # The first optimizer step imports torch._dynamo, always (0.9 CPU s); a forked rank finds it there.
@@ -49,6 +46,8 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self.started_ns = time.time_ns()
         self.num_starts += 1
+        # A group that another machine's failure restarted has used a restart up as well.
+        self._remaining_restarts = worker_group.spec.max_restarts - (self.num_starts - 1)
         pids: dict[int, int] = super()._start_workers(worker_group)
         children = {child.pid: child for child in multiprocessing.active_children()}
         self._forked = {local_rank: children[pid] for local_rank, pid in pids.items() if pid in children}
@@ -67,41 +66,71 @@ class Agent(LocalElasticAgent):
         return codes
 
 
-def run(spec_path: Path, local: "Local", *, processes: int, can_fork: bool, worker: str = "runner.worker") -> None:
-    """Start the ranks, wait until they are done, and leave none behind.
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the ranks of this machine ended."""
+
+    succeeded: bool
+    """All of them returned."""
+    asked: bool
+    """The launcher was asked to stop by a signal."""
+    num_restarts: int
+    started_ns: int
+    """When they were started for the last time."""
+    exit_codes: Mapping[int, int]
+    """Of each rank that did not end well, the one seen first leading; minus the signal that killed it."""
+
+
+def supervise(
+    spec_path: Path,
+    supervision: Supervision,
+    *,
+    processes: int,
+    fork: bool,
+    meet: Callable[[Callable[[], bool]], RendezvousHandler],
+    log: str = "agent.log",
+    worker: str = "runner.worker",
+) -> Outcome:
+    """Start the ranks, wait until they are done, and leave none behind. Main thread only: it takes over signals.
 
     Args:
         spec_path: the frozen declaration, in its run's directory.
-        local: restarts and times.
+        supervision: restarts and times.
         processes: how many ranks.
-        can_fork: whether the hardware allows them to be forked.
+        fork: they may be forked from this process, if that is safe.
+        meet: makes what tells torch's agent where the ranks meet, from a function that says whether all is over.
+        log: the file in the run's directory that takes what torch's agent says of its work.
         worker: the module whose `main(spec_path)` is a rank.
-
-    Raises:
-        RunFailed: a rank failed and no restart is left.
-        Interrupted: a signal ended the run.
     """
     run_dir = RunDir(spec_path.parent)
-    with Signals(interrupt_s=local.interrupt_s, grace_s=local.grace_s) as signals, _agent_log(run_dir):
-        entrypoint, args = _entrypoint(worker, spec_path, fork=local.fork and can_fork and _is_clean())
-        handler = OneMachine(is_over=lambda: signals.asked)
+    times = {"interrupt_s": supervision.interrupt_s, "grace_s": supervision.grace_s}
+    with Signals(**times) as signals, _agent_log(run_dir, log):
+        entrypoint, args = _entrypoint(worker, spec_path, fork=fork and _is_clean())
+        handler = meet(lambda: signals.asked)
         spec = WorkerSpec(
             role="rank",
             local_world_size=processes,
             rdzv_handler=handler,
             entrypoint=entrypoint,
             args=args,
-            max_restarts=local.max_restarts,
-            monitor_interval=local.monitor_interval_s,
+            max_restarts=supervision.max_restarts,
+            monitor_interval=supervision.monitor_interval_s,
         )
         agent = Agent(spec, signals)
         result = _run_agent(agent)
         handler.shutdown()
-    _end(run_dir, agent, result, asked=signals.asked)
+    return Outcome(
+        succeeded=result is not None and not result.is_failed(),
+        asked=signals.asked,
+        num_restarts=agent.num_starts - 1,
+        started_ns=agent.started_ns,
+        exit_codes=agent.exit_codes(result) if result is not None else {},
+    )
 
 
 def _run_agent(agent: Agent) -> RunResult | None:
-    """None if the launcher was asked to stop before a (re)start."""
+    """None if the agent gave up: the launcher was asked to stop before a (re)start, or another machine ended."""
     gc.freeze()  # what is there now is never collected in a rank, and so its pages are never copied
     try:
         # The agent would take SIGTERM, SIGINT, SIGHUP and SIGQUIT over; they are ours.
@@ -110,19 +139,6 @@ def _run_agent(agent: Agent) -> RunResult | None:
             return result
     finally:
         gc.unfreeze()
-
-
-def _end(run_dir: RunDir, agent: Agent, result: RunResult | None, *, asked: bool) -> None:
-    """Return if the run is done, raise what it ended with if not."""
-    if result is not None and not result.is_failed():
-        return settle(run_dir)
-    if asked:
-        left = read_failures(run_dir, since_ns=agent.started_ns)
-        raise interrupted(run_dir, f"While stopping, {left[0]}" if left else "")
-    assert result is not None, "the agent gives up a start only when it was asked to stop"
-    cause = find_cause(run_dir, since_ns=agent.started_ns, exit_codes=agent.exit_codes(result))
-    restarts = agent.num_starts - 1
-    raise failed(run_dir, f"{cause}\n(after {restarts} restarts)" if restarts else cause)
 
 
 def _entrypoint(worker: str, spec_path: Path, *, fork: bool) -> tuple[str | Callable[..., None], tuple[str, ...]]:
@@ -141,10 +157,10 @@ def _is_clean() -> bool:
 
 
 @contextmanager
-def _agent_log(run_dir: RunDir) -> Iterator[None]:
+def _agent_log(run_dir: RunDir, name: str) -> Iterator[None]:
     """Send what torch's agent says of its work to a file: the terminal belongs to the run."""
     run_dir.logs.mkdir(exist_ok=True)
-    handler = logging.FileHandler(run_dir.logs / "agent.log", delay=True)
+    handler = logging.FileHandler(run_dir.logs / name, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in AGENT_LOGGERS]
     propagated = [logger.propagate for logger in loggers]

@@ -1,6 +1,7 @@
 """How a launch ends: what status.json says at last, and what is raised."""
 
 from runner.errors import Interrupted, RunFailed
+from runner.launch.failures import read_failures
 from runner.spec.run_dir import RunDir
 
 
@@ -16,6 +17,12 @@ def settle(run_dir: RunDir) -> None:
         raise interrupted(run_dir)
     if state != "done":
         raise failed(run_dir, f"the ranks returned, but {run_dir.status} says {state}. Does a hook call sys.exit?")
+
+
+def stopped(run_dir: RunDir, *, since_ns: int) -> Interrupted:
+    """A signal ended the launch; what ranks left behind while they stopped is told along."""
+    left = read_failures(run_dir, since_ns=since_ns)
+    return interrupted(run_dir, f"While stopping, {left[0]}" if left else "")
 
 
 def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -47,7 +48,21 @@ def read_failures(run_dir: RunDir, *, since_ns: int) -> list[Failure]:
     return sorted(found, key=lambda failure: failure.time_ns)
 
 
-def find_cause(run_dir: RunDir, *, since_ns: int, exit_codes: Mapping[int, int]) -> str:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """What made a run fail, in words."""
+
+    text: str
+    time_ns: int
+    """When; 0 = a rank died in silence, before whatever others could tell."""
+
+    def after(self, num_restarts: int) -> str:
+        """In words, with the restarts that did not help."""
+        return f"{self.text}\n(after {num_restarts} restarts)" if num_restarts else self.text
+
+
+def find_cause(run_dir: RunDir, *, since_ns: int, exit_codes: Mapping[int, int]) -> Cause:
     """Which rank failed first, and how.
 
     Args:
@@ -62,12 +77,12 @@ def find_cause(run_dir: RunDir, *, since_ns: int, exit_codes: Mapping[int, int])
     silent = {rank: code for rank, code in exit_codes.items() if rank not in {failure.rank for failure in left}}
     for rank, code in silent.items():
         if -code != signal.SIGTERM:
-            return _describe_exit(run_dir, rank, code)
+            return Cause(text=_describe_exit(run_dir, rank, code), time_ns=0)
     if left:
-        return str(left[0])
+        return Cause(text=str(left[0]), time_ns=left[0].time_ns)
     if silent:
-        return _describe_exit(run_dir, *next(iter(silent.items())))
-    return "the ranks failed and left no word about it."
+        return Cause(text=_describe_exit(run_dir, *next(iter(silent.items()))), time_ns=time.time_ns())
+    return Cause(text="the ranks failed and left no word about it.", time_ns=time.time_ns())
 
 
 def _describe_exit(run_dir: RunDir, rank: int, code: int) -> str:

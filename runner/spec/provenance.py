@@ -17,7 +17,7 @@ from typing import Any
 from runner.spec.imports import NotFound, locate
 from runner.spec.run_spec import RunSpec
 
-__all__ = ["describe", "hook_hashes", "note", "read", "record"]
+__all__ = ["describe", "describe_code", "hook_hashes", "note", "read", "record"]
 
 PACKAGES = (
     "hydra-runner",
@@ -37,7 +37,7 @@ def describe(spec: RunSpec, *, command: list[str]) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
         "directory": os.getcwd(),
-        "python": sys.version.split()[0],
+        "python": _python(),
         "executable": sys.executable,
         "platform": platform.platform(),
         "host": platform.node(),
@@ -45,6 +45,12 @@ def describe(spec: RunSpec, *, command: list[str]) -> dict[str, Any]:
         "git": _git(),
         "hooks": hook_hashes(spec),
     }
+
+
+def describe_code(spec: RunSpec) -> dict[str, Any]:
+    """What machines that train one model together must have alike."""
+    hooks = {Path(file).name: digest for file, digest in hook_hashes(spec).items()}
+    return {"python": _python(), "versions": _versions(), "hooks": hooks}
 
 
 def record(path: Path, attempt: Mapping[str, Any]) -> None:
@@ -81,6 +87,10 @@ def _write(path: Path, attempts: Sequence[Mapping[str, Any]]) -> None:
     partial_path = path.with_suffix(".partial")
     partial_path.write_text(json.dumps(attempts, indent=2) + "\n")
     os.replace(partial_path, path)
+
+
+def _python() -> str:
+    return sys.version.split()[0]
 
 
 def _versions() -> dict[str, str]:

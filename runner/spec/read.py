@@ -224,9 +224,9 @@ def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
 def _read_batch(reading: _Reading) -> None:
     """Replace the keys of the batch as written by the batch as it is cut among the strategy's data ranks."""
     try:
-        keys, processes = reading.made["batch"], reading.made["hardware"].processes
+        keys, world_size = reading.made["batch"], reading.made["launch"].nodes * reading.made["hardware"].processes
         given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)
-        axes = reading.made["strategy"].axes(processes)
+        axes = reading.made["strategy"].axes(world_size)
     except _NotKnown:
         reading.take("batch", None)
         return

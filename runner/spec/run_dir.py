@@ -78,9 +78,9 @@ class RunDir:
         return self.path / f"spec.attempt_{done + 1}.yaml" if done else self.spec
 
     def write_status(self, state: str, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Replace status.json in one rename, so that a reader never sees half of it."""
+        """Replace status.json in one rename, so that a reader never sees half of it. Several machines may at once."""
         assert state in STATES, state
-        partial = self.status.with_suffix(".partial")
+        partial = self.status.with_suffix(f".{secrets.token_hex(4)}.partial")
         partial.write_text(json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n")
         os.replace(partial, self.status)
 

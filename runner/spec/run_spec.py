@@ -209,3 +209,8 @@ class RunSpec:
     config: Mapping[str, Any]
     """The composed configuration that this was made of, with what stood in files that it names: plain dicts, lists and
     scalars. This is what is frozen."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the whole run."""
+        return self.launch.nodes * self.hardware.processes

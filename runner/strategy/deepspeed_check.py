@@ -125,6 +125,6 @@ def _plus_plus_faults(joined: Mapping[str, Any], spec: "RunSpec", stage: int) ->
             yield Fault(key=f"strategy.{name}", message=rule)
         elif value and name.startswith("quantized") and spec.hardware.backend == HOST:
             yield Fault(key=f"strategy.{name}", message="its kernels are for CUDA, not for the host. Use null.")
-    if spec.hardware.processes % size:
-        rule = f"{size} does not divide hardware.processes={spec.hardware.processes}. Use as many as a machine has."
+    if spec.world_size % size:
+        rule = f"{size} does not divide the world size {spec.world_size}. Use as many as a machine has."
         yield Fault(key="strategy.hpz_partition_size", message=rule)

@@ -101,7 +101,7 @@ class FSDP:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Goes with any number of processes that the shard size divides, one included."""
-        if self.shard_size == 1 and spec.hardware.processes > 1:
+        if self.shard_size == 1 and spec.world_size > 1:
             rule = "1 leaves every rank with the whole model: that is strategy=ddp. Use that, or a larger size."
             yield Fault(key="strategy.shard_size", message=rule)
 

@@ -25,9 +25,11 @@ class Single:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """One process only."""
-        if spec.hardware.processes > 1:
-            asked = spec.hardware.processes
-            rule = f"single runs one process, but hardware.processes={asked}. Use strategy=ddp, or one process."
+        if spec.world_size > 1:
+            asked = f"hardware.processes={spec.hardware.processes}"
+            if spec.launch.nodes > 1:
+                asked += f" on launch.nodes={spec.launch.nodes}"
+            rule = f"single runs one process, but {asked} was asked for. Use strategy=ddp, or one process."
             yield Fault(key="strategy", message=rule)
 
     def axes(self, num_ranks: int) -> Axes:

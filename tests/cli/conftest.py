@@ -23,6 +23,7 @@ run: {steps: 5}
 """
 HOOKS = """\
 import json, os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from runner.errors import Interrupted, RunFailed
 from runner.spec.run_dir import RunDir
@@ -45,11 +46,25 @@ class Unforkable:
 @dataclass(frozen=True, kw_only=True)
 class Noted:
     fail: str = ""
+    nodes = 1
 
     def check(self, spec):
         return ()
 
-    def run(self, spec_path, spec):
+    @contextmanager
+    def open(self, spec):
+        yield Launch(self.fail, spec)
+
+
+@dataclass(frozen=True)
+class Launch:
+    fail: str
+    spec: object
+
+    def begin(self, freeze):
+        return freeze()
+
+    def run(self, spec_path):
         run_dir = RunDir(spec_path.parent)
         noted = {"pid": os.getpid(), "spec": spec_path.name}
         (run_dir.path / "noted.json").write_text(json.dumps(noted))
@@ -59,6 +74,7 @@ class Noted:
             raise Interrupted("stopped at step 3")
         if self.fail == "killed":
             os._exit(9)
+        spec = self.spec
         run_dir.write_status("done", step=spec.run.steps, metrics={"eval/loss": float(spec.model.arguments["width"])})
 """
 

@@ -1,11 +1,12 @@
 """Every launch of a test is gone when the test is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launching import Launch, Launcher
+from machines import Node, StartNode
 
 
 @pytest.fixture
@@ -20,3 +21,18 @@ def launch(tmp_path: Path) -> Iterator[Launcher]:
     yield start
     for started in launches:
         started.kill()
+
+
+@pytest.fixture
+def node(project: Path) -> Iterator[StartNode]:
+    """Start the command as one machine would: node("train", "points", …)."""
+    nodes: list[Node] = []
+
+    def start(*argv: str, within: Sequence[str] = (), cwd: Path = project) -> Node:
+        nodes.append(Node(argv, cwd=cwd, within=within))
+        return nodes[-1]
+
+    yield start
+    for started in nodes:
+        started.kill()
+        started.end()

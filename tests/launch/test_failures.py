@@ -92,7 +92,7 @@ def test_the_earliest_failure_of_the_last_start_is_the_cause(tmp_path: Path) -> 
     write(run_dir, 2, 20)
     (run_dir.failures / "25_rank_3.json").write_text('{"rank": 3, "time')
     assert [failure.rank for failure in read_failures(run_dir, since_ns=15)] == [2, 1]
-    cause = find_cause(run_dir, since_ns=15, exit_codes={1: 1, 2: 1})
+    cause = find_cause(run_dir, since_ns=15, exit_codes={1: 1, 2: 1}).text
     assert cause == "rank 2 failed at step 7: ValueError: of 2\nTraceback …"
 
 
@@ -101,7 +101,7 @@ def test_a_rank_killed_in_silence_comes_before_what_it_caused(tmp_path: Path) ->
     write(run_dir, 0, 10, error="RuntimeError", message="Connection closed by peer")
     run_dir.logs.mkdir()
     run_dir.rank_log(1).write_text("Fatal Python error: Segmentation fault\n")
-    cause = find_cause(run_dir, since_ns=0, exit_codes={0: 1, 1: -11})
+    cause = find_cause(run_dir, since_ns=0, exit_codes={0: 1, 1: -11}).text
     first, *log = cause.splitlines()
     assert first.startswith("rank 1 was killed by SIGSEGV; step 0 is the last on record. Native code crashed;")
     assert log == [
@@ -113,15 +113,15 @@ def test_a_rank_killed_in_silence_comes_before_what_it_caused(tmp_path: Path) ->
 def test_ranks_that_the_agent_ended_are_not_the_cause(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     write(run_dir, 0, 10)
-    assert find_cause(run_dir, since_ns=0, exit_codes={1: -15, 0: 1}).startswith("rank 0 failed")
+    assert find_cause(run_dir, since_ns=0, exit_codes={1: -15, 0: 1}).text.startswith("rank 0 failed")
 
 
 def test_a_rank_that_left_nothing_is_told_by_its_exit_code(tmp_path: Path) -> None:
-    cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={1: 3})
+    cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={1: 3}).text
     failures = tmp_path / "failures"
     assert cause == f"rank 1 exited with code 3 and left no traceback in {failures}; step 0 is the last on record."
 
 
 def test_nothing_known_is_said_so(tmp_path: Path) -> None:
-    cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={})
+    cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={}).text
     assert cause == "the ranks failed and left no word about it."

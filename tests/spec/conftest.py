@@ -38,6 +38,8 @@ class Plain:
         if self.rate < 0:
             raise ValueError(f"rate={self.rate} must not be negative.")
 
+    nodes = 1  # as a launcher
+
     def check(self, spec):
         if self.width > spec.run.steps:
             yield Fault(key="checkpoint.width", message=f"{self.width} is wider than run.steps={spec.run.steps}.")

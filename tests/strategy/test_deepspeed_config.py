@@ -196,7 +196,7 @@ def test_a_run_keeps_its_file_though_it_is_deleted(runner, project, zygote, tmp_
             "/no/such/disk is no directory",
         ),
         (["strategy=deepspeed_zero3", "strategy.param_nvme_path=/tmp"], "/tmp is used with nvme only"),
-        (["strategy=deepspeed_zero3", "strategy.hpz_partition_size=2"], "2 does not divide hardware.processes=1"),
+        (["strategy=deepspeed_zero3", "strategy.hpz_partition_size=2"], "2 does not divide the world size 1"),
         (["strategy=deepspeed_zero2", "strategy.quantized_weights=true"], "needs stage 3, not 2"),
         (
             ["strategy=deepspeed_zero3", "strategy.quantized_gradients=true", "hardware=cpu"],

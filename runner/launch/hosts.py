@@ -1,0 +1,120 @@
+"""Machines by their names: which of them is this one, in which order a hostfile puts them, how one reaches another."""
+
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+PORT = 29400
+"""Where node 0 waits unless told otherwise; torchrun's choice."""
+SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where node 0 waits for the others."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One line of a hostfile."""
+
+    name: str
+    slots: int | None
+    """Ranks that it has room for; None = it is not said."""
+
+
+def endpoint(text: str) -> Endpoint:
+    """Read host, host:port or [IPv6]:port.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    wrong = ValueError(f"{text!r} must be the host of node 0, or host:port with a port from 1 to 65535.")
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        host, port = text, str(PORT)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or host.split() != [host] or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise wrong
+    return Endpoint(host=host, port=int(port))
+
+
+def read_hostfile(path: Path) -> list[Host]:
+    """Read `host` or `host slots=n` a line, # before a comment: what DeepSpeed and Open MPI read.
+
+    Raises:
+        ValueError: the file cannot be read, or a line says something else, or a host is there twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Give a file with one host a line.") from None
+    lines = ((number, line.partition("#")[0].split()) for number, line in enumerate(text.splitlines(), start=1))
+    hosts = [_host(words, path=path, number=number) for number, words in lines if words]
+    names = [host.name for host in hosts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} names twice: {', '.join(twice)}. Give each host one line, with all of its slots.")
+    if not hosts:
+        raise ValueError(f"{path} names no host. Give one a line.")
+    return hosts
+
+
+def _host(words: list[str], *, path: Path, number: int) -> Host:
+    name, *others = words
+    if not others:
+        return Host(name=name, slots=None)
+    key, _, slots = others[0].partition("=")
+    if len(others) > 1 or key != "slots" or not slots.isdecimal() or int(slots) < 1:
+        rule = "it must be a host, or a host and slots=n."
+        raise ValueError(f"{path}, line {number}: {' '.join(words)!r} is not understood: {rule}")
+    return Host(name=name, slots=int(slots))
+
+
+def is_here(host: str) -> bool:
+    """Whether the name leads to an address of this machine: only such a one can be bound.
+
+    Raises:
+        OSError: the name leads nowhere.
+    """
+    for family, kind, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as probe:
+            try:
+                probe.bind(address)
+            except OSError:
+                continue
+            return True
+    return False
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface from which that host is reached; None where that cannot be known. Sends nothing."""
+    if sys.platform != "linux":
+        return None
+    import fcntl  # no other system needs it
+
+    try:
+        *_, address = socket.getaddrinfo(host, PORT, socket.AF_INET)[0]
+    except socket.gaierror:
+        return None  # it has IPv6 addresses only
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        here = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            try:
+                asked = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, name.encode().ljust(40, b"\0"))
+            except OSError:
+                continue  # it has no address
+            if asked[20:24] == here:
+                return name
+    return None

@@ -1,0 +1,127 @@
+"""Ranks on several machines: the same command on each, brought together where node 0 waits."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from runner.errors import Fault, SpecError
+from runner.launch.hosts import Endpoint, Host, endpoint, is_here, read_hostfile
+from runner.launch.supervision import Supervision
+
+if TYPE_CHECKING:
+    from runner.launch.together import Together
+    from runner.spec.run_spec import RunSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """Run hardware.processes ranks on each of several machines."""
+
+    nodes: int = 2
+    """Machines."""
+    node_rank: int | None = None
+    """This machine's number. null = 0 where the rendezvous is this machine, its place in the hostfile if there is one,
+    or else the next that is free."""
+    rendezvous: str | None = None
+    """Host of node 0 or host:port; null = the first of the hostfile."""
+    hostfile: str | None = None
+    """A file with `host` or `host slots=n` a line, in the order of node ranks; null = none."""
+    interface: str | None = None
+    """Network interface that ranks talk over; null = the one that leads to node 0."""
+    join_s: float = 600.0
+    """Seconds to wait for the other machines."""
+    lost_s: float = 60.0
+    """Seconds without a word after which a machine counts as lost, and the run ends."""
+    max_restarts: int = 0
+    """How often the group of ranks is started again after one fails; it continues from the last commit."""
+    grace_s: float = 30.0
+    """Seconds from SIGTERM to SIGKILL: the time to reach a step boundary and commit."""
+    interrupt_s: float = 4.0
+    """The same after Ctrl-C, where a person waits."""
+    monitor_interval_s: float = 0.1
+    """Seconds between two looks at the ranks."""
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise ValueError(f"nodes={self.nodes} must be at least 1.")
+        if self.node_rank is not None and not 0 <= self.node_rank < self.nodes:
+            raise ValueError(f"node_rank={self.node_rank} must be from 0 to {self.nodes - 1}: there are {self.nodes}.")
+        for name, seconds in (("join_s", self.join_s), ("lost_s", self.lost_s)):
+            if seconds <= 0:
+                raise ValueError(f"{name}={seconds} must be above 0.")
+        _ = self.supervision
+
+    @property
+    def supervision(self) -> Supervision:
+        """The keys that say how patient the launcher is."""
+        return Supervision(
+            max_restarts=self.max_restarts,
+            grace_s=self.grace_s,
+            interrupt_s=self.interrupt_s,
+            monitor_interval_s=self.monitor_interval_s,
+        )
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """It is known where to meet, and a hostfile has room for the ranks."""
+        if self.rendezvous is None and self.hostfile is None:
+            rule = "null says nowhere to meet. Give the host of node 0, or launch.hostfile."
+            yield Fault(key="launch.rendezvous", message=rule)
+        if self.rendezvous is not None:
+            try:
+                endpoint(self.rendezvous)
+            except ValueError as wrong:
+                yield Fault(key="launch.rendezvous", message=str(wrong))
+        try:
+            yield from self._hostfile_faults(self.hosts(), processes=spec.hardware.processes)
+        except ValueError as wrong:
+            yield Fault(key="launch.hostfile", message=str(wrong))
+
+    def _hostfile_faults(self, hosts: list[Host], *, processes: int) -> Iterator[Fault]:
+        if hosts and len(hosts) != self.nodes:
+            rule = f"{self.hostfile} names {len(hosts)} hosts, but launch.nodes={self.nodes}. Make them the same."
+            yield Fault(key="launch.nodes", message=rule)
+        for host in hosts:
+            if host.slots is not None and host.slots < processes:
+                rule = f"{processes} processes were asked for on each node, but {self.hostfile} gives {host.name}"
+                yield Fault(key="hardware.processes", message=f"{rule} slots={host.slots}. Ask for fewer.")
+
+    def hosts(self) -> list[Host]:
+        """What the hostfile names; nothing without one.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return [] if self.hostfile is None else read_hostfile(Path(self.hostfile))
+
+    @contextmanager
+    def open(self, spec: "RunSpec") -> Iterator["Together"]:
+        """Wait until all machines are there and were told the same.
+
+        Raises:
+            SpecError: they were told different things.
+            RunFailed: one of them did not come.
+        """
+        from runner.launch.together import together  # torch comes along, and `runner check` does without
+
+        hosts = self.hosts()
+        place = endpoint(self.rendezvous if self.rendezvous is not None else hosts[0].name)
+        with together(self, spec, place, node_rank=self._find_place(place, hosts)) as launch:
+            yield launch
+
+    def _find_place(self, place: Endpoint, hosts: list[Host]) -> int | None:
+        """This machine's number; None if any will do but 0."""
+        if self.node_rank is not None:
+            return self.node_rank
+        try:
+            if hosts:
+                return next(number for number, host in enumerate(hosts) if is_here(host.name))
+            return 0 if is_here(place.host) else None
+        except StopIteration:
+            rule = f"{self.hostfile} does not name this machine. Add it, or say which it is with launch.node_rank."
+            raise SpecError(Fault(key="launch.hostfile", message=rule)) from None
+        except OSError as error:
+            key = "launch.hostfile" if hosts else "launch.rendezvous"
+            raise SpecError(Fault(key=key, message=f"a host in it is not known here: {error}.")) from None

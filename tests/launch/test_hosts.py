@@ -1,0 +1,58 @@
+"""Machines by their names."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from runner.launch.hosts import Endpoint, Host, endpoint, interface_towards, is_here, read_hostfile
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("node-0", "node-0", 29400),
+        ("node-0:1234", "node-0", 1234),
+        ("10.0.0.1:65535", "10.0.0.1", 65535),
+        ("fd00::1", "fd00::1", 29400),
+        ("[fd00::1]:1234", "fd00::1", 1234),
+    ],
+)
+def test_an_endpoint_is_a_host_and_perhaps_a_port(text: str, host: str, port: int) -> None:
+    found = endpoint(text)
+    assert found == Endpoint(host=host, port=port)
+    assert endpoint(str(found)) == found
+
+
+@pytest.mark.parametrize("text", ["", ":1", "a:", "a:0", "a:65536", "a:x", "a b", "a:-1"])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be the host of node 0, or host:port with a port from 1 to 65535"):
+        endpoint(text)
+
+
+def test_a_hostfile_gives_hosts_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# two machines\nworker-1 slots=4  # the large one\n\n  worker-0\n")
+    assert read_hostfile(path) == [Host(name="worker-1", slots=4), Host(name="worker-0", slots=None)]
+
+
+@pytest.mark.parametrize("line", ["a slots=0", "a slots=x", "a slots=", "a 4", "a slots=1 max_slots=2"])
+def test_a_line_that_says_something_else_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(f"first\n{line}\n")
+    with pytest.raises(
+        ValueError, match=f"hosts, line 2: '{line}' is not understood: it must be a host, or a host and"
+    ):
+        read_hostfile(path)
+
+
+def test_this_machine_knows_its_own_addresses() -> None:
+    assert is_here("127.0.0.1")
+    assert not is_here("192.0.2.1")  # reserved for documentation: nobody has it (RFC 5737)
+    with pytest.raises(OSError, match=r"(?i)name"):
+        is_here("nobody.invalid")
+
+
+def test_the_interface_towards_oneself_is_loopback() -> None:
+    assert interface_towards("127.0.0.1") == dict(socket.if_nameindex())[1]
+    assert interface_towards("nobody.invalid") is None

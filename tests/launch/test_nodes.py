@@ -1,0 +1,280 @@
+"""Several machines: they meet, agree, train as one, and end together. Each is a launching process of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import ADDRESSES, NAMES, ROOT, Node, StartNode, can_make_hosts, free_port, two_hosts, wait_for
+
+from runner.spec.run_dir import RunDir
+
+Pair = Callable[..., list[Node]]
+REFUSED = 2
+INTERRUPTED = 130
+
+
+@pytest.fixture
+def pair(node: StartNode) -> Pair:
+    """Two nodes on this machine, with a rank each, and what only one of them is told."""
+
+    def start(*argv: str, only_1: tuple[str, ...] = (), **options: Any) -> list[Node]:
+        where = ["launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", *argv[2:]]
+        return [
+            node(*argv[:2], *where, f"launch.node_rank={rank}", *(only_1 if rank else ()), **options)
+            for rank in range(2)
+        ]
+
+    return start
+
+
+def losses(run_dir: RunDir) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time_s"} for line in lines]
+
+
+def run_dir_of(ends: list[tuple[int, str, str]]) -> RunDir:
+    """The one that both print, after both ended well."""
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    last = {stdout.splitlines()[-1] for _, stdout, _ in ends}
+    assert len(last) == 1
+    return RunDir(Path(last.pop()))
+
+
+def test_two_nodes_are_the_run_of_two_processes(pair: Pair, runner: Callable[..., Any]) -> None:
+    common = ("train", "points", "strategy=ddp", "batch.micro_items=3")
+    ends = [each.end() for each in pair(*common)]
+    together = run_dir_of(ends)
+    alone = runner(*common, "hardware.processes=2").run_dir
+    assert losses(together) == losses(alone)
+    assert set(together.path.parent.iterdir()) == {together.path, alone.path}
+    assert "waits for 1 more at 127.0.0.1:" in ends[0][2]
+    assert "ranks 1 to 1; the run is told of on node 0" in ends[1][2]
+    assert "step 1/10" not in ends[1][2]
+    assert (together.logs / "rank_1.log").exists()
+
+
+def test_a_killed_rank_restarts_the_ranks_of_all_nodes(pair: Pair) -> None:
+    ends = [
+        each.end()
+        for each in pair(
+            "train", "points", "strategy=ddp", "loss._target_=user_hooks.points.failing_once",
+            "launch.max_restarts=1", "checkpoint.every_steps=2", "eval.every_steps=5",
+        )
+    ]  # fmt: skip
+    run_dir = run_dir_of(ends)
+    assert run_dir.read_status()["state"] == "done"
+    assert "continu" in run_dir.rank_log(0).read_text()
+
+
+def test_a_rank_killed_for_good_is_told_on_every_node(pair: Pair) -> None:
+    words = ("strategy=ddp", "loss._target_=user_hooks.points.failing_once", "eval.every_steps=5")
+    for each in pair("train", "points", *words):
+        code, _, stderr = each.end()
+        assert code == 1
+        assert re.search(r"^rank 1 was killed by SIGKILL; step \d is the last on record\.", stderr, re.MULTILINE)
+
+
+def test_a_failing_hook_is_told_on_every_node(pair: Pair) -> None:
+    ends = [
+        each.end()
+        for each in pair(
+            "train", "points", "strategy=ddp", "loss._target_=user_hooks.points.failing_loss", "+loss.rank='1'",
+            "launch.max_restarts=1",
+        )
+    ]  # fmt: skip
+    for code, stdout, stderr in ends:
+        assert code == 1
+        assert re.search(
+            r"^rank 1 failed at step \d: ZeroDivisionError: the hook divides by zero$", stderr, re.MULTILINE
+        )
+        assert "(after 1 restarts)" in stderr
+        assert RunDir(Path(stdout.splitlines()[-1])).read_status()["state"] == "failed"
+
+
+LONG = ("train", "points", "strategy=ddp", "run.steps=100000", "run.dir=long", "checkpoint.every_steps=null")
+
+
+def wait_for_step(project: Path, step: int) -> None:
+    wait_for(lambda: RunDir(project / "long").read_status()["step"] >= step, f"step {step}")
+
+
+def test_ctrl_c_on_one_node_stops_and_commits_all(pair: Pair, project: Path) -> None:
+    nodes = pair(*LONG)
+    wait_for_step(project, 3)
+    nodes[1].send(signal.SIGINT)
+    ends = [each.end(timeout_s=20) for each in nodes]
+    assert [code for code, _, _ in ends] == [INTERRUPTED, INTERRUPTED], ends
+    run_dir = RunDir(project / "long")
+    status = run_dir.read_status()
+    assert status["state"] == "preempted"
+    assert [path.name for path in run_dir.checkpoints.glob("step_*")] == [f"step_{status['step']}"]
+
+    port = free_port()
+    again = pair("resume", "long", f"run.steps={status['step'] + 2}", f"launch.rendezvous=127.0.0.1:{port}")
+    assert run_dir_of([each.end() for each in again]).path == run_dir.path
+    assert len(run_dir.specs()) == 2
+    assert run_dir.read_status() | {"metrics": {}} == {"state": "done", "step": status["step"] + 2, "metrics": {}}
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_node_whose_launcher_is_killed_is_named(pair: Pair, project: Path, gone: int) -> None:
+    nodes = pair(*LONG, "launch.lost_s=3")
+    wait_for_step(project, 3)
+    nodes[gone].send(signal.SIGKILL)
+    code, _, stderr = nodes[1 - gone].end(timeout_s=30)
+    assert code == 1
+    if gone == 0:
+        assert re.search(r"node 0 cannot be reached at 127\.0\.0\.1:\d+ any more: ", stderr)
+    else:
+        assert re.search(r"^Not a word came of node 1 \(.*, process \d+\): look there first\.$", stderr, re.MULTILINE)
+    assert RunDir(project / "long").read_status()["state"] == "failed"
+
+
+def test_different_declarations_are_refused_on_every_node_and_nothing_is_made(pair: Pair, project: Path) -> None:
+    nodes = pair("train", "points", "strategy=ddp", only_1=("optimizer.lr=0.5", "launch.interface=lo", "run.steps=9"))
+    for each in nodes:
+        code, _, stderr = each.end()
+        assert code == REFUSED
+        assert "optimizer.lr: 0.001 on node 0, 0.5 on node 1. Start the same run on every node." in stderr
+        assert "run.steps: 10 on node 0, 9 on node 1." in stderr
+        assert "launch" not in stderr.partition("optimizer.lr")[2]
+    assert not (project / "outputs").exists()
+
+
+def test_who_does_not_come_is_named(node: StartNode) -> None:
+    port = free_port()
+    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{port}", "launch.join_s=1", "strategy=ddp", "launch.nodes=3")
+    nodes = [node("train", "points", *where, f"launch.node_rank={rank}") for rank in (0, 2)]
+    for each in nodes:
+        code, stdout, stderr = each.end()
+        assert (code, stdout) == (1, "")
+        assert f"1 of 2 other nodes came to 127.0.0.1:{port}; missing: 1. Start the same command on each" in stderr
+
+
+def test_where_nobody_waits_it_says_so(node: StartNode) -> None:
+    port = free_port()
+    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{port}", "launch.join_s=1", "strategy=ddp")
+    code, _, stderr = node("train", "points", *where, "launch.node_rank=1").end()
+    assert code == 1
+    assert f"nobody waits at 127.0.0.1:{port} after 1 s (" in stderr
+
+
+def test_two_nodes_of_one_number_are_refused(node: StartNode) -> None:
+    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", "strategy=ddp", "launch.nodes=3")
+    nodes = [node("train", "points", *where, f"launch.node_rank={rank}") for rank in (0, 1, 1)]
+    wait_for(lambda: any(each.has_ended() for each in nodes), "refusal")
+    ended = next(each for each in nodes if each.has_ended())
+    told = r"^launch\.node_rank=1 is \S+, process \d+ already\. Give each node a number of its own\.$"
+    assert re.search(told, ended.end()[2], re.MULTILINE)
+
+
+def test_a_taken_port_is_refused(node: StartNode) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        where = ("launch=nodes", f"launch.rendezvous={place}", "launch.node_rank=0", "strategy=ddp")
+        code, _, stderr = node("train", "points", *where).end()
+    assert code == 1
+    assert f"node 0 cannot wait at {place}: " in stderr
+    assert "Choose another port in launch.rendezvous." in stderr
+
+
+needs_root = pytest.mark.skipif(not can_make_hosts(), reason="needs root and iproute2 to make network hosts")
+
+
+@needs_root
+def test_two_hosts_by_a_hostfile_and_a_resume_by_arrival(
+    node: StartNode, project: Path, runner: Callable[..., Any]
+) -> None:
+    """The same words on both: who is who follows from their addresses."""
+    with two_hosts(f"h{os.getpid()}") as hosts:
+        lines = ["# in the order of node ranks", *(f"{name} slots=1" for name in NAMES)]
+        (project / "hosts").write_text("\n".join(lines) + "\n")
+        words = ("train", "points", "strategy=fsdp", "launch=nodes", "launch.hostfile=hosts", "run.stop_at_step=4")
+        first = run_dir_of([each.end() for each in [node(*words, within=enter) for enter in reversed(hosts)]])
+        again = ("resume", str(first.path), "launch.hostfile=null", f"launch.rendezvous={ADDRESSES[0]}:29511")
+        run_dir_of([each.end() for each in [node(*again, within=enter) for enter in hosts]])
+        (project / "others").write_text("10.213.7.8\n10.213.7.9\n")
+        code, _, stderr = node(*words, "launch.hostfile=others", within=hosts[0]).end()
+        assert code == REFUSED
+        assert "launch.hostfile: others does not name this machine. Add it, or say which it is" in stderr
+    alone = runner("train", "points", "strategy=fsdp", "hardware.processes=2").run_dir
+    assert losses(first) == losses(alone)
+
+
+@needs_root
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("strategy", sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml")))
+def test_every_strategy_trains_over_two_hosts_as_in_two_processes(
+    node: StartNode, runner: Callable[..., Any], strategy: str
+) -> None:
+    words = ("train", "points", f"strategy={strategy}", "batch.micro_items=3")
+    if strategy == "single":
+        pytest.skip("one process")
+    if strategy.startswith("hsdp"):
+        words = (*words, "strategy.shard_size=2")  # on one machine: all of them
+    with two_hosts(f"s{os.getpid()}") as hosts:
+        where = ("launch=nodes", f"launch.rendezvous={NAMES[0]}")
+        together = run_dir_of([each.end() for each in [node(*words, *where, within=enter) for enter in hosts]])
+    alone = runner(*words, "hardware.processes=2").run_dir
+    assert losses(together) == losses(alone)
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, project: Path) -> None:
+    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.join_s=8", "strategy=ddp")
+    (project / "outputs").mkdir()
+    hidden = f'mount -t tmpfs none {project}/outputs && exec "$@"'
+    nodes = [
+        node("train", "points", *where, "launch.node_rank=0"),
+        node("train", "points", *where, "launch.node_rank=1", within=["unshare", "-m", "bash", "-c", hidden, "-"]),
+    ]
+    for each in nodes:
+        code, _, stderr = each.end()
+        assert code == 1
+        assert re.search(r"node 1 \(.*\) does not see .*/spec\.yaml, which node 0 wrote\. Every node needs", stderr)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        ([], "launch.rendezvous: null says nowhere to meet. Give the host of node 0, or launch.hostfile."),
+        (["launch.rendezvous='a:b'"], "launch.rendezvous: 'a:b' must be the host of node 0, or host:port"),
+        (["launch.rendezvous='a:70000'"], "launch.rendezvous: 'a:70000' must be the host of node 0, or host:port"),
+        (["launch.hostfile=none"], "launch.hostfile: none cannot be read: "),
+        (["launch.hostfile=hosts"], "launch.nodes: hosts names 3 hosts, but launch.nodes=2. Make them the same."),
+        (
+            ["launch.hostfile=hosts", "launch.nodes=3", "hardware.processes=2"],
+            "hardware.processes: 2 processes were asked for on each node, but hosts gives a slots=1. Ask for fewer.",
+        ),
+        (["launch.hostfile=twice"], "launch.hostfile: twice names twice: a. Give each host one line"),
+        (["launch.hostfile=empty"], "launch.hostfile: empty names no host. Give one a line."),
+        (["launch.hostfile=odd"], "launch.hostfile: odd, line 2: 'b gpus=3' is not understood"),
+        (["launch.rendezvous=a", "launch.node_rank=2"], "node_rank=2 must be from 0 to 1: there are 2."),
+        (["launch.rendezvous=a", "launch.nodes=0"], "nodes=0 must be at least 1."),
+        (["launch.rendezvous=a", "launch.join_s=0"], "join_s=0.0 must be above 0."),
+        (["launch.rendezvous=a", "strategy=single"], "strategy: single runs one process, but hardware.processes=1 on launch.nodes=2 was"),  # noqa: E501
+        (["launch.rendezvous=a", "batch.items=3", "batch.micro_items=3"], "batch.items: 3"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_launch(
+    runner: Callable[..., Any], project: Path, overrides: list[str], fault: str
+) -> None:
+    (project / "hosts").write_text("a slots=1\nb slots=2\nc\n")
+    (project / "twice").write_text("a\nb\na\n")
+    (project / "empty").write_text("# nobody\n")
+    (project / "odd").write_text("a slots=2\nb gpus=3\n")
+    assert fault in runner("check", "points", "strategy=ddp", "launch=nodes", *overrides, code=REFUSED).stderr
+
+
+def test_a_sweep_is_not_spread_over_nodes(runner: Callable[..., Any]) -> None:
+    where = ("launch=nodes", "launch.rendezvous=127.0.0.1", "strategy=ddp")
+    told = runner("train", "points", "-m", *where, "optimizer.lr=0.1,0.2", code=1).stderr
+    assert told.count("launch.nodes: a sweep (-m) runs its jobs on one machine, not on 2.") == 2
