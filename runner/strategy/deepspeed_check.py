@@ -32,11 +32,6 @@ STAGES_OF = {
 
 def run_faults(spec: "RunSpec") -> Iterator[Fault]:
     """What the rest of the recipe asks for and DeepSpeed does not do here."""
-    if spec.precision.param_dtype not in (torch.float32, torch.bfloat16):
-        narrow = str(spec.precision.param_dtype).removeprefix("torch.")
-        why = "DeepSpeed refuses it on the host" if spec.hardware.backend == HOST else "its loss scale is DeepSpeed's"
-        rule = f"weights in {narrow} do not go with the DeepSpeed strategies ({why}). Use precision=bf16 or fp32."
-        yield Fault(key="precision", message=rule)
     if spec.batch.auto:
         rule = "auto rehearses steps without the other ranks, and DeepSpeed's collectives cannot be left out."
         yield Fault(key="batch.micro_items", message=f"{rule} Give a number; strategy=fsdp finds one that is near.")

@@ -3,6 +3,7 @@
 Everything is kept flat, by dotted keys (zero_optimization.stage), until DeepSpeed is given it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,9 @@ OF_OPTIMIZER = "optimizer.params."
 OF_GROUPS = ("lr", "betas", "eps", "weight_decay", "momentum")  # what an optimizer's parameter groups carry
 FILLED = tuple(OF_OPTIMIZER + key for key in OF_GROUPS)
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # as DeepSpeed calls them
+OF_SCALE = tuple(
+    f"fp16.{key}" for key in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")
+)
 DEFAULTED = (ZERO + "stage3_gather_16bit_weights_on_model_save",)  # "auto" leaves them to DeepSpeed
 
 
@@ -92,14 +96,28 @@ def given(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def of_spec(spec: "RunSpec") -> dict[str, Entry]:
-    """What a user's file may repeat, but not otherwise: the batch and the optimizer's settings."""
+    """What a user's file may repeat, but not otherwise: the batch, the optimizer's settings, the loss scale."""
     figures = (spec.batch.items, spec.batch.micro_items, spec.batch.accumulate)
     knobs = ("batch.items", "batch.micro_items", "batch.accumulate")
     entries = {key: Entry(*one) for key, one in zip(BATCH, zip(figures, knobs, strict=True), strict=True)}
     for key, value in flat(spec.config["optimizer"]).items():
         if key in OF_GROUPS:
             entries[OF_OPTIMIZER + key] = Entry(value, "optimizer." + key)
-    return entries
+    return entries | _of_scale(spec.config["precision"])
+
+
+def _of_scale(keys: Mapping[str, Any]) -> dict[str, Entry]:
+    """How the loss scale moves, in DeepSpeed's words; nothing of a precision that has none. The precision moves it."""
+    if not keys.get("scale_loss"):
+        return {}
+    told = (
+        (0, "precision.scale_loss"),  # it moves
+        (math.log2(keys["init_scale"]), "precision.init_scale"),
+        (keys["growth_interval"], "precision.growth_interval"),
+        (1, "precision, whose scale shrinks at the first overflow"),
+        (keys["min_scale"], "precision.min_scale"),
+    )
+    return {key: Entry(*one) for key, one in zip(OF_SCALE, told, strict=True)}
 
 
 def of_house() -> dict[str, Entry]:
@@ -128,7 +146,7 @@ def contradictions(sources: Sequence[Source]) -> list[str]:
 def unfilled(sources: Sequence[Source]) -> list[str]:
     """What is "auto" though nothing fills it."""
     filled = {key for source in sources for key, entry in source.items() if entry.value != AUTO}
-    known = {*BATCH, *SHAPED, *DEFAULTED, *FILLED, *filled}
+    known = {*BATCH, *SHAPED, *DEFAULTED, *FILLED, *OF_SCALE, *filled}
     return sorted({key for source in sources for key in source} - known)
 
 
@@ -139,7 +157,7 @@ def join(sources: Sequence[Source]) -> dict[str, Any]:
         for key, entry in source.items():
             if entry.value != AUTO or (key in SHAPED and key not in joined):
                 joined[key] = entry.value
-    return {key: value for key, value in joined.items() if key not in (*BATCH, *FILLED)}
+    return {key: value for key, value in joined.items() if key not in (*BATCH, *FILLED, *OF_SCALE)}
 
 
 def told_of_batches(num_ranks: int) -> dict[str, Any]:

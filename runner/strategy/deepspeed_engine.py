@@ -63,6 +63,7 @@ def build(
         loss_of=loss_of,
         state=NamedPartitions(model, engine.optimizer.optimizer, shares, rank=world.rank),
         gradients=Gradients(engine.optimizer, clip, world),
+        scaler=precision.scaler(),
         sync_buffers=list(model.buffers()) if sync_buffers and world.size > 1 else [],
         world=world,
     )

@@ -14,6 +14,7 @@ class Gradients:
     """This rank's part of them, averaged over ranks; what divides and clips them."""
 
     def __init__(self, zero: Any, clip: Clip, world: World) -> None:
+        self._zero = zero
         self._clip = clip
         self._world = world
         self._owned: Callable[[], list[Tensor]]
@@ -42,11 +43,20 @@ class Gradients:
         if self._clip.value is not None:
             squares = [tensor.float().square().sum() for tensor in self._owned()]
             norm = self._world.sum(torch.stack(squares).sum()).sqrt() * factor
-            bound = torch.as_tensor(self._clip.value / factor)
+            # A gradient that is not finite stays so: DeepSpeed is to find it, and not a clipped infinity.
+            bound = torch.where(norm.isfinite(), self._clip.value / factor, torch.inf)
             for tensor in self._held():
                 tensor.clamp_(-bound, bound)
         self._multiply(factor)
         return norm
+
+    def forget(self) -> None:
+        """A step was left out for its loss scale.
+
+        Where the optimizer is offloaded, DeepSpeed 0.19.8 keeps what spoilt it, and would add the next step onto that.
+        """
+        for group in self._zero.averaged_gradients:
+            self._zero.averaged_gradients[group] = None
 
 
 def _by_loss_scale(zero: Any) -> Callable[[Tensor | float], None]:
@@ -55,7 +65,10 @@ def _by_loss_scale(zero: Any) -> Callable[[Tensor | float], None]:
     `override_loss_scale` would do, but compares and prints it, for which the host must wait: it is a tensor where the
     count is data.
     """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
     zero.custom_loss_scaler = True
+    zero.loss_scaler = LossScaler(scale=1.0)  # not one that moves: the precision's does
 
     def multiply(factor: Tensor | float) -> None:
         zero.external_loss_scale = 1.0 / factor

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from runner.errors import HookError
-from runner.protocols import Batches, Loss, MicroBatch, State, StepLoss, Stored, Update, Weighed, World
+from runner.protocols import Batches, Loss, MicroBatch, Scaler, State, StepLoss, Stored, Update, Weighed, World
 from runner.strategy.deepspeed_gradients import Gradients
 from runner.strategy.deepspeed_state import NamedPartitions
+from runner.strategy.expected import Expected, ExpectedCount, NothingExpected
+from runner.strategy.kept import values_of, with_kept
 from runner.strategy.weigh import at_least_one, check_has_gradient, weigh
 
 
@@ -61,6 +63,7 @@ class ZeroReplica:
         loss_of: CastLossOf,
         state: NamedPartitions,
         gradients: Gradients,
+        scaler: Scaler,
         sync_buffers: Sequence[Tensor],
         world: World,
     ) -> None:
@@ -74,6 +77,9 @@ class ZeroReplica:
         self._loss_of = loss_of
         self._state = state
         self._gradients = gradients
+        self._scaler = scaler
+        self._expected: Expected = ExpectedCount(world) if scaler.scales else NothingExpected()
+        self._kept = {"scaler": scaler, "expected": self._expected}
         self._buffers = sync_buffers
         self._world = world
         self._factor: Tensor | float = 1.0
@@ -101,28 +107,37 @@ class ZeroReplica:
                 counts = [loss.count for loss in losses]
                 finish = self._world.start_sum(torch.as_tensor(sum(counts), device=loss.value.device))
             # The engine averages over ranks. A mean is divided before backward, for every rank knows the step's items.
-            factor = loss.weight * self._world.size / batches.items if loss.is_mean else float(loss.weight)
+            weight, items = loss.weight, batches.items
+            factor = weight * self._world.size / items if loss.is_mean else weight / self._expected.of(loss, batches)
             # A product even by 1: given the very tensor that came from forward, the engine divides by its rounds.
-            self._engine.backward(loss.value * factor, scale_wrt_gas=False)
+            self._engine.backward(loss.value * (factor * self._scaler.scale), scale_wrt_gas=False)
         count = finish()
-        self._factor = 1.0 if losses[-1].is_mean else self._world.size / at_least_one(count)
+        last = losses[-1]
+        guessed = self._world.size * self._expected.of(last, batches)
+        self._factor = 1.0 if last.is_mean else guessed / at_least_one(count)
         return StepLoss(losses, count)
 
     def update(self, *, measure: bool) -> Update:
         """Divide, clip, step, clear, give the new weights to all: DeepSpeed's own step.
 
         Raises:
-            HookError: the gradient is not finite: DeepSpeed skips such a step in every precision.
+            HookError: the gradient is not finite, and no loss scale is to blame: DeepSpeed skips the step all the same.
         """
-        norm = self._gradients.finish(self._factor)
+        norm = self._gradients.finish(self._factor / self._scaler.scale)
         self._engine.step()
-        if not self._engine.was_step_applied():
+        applied = self._engine.was_step_applied()
+        # DeepSpeed has looked for what is not finite, on all ranks, and undone the scale.
+        self._scaler.unscale((), 1.0, lambda _: torch.tensor(not applied))
+        if not applied and self._scaler.scales:
+            self._gradients.forget()
+            return Update(False, None, self._scaler.record())
+        if not applied:
             raise HookError(
                 "the gradient of this step is not finite, and DeepSpeed takes no such step. Look for a division by "
                 "zero or a logarithm of zero in the loss, lower optimizer.lr, or set clip.norm."
             )
         measured = self._engine.get_global_grad_norm() if norm is None else norm
-        return Update(True, torch.as_tensor(measured, dtype=torch.float32))
+        return Update(True, torch.as_tensor(measured, dtype=torch.float32), self._scaler.record())
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[Weighed]:
         """The hook on the model itself; stage 3 gathers weights as in training."""
@@ -139,11 +154,13 @@ class ZeroReplica:
 
     def state(self) -> State:
         """Model and optimizer by the model's own names, this rank's part of them."""
-        return self._state.state()
+        state = self._state.state()
+        state.values |= values_of(self._kept)
+        return state
 
     def load_state(self, read: Callable[[State], None], stored: Mapping[str, Stored]) -> None:
         """Continue from a checkpoint; every rank reads what it owns."""
-        self._state.load(read, stored)
+        self._state.load(with_kept(read, self._kept), stored)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -11,18 +11,7 @@ from typing import Any, Protocol, final
 import torch
 
 from runner.protocols import Batches, Weighed, World
-
-
-class Kept(Protocol):
-    """Something of a strategy that goes into checkpoints."""
-
-    def state(self) -> dict[str, Any]:
-        """What JSON can say; the same on every rank."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from there; from {} begin afresh."""
-        ...
+from runner.strategy.kept import Kept
 
 
 class Expected(Kept, Protocol):

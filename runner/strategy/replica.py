@@ -23,7 +23,8 @@ from runner.protocols import (
     Weighed,
     World,
 )
-from runner.strategy.expected import Expected, ExpectedCount, Kept, NothingExpected
+from runner.strategy.expected import Expected, ExpectedCount, NothingExpected
+from runner.strategy.kept import Kept, values_of, with_kept
 from runner.strategy.named_state import load_named_state, named_state, settings
 from runner.strategy.weigh import at_least_one, check_has_gradient, weigh
 
@@ -134,17 +135,12 @@ class Replica:
         """Model and optimizer by the model's own names."""
         state = named_state(self.model, self.optimizer)
         state.values["optimizer"]["built_groups"] = self._built_groups
-        state.values |= {name: part.state() for name, part in self._kept.items()}
+        state.values |= values_of(self._kept)
         return state
 
     def load_state(self, read: Callable[[State], None], stored: Mapping[str, Stored]) -> None:
         """Continue from a checkpoint; every rank reads what it holds."""
-
-        def read_all(state: State) -> None:
-            read(state)
-            for name, part in self._kept.items():
-                part.load_state(state.values.get(name, {}))
-
+        read_all = with_kept(read, self._kept)
         load_named_state(self.model, self.optimizer, read_all, stored, built_groups=self._built_groups)
 
     def _backward(self, loss: Weighed, batches: Batches) -> None:

@@ -8,15 +8,16 @@ from tests.parity.options import STRATEGIES, placed, tensors
 FP16 = ["precision=fp16"]
 # 10⁹ overflows eleven times before it fits; growing every third step, it overflows again and again.
 ROUGH = [*FP16, "precision.init_scale=1e9", "precision.growth_interval=3"]
-SHARED_STEP = [name for name in STRATEGIES if name != "single" and not name.startswith("deepspeed")]
-SLICE = ("single", "ddp", "fsdp")
+SLICE = ("single", "ddp", "fsdp", "deepspeed_zero2")
+EACH = [name if name in SLICE else pytest.param(name, marks=pytest.mark.exhaustive) for name in STRATEGIES]
+PAIRED = [each for each in EACH if each != "single"]
 
 
 def losses(ended):
     return {line["step"]: line["train/loss"] for line in ended.metrics() if "train/loss" in line}
 
 
-@pytest.mark.parametrize("strategy", SLICE)
+@pytest.mark.parametrize("strategy", EACH)
 def test_a_run_resumes_bit_by_bit_in_mid_epoch_with_its_scale(runner, strategy):
     common = ["points", *ROUGH, "batch.micro_items=3", "model.dropout=0.2", *placed(strategy, 2)]
     expected = runner("train", *common)
@@ -30,10 +31,7 @@ def test_a_run_resumes_bit_by_bit_in_mid_epoch_with_its_scale(runner, strategy):
     assert expected.metrics()[-2]["train/skipped_steps"] > 11
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [name if name in SLICE else pytest.param(name, marks=pytest.mark.exhaustive) for name in SHARED_STEP],
-)
+@pytest.mark.parametrize("strategy", PAIRED)
 def test_two_ranks_reach_what_one_process_reaches(runner, strategy):
     common = ["train", "points", *FP16, "optimizer=sgd", "optimizer.lr=0.1", "run.steps=9", "clip.norm=0.3"]
     alone, pair = runner(*common), runner(*common, *placed(strategy, 2), "batch.micro_items=2")
@@ -62,10 +60,11 @@ def test_a_run_goes_on_in_another_precision(runner, before, after):
     assert losses(resumed) == pytest.approx(losses(runner("train", "points")), rel=2**-7)
 
 
-def test_a_gradient_that_is_never_finite_ends_the_run_with_advice(runner):
-    impossible = "loss._target_=user_hooks.points.infinite_loss"
-    looked = runner("train", "points", *FP16, impossible, code=1)
+@pytest.mark.parametrize("strategy", ["single", pytest.param("deepspeed_zero3", marks=pytest.mark.exhaustive)])
+def test_a_gradient_that_is_never_finite_ends_the_run_with_advice(runner, strategy):
+    impossible = [*placed(strategy, 2), "loss._target_=user_hooks.points.infinite_loss"]
+    looked = runner("train", "points", *FP16, *impossible, code=1)
     assert "step 1 is not finite" in looked.stderr  # the loss itself: no scale can help, and the guard says so
     left_alone = ["precision.min_scale=30000", "guard.non_finite=ignore"]
-    ended = runner("train", "points", *FP16, impossible, *left_alone, code=1)
+    ended = runner("train", "points", *FP16, *impossible, *left_alone, code=1)
     assert "precision.min_scale=30000 allows no smaller one. Look for a division by zero" in ended.stderr

@@ -116,6 +116,28 @@ def test_no_stage_is_ddp():
         DeepSpeed(stage=0)
 
 
+FP16_SECTION = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000}
+
+
+@needs_deepspeed
+def test_a_files_loss_scale_must_be_that_of_the_precision(runner, project):
+    """The numbers of Accelerate's documentation, beside torch's: the precision moves the scale, whoever asks for it."""
+    (project / "ds.json").write_text(json.dumps({"fp16": {**FP16_SECTION, "hysteresis": 2, "min_loss_scale": 1}}))
+    asked = ["strategy=deepspeed_zero2", "strategy.config_file=ds.json", "precision=fp16"]
+    said = faults(runner, *asked)
+    for line in (
+        "fp16.loss_scale_window is 2000 by precision.growth_interval and 1000 by ds.json: fp16.loss_scale_window",
+        "fp16.min_loss_scale is 0.001 by precision.min_scale and 1 by ds.json: fp16.min_loss_scale",
+        "fp16.hysteresis is 1 by precision, whose scale shrinks at the first overflow and 2 by ds.json: fp16.hyst",
+    ):
+        assert line in said
+    assert "initial_scale_power" not in said
+    assert "fp16.loss_scale is" not in said
+    (project / "ds.json").write_text(json.dumps({"fp16": {**FP16_SECTION, "hysteresis": "auto"}}))
+    ended = runner("train", "points", *asked, "precision.growth_interval=1000", "run.steps=2")
+    assert ended.metrics()[-2]["train/loss_scale"] == 65536
+
+
 def test_a_file_that_contradicts_the_recipe_in_several_places(runner, project):
     file = {
         "train_batch_size": 32,

@@ -16,11 +16,11 @@ PRECISIONS = sorted(path.stem for path in (CONF / "precision").glob("*.yaml"))
 # in float8 (E4M3 keeps 3 bits, E5M2 2). bf16 rounds activations only: as in tests/parity/test_options.py. fp32: sums
 # in another order.
 STEPS = 5
-APART = {"fp32": 2e-6, "bf16": 1e-2, "bf16_pure": STEPS * 2**-8, "fp8": 0.06}
+APART = {"fp32": 2e-6, "bf16": 1e-2, "fp16": 2e-3, "bf16_pure": STEPS * 2**-8, "fp8": 0.06}
 REFUSED = {
-    "fp16": ["precision: weights in float16 do not go with the DeepSpeed strategies", "Use precision=bf16 or fp32."],
     "fp8_te": ["precision: fp8_te needs NVIDIA's TransformerEngine", "Or use precision=fp8"],
 }
+IN_RANGE = {"fp16": ["precision.init_scale=1024"]}  # at the usual scale, whether a step overflows depends on its cut
 CLIPS = {"free": [], "clipped": ["clip.norm=0.3", "clip.value=0.2"]}
 SLICE = {("deepspeed_zero1", "bf16_pure", "clipped"), ("deepspeed_zero3", "fp8", "free")}
 TALL = [*TOWER[1:], "hardware=cpu", "+model.width=16", "optimizer=sgd", "optimizer.lr=0.1", f"run.steps={STEPS}"]
@@ -40,12 +40,40 @@ def test_every_precision_is_one_or_the_other():
 def test_two_ranks_end_where_one_process_does(runner, stage, precision, clips):
     if precision.startswith("fp8") and importlib.util.find_spec("torchao") is None:
         pytest.skip("needs the extra fp8")
-    common = ["train", *TALL, f"precision={precision}", *CLIPS[clips]]
+    common = ["train", *TALL, f"precision={precision}", *CLIPS[clips], *IN_RANGE.get(precision, [])]
     alone, pair = runner(*common), runner(*common, *placed(stage, 2), "batch.micro_items=3")
     ours, theirs = tensors(pair, STEPS), tensors(alone, STEPS)
     assert ours.keys() == theirs.keys()
     for name in ours.keys() - {"model.seen"}:  # counts forwards, not steps
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=APART[precision])  # types are the same, too
+
+
+OTHERWISE = {
+    "offloaded": ("deepspeed_zero2", ["strategy.offload_optimizer=cpu"]),
+    "offloaded_cut": ("deepspeed_zero3", ["strategy.offload_optimizer=cpu", "strategy.offload_param=cpu"]),
+    "zero_init": ("deepspeed_zero3", ["strategy.zero_init=true"]),
+}
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=pytest.mark.exhaustive) for how in OTHERWISE])
+def test_float16_overflows_are_left_out_wherever_the_optimizer_is(runner, how):
+    """The same steps are skipped, and the rest are the same, as without."""
+    stage, more = OTHERWISE[how]
+    rough = ["train", *TALL, "precision=fp16", "precision.init_scale=1e7", "optimizer=adamw", "batch.micro_items=3"]
+    plain, other = (runner(*rough, *placed(stage, 2), *also) for also in ([], more))
+    skipped = [ended.metrics()[-2]["train/skipped_steps"] for ended in (plain, other)]
+    assert skipped[0] == skipped[1] > 2
+    theirs = tensors(plain, STEPS)
+    for name, tensor in tensors(other, STEPS).items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-6)  # fp32 sums in another order
+
+
+@pytest.mark.parametrize("stage", ["deepspeed_zero2", pytest.param("deepspeed_zero3", marks=pytest.mark.exhaustive)])
+def test_an_infinity_is_found_before_elements_are_clipped(runner, stage):
+    """Clipped, it would look like any large gradient, and the step would be taken."""
+    rough = ["precision=fp16", "precision.init_scale=1e9", "clip.value=0.1"]
+    ended = runner("train", *TALL, *rough, *placed(stage, 2), "batch.micro_items=3")
+    assert ended.metrics()[-2]["train/skipped_steps"] > 9  # 10⁹ has to be halved so often at least
 
 
 @pytest.mark.parametrize("stage", STAGES)
