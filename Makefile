@@ -22,9 +22,9 @@ test: $(VENV)/installed-test  ## the whole suite but what is exhaustive
 	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
 	$(PYTEST) -m "not exhaustive"
 
-test-all: $(VENV)/installed-test  ## all of the suite
+test-all: $(VENV)/installed-test  ## all of the suite; the matrices are a file each, so that its cells are handed out
 	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
-	$(PYTEST)
+	$(PYTEST) --dist worksteal
 
 lint: $(VENV)/installed-dev  ## format, lint and types
 	$(BIN)/ruff format --check .

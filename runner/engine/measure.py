@@ -98,7 +98,7 @@ def _checked(metrics: Mapping[str, tuple[Tensor, Tensor | int]]) -> Mapping[str,
     """The hook's metrics, if they are what a hook may return.
 
     Raises:
-        HookError: one is no pair, or takes the name of the loss.
+        HookError: one is no pair of numbers, or takes the name of the loss.
     """
     for name, pair in metrics.items():
         if name == LOSS:
@@ -108,4 +108,10 @@ def _checked(metrics: Mapping[str, tuple[Tensor, Tensor | int]]) -> Mapping[str,
                 f"the loss hook's metric {name!r} is a {type(pair).__name__}, but must be a pair (sum, count), so that "
                 "it can be added up over micro-batches and ranks before it is divided."
             )
+        for number in pair:
+            if isinstance(number, Tensor) and number.numel() != 1:
+                raise HookError(
+                    f"the loss hook's metric {name!r} holds a tensor of shape {list(number.shape)}, but sum and count "
+                    "must be one number each. Add it up with .sum(), or give each part a name of its own."
+                )
     return metrics

@@ -10,6 +10,7 @@ WRONG = [
     ("data", "empty", "the data hook's 'train' dataset is empty. Return at least one item"),
     ("data", "without_eval", "eval.every_steps is set, but user_hooks.wrong.without_eval returned no eval dataset"),
     ("loss", "metric_no_pair", "metric 'accuracy' is a Tensor, but must be a pair (sum, count)"),
+    ("loss", "metric_of_many", "metric 'accuracy' holds a tensor of shape [12], but sum and count must be one number"),
     ("loss", "metric_named_loss", "a metric named 'loss', which Loss.total has already. Rename it"),
     ("loss", "imports_nothing", "No module named 'no_such_module_anywhere'"),
 ]
