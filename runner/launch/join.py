@@ -11,9 +11,8 @@ from torch.distributed import DistError, Store, TCPStore  # type: ignore[attr-de
 
 from runner.errors import Interrupted, RunFailed
 from runner.launch.hosts import Endpoint
-from runner.launch.meeting import FAILED, INTERRUPTED, Meeting, OtherEnded
+from runner.launch.meeting import FAILED, INTERRUPTED, POLL_S, Meeting, OtherEnded
 
-POLL_S = 0.05
 TRY_S = 1.0
 
 

@@ -1,5 +1,6 @@
 """Ranks on several machines: the same command on each, brought together where node 0 waits."""
 
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,15 +102,22 @@ class Nodes:
         """Wait until all machines are there and were told the same.
 
         Raises:
-            SpecError: they were told different things.
+            SpecError: they were told different things, or something that does not hold on this machine.
             RunFailed: one of them did not come.
         """
+        self._check_interface()
         from runner.launch.together import together  # torch comes along, and `runner check` does without
 
         hosts = self.hosts()
         place = endpoint(self.rendezvous if self.rendezvous is not None else hosts[0].name)
         with together(self, spec, place, node_rank=self._find_place(place, hosts)) as launch:
             yield launch
+
+    def _check_interface(self) -> None:
+        there = [name for _, name in socket.if_nameindex()]
+        if self.interface is not None and self.interface not in there:
+            rule = f"{self.interface} is no network interface of this machine, which has {', '.join(there)}."
+            raise SpecError(Fault(key="launch.interface", message=f"{rule} Use one of them, or null."))
 
     def _find_place(self, place: Endpoint, hosts: list[Host]) -> int | None:
         """This machine's number; None if any will do but 0."""

@@ -175,6 +175,12 @@ def test_two_nodes_of_one_number_are_refused(node: StartNode) -> None:
     assert re.search(told, ended.end()[2], re.MULTILINE)
 
 
+def test_an_interface_that_is_not_there_is_refused_before_anybody_is_waited_for(runner: Callable[..., Any]) -> None:
+    where = ("launch=nodes", "launch.rendezvous=127.0.0.1", "launch.interface=eth77", "strategy=ddp")
+    said = runner("train", "points", *where, code=REFUSED).stderr
+    assert re.search(r"launch\.interface: eth77 is no network interface of this machine, which has lo\b", said)
+
+
 def test_a_taken_port_is_refused(node: StartNode) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         place = f"127.0.0.1:{taken.getsockname()[1]}"
