@@ -2,16 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py                       # some three minutes
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py --dir /dev/shm        # without a disk
-    OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py --blocked             # only the background save
 
 Two processes over gloo hold the shards of a transformer's blocks (fully_shard) and of Adam's two moments of each, and
 save in alternation. Prints the median over the rounds of the slowest rank's time, as a ratio to each rank writing the
 bytes of its own shards into a file of its own, fsynced; and the fastest round in seconds. What is saved is on the disk
 when the clock stops. The first round, which also pays the imports, is not counted; in it, what runner saved is loaded
 again and compared.
-
-Then, with checkpoint.asynchronous=true: for how long save() holds up each rank beside a copy of its own shards, both
-ranks at once; see checkpoint.py for what is held to what.
 """
 
 import argparse
@@ -34,7 +30,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from runner.checkpoint.sharded import Sharded
-from runner.protocols import Axes, Progress, State
+from runner.protocols import Axes, State
 from runner.world.group import GroupWorld
 
 RANKS = 2
@@ -150,35 +146,6 @@ def mesh(world: GroupWorld) -> DeviceMesh:
     return world.mesh(Axes(names=("data",), sizes=(world.size,), data=("data",)))
 
 
-def blocked(world: GroupWorld, gigabytes: float, rounds: int, where: Path, first: str) -> dict[str, list[list[float]]]:
-    """Seconds of each rank's saves and plain copies in alternation, in fresh processes; the one named first begins."""
-    tensors = build_shards(gigabytes, mesh(world))
-    checkpointer = Sharded(asynchronous=True).open(where / first, world)
-    copies: Tensors = {}
-    times: dict[str, list[list[float]]] = {"save": [], "copy": []}
-
-    def copy() -> None:
-        for name, tensor in locals_of(tensors).items():
-            if name in copies:
-                copies[name].copy_(tensor)
-            else:
-                copies[name] = tensor.clone()
-
-    for step in range(1, rounds + 2):
-        for kind in ("save", "copy") if first == "save" else ("copy", "save"):
-            checkpointer.close()  # what was under way neither counts nor disturbs
-            if kind == "save":
-                progress = Progress(step=step, position=step)
-                state = State(tensors=tensors)
-                action = lambda state=state, progress=progress: checkpointer.save(state, progress=progress, metrics={})  # noqa: E731
-            else:
-                action = copy
-            times[kind].append(seconds(world, action))
-    checkpointer.close()
-    clean(world, where / first)
-    return times
-
-
 def rank(number: int, port: int, answer: Any, action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """One of the processes: enters the group, acts, and rank 0 answers."""
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -215,36 +182,15 @@ def measure(gigabytes: float, rounds: int, where: Path) -> None:
         print(f"{way:20}{ratio:8.2f}{min(mine):8.2f}")
 
 
-def measure_blocked(gigabytes: float, rounds: int, where: Path) -> None:
-    """Processes in turn, in which one or the other comes first to fresh memory."""
-    firsts: dict[str, list[list[float]]] = {"save": [], "copy": []}
-    later: dict[str, list[list[float]]] = {"save": [], "copy": []}
-    for _ in range(rounds):
-        for first in ("save", "copy"):
-            times = in_ranks(blocked, gigabytes, 4, where, first)
-            firsts[first].append(times[first][0])
-            for kind in later:
-                later[kind] += times[kind][1:]
-    print(f"asynchronous: each rank waits, beside a copy of its {gigabytes} GB; medians")
-    for name, found in (("first save, fresh memory", firsts), ("later saves", later)):
-        for number in range(RANKS):
-            save_s, copy_s = (statistics.median(one[number] for one in found[kind]) for kind in ("save", "copy"))
-            ratio = save_s / copy_s
-            print(f"{name:26}rank {number}{save_s:8.3f} s   copy {copy_s:8.3f} s   ratio {ratio:6.2f}")
-
-
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=0.5, help="of each rank")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
-    parser.add_argument("--blocked", action="store_true", help="measure only the background save")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
-        if not options.blocked:
-            measure(options.gigabytes, options.rounds, Path(where))
-        measure_blocked(options.gigabytes, max(1, options.rounds // 2), Path(where))
+        measure(options.gigabytes, options.rounds, Path(where))
 
 
 if __name__ == "__main__":

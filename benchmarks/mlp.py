@@ -32,6 +32,12 @@ def build_model(hidden: int = 64) -> nn.Module:
     return nn.Sequential(nn.Linear(32, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
+def build_tower(width: int = 1024, blocks: int = 10) -> nn.Module:
+    """Of so many blocks of 8 width² weights: 84 million as it is, of which AdamW makes a gigabyte."""
+    layers = [nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)) for _ in range(blocks)]
+    return nn.Sequential(nn.Linear(32, width), *layers, nn.Linear(width, 10))
+
+
 def build_data() -> Data:
     """Batches come as one piece: nothing to collate."""
     return Data(train=Points(), collate=lambda batch: batch)

@@ -512,8 +512,13 @@ class Checkpointer(Protocol):
         """Commit, then drop what retention does not keep; perhaps in the background, from a copy of the state."""
         ...
 
-    def poll(self) -> None:
-        """Between saves, now and then: raise what has failed in the background. Does not wait for what is under way."""
+    def poll(self, state: Callable[[], State]) -> None:
+        """Between saves, now and then: raise what has failed in the background. Does not wait for what is under way.
+
+        Args:
+            state: what a save would be given now. The first time is after the run's first step: a save that is to be
+                quick may make its preparations.
+        """
         ...
 
     def latest(self) -> Path | None:

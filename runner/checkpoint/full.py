@@ -1,6 +1,6 @@
 """Rank 0 writes one file that holds every tensor whole. For models that are small enough to wait for one writer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -80,7 +80,7 @@ class FullCheckpointer:
             write=lambda world, partial: write_whole(world, partial, state.tensors),
         )
 
-    def poll(self) -> None:
+    def poll(self, state: Callable[[], State]) -> None:
         """Nothing is under way: a save is on the disk when it returns."""
 
     def latest(self) -> Path | None:

@@ -1,6 +1,6 @@
 """No checkpoints are written. Those that a run has already can still be read, so that it can be continued."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -52,7 +52,7 @@ class ReadOnlyCheckpointer:
     def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Nothing."""
 
-    def poll(self) -> None:
+    def poll(self, state: Callable[[], State]) -> None:
         """Nothing."""
 
     def latest(self) -> Path | None:

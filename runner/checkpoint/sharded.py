@@ -2,7 +2,7 @@
 
 import copy
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -105,18 +105,20 @@ class ShardedCheckpointer:
         self._background.start(lambda: save_into(self._checkpoints, self._aside, saved, self._keep, write=write))
 
     def _transfer(self) -> "Transfer":
-        """Made by the first save: it brings torch.distributed.checkpoint with it."""
+        """Made when it is first needed: it brings torch.distributed.checkpoint with it."""
         from runner.checkpoint.transfer import Transfer
 
         self._made = self._made or Transfer()
         return self._made
 
-    def poll(self) -> None:
-        """Nothing, or that a save in the background has failed.
+    def poll(self, state: Callable[[], State]) -> None:
+        """Nothing, or that a save in the background has failed. Prepares the first of them.
 
         Raises:
             CheckpointError: as `save`.
         """
+        if self._part.asynchronous and self._made is None:
+            self._transfer().prepare(self._world, self._checkpoints, state().tensors)
         # A rank may not know yet what another knows: they agree, and then wait for the end that all come to.
         if self._part.asynchronous and self._world.any(self._background.failed):
             self._background.wait()

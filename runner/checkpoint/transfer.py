@@ -39,6 +39,14 @@ class Transfer:
         planned = self._plan.plan(world, tensors, path)
         return _write(world, path, planned, planned.tensors())
 
+    def prepare(self, world: World, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Agree on who writes what and claim memory for a copy, beside the run: `stage` then only copies. Collective.
+
+        Raises:
+            CheckpointError: a rank has something that cannot be stored.
+        """
+        self._staging.reserve(self._plan.plan(world, tensors, path).pieces)
+
     def stage(self, world: World, path: Path, tensors: Mapping[str, Tensor]) -> Callable[[World, Path], Written]:
         """Copy every rank's share to its host. Collective.
 

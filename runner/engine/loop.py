@@ -4,6 +4,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 from runner.engine.agenda import Agenda
 from runner.engine.build import build, open_records
@@ -77,7 +78,7 @@ def train(session: Session) -> str:
             logger.info("ended after step %d: %s", session.step, verdict)
             return "done"
         if wishes.polled:
-            session.checkpointer.poll()
+            session.checkpointer.poll(partial(whole_state, session))
             session.write_status("running")
     return "done"
 

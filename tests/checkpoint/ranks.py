@@ -100,7 +100,7 @@ def later_fails_on_one(world: GroupWorld, directory: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     checkpointer.save(large, progress=Progress(step=6, position=60), metrics={})
-    message = failure(lambda: poll_until_it_fails(checkpointer))
+    message = failure(lambda: poll_until_it_fails(checkpointer, large))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "File too large. Free space there" in message, message
     assert checkpointer.latest() == directory / "checkpoints/step_5"
@@ -108,11 +108,11 @@ def later_fails_on_one(world: GroupWorld, directory: Path) -> None:
     assert checkpointer.latest() == directory / "checkpoints/step_7"
 
 
-def poll_until_it_fails(checkpointer: ShardedCheckpointer) -> None:
+def poll_until_it_fails(checkpointer: ShardedCheckpointer, state: State) -> None:
     """As a loop polls; the group's own timeout ends it."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        checkpointer.poll()
+        checkpointer.poll(lambda: state)
         time.sleep(0.01)
 
 

@@ -69,7 +69,7 @@ def test_a_disk_that_refuses_is_heard_of_and_the_commit_before_stands(
 
     def poll() -> None:
         while True:
-            later.poll()
+            later.poll(State)
 
     calls: dict[str, Callable[[], object]] = {
         "save": lambda: later.save(state, progress=at(3), metrics={}),
@@ -117,6 +117,30 @@ def test_the_memory_of_a_copy_is_used_again() -> None:
     second = staging.copy(pieces, tensors)
     assert [one.data_ptr() for one in second] == [one.data_ptr() for one in first]
     assert second[0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_memory_that_was_reserved_is_what_copies_go_to() -> None:
+    """Reserved before the first; a copy that has outgrown it gets more."""
+    staging, small = Staging(), [Piece("a", "float32", (0,), (3,))]
+    staging.reserve(small)
+    first = staging.copy(small, [torch.arange(3.0)])
+    assert first[0].tolist() == [0.0, 1.0, 2.0]
+    assert staging.copy(small, [torch.ones(3)])[0].data_ptr() == first[0].data_ptr()
+    large = [*small, Piece("b", "float32", (0,), (100_000,))]
+    copies = staging.copy(large, [torch.zeros(3), torch.ones(100_000)])
+    assert [copy.sum().item() for copy in copies] == [0.0, 100_000.0]
+
+
+def test_the_first_poll_prepares_a_save_and_refuses_what_cannot_be_stored(later: ShardedCheckpointer) -> None:
+    with pytest.raises(CheckpointError, match=r"state.tensors 'z' cannot be saved: safetensors has no complex128"):
+        later.poll(lambda: State(tensors={"z": torch.ones(1, dtype=torch.complex128)}))
+    later.poll(lambda: pytest.fail("it asks once"))
+    later.save(State(tensors={"w": torch.ones(5)}), progress=at(1), metrics={})
+    path = later.latest()
+    assert path is not None
+    read = State(tensors={"w": torch.zeros(5)})
+    later.load(path, read)
+    assert read.tensors["w"].tolist() == [1.0] * 5
 
 
 def test_a_run_that_saves_later_continues_bit_by_bit(runner: Callable[..., Ended]) -> None:

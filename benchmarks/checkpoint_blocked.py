@@ -1,0 +1,121 @@
+"""For how long a save in the background holds up training, under each strategy, beside a copy of what a rank holds.
+
+    OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm           # all strategies
+    OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm ddp fsdp  # some
+
+Two processes train a tower of 84 million weights with AdamW for a step, and three seconds later, in which a run would
+train on, save with checkpoint.asynchronous=true and copy in alternation: whatever the strategy has to do to name and
+cut its state is inside the clock. A copy is one of every tensor that the rank holds, both ranks at once. The first copy
+goes into fresh memory, in another pair of processes than the first save; later ones go where the last went. Prints the
+slower rank's medians and their ratio.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from checkpoint_ranks import clean, in_ranks, local, seconds
+from torch import Tensor
+
+from runner.compose.compose import compose
+from runner.compose.recipe import find
+from runner.engine.build import build
+from runner.engine.restore import whole_state
+from runner.engine.session import Session
+from runner.spec.run_dir import RunDir
+from runner.strategy.flat_range import FlatRange
+from runner.world.group import GroupWorld
+from runner.world.stop import StopRequest
+
+RECIPE = Path(__file__).with_name("mlp.yaml")
+OPTIONS = Path(__file__).parent.parent / "conf" / "strategy"
+STRATEGIES = sorted(path.stem for path in OPTIONS.glob("*.yaml") if path.stem != "single")
+SAVES = 5
+PAUSE_S = 3.0
+Times = dict[str, list[float]]
+
+
+def session_of(strategy: str, directory: Path, world: GroupWorld) -> Session:
+    """A run after its first step."""
+    overrides = [
+        f"strategy={strategy}", "hardware=cpu", "hardware.processes=2", "model._target_=mlp.build_tower",
+        "~model.hidden", "optimizer=adamw", "checkpoint=sharded", "checkpoint.asynchronous=true",
+        "checkpoint.keep_last=1",
+    ]  # fmt: skip
+    spec = compose(find(str(RECIPE)), overrides).read()
+    session = build(spec, RunDir(directory), world, StopRequest())
+    session.take_step(next(iter(session.stream)), measure=False)
+    session.checkpointer.poll(lambda: whole_state(session))  # as the loop does after its first step
+    time.sleep(PAUSE_S)
+    return session
+
+
+def held(session: Session) -> list[Tensor]:
+    """What this rank holds of the state, without a copy."""
+    tensors = whole_state(session).tensors.values()
+    return [tensor._elements() if isinstance(tensor, FlatRange) else local(tensor) for tensor in tensors]
+
+
+def blocked(world: GroupWorld, strategy: str, first: str, directory: Path) -> Times:
+    """The slower rank's seconds of saves and copies in alternation; the one named first begins."""
+    directory.mkdir(exist_ok=True)
+    session = session_of(strategy, directory, world)
+    memory: list[Tensor] = []
+
+    def copy() -> None:
+        tensors = held(session)
+        if not memory:  # one block, which the system gives anew: a clone might get what the build has freed
+            memory.append(torch.empty(sum(tensor.nbytes for tensor in tensors), dtype=torch.uint8))
+        start = 0
+        for tensor in tensors:
+            memory[0][start : start + tensor.nbytes].copy_(tensor.reshape(-1).view(torch.uint8))
+            start += tensor.nbytes
+
+    def save() -> None:
+        session.checkpointer.save(whole_state(session), progress=session.progress, metrics={})
+
+    times: Times = {"save": [], "copy": []}
+    for _ in range(SAVES):
+        for kind in ("save", "copy") if first == "save" else ("copy", "save"):
+            session.checkpointer.close()  # what was under way neither counts nor disturbs
+            times[kind].append(max(seconds(world, save if kind == "save" else copy)))
+            session.step += 1
+    session.checkpointer.close()
+    world.barrier()
+    clean(world, directory)
+    return times
+
+
+def measure(strategy: str, rounds: int, where: Path) -> None:
+    """Processes in turn, in which one or the other comes first to fresh memory."""
+    firsts: Times = {"save": [], "copy": []}
+    later: Times = {"save": [], "copy": []}
+    for _ in range(rounds):
+        for first in ("save", "copy"):
+            times = in_ranks(blocked, strategy, first, where / first)
+            firsts[first].append(times[first][0])
+            for kind in later:
+                later[kind] += times[kind][1:]
+    for name, found in (("first", firsts), ("later", later)):
+        save_s, copy_s = (statistics.median(found[kind]) for kind in ("save", "copy"))
+        print(f"{strategy:18}{name}   save {save_s:6.3f} s   copy {copy_s:6.3f} s   ratio {save_s / copy_s:5.2f}")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("strategies", nargs="*", default=STRATEGIES, help=", ".join(STRATEGIES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.dir) as where:
+        for strategy in options.strategies:
+            measure(strategy, options.rounds, Path(where))
+
+
+if __name__ == "__main__":
+    main()
