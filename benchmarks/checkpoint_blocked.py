@@ -1,6 +1,6 @@
 """For how long a save in the background holds up training, under each strategy, beside a copy of what a rank holds.
 
-    OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm           # all strategies
+    OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm           # all strategies, six minutes
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm ddp fsdp  # some
 
 Two processes train a tower of 84 million weights with AdamW for a step, and three seconds later, in which a run would
@@ -108,7 +108,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("strategies", nargs="*", default=STRATEGIES, help=", ".join(STRATEGIES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
     options = parser.parse_args()
     torch.set_num_threads(1)

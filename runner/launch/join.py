@@ -89,9 +89,9 @@ def _reach(endpoint: Endpoint, *, join_s: float, lost_s: float) -> tuple[Store, 
 
 
 def _sit(store: Store, *, node_rank: int | None, nodes: int, endpoint: Endpoint) -> int:
-    me = f"{socket.gethostname()}, process {os.getpid()}"
     for seat in range(1, nodes) if node_rank is None else (node_rank,):
-        if store.compare_set(f"seat/{seat}", "", me) == me.encode():
+        if store.add(f"claim/{seat}", 1) == 1:
+            store.set(f"seat/{seat}", f"{socket.gethostname()}, process {os.getpid()}")
             return seat
     if node_rank is None:
         rule = f"{nodes} nodes met at {endpoint} already, and this would be one more. Is that another run's port?"
