@@ -52,8 +52,8 @@ def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
 def run_apart(spec_path: str) -> None:
     """What the process of one sweep job does; leaves it with the exit code of `runner train`."""
     path = Path(spec_path)
-    spec = store.read(path)
     try:
+        spec = store.read(path)
         with spec.launch.open(spec) as launch:
             _see_through(launch, launch.begin(lambda: path))
     except RunnerError as error:

@@ -113,8 +113,10 @@ class ZeroReplica:
             self._engine.backward(loss.value * (factor * self._scaler.scale), scale_wrt_gas=False)
         count = finish()
         last = losses[-1]
-        guessed = self._world.size * self._expected.of(last, batches)
-        self._factor = 1.0 if last.is_mean else guessed / at_least_one(count)
+        if last.is_mean:
+            self._factor = 1.0
+        else:
+            self._factor = self._world.size * self._expected.of(last, batches) / at_least_one(count)
         return StepLoss(losses, count)
 
     def update(self, *, measure: bool) -> Update:
