@@ -150,6 +150,11 @@ class Meeting:
             self._await(told, within_s=within_s, what=lambda: what, meanwhile=meanwhile)
         return PrefixStore(f"{name}/agents", self._store), int(self._hear(f"{name}/port"))
 
+    @property
+    def host(self) -> str:
+        """Of node 0."""
+        return self.endpoint.host
+
     def address(self) -> str:
         """Of node 0, as the others reach it: by its own name it may find itself at a loopback address."""
         return str(self._hear("address")) if self.nodes > 1 else self.endpoint.host

@@ -5,7 +5,7 @@ from pathlib import Path
 from runner.launch.agent import Outcome, supervise
 from runner.launch.ending import failed, settle, stopped
 from runner.launch.failures import find_cause
-from runner.launch.rendezvous import OneMachine
+from runner.launch.rendezvous import Alone, Rendezvous
 from runner.launch.supervision import Supervision
 from runner.spec.run_dir import RunDir
 
@@ -31,7 +31,7 @@ def run(
         supervision,
         processes=processes,
         fork=fork,
-        meet=lambda is_over: OneMachine(is_over=is_over),
+        meet=lambda is_over: Rendezvous(Alone(), is_over=is_over),
         worker=worker,
     )
     _end(RunDir(spec_path.parent), outcome)

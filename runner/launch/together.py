@@ -18,7 +18,7 @@ from runner.launch.failures import Cause, find_cause
 from runner.launch.hosts import Endpoint, interface_towards
 from runner.launch.join import meet
 from runner.launch.meeting import FAILED, INTERRUPTED, Meeting, OtherEnded
-from runner.launch.rendezvous import SeveralMachines
+from runner.launch.rendezvous import Rendezvous
 from runner.spec.provenance import describe_code
 from runner.spec.run_dir import RunDir
 
@@ -83,10 +83,10 @@ class Together:
         first = meeting.node * processes
         where = "" if meeting.node == 0 else "; the run is told of on node 0"
         _say(f"node {meeting.node} of {meeting.nodes}: ranks {first} to {first + processes - 1}{where}")
-        handlers: list[SeveralMachines] = []
+        handlers: list[Rendezvous] = []
 
-        def rendezvous(is_over: Callable[[], bool]) -> SeveralMachines:
-            handlers.append(SeveralMachines(meeting, is_over=is_over, join_s=self.part.join_s))
+        def rendezvous(is_over: Callable[[], bool]) -> Rendezvous:
+            handlers.append(Rendezvous(meeting, is_over=is_over, join_s=self.part.join_s))
             return handlers[0]
 
         with environment(for_determinism(deterministic=self.spec.run.deterministic) | self._interface()):
