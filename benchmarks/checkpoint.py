@@ -282,8 +282,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
         if not options.blocked:
-            measure(options.gigabytes, options.rounds, Path(where))
-        measure_blocked(options.gigabytes, max(1, options.rounds // 2), Path(where))
+            measure(options.gigabytes, options.micro_batches, Path(where))
+        measure_blocked(options.gigabytes, max(1, options.micro_batches // 2), Path(where))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from runner.compose.compose import compose
 from runner.compose.recipe import find
+from runner.config.run_dir import RunDir
 from runner.engine.build import build
 from runner.engine.restore import whole_state
 from runner.engine.session import Session
-from runner.spec.run_dir import RunDir
-from runner.strategy.flat_range import FlatRange
+from runner.strategy.deepspeed.flat_range import FlatRange
 from runner.world.group import GroupWorld
 from runner.world.stop import StopRequest
 
@@ -114,7 +114,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
         for strategy in options.strategies:
-            measure(strategy, options.rounds, Path(where))
+            measure(strategy, options.micro_batches, Path(where))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
-        measure(options.gigabytes, options.rounds, Path(where))
+        measure(options.gigabytes, options.micro_batches, Path(where))
 
 
 if __name__ == "__main__":

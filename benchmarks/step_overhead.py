@@ -26,10 +26,10 @@ from torch import nn
 from runner import log
 from runner.compose.compose import compose
 from runner.compose.recipe import find
+from runner.config.run_dir import RunDir
 from runner.data.order import epoch_order
 from runner.engine.build import build, open_records
 from runner.engine.loop import train
-from runner.spec.run_dir import RunDir
 from runner.world.solo import SoloWorld
 from runner.world.stop import StopRequest
 

@@ -25,11 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from runner import log
 from runner.compose.compose import compose
 from runner.compose.recipe import find
+from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
 from runner.data.order import Order
 from runner.engine.build import build
 from runner.protocols import World
-from runner.spec.run_dir import RunDir
-from runner.spec.run_spec import RunSpec
 from runner.world.group import open_world
 from runner.world.stop import StopRequest
 
@@ -77,7 +77,7 @@ def by_hand(*, each: bool, world: World) -> Loop:
     plans = Order(mlp.ITEMS, ITEMS, MICRO_ITEMS, world.rank, world.size, seed=0, shuffle=True).steps_from(0)
 
     def step() -> None:
-        rounds = next(plans).rounds
+        rounds = next(plans).micro_batches
         for number, share in enumerate(rounds, 1):
             waits = not each and number < ROUNDS
             with model.no_sync() if waits else contextlib.nullcontext():

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch._dynamo  # noqa: F401  the first optimizer step imports it; a launcher that forks imports it once for all
 
 from runner import log
+from runner.config import store
+from runner.config.run_dir import RunDir
 from runner.engine import loop
 from runner.engine.session import Stopping
 from runner.protocols import World
-from runner.spec import store
-from runner.spec.run_dir import RunDir
 from runner.world.group import open_world
 from runner.world.stop import StopRequest
 

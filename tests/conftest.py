@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from runner.spec.run_dir import RunDir
+from runner.config.run_dir import RunDir
 
 CHECKOUT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).parent.parent
 PACKAGE = CHECKOUT / "runner"
 LAYERS = (
     {"errors", "log"},
-    {"protocols", "spec"},
+    {"protocols", "config"},
     {"world", "model", "losses"},
     {"hardware", "strategy", "precision", "data", "checkpoint", "tracker", "callback", "optimizer", "schedule"},
     {"engine"},
@@ -85,7 +85,7 @@ def test_imports_point_down_only(path: Path) -> None:
             down = HEIGHT[room] < HEIGHT[own] or (HEIGHT[room] == HEIGHT[own] and HEIGHT[own] != 3)
             assert down, f"{own} imports {name}, which does not stand below it"
         if own == "engine":
-            assert room not in OPTION_ROOMS, f"the engine imports {name}: it sees parts through protocols.py"
+            assert room not in OPTION_ROOMS, f"the engine imports {name}: it sees parts through protocols"
 
 
 @pytest.mark.parametrize("option", TARGETS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -105,7 +105,7 @@ def test_nothing_but_its_own_file_names_an_option(option: Path) -> None:
                 assert option.stem not in words - COMMON_WORDS, f"{name_of(path)}:{node.lineno} asks for {option.stem}"
 
 
-@pytest.mark.parametrize("module", ["runner", "runner.spec.read", "runner.protocols", "runner.cli.main"])
+@pytest.mark.parametrize("module", ["runner", "runner.config.read", "runner.protocols", "runner.cli.main"])
 def test_torch_is_not_imported_by(module: str) -> None:
     said = f"import sys, {module}; print(sorted({{'torch', 'hydra', 'wandb', 'tensorboard'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", said], cwd=CHECKOUT, stdout=subprocess.PIPE, timeout=60, check=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from runner.config.run_spec import RunSpec
 from runner.errors import Fault, HookError
 from runner.protocols import Progress, Trainable
-from runner.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

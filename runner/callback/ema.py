@@ -13,7 +13,7 @@ from runner.errors import Fault, HookError
 from runner.protocols import Progress, Trainable
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 MODEL = "model."  # before the names of weights in every State: see runner.protocols.State
 NARROW = (torch.float16, torch.bfloat16)

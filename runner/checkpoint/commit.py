@@ -70,7 +70,7 @@ def drop(path: Path) -> None:
 
 
 def _rename_durably(partial: Path, committed: Path) -> Path:
-    """One rename commits. A commit of the same step (a run that went back came here again) steps aside for it."""
+    """One rename commits. A commit of the same step (a run that went back came here again) makes room for it."""
     replaced = committed.with_name(f"{committed.name}.replaced-{secrets.token_hex(4)}")
     if committed.exists():
         committed.rename(replaced)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, final
 
 from runner.checkpoint.restore import Committed
 from runner.checkpoint.retention import Mode, check_best
-from runner.checkpoint.saving import Keep, Saved, check_numbers, open_checkpoints, save_into
+from runner.checkpoint.save import Keep, Saved, check_numbers, open_checkpoints, save_into
 from runner.errors import Fault
-from runner.protocols import Progress, State, Stored, World
+from runner.protocols import Progress, State, StoredTensor, World
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final
@@ -69,7 +69,7 @@ class FullCheckpointer:
             CheckpointError: it could not be written; the last commit stands as it was. Or it was, but `metrics` has
                 other evaluations than the one that keep_best goes by.
         """
-        from runner.checkpoint.whole import write_whole
+        from runner.checkpoint.gather import write_gathered
 
         saved = Saved(values=state.values, progress=progress, metrics=metrics)
         save_into(
@@ -77,7 +77,7 @@ class FullCheckpointer:
             self._world,
             saved,
             self._keep,
-            write=lambda world, partial: write_whole(world, partial, state.tensors),
+            write=lambda world, partial: write_gathered(world, partial, state.tensors),
         )
 
     def poll(self, state: Callable[[], State]) -> None:
@@ -91,7 +91,7 @@ class FullCheckpointer:
         """
         return self._committed.latest()
 
-    def stored(self, path: Path) -> Mapping[str, Stored]:
+    def stored(self, path: Path) -> Mapping[str, StoredTensor]:
         """Shape and type of the tensors held, by name.
 
         Raises:

@@ -92,7 +92,7 @@ def choose(checkpoints: Path, name: str) -> Path:
     """Make an older checkpoint the newest, so that the run continues from it however often it is started again.
 
     Call it only while the run is not running. Checkpoints whose manifests cannot be read, and which might therefore be
-    newer, step aside under another name.
+    newer, get another name.
 
     Raises:
         CheckpointError: there is none of this name, or it is corrupted.

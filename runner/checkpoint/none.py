@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from runner.checkpoint.restore import Committed
+from runner.config.run_dir import RunDir
 from runner.errors import Fault
-from runner.protocols import Progress, State, Stored, World
-from runner.spec.run_dir import RunDir
+from runner.protocols import Progress, State, StoredTensor, World
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final
@@ -63,7 +63,7 @@ class ReadOnlyCheckpointer:
         """
         return self._committed.latest()
 
-    def stored(self, path: Path) -> Mapping[str, Stored]:
+    def stored(self, path: Path) -> Mapping[str, StoredTensor]:
         """Shape and type of the tensors held, by name.
 
         Raises:

@@ -24,9 +24,9 @@ from torch.distributed.tensor import DTensor
 from torch.futures import Future
 from torch.nn import Parameter
 
-from runner.checkpoint.agree import refusal
 from runner.checkpoint.format import SAFETENSORS_TYPES, Chunk, Described
 from runner.checkpoint.memory import dtype_name
+from runner.checkpoint.rank0 import refusal
 from runner.checkpoint.writer import Piece, file_order
 from runner.errors import CheckpointError
 from runner.protocols import World

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
-from runner.checkpoint.agree import on_main
 from runner.checkpoint.format import METADATA, STATE, Described, Manifest, decode_metadata, decode_state
 from runner.checkpoint.history import newest, verify, way_out
+from runner.checkpoint.rank0 import on_rank_0
 from runner.errors import CheckpointError
-from runner.protocols import State, Stored, World
+from runner.protocols import State, StoredTensor, World
 
 
 @final
@@ -25,9 +25,9 @@ class Committed:
         Raises:
             CheckpointError: it is corrupted; names the file and the next older commit.
         """
-        return on_main(self._world, lambda: newest(self._checkpoints), path=self._checkpoints)
+        return on_rank_0(self._world, lambda: newest(self._checkpoints), path=self._checkpoints)
 
-    def stored(self, path: Path) -> Mapping[str, Stored]:
+    def stored(self, path: Path) -> Mapping[str, StoredTensor]:
         """Shape and type of the tensors held, by name.
 
         Raises:
@@ -35,7 +35,7 @@ class Committed:
         """
         from runner.checkpoint.memory import DTYPES
 
-        return {name: Stored(shape=one.shape, dtype=DTYPES[one.dtype]) for name, one in _open(path)[1].items()}
+        return {name: StoredTensor(shape=one.shape, dtype=DTYPES[one.dtype]) for name, one in _open(path)[1].items()}
 
     def load(self, path: Path, state: State) -> None:
         """Fill the state's tensors in place and replace its values.

@@ -10,7 +10,7 @@ from runner.checkpoint.format import Manifest
 from runner.errors import CheckpointError, Fault
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 class Mode(Enum):

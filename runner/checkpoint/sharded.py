@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, final
 from runner.checkpoint.background import Background
 from runner.checkpoint.restore import Committed
 from runner.checkpoint.retention import Mode, check_best
-from runner.checkpoint.saving import Keep, Saved, check_numbers, open_checkpoints, save_into
+from runner.checkpoint.save import Keep, Saved, check_numbers, open_checkpoints, save_into
 from runner.errors import Fault
-from runner.protocols import Progress, State, Stored, World
+from runner.protocols import Progress, State, StoredTensor, World
 
 if TYPE_CHECKING:
     from runner.checkpoint.transfer import Transfer
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final
@@ -57,22 +57,22 @@ class Sharded:
         """For this run's directory; removes what a killed attempt left half written. Collective."""
         checkpoints = open_checkpoints(run_dir, world)
         if not self.asynchronous:
-            return ShardedCheckpointer(checkpoints, self, world, aside=world)
+            return ShardedCheckpointer(checkpoints, self, world, background_world=world)
         # Half a second, which the first save would otherwise let the run wait for.
         importlib.import_module("runner.checkpoint.transfer")
-        return ShardedCheckpointer(checkpoints, self, world, aside=world.aside())
+        return ShardedCheckpointer(checkpoints, self, world, background_world=world.duplicate())
 
 
 @final
 class ShardedCheckpointer:
     """Saves and restores for one run. All methods are collective."""
 
-    def __init__(self, checkpoints: Path, part: Sharded, world: World, *, aside: World) -> None:
+    def __init__(self, checkpoints: Path, part: Sharded, world: World, *, background_world: World) -> None:
         self._checkpoints = checkpoints
         self._part = part
         self._keep = Keep(part.keep_last, part.keep_best, part.metric, part.mode)
         self._world = world
-        self._aside = aside
+        self._background_world = background_world
         self._background = Background()
         self._made: Transfer | None = None
         self._committed = Committed(checkpoints, world)
@@ -98,11 +98,13 @@ class ShardedCheckpointer:
         )
 
     def _save_later(self, state: State, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Copy what the next step changes; the rest is done aside, by a thread on each rank."""
+        """Copy what the next step changes; the rest is done in the background, by a thread on each rank."""
         self._background.wait()
         saved = Saved(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
         write = self._transfer().stage(self._world, self._checkpoints, state.tensors)
-        self._background.start(lambda: save_into(self._checkpoints, self._aside, saved, self._keep, write=write))
+        self._background.start(
+            lambda: save_into(self._checkpoints, self._background_world, saved, self._keep, write=write)
+        )
 
     def _transfer(self) -> "Transfer":
         """Made when it is first needed: it brings torch.distributed.checkpoint with it."""
@@ -132,7 +134,7 @@ class ShardedCheckpointer:
         self._background.wait()
         return self._committed.latest()
 
-    def stored(self, path: Path) -> Mapping[str, Stored]:
+    def stored(self, path: Path) -> Mapping[str, StoredTensor]:
         """Shape and type of the tensors held, by name.
 
         Raises:

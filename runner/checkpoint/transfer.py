@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from runner.checkpoint.agree import refusal
 from runner.checkpoint.format import Described, File
 from runner.checkpoint.memory import DTYPES
 from runner.checkpoint.plan import LastPlan, Planned, describe, understood
+from runner.checkpoint.rank0 import refusal
 from runner.checkpoint.reader import TensorReader
-from runner.checkpoint.saving import Written
+from runner.checkpoint.save import Written
 from runner.checkpoint.staging import Staging
-from runner.checkpoint.writer import write_share
+from runner.checkpoint.writer import write_payload
 from runner.protocols import World
 
 
@@ -59,13 +59,13 @@ class Transfer:
         planned = self._plan.plan(world, tensors, path)
         copies = self._staging.copy(planned.pieces, planned.tensors())
         planned = planned._replace(state={})
-        return lambda aside, partial: _write(aside, partial, planned, copies)
+        return lambda world, partial: _write(world, partial, planned, copies)
 
 
 def _write(world: World, path: Path, planned: Planned, tensors: Iterable[Tensor]) -> Written:
     share, failure = None, None
     try:
-        share = write_share(path, f"rank_{world.rank}.safetensors", planned.pieces, tensors)
+        share = write_payload(path, f"rank_{world.rank}.safetensors", planned.pieces, tensors)
     except OSError as error:
         failure = refusal(error, path)
         failure.__cause__ = error

@@ -35,7 +35,7 @@ class Piece(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Share(NamedTuple):
+class Payload(NamedTuple):
     """What one rank has written."""
 
     files: Mapping[str, File]
@@ -44,7 +44,7 @@ class Share(NamedTuple):
     """With the names of their tensors."""
 
 
-def write_share(directory: Path, name: str, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Share:
+def write_payload(directory: Path, name: str, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Payload:
     """Write one payload file; it is on the disk when this returns.
 
     Args:
@@ -52,13 +52,13 @@ def write_share(directory: Path, name: str, pieces: Sequence[Piece], tensors: It
         tensors: theirs, one after the other; each may be let go of once the next was asked for.
     """
     if not pieces:
-        return Share({}, [])
+        return Payload({}, [])
     header, chunks = _layout(name, pieces)
     digests = _write(directory / name, header, tensors)
     whole = xxhash.xxh3_128(header + b"".join(digests)).hexdigest()
     file = File(bytes=chunks[-1].start + chunks[-1].bytes, xxh3_128=whole)
     stored = (chunk._replace(xxh3_128=digest.hex()) for chunk, digest in zip(chunks, digests, strict=True))
-    return Share({name: file}, list(zip((piece.name for piece in pieces), stored, strict=True)))
+    return Payload({name: file}, list(zip((piece.name for piece in pieces), stored, strict=True)))
 
 
 def file_order(dtype: str) -> int:

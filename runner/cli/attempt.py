@@ -5,16 +5,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from runner.config import provenance, store
+from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
 from runner.errors import Interrupted, RunnerError
 from runner.protocols import Launch
-from runner.spec import provenance, store
-from runner.spec.run_dir import RunDir
-from runner.spec.run_spec import RunSpec
 
 __all__ = ["begin", "run", "run_apart"]
 
 
-def begin(run_dir: RunDir, stored: store.Stored, spec: RunSpec, *, command: list[str]) -> Path:
+def begin(run_dir: RunDir, stored: store.StoredSpec, spec: RunSpec, *, command: list[str]) -> Path:
     """Freeze the declaration beside those of earlier attempts; what follows reads nothing else.
 
     Returns:

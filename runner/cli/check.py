@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from runner.cli.arguments import Parser, split_words
 from runner.compose.compose import compose
 from runner.compose.recipe import find
-from runner.spec.hooks import resolve
-from runner.spec.read import GROUPS
-from runner.spec.run_spec import RunSpec
+from runner.config.hooks import resolve
+from runner.config.read import GROUPS
+from runner.config.run_spec import RunSpec
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -9,9 +9,9 @@ from runner.checkpoint.export import FLOATS, export_weights, fresh_directory, mo
 from runner.checkpoint.history import manifests
 from runner.checkpoint.pretrained import write_config
 from runner.cli.arguments import Parser
+from runner.config import hooks, store
+from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
-from runner.spec import hooks, store
-from runner.spec.run_dir import RunDir
 
 __all__ = ["main"]
 

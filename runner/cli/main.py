@@ -13,8 +13,8 @@ from importlib import import_module
 
 from runner import __version__
 from runner.cli import help as pages
+from runner.config.nearest import did_you_mean
 from runner.errors import Interrupted, RunnerError
-from runner.spec.nearest import did_you_mean
 
 __all__ = ["main", "run"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from runner.spec.run_dir import RunDir
-from runner.spec.store import load_yaml
+from runner.config.run_dir import RunDir
+from runner.config.store import load_yaml
 
 __all__ = ["report"]
 

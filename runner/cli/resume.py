@@ -8,13 +8,13 @@ from pathlib import Path
 from runner.checkpoint.history import choose
 from runner.cli import attempt
 from runner.cli.arguments import Parser, split_words
-from runner.compose.change import Changed, change
+from runner.compose.overrides import Overridden, apply_overrides
+from runner.config import provenance, store
+from runner.config.nearest import did_you_mean, listed
+from runner.config.read import read
+from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
-from runner.spec import provenance, store
-from runner.spec.nearest import did_you_mean, listed
-from runner.spec.read import read
-from runner.spec.run_dir import RunDir
-from runner.spec.run_spec import RunSpec
 
 __all__ = ["main"]
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     found = parser.parse_intermixed_args(argv)
     directory, overrides = split_words(found.words, prog="runner resume", first="DIR")
     run_dir = _run_dir(Path(directory))
-    changed = change(_without_stop(store.load(run_dir.specs()[-1])), overrides)
+    changed = apply_overrides(_without_stop(store.load(run_dir.specs()[-1])), overrides)
     _check_checkpoint(run_dir, found.resume_from)
     spec = _read(changed, before=store.read(run_dir.specs()[-1]), allowed=found.allow)
     _warn_of_changed_hooks(run_dir, spec)
@@ -68,7 +68,7 @@ def _run_dir(path: Path) -> RunDir:
     return run_dir
 
 
-def _without_stop(stored: store.Stored) -> store.Stored:
+def _without_stop(stored: store.StoredSpec) -> store.StoredSpec:
     """Where the earlier attempt was told to stop, this one goes on."""
     config = {**stored.config, "run": {**stored.config["run"], "stop_at_step": None}}
     return replace(stored, config=config)
@@ -82,7 +82,7 @@ def _check_checkpoint(run_dir: RunDir, name: str | None) -> None:
     raise SpecError(Fault(key="--from", message=rule, origin="the command line"))
 
 
-def _read(changed: Changed, *, before: RunSpec, allowed: Sequence[str]) -> RunSpec:
+def _read(changed: Overridden, *, before: RunSpec, allowed: Sequence[str]) -> RunSpec:
     """The new spec; its faults and the refused changes together."""
     stored = changed.stored
     refused = [
@@ -111,7 +111,7 @@ def _refused_items(was: int, becomes: int | None, *, allowed: Sequence[str]) -> 
         yield _refusal("batch.items", f"{was} items a step would become {becomes}")
 
 
-def _items(stored: store.Stored) -> int | None:
+def _items(stored: store.StoredSpec) -> int | None:
     """Items of one step, however they are derived; None if they cannot be, which reading the whole will tell."""
     try:
         return read(stored.config, import_roots=stored.import_roots, check=False).batch.items

@@ -29,9 +29,9 @@ from runner.compose.compose import compose, from_hydra
 from runner.compose.composed import Composed
 from runner.compose.hydra_main import hydra_main, quoted
 from runner.compose.recipe import Recipe, search_path
+from runner.config.run_dir import RunDir, claim, claim_named
+from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
-from runner.spec.run_dir import RunDir, claim, claim_named
-from runner.spec.run_spec import RunSpec
 
 __all__ = ["sweep"]
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from runner.cli import attempt
 from runner.cli.arguments import TrainArguments, parse_train
-from runner.compose.apart import compose_apart
 from runner.compose.composed import Composed
+from runner.compose.fork import compose_in_fork
 from runner.compose.recipe import Recipe, find, search_path
+from runner.config.run_dir import RunDir, claim, claim_named
+from runner.config.run_spec import RunSpec
 from runner.errors import SpecError
-from runner.spec.run_dir import RunDir, claim, claim_named
-from runner.spec.run_spec import RunSpec
 
 __all__ = ["main"]
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         from runner.cli.sweep import sweep
 
         return sweep(recipe, arguments, command=["runner", "train", *argv])
-    composed = compose_apart(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
+    composed = compose_in_fork(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
     return _train(composed, command=["runner", "train", *argv])
 
 

@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.compose.composed import Composed
 from runner.compose.faults import salvage
+from runner.compose.origins import Origins, dig
 from runner.compose.recipe import Recipe, search_path
 from runner.compose.retarget import retargeted
 from runner.compose.search_path import composing
-from runner.compose.sources import Sources, dig
 from runner.errors import Fault
 
 __all__ = ["compose", "from_hydra"]
@@ -83,7 +83,7 @@ def from_hydra(
     """
     hydra_node = cast("dict[str, Any]", OmegaConf.to_container(hydra, resolve=False, enum_to_str=True))
     plain, unresolved = _plain(job)
-    sources = Sources(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
+    sources = Origins(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
     return Composed(
         recipe=recipe,
         config=retargeted(plain, hydra_node["runtime"]["choices"], sources),

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.compose.origins import Origins
 from runner.compose.recipe import Recipe, import_roots
-from runner.compose.sources import Sources
+from runner.config.read import read
+from runner.config.run_spec import RunSpec
+from runner.config.store import Composition, StoredSpec, dump_yaml
 from runner.errors import Fault
-from runner.spec.read import read
-from runner.spec.run_spec import RunSpec
-from runner.spec.store import Source, Stored, dump_yaml
 
 __all__ = ["Composed"]
 
@@ -24,7 +24,7 @@ class Composed:
     """Resolved, without Hydra's own node."""
     hydra: Mapping[str, Any]
     """Hydra's own node, unresolved."""
-    sources: Sources
+    sources: Origins
     faults: tuple[Fault, ...] = ()
     """What kept overrides from being applied; `config` is what the others make."""
 
@@ -48,12 +48,12 @@ class Composed:
             known_faults=self.faults,
         )
 
-    def stored(self) -> Stored:
+    def stored(self) -> StoredSpec:
         """As it is frozen in a run's directory."""
-        return Stored(
+        return StoredSpec(
             config=self.config,
             import_roots=import_roots(self.recipe),
-            source=Source(
+            source=Composition(
                 recipe=str(self.recipe.path),
                 overrides=list(self.sources.overrides),
                 choices=dict(self.hydra["runtime"]["choices"]),

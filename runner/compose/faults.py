@@ -15,11 +15,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.compose.elsewhere import known_as
+from runner.compose.aliases import find_aliased
+from runner.compose.origins import COMMAND_LINE
 from runner.compose.recipe import Recipe
-from runner.compose.sources import COMMAND_LINE
+from runner.config.nearest import did_you_mean, listed
 from runner.errors import Fault, SpecError
-from runner.spec.nearest import did_you_mean, listed
 
 __all__ = ["salvage"]
 
@@ -131,7 +131,7 @@ def _group_fault(override: Override, error: Exception, directories: Sequence[Pat
     wrong = [str(name) for name in (value if isinstance(value, list) else [value]) if str(name) not in options]
     if not wrong:
         return Fault(key=group, message=_told(error), origin=COMMAND_LINE)
-    same = [f"{group}={option}" for option in known_as(wrong[0], group, directories)]
+    same = [f"{group}={option}" for option in find_aliased(wrong[0], group, directories)]
     near = f" What is called so elsewhere is {' or '.join(same)}." if same else did_you_mean(wrong[0], options)
     rule = f"there is no option {', '.join(map(repr, wrong))}.{near} There are: {listed(options)}."
     return Fault(key=group, message=rule, origin=COMMAND_LINE)

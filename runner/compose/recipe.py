@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.config.nearest import did_you_mean, listed
 from runner.errors import Fault, SpecError
-from runner.spec.nearest import did_you_mean, listed
 
 __all__ = [
     "Recipe",

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.compose.sources import Sources, key_of
-from runner.spec.parts import TARGET
-from runner.spec.read import GROUPS, MANY_GROUPS
-from runner.spec.store import load_yaml
+from runner.compose.origins import Origins, key_of
+from runner.config.parts import TARGET
+from runner.config.read import GROUPS, MANY_GROUPS
+from runner.config.store import load_yaml
 
 __all__ = ["retargeted"]
 
 
-def retargeted(config: dict[str, Any], choices: Mapping[str, Any], sources: Sources) -> dict[str, Any]:
+def retargeted(config: dict[str, Any], choices: Mapping[str, Any], sources: Origins) -> dict[str, Any]:
     """The configuration without values that an option file gave to another target than the node's own."""
     result = dict(config)
     for group in GROUPS:
@@ -35,7 +35,7 @@ def retargeted(config: dict[str, Any], choices: Mapping[str, Any], sources: Sour
     return result
 
 
-def _node(node: Any, key: str, option: str, sources: Sources) -> Any:
+def _node(node: Any, key: str, option: str, sources: Origins) -> Any:
     path = sources.find(option)
     if path is None or not isinstance(node, Mapping) or node.get(TARGET) == _target_in(path):
         return node  # nearly always, at the price of one small file

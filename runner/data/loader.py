@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from runner.data.order import Share
+from runner.data.order import MicroBatchIndices
 from runner.errors import DataError
 from runner.protocols import MicroBatch
 from runner.world.seeds import mix
@@ -63,7 +63,7 @@ def num_items(dataset: Any, name: str) -> int:
 
 def read(
     dataset: Any,
-    shares: Iterable[Share],
+    shares: Iterable[MicroBatchIndices],
     *,
     collate: Collate | None,
     device: torch.device,
@@ -130,7 +130,7 @@ def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
 class _Indices:
     """The shares as a batch sampler; notes how many items of each count, for the reader at the other end."""
 
-    def __init__(self, shares: Iterable[Share], counted: deque[int], num_items: int) -> None:
+    def __init__(self, shares: Iterable[MicroBatchIndices], counted: deque[int], num_items: int) -> None:
         self._shares = shares
         self._num_items = num_items
         self._counted = counted

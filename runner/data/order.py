@@ -13,7 +13,7 @@ Indices = numpy.ndarray[Any, numpy.dtype[numpy.int64]]
 CHUNK_ITEMS = 4096  # of which the indices are held as Python integers: some 150 kB
 
 
-class Share(NamedTuple):
+class MicroBatchIndices(NamedTuple):
     """What one rank reads of one accumulation round."""
 
     indices: list[int]
@@ -26,7 +26,7 @@ class Share(NamedTuple):
 class StepPlan(NamedTuple):
     """Which items one optimizer step reads on one rank."""
 
-    rounds: list[Share]
+    micro_batches: list[MicroBatchIndices]
     items: int
     """Of the whole step, over ranks and rounds."""
     position: int
@@ -39,7 +39,7 @@ def epoch_order(num_items: int, *, seed: int, epoch: int) -> Indices:
     return torch.randperm(num_items, generator=torch.Generator().manual_seed(mix(seed, epoch))).numpy()
 
 
-def cut(items: int, *, ranks: int, micro_items: int) -> list[tuple[int, int]]:
+def split(items: int, *, ranks: int, micro_items: int) -> list[tuple[int, int]]:
     """Cut a step's items into slots of at most `micro_items`, equally many for each rank, as even as can be.
 
     Slot `round * ranks + rank` belongs to that rank in that round. A full step fills every slot; the short one at the
@@ -96,12 +96,14 @@ class Order(NamedTuple):
     def _plans(self, steps: Indices, epoch: int, start: int) -> list[StepPlan]:
         """Those of steps [steps, items] in a row that begin at `start` of the epoch."""
         items = steps.shape[1]
-        slots = cut(items, ranks=self.ranks, micro_items=self.micro_items)[self.rank :: self.ranks]
+        slots = split(items, ranks=self.ranks, micro_items=self.micro_items)[self.rank :: self.ranks]
         rounds = [(steps[:, first : first + max(length, 1)].tolist(), length) for first, length in slots]
         done = epoch * self.num_items + start
         return [
             StepPlan(
-                [Share(indices[step], length, epoch) for indices, length in rounds], items, done + (step + 1) * items
+                [MicroBatchIndices(indices[step], length, epoch) for indices, length in rounds],
+                items,
+                done + (step + 1) * items,
             )
             for step in range(len(steps))
         ]
@@ -112,11 +114,11 @@ class Order(NamedTuple):
         )
 
 
-def once(num_items: int, *, micro_items: int, rank: int, ranks: int) -> Iterator[Share]:
+def once(num_items: int, *, micro_items: int, rank: int, ranks: int) -> Iterator[MicroBatchIndices]:
     """Every item once, in the dataset's order, for evaluation: equally many shares on every rank."""
     step_items = micro_items * ranks
     order = Order(num_items, step_items, micro_items, rank, ranks, seed=0, shuffle=False)
     for plan in order.steps_from(0):
-        yield from plan.rounds
+        yield from plan.micro_batches
         if plan.position >= num_items:
             return

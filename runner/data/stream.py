@@ -8,8 +8,8 @@ from typing import Any, final
 import torch
 
 from runner.data.loader import Collate, fetcher, read
-from runner.data.order import Order, Share, StepPlan
-from runner.protocols import Batches, MicroBatch
+from runner.data.order import MicroBatchIndices, Order, StepPlan
+from runner.protocols import MicroBatch, StepBatches
 
 
 @final
@@ -40,17 +40,17 @@ class Stream:
         """What this rank reads of the step that begins there."""
         return next(self._order.steps_from(position))
 
-    def __iter__(self) -> Iterator[Batches]:
+    def __iter__(self) -> Iterator[StepBatches]:
         return self._ahead() if self._workers else self._here()
 
-    def _here(self) -> Iterator[Batches]:
+    def _here(self) -> Iterator[StepBatches]:
         """Read in the rank itself, when asked: the path of small models, where every microsecond shows."""
         fetch = fetcher(self._dataset, self._collate, self._device)
         for rounds, items, position in self._order.steps_from(self.position):
             self.position = position
-            yield Batches([MicroBatch(fetch(indices), counted) for indices, counted, _ in rounds], items)
+            yield StepBatches([MicroBatch(fetch(indices), counted) for indices, counted, _ in rounds], items)
 
-    def _ahead(self) -> Iterator[Batches]:
+    def _ahead(self) -> Iterator[StepBatches]:
         """Read by workers, ahead of the steps."""
         plans: deque[StepPlan] = deque()
         micro_batches = read(
@@ -66,11 +66,11 @@ class Stream:
         for first in micro_batches:
             plan = plans.popleft()
             self.position = plan.position
-            yield Batches([first, *islice(micro_batches, len(plan.rounds) - 1)], plan.items)
+            yield StepBatches([first, *islice(micro_batches, len(plan.micro_batches) - 1)], plan.items)
 
 
-def _shares(steps: Iterator[StepPlan], noted: deque[StepPlan]) -> Iterator[Share]:
+def _shares(steps: Iterator[StepPlan], noted: deque[StepPlan]) -> Iterator[MicroBatchIndices]:
     """The shares of all steps; notes each step for whoever gathers its micro-batches, maybe long after."""
     for plan in steps:
         noted.append(plan)
-        yield from plan.rounds
+        yield from plan.micro_batches

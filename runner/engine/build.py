@@ -6,19 +6,19 @@ from typing import Any
 
 from torch.nn import Module
 
+from runner.config import hooks, provenance
+from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
 from runner.data.loader import num_items
 from runner.data.order import Order
 from runner.data.stream import Stream
 from runner.engine.console import open_console
 from runner.engine.fit_batch import Rehearsal, fit_batch
-from runner.engine.guard import open_guard
+from runner.engine.non_finite.guard import open_guard
 from runner.engine.session import Session, Stopping
 from runner.errors import DataError, HookError
 from runner.model.shape import shape
 from runner.protocols import Data, Trainable, World
-from runner.spec import hooks, provenance
-from runner.spec.run_dir import RunDir
-from runner.spec.run_spec import RunSpec
 from runner.world.rehearsal import rehearsal
 from runner.world.seeds import mix, seed_all, set_deterministic
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from runner.config.run_spec import Batch, RunSpec
 from runner.errors import HookError
-from runner.protocols import Batches, Trainable, World
-from runner.spec.run_spec import Batch, RunSpec
+from runner.protocols import StepBatches, Trainable, World
 from runner.world.memory import free_bytes, return_large_blocks
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Rehearsal:
 
     prepare: Callable[[], Trainable]
     """A throwaway model and optimizer."""
-    batches: Callable[[Batch], Batches]
+    batches: Callable[[Batch], StepBatches]
     """The first step of this rank, read from the dataset and cut so."""
 
 
@@ -115,7 +115,7 @@ class _Attempts:
     def _step(self, trainable: Trainable, batch: Batch) -> None:
         """A step as the run takes it, of fewer rounds."""
         batches = self._rehearsal.batches(batch)
-        trainable.forward_backward(Batches(batches.rounds[:ROUNDS], batches.items))
+        trainable.forward_backward(StepBatches(batches.micro_batches[:ROUNDS], batches.items))
         trainable.update(measure=True)
 
     def _exchanged(self, trainable: Trainable) -> list[Tensor]:

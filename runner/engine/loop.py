@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
-from runner.engine.agenda import Agenda
+from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
 from runner.engine.build import build, open_records
+from runner.engine.cadence import Cadence
 from runner.engine.evaluate import evaluate
 from runner.engine.measure import step_values
-from runner.engine.replay import explain
+from runner.engine.non_finite.replay import explain
 from runner.engine.restore import callback_tensors, restore, whole_state
 from runner.engine.session import Session, Stopping
-from runner.protocols import Batches, StepLoss, World
-from runner.spec.run_dir import RunDir
-from runner.spec.run_spec import RunSpec
+from runner.protocols import StepBatches, StepLoss, World
 from runner.world.seeds import nondeterminism_named
 
 logger = logging.getLogger(__name__)
@@ -50,13 +50,13 @@ def train(session: Session) -> str:
     Returns:
         The state that the run is left in: done or preempted.
     """
-    agenda = Agenda(session.spec, start=session.step)
+    cadence = Cadence(session.spec, start=session.step)
     steps = iter(session.stream)
-    while session.step < agenda.end:
-        boundary = agenda.next_after(session.step)
+    while session.step < cadence.end:
+        boundary = cadence.next_after(session.step)
         _take_quietly(session, steps, until=boundary - 1)
         lr = session.trainable.optimizer.param_groups[0]["lr"]
-        logs, looks = agenda.logs(boundary), session.guard.looks
+        logs, looks = cadence.logs(boundary), session.guard.looks
         loss, update = session.take_step(next(steps), measure=logs or looks)
         if not update.stepped:
             _look_into_skipped(session, loss)
@@ -66,24 +66,24 @@ def train(session: Session) -> str:
             _log(session, values)
         if session.guard.suspects(values, loss, session.world):
             raise explain(session, session.step)
-        verdict = _evaluate(session) if agenda.evaluates(session.step) else ""
-        wishes = agenda.poll(session.step, session.world, stop=session.stopping.requested)
-        if agenda.saves(session.step) or wishes.save or (agenda.saves_at_end and (verdict or wishes.stop)):
+        verdict = _evaluate(session) if cadence.evaluates(session.step) else ""
+        requests = cadence.poll(session.step, session.world, stop=session.stopping.requested)
+        if cadence.saves(session.step) or requests.save or (cadence.saves_at_end and (verdict or requests.stop)):
             session.checkpointer.save(whole_state(session), progress=session.progress, metrics=session.metrics)
-            agenda.saved()
-        if wishes.stop and session.step < agenda.end:
+            cadence.saved()
+        if requests.stop and session.step < cadence.end:
             logger.warning("asked to stop after step %d", session.step)
             return "preempted"
         if verdict:
             logger.info("ended after step %d: %s", session.step, verdict)
             return "done"
-        if wishes.polled:
+        if requests.polled:
             session.checkpointer.poll(partial(whole_state, session))
             session.write_status("running")
     return "done"
 
 
-def _take_quietly(session: Session, steps: Iterator[Batches], *, until: int) -> None:
+def _take_quietly(session: Session, steps: Iterator[StepBatches], *, until: int) -> None:
     """Steps after which nothing is due."""
     while session.step < until:
         loss, update = session.take_step(next(steps), measure=False)

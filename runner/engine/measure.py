@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import HookError
-from runner.protocols import StepLoss, Update, Weighed, World
+from runner.protocols import MicroBatchLoss, StepLoss, Update, World
 
 LOSS = "loss"
 
@@ -41,14 +41,14 @@ def step_values(loss: StepLoss, update: Update, *, lr: float, world: World) -> d
 
     The loss is that of the whole step, over all items of all ranks. Collective.
     """
-    values = {f"train/{name}": value for name, value in means(loss.rounds, world, plus=on_host).items()}
+    values = {f"train/{name}": value for name, value in means(loss.losses, world, plus=on_host).items()}
     if update.grad_norm is not None:
         values["train/grad_norm"] = update.grad_norm.item()
     values |= {f"train/{name}": value for name, value in update.record.items()}
     return values | {"train/lr": float(lr)}
 
 
-def means(losses: Iterable[Weighed], world: World, *, plus: Plus) -> dict[str, float]:
+def means(losses: Iterable[MicroBatchLoss], world: World, *, plus: Plus) -> dict[str, float]:
     """Totals and counts summed over micro-batches and ranks, in float64, then divided: no item counts twice.
 
     Collective, on the host.
@@ -82,7 +82,7 @@ def on_device(before: Number, value: Number, weight: int) -> Number:
     return torch.add(before, value.detach().reshape(()), alpha=weight)
 
 
-def _sums(losses: Iterable[Weighed], plus: Plus) -> dict[str, tuple[Number, Number]]:
+def _sums(losses: Iterable[MicroBatchLoss], plus: Plus) -> dict[str, tuple[Number, Number]]:
     """Name to (total, count)."""
     sums: dict[str, tuple[Number, Number]] = {}
     for loss in losses:

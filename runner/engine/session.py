@@ -6,26 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
 from runner.data.stream import Stream
 from runner.engine.console import Console
-from runner.engine.diagnose import diagnose
-from runner.engine.guard import StepGuard, discard_gradients
 from runner.engine.measure import Throughput
+from runner.engine.non_finite.diagnose import diagnose
+from runner.engine.non_finite.guard import StepGuard, discard_gradients
 from runner.protocols import (
-    Batches,
     Checkpointer,
     Data,
     Listener,
     Progress,
     Scheduler,
+    StepBatches,
     StepLoss,
     TrackerLog,
     Trainable,
     Update,
     World,
 )
-from runner.spec.run_dir import RunDir
-from runner.spec.run_spec import RunSpec
 from runner.world.seeds import load_rng_state, rng_state
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Session:
         """Seconds of training since the run began."""
         return self.time_before_s + time.monotonic() - self.started
 
-    def take_step(self, batches: Batches, *, measure: bool) -> tuple[StepLoss, Update]:
+    def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         """One optimizer step."""
         loss = self.trainable.forward_backward(batches)
         if not self.guard.allows(self.trainable, loss, self.world):
@@ -94,7 +94,7 @@ class Session:
                 listener.after_step(self.trainable, self.progress)
         return loss, update
 
-    def _leave_out(self, batches: Batches) -> None:
+    def _leave_out(self, batches: StepBatches) -> None:
         """A step that is not finite: note where that came from, and go on with the next items."""
         discard_gradients(self.trainable)
         self.left_out += 1

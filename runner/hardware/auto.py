@@ -13,7 +13,7 @@ from runner.hardware.mps import MPS
 from runner.hardware.shared import check_processes
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final

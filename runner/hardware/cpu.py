@@ -10,7 +10,7 @@ from runner.errors import Fault
 from runner.hardware.shared import check_processes, num_cores, too_many, use_threads
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final

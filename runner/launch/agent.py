@@ -21,11 +21,11 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
+from runner.config.run_dir import RunDir
 from runner.launch import rank
 from runner.launch.environment import environment
 from runner.launch.signals import FOR_TORCH, Signals
 from runner.launch.supervision import Supervision
-from runner.spec.run_dir import RunDir
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
 # The first optimizer step imports torch._dynamo, always (0.9 CPU s); a forked rank finds it there.

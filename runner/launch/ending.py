@@ -1,8 +1,8 @@
 """How a launch ends: what status.json says at last, and what is raised."""
 
+from runner.config.run_dir import RunDir
 from runner.errors import Interrupted, RunFailed
 from runner.launch.failures import read_failures
-from runner.spec.run_dir import RunDir
 
 
 def settle(run_dir: RunDir) -> None:

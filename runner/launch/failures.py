@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from runner.spec.run_dir import RunDir
+from runner.config.run_dir import RunDir
 
 LOG_LINES = 20
 HINTS: dict[int, str] = {

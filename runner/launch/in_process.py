@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, final
 
+from runner.config.run_dir import RunDir
 from runner.launch.ending import failed, interrupted, settle
 from runner.launch.environment import RENDEZVOUS, environment
 from runner.launch.failures import Failure, read_failures
 from runner.launch.signals import ECHO_S, STOPPING
-from runner.spec.run_dir import RunDir
 from runner.world.stop import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -11,7 +11,7 @@ from runner.launch.environment import environment, for_determinism
 from runner.launch.supervision import Supervision
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final

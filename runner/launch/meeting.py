@@ -16,10 +16,10 @@ from typing import Any, final
 
 from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]  # all are public
 
+from runner.config.parts import MISSING
+from runner.config.store import diff
 from runner.errors import Fault, RunFailed, SpecError
 from runner.launch.hosts import Endpoint
-from runner.spec.parts import MISSING
-from runner.spec.store import diff
 
 POLL_S = 0.05
 BEAT_S = 1.0

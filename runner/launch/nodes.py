@@ -12,8 +12,8 @@ from runner.launch.hosts import Endpoint, Host, endpoint, is_here, read_hostfile
 from runner.launch.supervision import Supervision
 
 if TYPE_CHECKING:
+    from runner.config.run_spec import RunSpec
     from runner.launch.together import Together
-    from runner.spec.run_spec import RunSpec
 
 
 @final

@@ -8,8 +8,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from runner.config.run_dir import RunDir
 from runner.errors import HookError
-from runner.spec.run_dir import RunDir
 
 
 def enter(worker: str, spec_path: str) -> None:

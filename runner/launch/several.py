@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from runner.config.run_dir import RunDir
 from runner.launch.agent import Outcome, supervise
 from runner.launch.ending import failed, settle, stopped
 from runner.launch.failures import find_cause
 from runner.launch.rendezvous import Alone, Rendezvous
 from runner.launch.supervision import Supervision
-from runner.spec.run_dir import RunDir
 
 
 def run(

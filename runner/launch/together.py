@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from runner.config.provenance import describe_code
+from runner.config.run_dir import RunDir
 from runner.errors import RunnerError
 from runner.launch.agent import Outcome, supervise
 from runner.launch.ending import failed, interrupted, settle, stopped
@@ -19,12 +21,10 @@ from runner.launch.hosts import Endpoint, interface_towards
 from runner.launch.join import meet
 from runner.launch.meeting import FAILED, INTERRUPTED, Meeting, OtherEnded
 from runner.launch.rendezvous import Rendezvous
-from runner.spec.provenance import describe_code
-from runner.spec.run_dir import RunDir
 
 if TYPE_CHECKING:
+    from runner.config.run_spec import RunSpec
     from runner.launch.nodes import Nodes
-    from runner.spec.run_spec import RunSpec
 
 OWN = ("node_rank", "interface", "hostfile")
 """Keys of `launch` that may differ from machine to machine."""

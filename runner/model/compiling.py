@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from torch.nn import Module
 
+from runner.config.nearest import did_you_mean, listed
+from runner.config.run_spec import Compile
 from runner.errors import Fault, SpecError
-from runner.spec.nearest import did_you_mean, listed
-from runner.spec.run_spec import Compile
 
 
 def compile_in_place(modules: Iterable[Module], part: Compile) -> None:

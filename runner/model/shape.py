@@ -2,8 +2,8 @@
 
 from torch.nn import Module
 
+from runner.config.run_spec import Compiled, Recompute, RunSpec
 from runner.model.blocks import named_blocks
-from runner.spec.run_spec import Compiled, Recompute, RunSpec
 
 
 def shape(model: Module, spec: RunSpec) -> None:

@@ -12,7 +12,7 @@ from runner.optimizer.groups import check_patterns, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final

@@ -15,7 +15,7 @@ from runner.precision.scaling import UNIT
 from runner.protocols import Hardware, Scaler
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import HookError
-from runner.protocols import NO_VALUES
+from runner.protocols.step import NO_VALUES
 
 logger = logging.getLogger(__name__)
 

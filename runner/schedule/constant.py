@@ -11,7 +11,7 @@ from runner.protocols import Scheduler
 from runner.schedule.factor import FactorScheduler, FixedScheduler, check_fields, warmed_up
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final

@@ -12,7 +12,7 @@ from runner.protocols import Scheduler
 from runner.schedule.factor import annealed, check_fields, warmup_faults
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final

@@ -12,7 +12,7 @@ from runner.errors import Fault
 from runner.protocols import Scheduler
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final

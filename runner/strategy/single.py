@@ -12,10 +12,10 @@ from torch.nn import Module, Parameter
 
 from runner.errors import Fault
 from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
-from runner.strategy.replica import Replica
+from runner.strategy.common.module_trainable import ModuleTrainable
 
 if TYPE_CHECKING:
-    from runner.spec.run_spec import RunSpec
+    from runner.config.run_spec import RunSpec
 
 
 @final
@@ -48,12 +48,12 @@ class Single:
     ) -> Trainable:
         """The model on the device, its optimizer, and nothing between them."""
         model = build_model().to(world.device)
-        return Replica(
+        return ModuleTrainable(
             model=model,
             optimizer=build_optimizer(model.named_parameters()),
             loss=loss,
             forward=partial(loss, model),
-            hold_back=nullcontext,
+            no_sync=nullcontext,
             averaged=1,
             precision=precision,
             clip=clip,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, final
 
+from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
 from runner.errors import Fault
-from runner.spec.run_dir import RunDir
-from runner.spec.run_spec import RunSpec
 
 
 @final

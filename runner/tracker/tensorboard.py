@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, final
 
+from runner.config.run_spec import RunSpec
 from runner.errors import Fault, RunnerError
-from runner.spec.run_spec import RunSpec
 
 
 @final

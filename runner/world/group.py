@@ -86,7 +86,7 @@ class GroupWorld:
         """The device mesh of these axes. Collective."""
         return init_device_mesh(self.device.type, axes.sizes, mesh_dim_names=axes.names)
 
-    def aside(self) -> "GroupWorld":
+    def duplicate(self) -> "GroupWorld":
         """The same ranks, their host-side agreement on a group of its own. Collective."""
         other = copy.copy(self)
         other._host = dist.new_group(backend="gloo", timeout=self._timeout)

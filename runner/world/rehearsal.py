@@ -69,7 +69,7 @@ class RehearsalWorld:
             self._mesh = init_device_mesh(self.device.type, axes.sizes, mesh_dim_names=names, backend_override=away)
         return self._mesh
 
-    def aside(self) -> "RehearsalWorld":
+    def duplicate(self) -> "RehearsalWorld":
         """Itself: nothing here meets anybody."""
         return self
 

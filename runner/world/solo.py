@@ -62,7 +62,7 @@ class SoloWorld:
             f"a mesh {axes.names} was asked for in a world of one process. Use hardware.processes=2 or more."
         )
 
-    def aside(self) -> "SoloWorld":
+    def duplicate(self) -> "SoloWorld":
         """Itself: nothing here meets anybody."""
         return self
 

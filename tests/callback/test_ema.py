@@ -8,7 +8,7 @@ import torch
 from runner.callback.ema import EMA, Start
 from runner.errors import HookError
 from runner.protocols import State
-from runner.strategy.flat_range import FlatRange
+from runner.strategy.deepspeed.flat_range import FlatRange
 from tests.parity.options import placed, tensors
 from tests.parity.test_resume import assert_same_run, stopped_and_resumed
 
@@ -77,8 +77,8 @@ def test_it_is_the_average_of_the_weights_of_each_step(runner):
 def test_an_evaluation_sees_it_and_training_never_does(runner):
     plain = runner("train", "points").metrics()
     ended = runner("train", "points", *AVERAGED).metrics()
-    aside = runner("train", "points", *AVERAGED, "callback.ema.evaluate_with=model").metrics()
-    assert aside == plain
+    duplicate = runner("train", "points", *AVERAGED, "callback.ema.evaluate_with=model").metrics()
+    assert duplicate == plain
     for one, other in zip(ended, plain, strict=True):
         assert (one == other) is ("eval/loss" not in one)
 

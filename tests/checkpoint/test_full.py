@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from runner.checkpoint.export import export_weights
 from runner.checkpoint.full import Full
+from runner.checkpoint.gather import FILE
 from runner.checkpoint.sharded import Sharded
-from runner.checkpoint.whole import FILE
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
 from runner.world.solo import SoloWorld

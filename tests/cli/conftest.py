@@ -26,7 +26,7 @@ import json, os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from runner.errors import Interrupted, RunFailed
-from runner.spec.run_dir import RunDir
+from runner.config.run_dir import RunDir
 
 
 def build_model(width=3): ...

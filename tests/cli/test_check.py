@@ -54,6 +54,6 @@ def test_an_option_asked_for_by_another_librarys_name_is_found(runner, called, m
 def test_an_option_of_ones_own_may_have_other_names_too(runner, project):
     folder = project / "conf" / "strategy"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mine.yaml").write_text("# Elsewhere: theirs\n_target_: runner.strategy.single.Single\n")
+    (folder / "mine.yaml").write_text("# Aliases: theirs\n_target_: runner.strategy.single.Single\n")
     said = runner("check", "tiny", "strategy=Theirs")[2]
     assert "What is called so elsewhere is strategy=mine" in said

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.spec import store
+from runner.config import store
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def run(runner, project):
     return project / "run"
 
 
-def last(run: Path) -> store.Stored:
+def last(run: Path) -> store.StoredSpec:
     return store.load(max(run.glob("spec.attempt_*.yaml")))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.spec import store
+from runner.config import store
 
 
 def test_a_run_is_frozen_before_it_is_launched(runner, project):

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from runner.spec.imports import locate
-from runner.spec.parts import build_part
-from runner.spec.read import MANY_GROUPS
+from runner.config.imports import locate
+from runner.config.parts import build_part
+from runner.config.read import MANY_GROUPS
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted(CONF.glob("*/*.yaml"))

@@ -32,7 +32,7 @@ class ManySquares(Squares):
 
 def _shares(*, rank=0, ranks=1, steps=4, position=0):
     plans = Order(10, 4, 2, rank, ranks, seed=0, shuffle=True).steps_from(position)
-    return [share for _ in range(steps) for share in next(plans).rounds]
+    return [share for _ in range(steps) for share in next(plans).micro_batches]
 
 
 def _read(dataset, shares, workers):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.order import Order, cut, epoch_order, once
+from runner.data.order import Order, epoch_order, once, split
 
 SMALL = st.integers(1, 7)
 
@@ -26,14 +26,14 @@ def test_drawing_an_order_leaves_the_global_generator_alone():
 
 
 def test_a_short_step_is_cut_evenly_and_a_rank_without_items_runs_along():
-    assert cut(8, ranks=2, micro_items=2) == [(0, 2), (2, 2), (4, 2), (6, 2)]
-    assert cut(5, ranks=2, micro_items=4) == [(0, 3), (3, 2)]
-    assert cut(1, ranks=2, micro_items=4) == [(0, 1), (0, 0)]
+    assert split(8, ranks=2, micro_items=2) == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert split(5, ranks=2, micro_items=4) == [(0, 3), (3, 2)]
+    assert split(1, ranks=2, micro_items=4) == [(0, 1), (0, 0)]
 
 
 @given(items=st.integers(1, 40), ranks=SMALL, micro_items=SMALL)
 def test_a_cut_covers_every_item_once_with_equally_many_slots_for_each_rank(items, ranks, micro_items):
-    slots = cut(items, ranks=ranks, micro_items=micro_items)
+    slots = split(items, ranks=ranks, micro_items=micro_items)
     assert len(slots) % ranks == 0
     assert [first + offset for first, length in slots for offset in range(length)] == list(range(items))
     assert max(length for _, length in slots) <= micro_items
@@ -64,7 +64,7 @@ def test_all_ranks_together_read_every_item_once_an_epoch(num_items, ranks, micr
                 position=epoch * num_items,
                 steps=steps,
             )
-            seen += [i for plan in plans for share in plan.rounds if share.items for i in share.indices]
+            seen += [i for plan in plans for share in plan.micro_batches if share.items for i in share.indices]
             assert plans[-1].position == (epoch + 1) * num_items
         assert sorted(seen) == list(range(num_items))
 
@@ -91,7 +91,7 @@ def test_stopping_anywhere_and_going_on_at_another_world_size_reads_the_same_glo
             for rank in range(ranks)
         ]
         for step in range(steps):
-            rounds = zip(*(plan[step].rounds for plan in plans), strict=True)
+            rounds = zip(*(plan[step].micro_batches for plan in plans), strict=True)
             read += [i for shares in rounds for share in shares if share.items for i in share.indices]
         position = plans[0][-1].position
         assert len({plan[-1].position for plan in plans}) == 1

@@ -25,7 +25,7 @@ def sick_step(ranks: int = 1, micro_items: int = 12) -> tuple[int, int, int, lis
     orders = [Order(50, 12, micro_items, rank, ranks, seed=0, shuffle=True).steps_from(0) for rank in range(ranks)]
     for step in range(1, 6):
         for rank, steps in enumerate(orders):
-            for number, share in enumerate(next(steps).rounds):
+            for number, share in enumerate(next(steps).micro_batches):
                 if SICK in share.indices[: share.items]:
                     return step, rank, number, share.indices
     raise AssertionError("not in the first epoch")

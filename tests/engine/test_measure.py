@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.engine.measure import means, on_device, on_host
-from runner.protocols import Weighed
+from runner.protocols import MicroBatchLoss
 from runner.world.solo import SoloWorld
 
 ALONE = SoloWorld(torch.device("cpu"))
@@ -40,9 +40,9 @@ def weighed(number):
         value, hits = torch.randn((), generator=generator), torch.randint(5, (), generator=generator)
         metrics = {"accuracy": (hits, 5), "share": (value.reshape(1), hits.bool())}
         yield (
-            Weighed(value, 7, 7, True),
-            Weighed(value, 1, hits, False, metrics),
-            Weighed(value, 0, 0, False),
+            MicroBatchLoss(value, 7, 7, True),
+            MicroBatchLoss(value, 1, hits, False, metrics),
+            MicroBatchLoss(value, 0, 0, False),
         )[index % 3]
 
 
@@ -87,7 +87,7 @@ def test_a_metric_that_a_model_keeps_is_added_as_it_is_at_that_moment():
 
     def losses():
         for _ in range(3):
-            yield Weighed(torch.ones(()), 1, 1, False, {"kept": (kept, 1)})
+            yield MicroBatchLoss(torch.ones(()), 1, 1, False, {"kept": (kept, 1)})
             kept.data += 1
 
     assert means(losses(), ALONE, plus=on_device)["kept"] == (0 + 1 + 2) / 3

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
-from runner.spec.run_dir import RunDir
+from runner.config.run_dir import RunDir
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

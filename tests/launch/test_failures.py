@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from launching import Launcher
 
+from runner.config.run_dir import RunDir
 from runner.launch.failures import find_cause, read_failures
-from runner.spec.run_dir import RunDir
 
 FORK = pytest.mark.parametrize("fork", [True, False], ids=["forked", "separate"])
 

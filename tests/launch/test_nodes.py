@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from machines import ADDRESSES, NAMES, ROOT, Node, StartNode, can_make_hosts, free_port, two_hosts, wait_for
 
-from runner.spec.run_dir import RunDir
+from runner.config.run_dir import RunDir
 
 Pair = Callable[..., list[Node]]
 REFUSED = 2

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runner.spec.run_dir import RunDir
+from runner.config.run_dir import RunDir
 from runner.world.stop import StopRequest
 
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from runner.config.run_spec import Compile, Compiled
 from runner.errors import SpecError
 from runner.model.blocks import named_blocks, own_classes
 from runner.model.compiling import compile_in_place
 from runner.model.recompute import recompute
-from runner.spec.run_spec import Compile, Compiled
 from tests.project.user_hooks.tower import Block, build_model
 
 X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_what_is_recomputed_draws_the_same_random_numbers():
     assert_same(*found)
 
 
-class Kept:
+class Stateful:
     """Bytes that the forward keeps for backward."""
 
     def __init__(self, model):
@@ -80,7 +80,7 @@ class Kept:
 def test_recomputing_keeps_only_what_enters_each_block():
     plain, whole = seeded_model(blocks=4), seeded_model(blocks=4)
     recompute(whole.blocks, selective=False)
-    saved = Kept(plain).bytes - Kept(whole).bytes
+    saved = Stateful(plain).bytes - Stateful(whole).bytes
     # A block keeps its norm's output and two statistics, two widened tensors of 3 × 5 and no more; that is recomputed.
     assert saved >= 4 * (4 * 5 + 2 * 4 * 3 * 5) * 4
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runner.spec.run_dir import RunDir
+from runner.config.run_dir import RunDir
 
 NOISE = ["loss._target_=user_hooks.points.noisy_loss", "model.dropout=0.2"]  # every generator matters
 PAIR = ["strategy=ddp", "hardware.processes=2"]

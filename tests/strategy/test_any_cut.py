@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from runner.optimizer.sgd import SGD
 from runner.precision.fp32 import FP32
-from runner.protocols import Batches, Clip, MicroBatch
+from runner.protocols import Clip, MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
 from runner.strategy.fsdp import FSDP
 from tests.strategy.ranks import on_ranks
@@ -41,14 +41,14 @@ def cuts(draw, num_ranks):
     return [lengths[rank * rounds : (rank + 1) * rounds] for rank in range(num_ranks)]
 
 
-def share(cut, rank):
+def partition(cut, rank):
     """What a rank gets of the step that is cut so."""
     rounds, first = [], sum(map(sum, cut[:rank]))
     for length in cut[rank]:
         part = slice(first, first + length) if length else slice(0, 1)
         rounds.append(MicroBatch((X[part], Y[part], COUNTS[part]), length))
         first += length
-    return Batches(rounds, ITEMS)
+    return StepBatches(rounds, ITEMS)
 
 
 def whole(tensor):
@@ -72,7 +72,7 @@ def any_cut(world, strategy, loss):
             world=world,
         )
         for _ in range(2):
-            trainable.forward_backward(share(cut, world.rank))
+            trainable.forward_backward(partition(cut, world.rank))
             trainable.update(measure=False)
         assert_close([whole(parameter.detach()) for parameter in trainable.model.parameters()], expected, **ROUNDING)
 

@@ -15,7 +15,7 @@ from runner.errors import CheckpointError, HookError
 from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
 from runner.precision.fp32 import FP32
-from runner.protocols import Batches, Clip, MicroBatch, Stored
+from runner.protocols import Clip, MicroBatch, StepBatches, StoredTensor
 from runner.strategy.deepspeed import DeepSpeed, Place
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
@@ -57,7 +57,7 @@ def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, c
 def step(trainable, world, num_rounds=2):
     """Eight items over the ranks and rounds."""
     parts = X.chunk(num_rounds * world.size)[world.rank :: world.size]
-    trainable.forward_backward(Batches([MicroBatch(part, len(part)) for part in parts], len(X)))
+    trainable.forward_backward(StepBatches([MicroBatch(part, len(part)) for part in parts], len(X)))
     return trainable.update(measure=True).grad_norm.item()
 
 
@@ -294,8 +294,10 @@ def test_a_checkpoint_that_does_not_fit_is_named_whole(tmp_path):
     shapes.pop("model.top.weight")
 
     def load(world, part, changed):
-        stored = {name: Stored(tuple(shape), torch.float32) for name, shape in {**shapes, **changed}.items() if shape}
-        stored["model.seen"] = Stored((), torch.float32)
+        stored = {
+            name: StoredTensor(tuple(shape), torch.float32) for name, shape in {**shapes, **changed}.items() if shape
+        }
+        stored["model.seen"] = StoredTensor((), torch.float32)
         values = {"optimizer": {"numbers": {}, "groups": [], "built_groups": []}}
 
         def read(state):

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
+from runner.config import store
 from runner.errors import HookError
 from runner.precision.bf16 import BF16
 from runner.precision.fp32 import FP32
 from runner.protocols import Clip
-from runner.spec import store
 from runner.strategy.deepspeed import DeepSpeed
-from runner.strategy.deepspeed_check import config_faults
-from runner.strategy.deepspeed_config import ZERO, flat, join, nested, of_run, of_user, shaped, without_shape
+from runner.strategy.deepspeed.check import config_faults
+from runner.strategy.deepspeed.config import ZERO, flat, join, nested, of_run, of_user, shaped, without_shape
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 # The template of Accelerate's documentation, stage 3 with offload.

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner import Loss
 from runner.precision.fp32 import FP32
-from runner.protocols import Batches, Clip, MicroBatch
+from runner.protocols import Clip, MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
-from runner.strategy.exchange import CommHook, CommWrapper
+from runner.strategy.ddp.exchange import CommHook, CommWrapper
 from tests.parity.options import tensors
 from tests.strategy.ranks import on_ranks
 
@@ -91,7 +91,7 @@ def train(world, options, loss, steps, rounds=1):
     )
     own = slice(world.rank * 8, world.rank * 8 + 8) if world.size > 1 else slice(16)
     parts = zip(X[own].chunk(rounds), Y[own].chunk(rounds), strict=True)
-    batches = Batches([MicroBatch(part, len(part[0])) for part in parts], 16)
+    batches = StepBatches([MicroBatch(part, len(part[0])) for part in parts], 16)
     for _ in range(steps):
         sent = Sent()
         sent.by_hooks = bool(options.get("comm_hook"))

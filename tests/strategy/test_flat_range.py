@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.checkpoint.transfer import Transfer, read_tensors
-from runner.strategy.flat_range import Box, FlatRange, boxes
+from runner.strategy.deepspeed.flat_range import Box, FlatRange, boxes
 from runner.world.solo import SoloWorld
 
 WORLD = SoloWorld(torch.device("cpu"))

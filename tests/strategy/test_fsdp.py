@@ -12,10 +12,10 @@ from runner.errors import HookError, SpecError
 from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
 from runner.precision.fp32 import FP32
-from runner.protocols import Batches, Clip, MicroBatch
+from runner.protocols import Clip, MicroBatch, StepBatches
 from runner.strategy.fsdp import FSDP, Build, Gather, What, Wrap
+from runner.strategy.fsdp.units import units_of
 from runner.strategy.single import Single
-from runner.strategy.units import units_of
 from runner.world.solo import SoloWorld
 from tests.project.user_hooks.tower import Block, Tower, build_model
 from tests.strategy.ranks import on_ranks
@@ -47,7 +47,7 @@ def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, c
 def rounds_of(world, num_rounds=1):
     """Eight items over the ranks and rounds."""
     parts = X.chunk(num_rounds * world.size)[world.rank :: world.size]
-    return Batches([MicroBatch(part, len(part)) for part in parts], len(X))
+    return StepBatches([MicroBatch(part, len(part)) for part in parts], len(X))
 
 
 def step(trainable, world, num_rounds=1):
@@ -99,16 +99,16 @@ def test_each_rank_holds_its_share_of_parameters_gradients_and_state(sharding, t
     in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
     gathered = whole - in_blocks if sharding is What.FULL_SHARD else whole
     for rank, found in enumerate(on_ranks(2, held, FSDP(sharding=sharding), scratch=tmp_path)):
-        share = F32 * share_of(model, rank, 2)
-        assert found == (share, share, 2 * share, F32 * gathered)
+        partition = F32 * share_of(model, rank, 2)
+        assert found == (partition, partition, 2 * partition, F32 * gathered)
     assert share_of(model, 0, 2) + share_of(model, 1, 2) == whole
 
 
 def test_groups_hold_replicas_of_shards(tmp_path):
     model = seeded_model()
     found = on_ranks(4, held, FSDP(shard_size=2), scratch=tmp_path)
-    shares = [F32 * share_of(model, rank % 2, 2) for rank in range(4)]
-    assert [one[:3] for one in found] == [(share, share, 2 * share) for share in shares]
+    partitions = [F32 * share_of(model, rank % 2, 2) for rank in range(4)]
+    assert [one[:3] for one in found] == [(partition, partition, 2 * partition) for partition in partitions]
 
 
 def whole_gradients(world, part):
@@ -153,7 +153,7 @@ def trained(world, part, num_rounds, precision=None, clip=None, build=seeded_mod
 
     before = {name: tensor.detach() for name, tensor in whole().items()}
     norms = [step(trainable, world, num_rounds) for _ in range(3)]
-    losses = [float(loss.value) for loss in trainable.evaluate(rounds_of(world).rounds)]
+    losses = [float(loss.value) for loss in trainable.evaluate(rounds_of(world).micro_batches)]
     return before, {name: tensor.detach() for name, tensor in whole().items()}, norms, losses
 
 
@@ -229,8 +229,8 @@ def seeded_two_towers():
 @pytest.mark.parametrize("build", list(Build))
 def test_units_that_share_a_parameter_become_one(build, tmp_path):
     part = FSDP(wrap=Wrap.CLASSES, wrap_classes=["Linear"], build=build)
-    for shares, is_named, names in on_ranks(2, tied, part, scratch=tmp_path):
-        assert shares
+    for partitions, is_named, names in on_ranks(2, tied, part, scratch=tmp_path):
+        assert partitions
         assert is_named
         assert "model.0.1.weight" in names
         assert "model.1.0.weight" not in names

@@ -14,7 +14,7 @@ from runner.errors import HookError
 from runner.optimizer.adamw import AdamW
 from runner.optimizer.sgd import SGD
 from runner.precision.fp16 import FP16
-from runner.protocols import Batches, Clip, MicroBatch
+from runner.protocols import Clip, MicroBatch, StepBatches
 from tests.strategy.test_step import COUNTS, MODEL, ROUNDING, X, Y, cut_into, mean_loss, prepare, token_loss, weights
 
 LENGTHS = st.lists(st.integers(1, 4), max_size=3)
@@ -111,9 +111,9 @@ def test_a_total_over_a_million_tokens_overflows_no_scale(lengths):
 def test_a_first_micro_batch_in_which_nothing_counts_is_no_measure():
     trainable = prepare(token_loss, precision=FP16(init_scale=256.0))
     empty = MicroBatch((X[3:4], Y[3:4], COUNTS[3:4]), 1)  # its count is 0
-    rest = cut_into([5]).rounds
+    rest = cut_into([5]).micro_batches
     for _ in range(2):
-        trainable.forward_backward(Batches([empty, *rest], 13))
+        trainable.forward_backward(StepBatches([empty, *rest], 13))
         assert trainable.update(measure=True).stepped
 
 

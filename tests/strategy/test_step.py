@@ -15,7 +15,7 @@ from runner.errors import HookError
 from runner.optimizer.adamw import AdamW
 from runner.optimizer.sgd import SGD
 from runner.precision.fp32 import FP32
-from runner.protocols import Batches, Clip, MicroBatch
+from runner.protocols import Clip, MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
@@ -55,7 +55,7 @@ def cut_into(lengths, items=12):
         part = slice(first, first + length)
         rounds.append(MicroBatch((X[part], Y[part], COUNTS[part]), length))
         first += length
-    return Batches(rounds, items)
+    return StepBatches(rounds, items)
 
 
 def weights(trainable):
@@ -115,7 +115,7 @@ def test_a_filler_changes_nothing(loss):
     plain, filled = prepare(loss), prepare(loss)
     for trainable, extra in ((plain, []), (filled, [MicroBatch((X[:1], Y[:1], COUNTS[:1]), 0)])):
         batches = cut_into([5])
-        batches = Batches([*batches.rounds, *extra], batches.items)
+        batches = StepBatches([*batches.micro_batches, *extra], batches.items)
         loss_of_step = trainable.forward_backward(batches)
         trainable.update(measure=False)
         assert float(loss_of_step.count) == (12 if loss is mean_loss else int(COUNTS.sum()))
@@ -137,7 +137,7 @@ def test_a_step_in_which_nothing_counts_moves_nothing():
 def test_evaluation_restores_each_modules_mode_and_counts_no_filler():
     trainable = prepare(token_loss)
     trainable.model[0].eval()  # a user's frozen part
-    losses = list(trainable.evaluate(cut_into([5]).rounds))
+    losses = list(trainable.evaluate(cut_into([5]).micro_batches))
     assert [module.training for module in trainable.model.modules()] == [True, False, True, True]
     assert sum(int(loss.count) for loss in losses) == int(COUNTS.sum())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runner.spec.run_dir import RunDir
+from runner.config.run_dir import RunDir
 from runner.tracker.jsonl import Jsonl
 
 

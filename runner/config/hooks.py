@@ -1,0 +1,145 @@
+"""The user's three functions: found, checked without being called, and made ready to be called.
+
+A node with a `_target_` names a callable and its keyword arguments. An argument may itself be such a node: it is built
+first. `_partial_: true` hands over the callable with its arguments instead of calling it.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from runner.config.imports import NotFound, import_from, locate
+from runner.config.parts import MISSING, TARGET
+from runner.config.run_spec import Hook
+from runner.config.signatures import misfits
+from runner.errors import Fault, HookError
+
+__all__ = ["POSITIONAL", "faults_of", "hook_of", "resolve"]
+
+POSITIONAL = {"model": 0, "data": 0, "loss": 2}
+"""How many arguments the engine gives each hook before those of the recipe: loss(model, batch, **arguments)."""
+PARTIAL = "_partial_"
+UNSUPPORTED = ("_args_", "_recursive_", "_convert_")
+
+
+def hook_of(node: Mapping[str, Any]) -> Hook:
+    """The section of a recipe as a hook."""
+    return Hook(
+        target=str(node[TARGET]),
+        arguments={name: value for name, value in node.items() if name != TARGET},
+    )
+
+
+def resolve(hook: Hook, import_roots: Sequence[str]) -> Callable[..., Any]:
+    """The hook's callable with the recipe's arguments bound; nested `_target_` arguments are built now.
+
+    Raises:
+        HookError: something that it names cannot be imported.
+    """
+    import_from(import_roots)
+    try:
+        function = locate(hook.target)
+        arguments = {name: _value(value) for name, value in hook.arguments.items()}
+    except NotFound as missing:
+        raise HookError(
+            f"{hook.target} cannot be used: {missing} Looked in {', '.join(import_roots)} first."
+        ) from missing
+    return functools.partial(function, **arguments)
+
+
+def _value(node: Any) -> Any:
+    """An argument as the hook gets it: nested targets built, everything else as it was written."""
+    if isinstance(node, Mapping):
+        named = {name: _value(value) for name, value in node.items() if name not in (TARGET, PARTIAL)}
+        if TARGET not in node:
+            return named
+        function = functools.partial(locate(str(node[TARGET])), **named)
+        return function if node.get(PARTIAL) else function()
+    if isinstance(node, list | tuple):
+        return [_value(item) for item in node]
+    return node
+
+
+def faults_of(node: Any, *, key: str, import_roots: Sequence[str]) -> Iterator[Fault]:
+    """What is wrong with a hook's section. Imports the modules that it names; calls nothing."""
+    if not isinstance(node, Mapping):
+        yield Fault(
+            key=key,
+            message=f"{node!r} is not a hook: it needs a _target_ and may have arguments.",
+        )
+        return
+    if PARTIAL in node:
+        yield Fault(
+            key=f"{key}.{PARTIAL}",
+            message=f"is for arguments; the engine calls the hook itself. Delete it: ~{key}.{PARTIAL}",
+        )
+    yield from _callable_faults(node, key=key, positional=POSITIONAL[key], roots=import_roots)
+
+
+def _callable_faults(node: Mapping[str, Any], *, key: str, positional: int, roots: Sequence[str]) -> Iterator[Fault]:
+    target = node.get(TARGET, MISSING)
+    arguments = {name: value for name, value in node.items() if name not in (TARGET, PARTIAL)}
+    if target == MISSING or target is None:
+        yield Fault(
+            key=f"{key}.{TARGET}",
+            message="must be given: the dotted path of a function, package.module.name.",
+        )
+    else:
+        yield from _binding_faults(
+            str(target),
+            arguments,
+            key=key,
+            positional=positional,
+            node=node,
+            roots=roots,
+        )
+    for name, value in arguments.items():
+        yield from _argument_faults(value, key=f"{key}.{name}", roots=roots)
+
+
+def _binding_faults(
+    target: str,
+    arguments: Mapping[str, Any],
+    *,
+    key: str,
+    positional: int,
+    node: Mapping[str, Any],
+    roots: Sequence[str],
+) -> Iterator[Fault]:
+    try:
+        function = locate(target)
+    except NotFound as missing:
+        where = f" Looked in {', '.join(roots)}, then where Python looks." if roots else ""
+        yield Fault(
+            key=f"{key}.{TARGET}",
+            message=f"{target} cannot be imported: {missing}{where}",
+        )
+        return
+    if not callable(function):
+        yield Fault(
+            key=f"{key}.{TARGET}",
+            message=f"{target} is a {type(function).__name__}, which cannot be called.",
+        )
+    elif not node.get(PARTIAL):
+        for name, message in misfits(function, target, positional=positional, named=arguments):
+            yield Fault(key=f"{key}.{name or TARGET}", message=message)
+
+
+def _argument_faults(value: Any, *, key: str, roots: Sequence[str]) -> Iterator[Fault]:
+    if value == MISSING:
+        yield Fault(key=key, message="must be given.")
+    elif isinstance(value, Mapping) and TARGET in value:
+        for name in UNSUPPORTED:
+            if name in value:
+                yield Fault(
+                    key=f"{key}.{name}",
+                    message=f"{name} is not supported: build it in a function of yours.",
+                )
+        rest = {name: inner for name, inner in value.items() if name not in UNSUPPORTED}
+        yield from _callable_faults(rest, key=key, positional=0, roots=roots)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _argument_faults(inner, key=f"{key}.{name}", roots=roots)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _argument_faults(inner, key=f"{key}.{index}", roots=roots)

@@ -1,0 +1,114 @@
+"""What a run was made with: versions, machine, code and command. One entry an attempt."""
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from runner.config.imports import NotFound, locate
+from runner.config.run_spec import RunSpec
+
+__all__ = ["describe", "describe_code", "hook_hashes", "note", "read", "record"]
+
+PACKAGES = (
+    "hydra-runner",
+    "torch",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "safetensors",
+    "tensorboard",
+    "wandb",
+)
+
+
+def describe(spec: RunSpec, *, command: list[str]) -> dict[str, Any]:
+    """One attempt, in what JSON can say."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": command,
+        "directory": os.getcwd(),
+        "python": _python(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "versions": _versions(),
+        "git": _git(),
+        "hooks": hook_hashes(spec),
+    }
+
+
+def describe_code(spec: RunSpec) -> dict[str, Any]:
+    """What machines that train one model together must have alike."""
+    hooks = {Path(file).name: digest for file, digest in hook_hashes(spec).items()}
+    return {"python": _python(), "versions": _versions(), "hooks": hooks}
+
+
+def record(path: Path, attempt: Mapping[str, Any]) -> None:
+    """Append an attempt to the list in a file, in one rename."""
+    _write(path, [*read(path), attempt])
+
+
+def note(path: Path, key: str, value: Any) -> None:
+    """Add something that came to light during the last attempt, in one rename."""
+    *before, last = read(path)
+    _write(path, [*before, {**last, key: value}])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Every attempt so far, oldest first."""
+    attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return attempts
+
+
+def hook_hashes(spec: RunSpec) -> dict[str, str]:
+    """Source file of each hook, and its SHA-256. Modules that have no file are left out."""
+    hashes: dict[str, str] = {}
+    for hook in (spec.model, spec.data, spec.loss):
+        try:
+            file = inspect.getsourcefile(inspect.unwrap(locate(hook.target)))
+        except (NotFound, TypeError):
+            continue
+        if file is not None and Path(file).exists():
+            hashes[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return hashes
+
+
+def _write(path: Path, attempts: Sequence[Mapping[str, Any]]) -> None:
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_text(json.dumps(attempts, indent=2) + "\n")
+    os.replace(partial_path, path)
+
+
+def _python() -> str:
+    return sys.version.split()[0]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has changes; None without git or outside a repository."""
+    ask = partial(subprocess.run, capture_output=True, text=True, timeout=5, check=True)
+    try:
+        commit = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
+        dirty = bool(ask(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": dirty}

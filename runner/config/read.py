@@ -1,0 +1,269 @@
+"""From a composed configuration to a RunSpec, or to every fault in it at once."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from runner.config import hooks
+from runner.config.files import read_in
+from runner.config.imports import import_from
+from runner.config.nearest import did_you_mean, listed
+from runner.config.parts import MISSING, TARGET, build_part, typed
+from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults
+from runner.config.run_spec import (
+    ActivationCheckpointing,
+    Batch,
+    Blocks,
+    Compile,
+    Eval,
+    Guard,
+    Hook,
+    Loader,
+    Log,
+    Run,
+    RunSpec,
+    Sweep,
+)
+from runner.errors import Fault, SpecError
+from runner.protocols import Clip
+
+__all__ = ["GROUPS", "MANY_GROUPS", "Origin", "read"]
+
+Origin = Callable[[str], str]
+"""From a dotted key to where its value came from; empty if nobody knows."""
+
+GROUPS: Mapping[str, str | None] = {
+    "hardware": None,
+    "launch": None,
+    "strategy": None,
+    "precision": None,
+    "optimizer": "runner.optimizer.foreign.ForeignOptimizer",
+    "schedule": "runner.schedule.foreign.ForeignSchedule",
+    "checkpoint": None,
+}
+"""Groups of which a run has one option, each with the part that takes in foreign targets, if it has one."""
+MANY_GROUPS = ("tracker", "callback")
+"""Groups of which a run has any number of options, each under its own name."""
+SECTIONS: Mapping[str, type[Any]] = {
+    "batch": BatchKeys,
+    "run": Run,
+    "loader": Loader,
+    "clip": Clip,
+    "eval": Eval,
+    "log": Log,
+    "guard": Guard,
+    "blocks": Blocks,
+    "activation_checkpointing": ActivationCheckpointing,
+    "compile": Compile,
+    "sweep": Sweep,
+}
+HOOKS = tuple(hooks.POSITIONAL)
+KNOWN = ("name", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
+
+
+class _NotKnown(Exception):
+    """Something that could not be built was asked for; what asks cannot be judged."""
+
+
+class _Unknown:
+    """Stands where a part or section could not be built, so that checks of all the others can still run."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _NotKnown(name)
+
+
+UNKNOWN: Any = _Unknown()
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    """What has been made of a configuration so far, and what was wrong with it."""
+
+    config: Mapping[str, Any]
+    import_roots: tuple[str, ...]
+    made: dict[str, Any] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def take(self, key: str, value: Any, faults: Sequence[Fault] = ()) -> None:
+        """Keep what was built for a key; what could not be built stays unknown."""
+        self.made[key] = UNKNOWN if value is None else value
+        self.faults += faults
+
+
+def no_origin(_key: str) -> str:
+    """Nobody knows."""
+    return ""
+
+
+def read(
+    config: Mapping[str, Any],
+    *,
+    import_roots: Sequence[str],
+    origin: Origin = no_origin,
+    known_faults: Sequence[Fault] = (),
+    check: bool = True,
+) -> RunSpec:
+    """Make a RunSpec of plain dicts, lists and scalars.
+
+    Args:
+        config: composed and resolved, without Hydra's own node.
+        import_roots: go ahead of everything else on sys.path from now on.
+        known_faults: found while it was composed; raised together with those found here.
+        check: False trusts what was checked before: hooks are not looked up, files not read and parts not asked.
+
+    Raises:
+        SpecError: holds every fault that can be known.
+    """
+    import_from(import_roots)
+    reading = _Reading(config=config, import_roots=tuple(import_roots), faults=list(known_faults))
+    _read_names(reading)
+    for key, cls in SECTIONS.items():
+        _read_section(reading, key, cls)
+    for key, adapter in GROUPS.items():
+        built = build_part(config.get(key), key=key, adapter=adapter)
+        reading.take(key, built.value, built.faults)
+    for key in MANY_GROUPS:
+        _read_many(reading, key)
+    if check:
+        _read_files(reading)
+    for key in HOOKS:
+        _read_hook(reading, key, check=check)
+    _read_batch(reading)
+    spec = RunSpec(
+        **{key: reading.made[key] for key in KNOWN},
+        import_roots=reading.import_roots,
+        config=reading.config,
+    )
+    if check:
+        reading.faults += _checked(spec)
+    if reading.faults:
+        raise SpecError(*(_with_origin(fault, origin) for fault in _distinct(reading.faults)))
+    return spec
+
+
+def _read_names(reading: _Reading) -> None:
+    name = reading.config.get("name")
+    good = isinstance(name, str | int) and str(name) not in ("", MISSING, ".", "..") and "/" not in str(name)
+    rule = "must be given: text without a slash; it names the run's directory."
+    reading.take(
+        "name",
+        str(name) if good else None,
+        [] if good else [Fault(key="name", message=f"{name!r}: {rule}")],
+    )
+    for key in reading.config:
+        if key not in KNOWN:
+            rule = f"there is no such section.{did_you_mean(key, KNOWN)} There are: {listed(KNOWN)}."
+            reading.faults.append(Fault(key=key, message=rule))
+
+
+def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
+    node = reading.config.get(key, {})
+    if not isinstance(node, Mapping):
+        reading.take(
+            key,
+            None,
+            [Fault(key=key, message=f"{node!r} must be a mapping: {key}.<key>=<value>")],
+        )
+        return
+    built = typed(cls, node, key=key)
+    ranges = list(range_faults(key, vars(built.value) if built.value is not None else node))
+    reading.take(key, None if ranges else built.value, [*built.faults, *ranges])
+
+
+def _read_many(reading: _Reading, group: str) -> None:
+    node = reading.config.get(group) or {}
+    if not isinstance(node, Mapping):
+        reading.take(
+            group,
+            None,
+            [
+                Fault(
+                    key=group,
+                    message=f"{node!r} must be a mapping of names to options.",
+                )
+            ],
+        )
+        return
+    parts = {}
+    for name, option in node.items():
+        built = build_part(option, key=f"{group}.{name}")
+        reading.faults += built.faults
+        parts[name] = UNKNOWN if built.value is None else built.value
+    reading.take(group, parts)
+
+
+def _read_files(reading: _Reading) -> None:
+    """Put what stands in files that parts name into the parts, and into the configuration that will be frozen."""
+    reading.config = config = dict(reading.config)
+    _read_files_of(reading, GROUPS, reading.made, config)
+    for group in MANY_GROUPS:
+        parts = reading.made[group]
+        if parts is not UNKNOWN and parts:
+            config[group] = dict(config[group])
+            _read_files_of(reading, parts, parts, config[group], above=f"{group}.")
+
+
+def _read_files_of(
+    reading: _Reading, keys: Iterable[str], parts: dict[str, Any], nodes: dict[str, Any], *, above: str = ""
+) -> None:
+    for key in keys:
+        parts[key], fields, faults = read_in(parts[key], key=f"{above}{key}")
+        reading.faults += faults
+        if fields:
+            nodes[key] = {**nodes[key], **fields}
+
+
+def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
+    node = reading.config.get(key, {})
+    if check:
+        reading.faults += hooks.faults_of(node, key=key, import_roots=reading.import_roots)
+    whole = isinstance(node, Mapping) and TARGET in node
+    reading.take(key, hooks.hook_of(node) if whole else Hook(target=MISSING))
+
+
+def _read_batch(reading: _Reading) -> None:
+    """Replace the keys of the batch as written by the batch as it is cut among the strategy's data ranks."""
+    try:
+        keys, world_size = reading.made["batch"], reading.made["launch"].nodes * reading.made["hardware"].processes
+        given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)
+        axes = reading.made["strategy"].axes(world_size)
+    except _NotKnown:
+        reading.take("batch", None)
+        return
+    except ValueError as refused:
+        reading.take("batch", None, [Fault(key="hardware.processes", message=str(refused))])
+        return
+    batch = divide(given, data_ranks=axes.data_ranks)
+    reading.take(
+        "batch",
+        batch if isinstance(batch, Batch) else None,
+        [batch] if isinstance(batch, Fault) else [],
+    )
+
+
+def _checked(spec: RunSpec) -> Iterator[Fault]:
+    """Rules across sections, then every part's own."""
+    yield from _as_far_as_known(lambda: run_faults(spec.run))
+    yield from _as_far_as_known(lambda: clip_faults(spec.clip))
+    parts = [vars(spec)[group] for group in GROUPS]
+    for many in (spec.tracker, spec.callback):
+        parts += [] if many is UNKNOWN else list(many.values())
+    for part in parts:
+        yield from _as_far_as_known(lambda part=part: part.check(spec))  # type: ignore[misc]
+
+
+def _as_far_as_known(check: Callable[[], Any]) -> Iterator[Fault]:
+    """What a check yields until it asks for something that could not be built."""
+    try:
+        yield from check()
+    except _NotKnown:
+        return
+
+
+def _distinct(faults: Sequence[Fault]) -> list[Fault]:
+    """In order, each once: two parts may find the same."""
+    return list(dict.fromkeys(faults))
+
+
+def _with_origin(fault: Fault, origin: Origin) -> Fault:
+    return fault if fault.origin else replace(fault, origin=origin(fault.key))

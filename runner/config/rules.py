@@ -1,0 +1,127 @@
+"""What must hold across sections and parts, and in which ranges a section's numbers lie."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from runner.config.run_spec import Batch, Run
+from runner.errors import Fault
+from runner.protocols import Clip
+
+__all__ = ["BatchKeys", "clip_faults", "divide", "range_faults", "run_faults"]
+
+AUTO = "auto"
+"""For batch.micro_items: as many as fit into memory."""
+SMALLEST = {
+    "batch.items": 1,
+    "batch.micro_items": 1,
+    "batch.accumulate": 1,
+    "run.steps": 1,
+    "run.seed": 0,
+    "run.stop_at_step": 1,
+    "loader.workers": 0,
+    "loader.prefetch": 1,
+    "eval.every_steps": 1,
+    "eval.micro_items": 1,
+    "log.every_steps": 1,
+    "guard.max_skipped": 1,
+    "activation_checkpointing.every": 1,
+}
+"""The least value of each whole number of a section; null passes where null is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchKeys:
+    """The section `batch` as it is written, before what is null is derived."""
+
+    items: int | None = None
+    micro_items: int | Literal["auto"] | None = None
+    accumulate: int | None = None
+
+
+def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Numbers of one section that are too small."""
+    for name, value in values.items():
+        least = SMALLEST.get(f"{section}.{name}")
+        if least is not None and isinstance(value, int) and value < least:
+            yield Fault(
+                key=f"{section}.{name}",
+                message=f"{value} is too small: it must be at least {least}.",
+            )
+
+
+def clip_faults(clip: Clip) -> Iterator[Fault]:
+    """Limits that would stop every step."""
+    for name, value in (("norm", clip.norm), ("value", clip.value)):
+        if value is not None and not value > 0:
+            yield Fault(
+                key=f"clip.{name}",
+                message=f"{value} must be above 0. Use null to leave gradients as they are.",
+            )
+
+
+def run_faults(run: Run) -> Iterator[Fault]:
+    """Lengths that contradict each other."""
+    if run.stop_at_step is not None and run.stop_at_step > run.steps:
+        rule = f"{run.stop_at_step} lies beyond run.steps={run.steps}. Use at most {run.steps}, or null for all steps."
+        yield Fault(key="run.stop_at_step", message=rule)
+
+
+def divide(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
+    """Derive what is null: items = micro_items × accumulate × data ranks.
+
+    Args:
+        keys: all at least 1 where they are not null.
+        data_ranks: into how many shares the strategy cuts the items of a step.
+    """
+    if isinstance(keys.micro_items, str):
+        return _divide_automatically(keys, data_ranks=data_ranks)
+    items, micro_items, accumulate = keys.items, keys.micro_items, keys.accumulate
+    if items is None:
+        if micro_items is None or accumulate is None:
+            missing = "batch.micro_items" if micro_items is None else "batch.accumulate"
+            rule = (
+                f"must be given, or {missing} too, from which it follows with the other." if keys != BatchKeys() else ""
+            )
+            return Fault(
+                key="batch.items",
+                message=rule or "must be given: the items of one optimizer step over all ranks.",
+            )
+        return Batch(
+            items=micro_items * accumulate * data_ranks,
+            micro_items=micro_items,
+            accumulate=accumulate,
+        )
+    if micro_items is None:
+        unit = data_ranks * (accumulate or 1)
+        what = f"data ranks = {data_ranks}" if accumulate is None else f"accumulate × data ranks = {unit}"
+        if items % unit:
+            return Fault(key="batch.items", message=_not_a_multiple(items, unit, what))
+        return Batch(items=items, micro_items=items // unit, accumulate=accumulate or 1)
+    unit = micro_items * data_ranks
+    if items % unit:
+        what = f"micro_items × data ranks = {micro_items} × {data_ranks} = {unit}"
+        return Fault(key="batch.items", message=_not_a_multiple(items, unit, what))
+    if accumulate is not None and accumulate != items // unit:
+        rule = f"{accumulate} disagrees with items / (micro_items × data ranks) = {items} / {unit} = {items // unit}."
+        return Fault(
+            key="batch.accumulate",
+            message=f"{rule} Use {items // unit}, or null to have it derived.",
+        )
+    return Batch(items=items, micro_items=micro_items, accumulate=items // unit)
+
+
+def _divide_automatically(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
+    """As large as it can be, for now."""
+    if keys.items is None or keys.accumulate is not None:
+        rule = "finds how many of batch.items fit: give batch.items, and leave batch.accumulate null."
+        return Fault(key="batch.micro_items", message=f"{AUTO} {rule}")
+    if keys.items % data_ranks:
+        return Fault(key="batch.items", message=_not_a_multiple(keys.items, data_ranks, f"data ranks = {data_ranks}"))
+    return Batch(items=keys.items, micro_items=keys.items // data_ranks, accumulate=1, auto=True)
+
+
+def _not_a_multiple(items: int, unit: int, what: str) -> str:
+    below = items // unit * unit
+    nearest = f"{below} or {below + unit}" if below else f"{unit}"
+    return f"{items} is not a multiple of {what}. Use {nearest}."

@@ -1,0 +1,131 @@
+"""A run's declaration on disk: written once by the launching process, read by every worker and by `resume`.
+
+Plain YAML without tags. Reading it needs neither Hydra nor OmegaConf.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.config.parts import MISSING
+from runner.config.read import read as read_config
+from runner.config.run_spec import RunSpec
+from runner.errors import RunnerError
+
+__all__ = ["Composition", "StoredSpec", "diff", "dump_yaml", "load", "load_yaml", "read", "save"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """What a configuration was composed of."""
+
+    recipe: str
+    """The recipe's file."""
+    overrides: list[str] = field(default_factory=list)
+    """As they stood on the command line."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """Group to option."""
+    search_path: list[str] = field(default_factory=list)
+    """Directories that were searched for groups and options, first to last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSpec:
+    """Everything that stands in a spec file."""
+
+    config: dict[str, Any]
+    import_roots: list[str]
+    source: Composition
+
+
+def save(path: Path, stored: StoredSpec) -> None:
+    """Write a spec file."""
+    page = {
+        "format": FORMAT,
+        "config": stored.config,
+        "import_roots": stored.import_roots,
+        "source": vars(stored.source),
+    }
+    path.write_text(dump_yaml(page))
+
+
+def load(path: Path) -> StoredSpec:
+    """What stands in a spec file.
+
+    Raises:
+        RunnerError: it is not one, or one of a later version.
+    """
+    try:
+        page = load_yaml(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RunnerError(f"{path} cannot be read: {error}") from error
+    if not isinstance(page, dict) or page.get("format") != FORMAT:
+        found = page.get("format") if isinstance(page, dict) else None
+        raise RunnerError(
+            f"{path} is not a spec file of format {FORMAT} (it says {found}). Use the version that wrote it."
+        )
+    source = Composition(**page["source"])
+    return StoredSpec(
+        config=page["config"],
+        import_roots=page["import_roots"],
+        source=source,
+    )
+
+
+def read(path: Path) -> RunSpec:
+    """A worker's way to its spec: typed as it was checked before launch, and put import roots on sys.path.
+
+    Raises:
+        RunnerError: it is not a spec file.
+        SpecError: it was changed by hand, and not well.
+    """
+    stored = load(path)
+    return read_config(
+        stored.config,
+        import_roots=stored.import_roots,
+        origin=lambda _key: str(path),
+        check=False,
+    )
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both; MISSING stands for a key that is not there."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return {
+        key: (before.get(key, MISSING), after.get(key, MISSING))
+        for key in dict.fromkeys((*before, *after))
+        if before.get(key, MISSING) != after.get(key, MISSING)
+    }
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def load_yaml(text: str) -> Any:
+    """Safe YAML by the C parser where libyaml is there (ten times faster)."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def dump_yaml(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """Plain YAML in the order given."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(
+        yaml.dump(
+            value,
+            Dumper=dumper,
+            sort_keys=False,
+            default_flow_style=False,
+            allow_unicode=True,
+            width=120,
+        )
+    )

@@ -1,0 +1,1 @@
+"""Numbers that are not finite: noticed, traced back to their source, and reported."""

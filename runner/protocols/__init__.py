@@ -1,0 +1,57 @@
+"""Every seam of the runner, a file each; all of it can be imported from here.
+
+A *part* is what one option file of a config group becomes: a final, frozen, keyword-only dataclass that is both the
+schema of its YAML and its behaviour. Building a part touches no device, file or process; `check(spec)` yields what is
+wrong with it in the company of the rest of the spec. The protocols below say what a part of each group must do. A new
+option is one file with such a dataclass and one YAML file whose `_target_` names it.
+
+No torch is imported here at run time: the command line reads this module before it knows whether it needs torch.
+"""
+
+from runner.protocols.callback import Callback, Listener
+from runner.protocols.checkpoint import Checkpoint, Checkpointer
+from runner.protocols.hardware import Hardware
+from runner.protocols.hooks import Data, Loss
+from runner.protocols.launch import Launch, Launcher
+from runner.protocols.mesh import Axes
+from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
+from runner.protocols.part import Part
+from runner.protocols.precision import Precision, Scaler
+from runner.protocols.state import Progress, State, StoredTensor
+from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
+from runner.protocols.strategy import Strategy, Trainable
+from runner.protocols.tracker import Tracker, TrackerLog
+from runner.protocols.world import World
+
+__all__ = [
+    "Axes",
+    "Callback",
+    "Checkpoint",
+    "Checkpointer",
+    "Clip",
+    "Data",
+    "Hardware",
+    "Launch",
+    "Launcher",
+    "Listener",
+    "Loss",
+    "MicroBatch",
+    "MicroBatchLoss",
+    "Optimizer",
+    "Part",
+    "Precision",
+    "Progress",
+    "Scaler",
+    "Schedule",
+    "Scheduler",
+    "State",
+    "StepBatches",
+    "StepLoss",
+    "StoredTensor",
+    "Strategy",
+    "Tracker",
+    "TrackerLog",
+    "Trainable",
+    "Update",
+    "World",
+]

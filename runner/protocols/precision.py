@@ -1,0 +1,90 @@
+"""The group `precision`."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from runner.protocols.hardware import Hardware
+from runner.protocols.part import Part
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class Scaler(Protocol):
+    """Keeps gradients of a narrow type in its range: losses are multiplied before backward, gradients divided after.
+
+    It is meant for the gradient of a mean: what a loss sums over is divided off first, roughly if need be.
+    """
+
+    scales: bool
+    """Whether there is ever anything to undo; constant of the class."""
+
+    @property
+    def scale(self) -> float:
+        """By what to multiply the losses of this step; the same on every rank."""
+        ...
+
+    def unscale(
+        self, gradients: Sequence["Tensor"], factor: "Tensor | float", found_anywhere: Callable[["Tensor"], "Tensor"]
+    ) -> "tuple[Tensor | float, bool]":
+        """Undo the multiplication, and `factor` in the same pass. Waits for the device if there is anything to undo.
+
+        Args:
+            gradients: this rank's; multiplied in place.
+            factor: what the gradients are to be multiplied by besides.
+            found_anywhere: from whether this rank found a value that is not finite (0 or 1), whether any rank did.
+
+        Returns:
+            What is left of the factor, and whether all gradients of all ranks are finite.
+        """
+        ...
+
+    def record(self) -> Mapping[str, float]:
+        """What is logged of it."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What JSON can say; the same on every rank."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from there; from {} begin afresh."""
+        ...
+
+
+class Precision(Part, Protocol):
+    """In which types a model computes."""
+
+    @property
+    def param_dtype(self) -> "torch.dtype":
+        """Of the weights as the forward sees them under a sharding strategy."""
+        ...
+
+    @property
+    def weight_dtype(self) -> "torch.dtype":
+        """Of the weights that the optimizer updates, and of what it keeps of them."""
+        ...
+
+    @property
+    def reduce_dtype(self) -> "torch.dtype":
+        """Of gradients while they are summed over ranks by a sharding strategy."""
+        ...
+
+    def autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """A context, entered anew for each forward, in which the hook runs. May be entered many times in turn."""
+        ...
+
+    def scaler(self) -> Scaler:
+        """A fresh one for a run."""
+        ...
+
+    def convert(self, model: "Module", hardware: Hardware) -> None:
+        """Make of the model that the hook returned one of this precision, in place; names stay as they are."""
+        ...
+
+    def plan(self, build_model: Callable[[], "Module"]) -> Iterable[str]:
+        """What `convert` will do to the model's layers, a line each. Whoever asks may build without values, on meta."""
+        ...

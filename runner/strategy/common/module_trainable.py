@@ -1,0 +1,222 @@
+"""The step of every strategy whose model is a torch module with gradients in place: Single, DDP, FSDP share it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.utils import get_total_norm
+
+from runner.protocols import (
+    Clip,
+    Loss,
+    MicroBatch,
+    MicroBatchLoss,
+    Precision,
+    State,
+    StepBatches,
+    StepLoss,
+    StoredTensor,
+    Update,
+    World,
+)
+from runner.strategy.common.count_estimate import CountEstimate, EstimatedCount, NoEstimate
+from runner.strategy.common.forward_loss import at_least_one, check_has_gradient, forward_loss
+from runner.strategy.common.named_state import load_named_state, named_state, settings
+from runner.strategy.common.stateful import Stateful, state_dicts, with_stateful
+
+STEPPED = Update(stepped=True)
+NO_STATE: Mapping[str, Stateful] = {}
+
+
+def found_here(found: Tensor) -> Tensor:
+    """What one rank finds, all find: they hold the same gradients."""
+    return found
+
+
+def gradients_in_place(parameters: Sequence[Parameter]) -> list[Tensor]:
+    """The gradients that are there."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+@final
+class ModuleTrainable:
+    """A module and its optimizer. How ranks exchange gradients is in `forward` and `no_sync`; all else is here."""
+
+    def __init__(
+        self,
+        *,
+        model: Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[Module, Any], Loss | Tensor],
+        forward: Callable[[Any], Loss | Tensor],
+        no_sync: Callable[[], AbstractContextManager[Any]],
+        averaged: int,
+        precision: Precision,
+        clip: Clip,
+        world: World,
+        gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_in_place,
+        norm_of: Callable[[list[Tensor]], Tensor] = get_total_norm,
+        found_anywhere: Callable[[Tensor], Tensor] = found_here,
+        narrow_exchange: bool = False,
+        kept: Mapping[str, Stateful] = NO_STATE,
+    ) -> None:
+        """Set up for a fresh run.
+
+        Args:
+            forward: the hook on a batch, in training; its backward exchanges gradients unless held back.
+            no_sync: a context in which backward only sums gradients on this rank.
+            averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
+            gradients_of: what of the parameters' gradients lies on this rank, in place.
+            norm_of: the 2-norm of the whole gradient, of which these are this rank's part.
+            found_anywhere: from whether something was found in this rank's part (0 or 1), whether it was in any.
+            narrow_exchange: ranks exchange gradients in a type that the gradient of a total may overflow.
+            kept: what else goes into checkpoints, by name.
+        """
+        self.model = model
+        self.optimizer = optimizer
+        self._forward_alone = _inside(precision.autocast(world.device.type), partial(loss, model))
+        self._forward = _inside(precision.autocast(world.device.type), forward)
+        self._no_sync = no_sync
+        self._averaged = averaged
+        self._scaler = precision.scaler()
+        evens = self._scaler.scales or narrow_exchange
+        self._count_estimate: CountEstimate = EstimatedCount(world) if evens else NoEstimate()
+        self._kept = {"scaler": self._scaler, "expected": self._count_estimate, **kept}
+        self._clip = clip
+        # Whether gradients that are divided already have still to be gone through.
+        self._goes_through = clip.norm is not None or clip.value is not None or self._scaler.scales
+        self._world = world
+        self._gradients_of = gradients_of
+        self._norm_of = norm_of
+        self._found_anywhere = found_anywhere
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._divided = True  # whether the gradients in place are those of the step already,
+        self._factor: Tensor | float = 1.0  # or what they must still be multiplied by
+        self._built_groups = settings(optimizer)
+        model.train()
+
+    def forward_backward(self, batches: StepBatches) -> StepLoss:
+        """Forward and backward every round; ranks exchange gradients during the last."""
+        losses = []
+        for micro_batch in batches.micro_batches[:-1]:
+            with self._no_sync():
+                losses.append(loss := forward_loss(self._forward, micro_batch))
+                self._backward(loss, batches)
+        losses.append(forward_loss(self._forward, batches.micro_batches[-1]))
+        return StepLoss(losses, self._backward_and_count(losses, batches))
+
+    def update(self, *, measure: bool) -> Update:
+        """Divide, clip, step, clear. Division folds into clipping's own multiplication where there is one."""
+        update = self._divide_and_clip(measure) if measure or self._goes_through or not self._divided else STEPPED
+        if update.stepped:
+            self.optimizer.step()
+        for parameter in self._parameters:
+            parameter.grad = None
+        return update
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
+        """The hook on the model itself: no gradients, nothing exchanged."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            for micro_batch in micro_batches:
+                with torch.no_grad():
+                    loss = forward_loss(self._forward_alone, micro_batch)
+                yield loss
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def state(self) -> State:
+        """Model and optimizer by the model's own names."""
+        state = named_state(self.model, self.optimizer)
+        state.values["optimizer"]["built_groups"] = self._built_groups
+        state.values |= state_dicts(self._kept)
+        return state
+
+    def load_state(self, read: Callable[[State], None], stored: Mapping[str, StoredTensor]) -> None:
+        """Continue from a checkpoint; every rank reads what it holds."""
+        read_all = with_stateful(read, self._kept)
+        load_named_state(self.model, self.optimizer, read_all, stored, built_groups=self._built_groups)
+
+    def _backward(self, loss: MicroBatchLoss, batches: StepBatches) -> None:
+        """A mean over items is divided before backward: every rank knows the items of the step."""
+        value, weight, _, is_mean, _ = loss
+        # Multiplied first: a mean over all items of the step then has the factor 1 exactly, and costs nothing.
+        factor = weight * self._averaged / batches.items if is_mean else weight / self._count_estimate.of(loss, batches)
+        _backward(value, factor * self._scaler.scale if self._scaler.scales else factor)
+
+    def _backward_and_count(self, losses: Sequence[MicroBatchLoss], batches: StepBatches) -> Tensor | int:
+        """Backward of the last round, and what the total of the whole step is to be divided by.
+
+        What the hook itself counts is known only after the last forward: a step of a single micro-batch is divided at
+        once; else the count travels between ranks while the backward runs, and `update` divides.
+        """
+        last = losses[-1]
+        self._divided = last.is_mean or (len(losses) == 1 and self._world.size == 1)
+        if last.is_mean:
+            self._backward(last, batches)
+            return batches.items
+        if self._divided:
+            _backward(last.value / at_least_one(last.count), self._scaler.scale)
+            return last.count
+        # float32 counts exactly up to 2^24, and beyond that as finely as the gradients that it divides.
+        mine = torch.zeros((), device=last.value.device)
+        for loss in losses:
+            mine += loss.count
+        finish = self._world.start_sum(mine)
+        self._backward(last, batches)
+        count = finish()
+        self._factor = self._averaged * self._count_estimate.of(last, batches) / at_least_one(count)
+        return count
+
+    def _divide_and_clip(self, measure: bool) -> Update:
+        gradients = self._gradients_of(self._parameters)
+        factor = 1.0 if self._divided else self._factor
+        factor, finite = self._scaler.unscale(gradients, factor, self._found_anywhere)
+        if not finite:
+            return Update(False, None, self._scaler.record())
+        clip = self._clip
+        norm = self._norm_of(gradients) * factor if measure or clip.norm is not None else None
+        if clip.value is not None:
+            _multiply(gradients, factor)
+            factor = 1.0
+            torch._foreach_clamp_min_(gradients, -clip.value)
+            torch._foreach_clamp_max_(gradients, clip.value)
+        if clip.norm is not None:
+            length = self._norm_of(gradients) if norm is None or clip.value is not None else norm
+            # 1e-6 and the clamp as in torch.nn.utils.clip_grads_with_norm_: the same bits as a hand-written loop.
+            factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0) * factor
+        _multiply(gradients, factor)
+        return Update(True, norm, self._scaler.record())
+
+
+def _inside(
+    context: AbstractContextManager[Any], forward: Callable[[Any], Loss | Tensor]
+) -> Callable[[Any], Loss | Tensor]:
+    """The forward in this context, each time anew; the forward itself where the context does nothing."""
+    if isinstance(context, nullcontext):
+        return forward
+
+    def inside(batch: Any) -> Loss | Tensor:
+        with context:
+            return forward(batch)
+
+    return inside
+
+
+def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:
+    if isinstance(factor, Tensor):
+        # Gradients may have been offloaded to the host, while what divides them was summed on the device.
+        torch._foreach_mul_(gradients, factor.to(gradients[0].device) if gradients else factor)
+    elif factor != 1.0:
+        torch._foreach_mul_(gradients, factor)
+
+
+def _backward(loss: Tensor, factor: float) -> None:
+    check_has_gradient(loss)
+    (loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]

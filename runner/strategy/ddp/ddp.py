@@ -1,0 +1,148 @@
+"""Distributed data parallel: Li et al. (VLDB 2020), as torch.nn.parallel has it."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.parallel import DistributedDataParallel
+
+from runner.errors import Fault
+from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
+from runner.strategy.common.loss_module import LossModule
+from runner.strategy.common.module_trainable import ModuleTrainable
+from runner.strategy.ddp.exchange import POWER_SGD, CommHook, CommWrapper, Exchange
+
+if TYPE_CHECKING:
+    from runner.config.run_spec import RunSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DDP:
+    """The model on every rank; gradients are summed over ranks while the backward still runs."""
+
+    bucket_mib: float = 25.0
+    """MiB of gradients that travel together."""
+    sync_buffers: bool = True
+    """Before each forward, give every rank the buffers of rank 0."""
+    find_unused_parameters: bool = False
+    """Look, after each forward, for parameters that took no part; needed if some never do."""
+    static_graph: bool = False
+    """The same parameters take part in every step: lets DDP order buckets once."""
+    gradient_as_bucket_view: bool = True
+    """Let gradients live inside the buckets: saves one copy of them."""
+    bucket_mibs: list[float] = field(default_factory=list)
+    """MiB of each bucket, in the order in which they fill; empty = bucket_mib for all."""
+    init_sync: bool = True
+    """Before the first step, compare shapes and give every rank the weights of rank 0, though they are equal."""
+    skip_unused_parameters: bool = False
+    """Exchange nothing for parameters that take part on no rank; they must be the same in all steps."""
+    batched_grad_copy: bool = False
+    """Copy all gradients of a bucket into it at once: for many small parameters."""
+    sync_each_round: bool = False
+    """Exchange gradients in every accumulation round, not only in the last."""
+    comm_hook: CommHook = CommHook.NONE
+    """What travels in place of each bucket of gradients."""
+    comm_wrapper: CommWrapper = CommWrapper.NONE
+    """In which type what travels does so."""
+    matrix_approximation_rank: int = 1
+    """Columns of PowerSGD's factors: more = more traffic, less error."""
+    start_powerSGD_iter: int = 1000  # noqa: N815  as PowerSGDState calls it
+    """Steps before PowerSGD begins, exchanged whole."""
+    min_compression_rate: float = 2.0
+    """A matrix that PowerSGD would shrink by less than this travels whole."""
+    use_error_feedback: bool = True
+    """Add what PowerSGD left out of a step to the next: one copy of the gradients more."""
+    warm_start: bool = True
+    """Begin from the factors of the step before."""
+    orthogonalization_epsilon: float = 0.0
+    """Added to the length of each column, in case one is all zeros."""
+    random_seed: int = 0
+    """Of the first factors; the same on all ranks."""
+    compression_stats_logging_frequency: int = 10_000
+    """Steps between two lines in the log that say how much was saved."""
+    batch_tensors_with_same_shape: bool = False
+    """Factor matrices of one shape together."""
+
+    def __post_init__(self) -> None:
+        if not self.bucket_mib > 0:
+            raise ValueError(f"bucket_mib={self.bucket_mib} must be positive.")
+        if any(not mib > 0 for mib in self.bucket_mibs):
+            raise ValueError(f"bucket_mibs={self.bucket_mibs} must all be positive. Use [] for bucket_mib.")
+        for name in ("matrix_approximation_rank", "compression_stats_logging_frequency"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"{name}={vars(self)[name]} must be at least 1.")
+        for name in ("min_compression_rate", "start_powerSGD_iter", "orthogonalization_epsilon"):
+            if vars(self)[name] < 0:
+                raise ValueError(f"{name}={vars(self)[name]} must not be negative.")
+        if self.skip_unused_parameters and not (self.find_unused_parameters or self.static_graph):
+            rule = "skip_unused_parameters=true needs find_unused_parameters=true or static_graph=true: else DDP"
+            raise ValueError(f"{rule} does not know which are unused.")
+        if problem := self._exchange.contradiction({name: vars(DDP)[name] for name in POWER_SGD}):
+            raise ValueError(problem)
+        if self._exchange.is_factored and self.sync_each_round:
+            rule = "sync_each_round=true would factor the sum of the rounds so far again in each round."
+            raise ValueError(f"{rule} With comm_hook={self.comm_hook.value} use false.")
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """Goes with any number of processes, one included."""
+        if self._exchange.is_factored and self.use_error_feedback and spec.precision.scaler().scales:
+            rule = (
+                f"{self.comm_hook.value} adds what it left out of a step to the next, so that one overflow under this "
+                "precision's loss scale would spoil all later steps. Use precision=bf16 or fp32, or "
+                "strategy.use_error_feedback=false."
+            )
+            yield Fault(key="strategy.comm_hook", message=rule)
+
+    def axes(self, num_ranks: int) -> Axes:
+        """One axis of replicas."""
+        return Axes(names=("replicate",), sizes=(num_ranks,), data=("replicate",))
+
+    def prepare(
+        self,
+        *,
+        build_model: Callable[[], Module],
+        build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
+        loss: Callable[[Module, Any], Loss | Tensor],
+        precision: Precision,
+        clip: Clip,
+        world: World,
+    ) -> Trainable:
+        """What DDP wraps is the loss of the model, so that hooks always meet the user's own module."""
+        model = build_model().to(world.device)
+        optimizer = build_optimizer(model.named_parameters())
+        prepared = partial(
+            ModuleTrainable, model=model, optimizer=optimizer, loss=loss, precision=precision, clip=clip, world=world
+        )
+        if world.size == 1:
+            return prepared(forward=partial(loss, model), no_sync=nullcontext, averaged=1)
+        exchange = self._exchange
+        wrapped = DistributedDataParallel(
+            LossModule(model, loss),
+            bucket_cap_mb=self.bucket_mib,
+            forward_sync_buffers=self.sync_buffers,
+            find_unused_parameters=self.find_unused_parameters,
+            static_graph=self.static_graph,
+            gradient_as_bucket_view=self.gradient_as_bucket_view,
+            bucket_cap_mb_list=cast("list[int]", self.bucket_mibs) or None,  # fractions, too
+            init_sync=self.init_sync,
+            skip_all_reduce_unused_params=self.skip_unused_parameters,
+            batched_grad_copy=self.batched_grad_copy,
+        )
+        return prepared(
+            forward=wrapped,
+            no_sync=nullcontext if self.sync_each_round else wrapped.no_sync,
+            averaged=world.size,
+            narrow_exchange=exchange.is_narrow,
+            kept=exchange.install(wrapped),
+        )
+
+    @property
+    def _exchange(self) -> Exchange:
+        asked = {name: vars(self)[name] for name in POWER_SGD}
+        return Exchange(hook=self.comm_hook, wrapper=self.comm_wrapper, power_sgd=asked)

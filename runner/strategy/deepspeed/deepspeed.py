@@ -1,0 +1,185 @@
+"""DeepSpeed's ZeRO (Rajbhandari et al., SC 2020), its offload (Ren et al., ATC 2021; Rajbhandari et al., SC 2021) and
+ZeRO++ (Wang et al., 2023), by the library itself.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from runner.config.files import JsonFile
+from runner.errors import Fault
+from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
+from runner.strategy.deepspeed import library
+from runner.strategy.deepspeed.check import config_faults, offload_faults, run_faults, stage_faults
+from runner.strategy.deepspeed.config import (
+    ZERO,
+    Entry,
+    Source,
+    given,
+    join,
+    of_house,
+    of_run,
+    of_spec,
+    of_user,
+)
+from runner.strategy.deepspeed.engine import build
+
+if TYPE_CHECKING:
+    from runner.config.run_spec import RunSpec
+
+
+class Place(Enum):
+    """Where something waits while it is not used."""
+
+    none = "none"
+    cpu = "cpu"
+    nvme = "nvme"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeed:
+    """ZeRO: optimizer state (1), gradients too (2), parameters too (3) are cut among ranks."""
+
+    stage: int = 1
+    """1, 2 or 3; no stage is strategy=ddp."""
+    zero_init: bool = False
+    """Cut parameters while the model is built (zero.Init), so that no rank ever holds all of it; stage 3."""
+    offload_optimizer: Place = Place.none
+    """Where the optimizer's state waits, and the host steps it; nvme: stage 3."""
+    offload_param: Place = Place.none
+    """Where parameters wait; stage 3."""
+    optimizer_nvme_path: str | None = None
+    """Directory on the disk, for offload_optimizer=nvme."""
+    param_nvme_path: str | None = None
+    """Directory on the disk, for offload_param=nvme."""
+    pin_memory: bool | None = None
+    """Page-locked host memory for offload; null = where the device is not the host itself."""
+    own_optimizer: str | None = None
+    """DeepSpeed's implementation, by its name, with the settings of the group `optimizer`; null = torch's."""
+    reduce_bucket_size: int | None = None
+    """Elements of gradients that travel together; null = DeepSpeed's."""
+    allgather_bucket_size: int | None = None
+    """Elements of weights that travel together, stages 1 and 2; null = DeepSpeed's."""
+    prefetch_bucket_size: int | None = None
+    """Elements fetched ahead of use, stage 3; null = DeepSpeed's."""
+    param_persistence_threshold: int | None = None
+    """Parameters with fewer elements stay whole on every rank, stage 3; null = DeepSpeed's."""
+    max_live_parameters: int | None = None
+    """Elements of parameters whole at one time, stage 3; null = DeepSpeed's."""
+    max_reuse_distance: int | None = None
+    """A parameter needed again within so many elements is not let go, stage 3; null = DeepSpeed's."""
+    sub_group_size: int | None = None
+    """Elements that are stepped together, stage 3; null = DeepSpeed's."""
+    overlap_comm: bool | None = None
+    """Exchange gradients during backward; null = DeepSpeed's choice."""
+    contiguous_gradients: bool | None = None
+    """Copy gradients into one buffer as they come; null = DeepSpeed's choice."""
+    round_robin_gradients: bool | None = None
+    """Deal parameters to ranks in turn, stages 1 and 2; null = DeepSpeed's choice."""
+    hpz_partition_size: int | None = None
+    """ZeRO++: ranks that hold a second copy of the parameters between them, as many as a node has; null = off."""
+    quantized_weights: bool | None = None
+    """ZeRO++: gather weights as 8-bit integers; CUDA; null = off."""
+    quantized_gradients: bool | None = None
+    """ZeRO++: exchange gradients as 4-bit integers; CUDA; null = off."""
+    moe_leaf_modules: list[str] = field(default_factory=list)
+    """Class names of mixture-of-experts blocks, gathered whole: a rank may use other experts than the next, stage 3."""
+    sync_buffers: bool = True
+    """Before each step, give every rank the buffers of rank 0."""
+    config_file: JsonFile | None = None
+    """A DeepSpeed configuration in JSON; "auto" takes the recipe's value; null = none."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Further sections of it, written here."""
+
+    def __post_init__(self) -> None:
+        if self.stage == 0:
+            raise ValueError("stage=0 cuts nothing: that is strategy=ddp.")
+        if self.stage not in (1, 2, 3):
+            raise ValueError(f"stage={self.stage} must be 1, 2 or 3.")
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """Everything that can be known without DeepSpeed, and without a device."""
+        if not library.is_installed():
+            rule = f"ZeRO is done by DeepSpeed, which is not installed. {library.INSTALL}; or use another strategy."
+            yield Fault(key="strategy", message=rule)
+        yield from run_faults(spec)
+        yield from stage_faults(vars(self), self.stage)
+        sources = [of_spec(spec), *self._sources(spec.precision, spec.clip)]
+        wrong = list(config_faults(sources))
+        yield from wrong or offload_faults(join(sources), spec)
+
+    def axes(self, num_ranks: int) -> Axes:
+        """One axis, along which state is cut and items too."""
+        return Axes(names=("shard",), sizes=(num_ranks,), data=("shard",))
+
+    def prepare(
+        self,
+        *,
+        build_model: Callable[[], Module],
+        build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
+        loss: Callable[[Module, Any], Loss | Tensor],
+        precision: Precision,
+        clip: Clip,
+        world: World,
+    ) -> Trainable:
+        """An engine over the user's model, its float32 weights those that the hook made."""
+        return build(
+            join(self._sources(precision, clip)),
+            build_model=build_model,
+            build_optimizer=build_optimizer,
+            loss=loss,
+            precision=precision,
+            clip=clip,
+            zero_init=self.zero_init,
+            leaf_modules=self.moe_leaf_modules,
+            sync_buffers=self.sync_buffers,
+            world=world,
+        )
+
+    def _sources(self, precision: Precision, clip: Clip) -> list[Source]:
+        """All that is said to DeepSpeed, by who says it."""
+        sources: list[Source] = [of_run(precision, clip), of_house(), self._fields()]
+        sources.append(of_user(self.config, "strategy.config."))
+        if self.config_file is not None:
+            sources.append(of_user(self.config_file.held, f"{self.config_file.path}: "))
+        return sources
+
+    def _fields(self) -> Source:
+        """What this part's own fields say; those that are null say nothing."""
+        away = Place.none
+        return given(
+            {
+                ZERO + "stage": Entry(self.stage, "strategy.stage"),
+                ZERO + "offload_optimizer.device": Entry(
+                    None if self.offload_optimizer is away else self.offload_optimizer.value,
+                    "strategy.offload_optimizer",
+                ),
+                ZERO + "offload_optimizer.nvme_path": Entry(self.optimizer_nvme_path, "strategy.optimizer_nvme_path"),
+                ZERO + "offload_param.device": Entry(
+                    None if self.offload_param is away else self.offload_param.value, "strategy.offload_param"
+                ),
+                ZERO + "offload_param.nvme_path": Entry(self.param_nvme_path, "strategy.param_nvme_path"),
+                "optimizer.type": Entry(self.own_optimizer, "strategy.own_optimizer"),
+                ZERO + "reduce_bucket_size": Entry(self.reduce_bucket_size, "strategy.reduce_bucket_size"),
+                ZERO + "allgather_bucket_size": Entry(self.allgather_bucket_size, "strategy.allgather_bucket_size"),
+                ZERO + "stage3_prefetch_bucket_size": Entry(self.prefetch_bucket_size, "strategy.prefetch_bucket_size"),
+                ZERO + "stage3_param_persistence_threshold": Entry(
+                    self.param_persistence_threshold, "strategy.param_persistence_threshold"
+                ),
+                ZERO + "stage3_max_live_parameters": Entry(self.max_live_parameters, "strategy.max_live_parameters"),
+                ZERO + "stage3_max_reuse_distance": Entry(self.max_reuse_distance, "strategy.max_reuse_distance"),
+                ZERO + "sub_group_size": Entry(self.sub_group_size, "strategy.sub_group_size"),
+                ZERO + "overlap_comm": Entry(self.overlap_comm, "strategy.overlap_comm"),
+                ZERO + "contiguous_gradients": Entry(self.contiguous_gradients, "strategy.contiguous_gradients"),
+                ZERO + "round_robin_gradients": Entry(self.round_robin_gradients, "strategy.round_robin_gradients"),
+                ZERO + "zero_hpz_partition_size": Entry(self.hpz_partition_size, "strategy.hpz_partition_size"),
+                ZERO + "zero_quantized_weights": Entry(self.quantized_weights, "strategy.quantized_weights"),
+                ZERO + "zero_quantized_gradients": Entry(self.quantized_gradients, "strategy.quantized_gradients"),
+            }
+        )

@@ -1,0 +1,124 @@
+"""Every kind of fault is found, told with key, value, rule and way out, and hides no other."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from runner.config.read import GROUPS, read
+from runner.errors import SpecError
+
+RIVAL = {"_target_": "spec_parts.Rival"}
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    monkeypatch.setattr("runner.config.read.GROUPS", {**GROUPS, "optimizer": "spec_parts.Adapter"})
+
+
+def test_a_right_configuration_becomes_typed(config, parts):
+    config["checkpoint"] = {"_target_": "spec_parts.Plain", "rate": "1e-3", "color": "blue", "pair": [0, 1]}
+    spec = read(config, import_roots=[str(parts)])
+    assert (spec.checkpoint.rate, spec.checkpoint.color.value, spec.checkpoint.pair) == (0.001, "blue", (0.0, 1.0))
+    assert spec.batch.micro_items == 12
+    assert spec.model.target == "spec_parts.build_model"
+    assert spec.model.arguments == {"width": 4}
+    assert list(spec.tracker) == ["first"]
+
+
+def test_all_faults_are_told_at_once(faults):
+    found = faults(
+        {
+            "nmae": "x",
+            "run.steps": 0,
+            "batch.items": 63,
+            "batch.micro_items": 8,
+            "checkpoint.rate": "abc",
+            "model.widht": 1,
+            "loss._target_": "spec_parts.loss_of_batch",
+            "clip.norm": -1.0,
+            "tracker.first.colour": "red",
+        }
+    )
+    assert set(found) == {
+        "nmae", "run.steps", "batch.items", "checkpoint.rate", "model.widht", "loss._target_", "clip.norm",
+        "tracker.first.colour",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"modle": {}}, "modle", "no such section. Did you mean model?"),
+        ({"name": "a/b"}, "name", "'a/b': must be given: text without a slash"),
+        ({"name": "???"}, "name", "must be given"),
+        ({"run.stpes": 3}, "run.stpes", "Run has no such key. Did you mean steps? It has:"),
+        ({"run": 3}, "run", "3 must be a mapping: run.<key>=<value>"),
+        ({"run.steps": "???"}, "run.steps", "must be given"),
+        ({"run.steps": 2.5}, "run.steps", "2.5 must be a whole number"),
+        ({"run.seed": -1}, "run.seed", "-1 is too small: it must be at least 0"),
+        ({"run.deterministic": "maybe"}, "run.deterministic", "'maybe' must be true or false"),
+        ({"run.stop_at_step": 9}, "run.stop_at_step", "9 lies beyond run.steps=8. Use at most 8"),
+        ({"batch.micro_items": 0}, "batch.micro_items", "0 is too small: it must be at least 1"),
+        ({"eval.every_steps": 0}, "eval.every_steps", "0 is too small"),
+        ({"clip.value": 0.0}, "clip.value", "0.0 must be above 0. Use null"),
+        ({"optimizer": None}, "optimizer", "is null, not an option. Choose one: optimizer=<option>"),
+        ({"tracker": ["first"]}, "tracker", "must be a mapping of names to options"),
+        ({"strategy._target_": "???"}, "strategy._target_", "must be given: the dotted path of a part"),
+        ({"strategy._target_": "spec_parts.Cutt"}, "strategy._target_", "has no 'Cutt'. Did you mean Cut?"),
+        ({"strategy._target_": "spec_nowhere.Cut"}, "strategy._target_", "there is no module 'spec_nowhere'"),
+        ({"strategy._target_": "spec_parts.NUMBER"}, "strategy._target_", "is not a part: it must be a dataclass"),
+        ({"checkpoint.color": "rde"}, "checkpoint.color", "'rde' must be red | blue. Did you mean red?"),
+        ({"checkpoint.pair": [1]}, "checkpoint.pair", "must be a list of 2: a number, a number"),
+        ({"checkpoint.names": "ab"}, "checkpoint.names", "'ab' must be a list of text"),
+        ({"checkpoint.limit": "x"}, "checkpoint.limit", "'x' must be a number or null"),
+        ({"checkpoint.rate": -1}, "checkpoint.rate", "rate=-1.0 must not be negative"),
+        ({"checkpoint.width": 9}, "checkpoint.width", "9 is wider than run.steps=8"),
+        ({"checkpoint": {"_target_": "spec_parts.Needs"}}, "checkpoint.must", "must be given"),
+        ({"hardware.processes": 13}, "hardware.processes", "13 ranks cannot be arranged. Use 12 or 14."),
+    ],
+)  # fmt: skip
+def test_a_fault_names_key_value_rule_and_way_out(faults, changes, key, words):
+    found = faults(changes)
+    assert list(found) == [key]
+    assert words in found[key]
+
+
+def test_what_cannot_be_built_does_not_hide_the_checks_of_other_parts(faults):
+    assert set(faults({"strategy._target_": "no.such", "checkpoint.width": 9})) == {
+        "strategy._target_",
+        "checkpoint.width",
+    }
+
+
+def test_a_number_out_of_range_hides_only_the_rules_that_need_it(faults):
+    assert set(faults({"run.steps": 0, "clip.norm": 0.0, "checkpoint.width": 9})) == {"run.steps", "clip.norm"}
+
+
+def test_a_foreign_class_goes_through_the_groups_adapter(config, parts, adapter):
+    config["optimizer"] = {**RIVAL, "lr": 0.2, "no_decay": ["bias"]}
+    optimizer = read(config, import_roots=[str(parts)]).optimizer
+    assert dataclasses.asdict(optimizer) == {
+        "target": "spec_parts.Rival",
+        "arguments": {"lr": 0.2},
+        "no_decay": ["bias"],
+    }
+
+
+def test_what_a_foreign_class_does_not_take_is_a_fault_with_a_way_out(faults, adapter):
+    found = faults({"optimizer": {**RIVAL, "betas": [0, 1], "momentun": 1, "params": 1}})
+    assert "does not take 'betas'" in found["optimizer.betas"]
+    assert "Delete it: ~optimizer.betas" in found["optimizer.betas"]
+    assert "Did you mean momentum?" in found["optimizer.momentun"]
+    assert "is given params by the runner" in found["optimizer.params"]
+
+
+def test_every_fault_says_where_its_value_came_from(config, parts):
+    config["run"]["steps"] = 0
+    with pytest.raises(SpecError, match="from a file of mine"):
+        read(config, import_roots=[str(parts)], origin=lambda key: f"a file of mine, {key}")
+
+
+def test_a_worker_reads_without_looking_at_hooks(config, tmp_path: Path):
+    config["model"]["_target_"] = "spec_nowhere.build"
+    assert read(config, import_roots=[str(tmp_path)], check=False).model.target == "spec_nowhere.build"
