@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import torch._dynamo  # noqa: F401  the first optimizer step imports it; a launc
 from runner import log
 from runner.config import store
 from runner.config.run_dir import RunDir
-from runner.engine import loop
-from runner.engine.session import Stopping
+from runner.engine.loop import train
+from runner.engine.session import Stopping, open_session
 from runner.protocols import World
 from runner.world.group import open_world
 from runner.world.stop import StopRequest
@@ -55,26 +56,34 @@ def _train(spec_path: Path, stopping: Stopping) -> World:
     run_dir = RunDir(spec_path.parent)
     rank = int(os.environ.get("RANK", "0"))
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
-    with _told(run_dir, rank, step=lambda: run_dir.read_status()["step"]):
+    with _reporting(run_dir, rank) as standing:
         spec = store.read(spec_path)
-        world = open_world(spec.hardware, timeout=COLLECTIVE_TIMEOUT)
-        session = loop.begin(spec, run_dir, world, stopping)
-    with _told(run_dir, rank, step=lambda: session.step):
-        loop.finish(session)
+        world = open_world(spec.hardware, spec.strategy.axes(spec.world_size), timeout=COLLECTIVE_TIMEOUT)
+        with open_session(spec, run_dir, world, stopping) as session:
+            standing.step = lambda: session.training.step
+            session.outcome = train(session)
     return world
 
 
+@dataclass(kw_only=True)
+class _Standing:
+    """How far the run is."""
+
+    step: Callable[[], int]
+
+
 @contextmanager
-def _told(run_dir: RunDir, rank: int, *, step: Callable[[], int]) -> Iterator[None]:
-    """Let what ends the block be known to whoever asks why the run ended."""
+def _reporting(run_dir: RunDir, rank: int) -> Iterator[_Standing]:
+    """Write what ends the block into the run's directory, for whoever asks why the run ended."""
+    standing = _Standing(step=lambda: int(run_dir.read_status()["step"]))
     try:
-        yield
+        yield standing
     except BaseException as error:
         now = time.time_ns()
         failure = {
             "rank": rank,
             "time_ns": now,
-            "step": step(),
+            "step": standing.step(),
             "error": type(error).__name__,
             "message": str(error),
             "traceback": "".join(traceback.format_exception(error)),

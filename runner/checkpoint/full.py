@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from runner.checkpoint.restore import Committed
 from runner.checkpoint.retention import Mode, check_best
 from runner.checkpoint.save import Keep, Saved, check_numbers, open_checkpoints, save_into
 from runner.errors import Fault
-from runner.protocols import Progress, State, StoredTensor, World
+from runner.protocols import Progress, State, World
+from runner.storage.names import to_names
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from runner.config.run_spec import RunSpec
 
 
@@ -54,15 +56,14 @@ class Full:
 
 @final
 class FullCheckpointer:
-    """Saves and restores for one run. All methods are collective."""
+    """Saves one run. All methods are collective."""
 
     def __init__(self, checkpoints: Path, part: Full, world: World) -> None:
         self._checkpoints = checkpoints
         self._keep = Keep(part.keep_last, part.keep_best, part.metric, part.mode)
         self._world = world
-        self._committed = Committed(checkpoints, world)
 
-    def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
+    def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Commit, then drop what retention does not keep.
 
         Raises:
@@ -77,35 +78,11 @@ class FullCheckpointer:
             self._world,
             saved,
             self._keep,
-            write=lambda world, partial: write_gathered(world, partial, state.tensors),
+            write=lambda world, partial: write_gathered(world, partial, to_names(state)),
         )
 
-    def poll(self, state: Callable[[], State]) -> None:
+    def poll(self, state: "Callable[[], State[Tensor]]") -> None:
         """Nothing is under way: a save is on the disk when it returns."""
 
-    def latest(self) -> Path | None:
-        """The newest committed checkpoint.
-
-        Raises:
-            CheckpointError: it is corrupted; names the file and the next older commit.
-        """
-        return self._committed.latest()
-
-    def stored(self, path: Path) -> Mapping[str, StoredTensor]:
-        """Shape and type of the tensors held, by name.
-
-        Raises:
-            CheckpointError: the checkpoint is corrupted.
-        """
-        return self._committed.stored(path)
-
-    def load(self, path: Path, state: State) -> None:
-        """Fill the state's tensors in place and replace its values.
-
-        Raises:
-            CheckpointError: it does not fit this state, or is corrupted.
-        """
-        self._committed.load(path, state)
-
-    def close(self) -> None:
+    def wait(self) -> None:
         """Nothing is under way."""

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runner.checkpoint.memory import DTYPES, on_host
 from runner.checkpoint.plan import Planned, describe, plan_tensors
-from runner.checkpoint.rank0 import on_rank_0
 from runner.checkpoint.save import Written
 from runner.checkpoint.writer import BATCH_BYTES, Payload, Piece, file_order, size_of, write_payload
 from runner.protocols import World
+from runner.storage.memory import DTYPES, on_host
+from runner.storage.rank0 import on_rank_0
 
 FILE = "state.safetensors"
 Boxes = dict[str, list[tuple[Piece, Tensor]]]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from runner.checkpoint.restore import Committed
-from runner.config.run_dir import RunDir
 from runner.errors import Fault
-from runner.protocols import Progress, State, StoredTensor, World
+from runner.protocols import Progress, State, World
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from runner.config.run_spec import RunSpec
 
 
@@ -37,47 +37,20 @@ class NoCheckpoint:
             rule = f"stop_at_step={spec.run.stop_at_step} ends with a commit. Drop it, or choose checkpoint=sharded."
             yield Fault(key="run.stop_at_step", message=rule)
 
-    def open(self, run_dir: Path, world: World) -> "ReadOnlyCheckpointer":
-        """For this run's directory, which is left as it is."""
-        return ReadOnlyCheckpointer(RunDir(run_dir).checkpoints, world)
+    def open(self, run_dir: Path, world: World) -> "NoCheckpointer":
+        """The run's directory is left as it is."""
+        return NoCheckpointer()
 
 
 @final
-class ReadOnlyCheckpointer:
-    """Restores what was saved before and saves nothing. All methods are collective."""
+class NoCheckpointer:
+    """Saves nothing."""
 
-    def __init__(self, checkpoints: Path, world: World) -> None:
-        self._committed = Committed(checkpoints, world)
+    def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Return at once."""
 
-    def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+    def poll(self, state: "Callable[[], State[Tensor]]") -> None:
+        """Nothing is ever under way."""
 
-    def poll(self, state: Callable[[], State]) -> None:
-        """Nothing."""
-
-    def latest(self) -> Path | None:
-        """The newest checkpoint that an earlier attempt committed, or None.
-
-        Raises:
-            CheckpointError: it is corrupted; names the file and the next older commit.
-        """
-        return self._committed.latest()
-
-    def stored(self, path: Path) -> Mapping[str, StoredTensor]:
-        """Shape and type of the tensors held, by name.
-
-        Raises:
-            CheckpointError: the checkpoint is corrupted.
-        """
-        return self._committed.stored(path)
-
-    def load(self, path: Path, state: State) -> None:
-        """Fill the state's tensors in place and replace its values.
-
-        Raises:
-            CheckpointError: it does not fit this state, or is corrupted.
-        """
-        self._committed.load(path, state)
-
-    def close(self) -> None:
-        """Nothing is under way."""
+    def wait(self) -> None:
+        """Nothing is ever under way."""

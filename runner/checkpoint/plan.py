@@ -5,15 +5,12 @@ does.
 """
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
@@ -24,12 +21,12 @@ from torch.distributed.tensor import DTensor
 from torch.futures import Future
 from torch.nn import Parameter
 
-from runner.checkpoint.format import SAFETENSORS_TYPES, Chunk, Described
-from runner.checkpoint.memory import dtype_name
-from runner.checkpoint.rank0 import refusal
 from runner.checkpoint.writer import Piece, file_order
 from runner.errors import CheckpointError
 from runner.protocols import World
+from runner.storage.format import SAFETENSORS_TYPES, Chunk, Described
+from runner.storage.memory import dtype_name
+from runner.storage.torch_errors import translated
 
 
 class Planned(NamedTuple):
@@ -110,7 +107,7 @@ def plan_tensors(world: World, tensors: Mapping[str, Tensor], path: Path, *, spr
         flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=not spread
     )
     plan, state = _Plan(), dict(tensors)
-    with understood(path):
+    with translated(path):
         save(state, storage_writer=plan, planner=planner, no_dist=world.size == 1)
     return Planned(sorted(plan.items, key=lambda item: file_order(_piece(item).dtype)), state, plan.whole)
 
@@ -121,23 +118,6 @@ def describe(whole: Mapping[str, Piece], chunks: Sequence[tuple[str, Chunk]]) ->
     for name, chunk in chunks:
         of_tensor[name].append(chunk)
     return {name: Described(one.dtype, one.shape, tuple(of_tensor[name])) for name, one in whole.items()}
-
-
-@contextmanager
-def understood(path: Path) -> Iterator[None]:
-    """Say in our words what torch says by a CheckpointException, which is a BaseException holding each rank's error."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-            yield
-    except CheckpointException as exception:
-        rank, (error, _) = min(exception.failures.items())
-        if isinstance(error, OSError):
-            raise refusal(error, path) from exception
-        if isinstance(error, CheckpointError):
-            raise CheckpointError(*error.args) from exception
-        error.add_note(f"on rank {rank}, in checkpoint {path}")
-        raise error from exception
 
 
 @final

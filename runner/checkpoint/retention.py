@@ -6,8 +6,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.checkpoint.format import Manifest
 from runner.errors import CheckpointError, Fault
+from runner.storage.format import Manifest
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec

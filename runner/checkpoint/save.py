@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runner.checkpoint.commit import begin, commit, discard, drop, recover
-from runner.checkpoint.format import METADATA, STATE, Described, File, Manifest, encode_metadata, encode_state
-from runner.checkpoint.history import last_serial, manifests
-from runner.checkpoint.rank0 import on_rank_0
 from runner.checkpoint.retention import Mode, superfluous
 from runner.config.run_dir import RunDir
 from runner.errors import CheckpointError
 from runner.protocols import Progress, World
+from runner.storage.commit import begin, commit, discard, drop, recover
+from runner.storage.format import METADATA, STATE, Described, File, Manifest, encode_metadata, encode_state
+from runner.storage.history import last_serial, manifests
+from runner.storage.rank0 import on_rank_0
 
 Written = tuple[Mapping[str, Described], Mapping[str, File]]
 """What the checkpoint holds (rank 0; empty on the others), and every payload file."""

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from runner.checkpoint.background import Background
-from runner.checkpoint.restore import Committed
 from runner.checkpoint.retention import Mode, check_best
 from runner.checkpoint.save import Keep, Saved, check_numbers, open_checkpoints, save_into
 from runner.errors import Fault
-from runner.protocols import Progress, State, StoredTensor, World
+from runner.protocols import Progress, State, World
+from runner.storage.names import to_names
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from runner.checkpoint.transfer import Transfer
     from runner.config.run_spec import RunSpec
 
@@ -65,7 +67,7 @@ class Sharded:
 
 @final
 class ShardedCheckpointer:
-    """Saves and restores for one run. All methods are collective."""
+    """Saves one run. All methods are collective."""
 
     def __init__(self, checkpoints: Path, part: Sharded, world: World, *, background_world: World) -> None:
         self._checkpoints = checkpoints
@@ -75,9 +77,8 @@ class ShardedCheckpointer:
         self._background_world = background_world
         self._background = Background()
         self._made: Transfer | None = None
-        self._committed = Committed(checkpoints, world)
 
-    def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
+    def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Commit, then drop what retention does not keep. If asynchronous, both happen after the return.
 
         Raises:
@@ -94,14 +95,14 @@ class ShardedCheckpointer:
             self._world,
             saved,
             self._keep,
-            write=lambda world, partial: transfer.write(world, partial, state.tensors),
+            write=lambda world, partial: transfer.write(world, partial, to_names(state)),
         )
 
-    def _save_later(self, state: State, progress: Progress, metrics: Mapping[str, float]) -> None:
+    def _save_later(self, state: "State[Tensor]", progress: Progress, metrics: Mapping[str, float]) -> None:
         """Copy what the next step changes; the rest is done in the background, by a thread on each rank."""
         self._background.wait()
         saved = Saved(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
-        write = self._transfer().stage(self._world, self._checkpoints, state.tensors)
+        write = self._transfer().stage(self._world, self._checkpoints, to_names(state))
         self._background.start(
             lambda: save_into(self._checkpoints, self._background_world, saved, self._keep, write=write)
         )
@@ -113,44 +114,19 @@ class ShardedCheckpointer:
         self._made = self._made or Transfer()
         return self._made
 
-    def poll(self, state: Callable[[], State]) -> None:
+    def poll(self, state: "Callable[[], State[Tensor]]") -> None:
         """Nothing, or that a save in the background has failed. Prepares the first of them.
 
         Raises:
             CheckpointError: as `save`.
         """
         if self._part.asynchronous and self._made is None:
-            self._transfer().prepare(self._world, self._checkpoints, state().tensors)
+            self._transfer().prepare(self._world, self._checkpoints, to_names(state()))
         # A rank may not know yet what another knows: they agree, and then wait for the end that all come to.
         if self._part.asynchronous and self._world.any(self._background.failed):
             self._background.wait()
 
-    def latest(self) -> Path | None:
-        """The newest committed checkpoint, once nothing is under way.
-
-        Raises:
-            CheckpointError: it is corrupted; names the file and the next older commit.
-        """
-        self._background.wait()
-        return self._committed.latest()
-
-    def stored(self, path: Path) -> Mapping[str, StoredTensor]:
-        """Shape and type of the tensors held, by name.
-
-        Raises:
-            CheckpointError: the checkpoint is corrupted.
-        """
-        return self._committed.stored(path)
-
-    def load(self, path: Path, state: State) -> None:
-        """Fill the state's tensors in place and replace its values.
-
-        Raises:
-            CheckpointError: it does not fit this state, or is corrupted.
-        """
-        self._committed.load(path, state)
-
-    def close(self) -> None:
+    def wait(self) -> None:
         """Wait for what is under way.
 
         Raises:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from runner.checkpoint.background import Background
-from runner.checkpoint.memory import DTYPES
 from runner.checkpoint.writer import Piece, size_of
+from runner.storage.memory import DTYPES
 
 ALIGNMENT = 64  # bytes: a cache line, and a multiple of every element
 CLAIMED = 1 << 14  # numbers at once: from twice as many on torch would take several threads, away from the run

@@ -2,24 +2,18 @@
 that this file is imported by who saves or loads, when it does.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import final
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.state_dict_loader import load
 
-from runner.checkpoint.format import Described, File
-from runner.checkpoint.memory import DTYPES
-from runner.checkpoint.plan import LastPlan, Planned, describe, understood
-from runner.checkpoint.rank0 import refusal
-from runner.checkpoint.reader import TensorReader
+from runner.checkpoint.plan import LastPlan, Planned, describe
 from runner.checkpoint.save import Written
 from runner.checkpoint.staging import Staging
 from runner.checkpoint.writer import write_payload
 from runner.protocols import World
+from runner.storage.rank0 import refusal
 
 
 @final
@@ -77,39 +71,3 @@ def _write(world: World, path: Path, planned: Planned, tensors: Iterable[Tensor]
     chunks = [chunk for share in shares for chunk in share.chunks]
     files = {name: file for share in shares for name, file in share.files.items()}
     return describe(planned.whole, chunks) if world.is_main else {}, files
-
-
-def read_tensors(
-    world: World,
-    path: Path,
-    tensors: dict[str, Tensor],
-    *,
-    described: Mapping[str, Described],
-    files: Mapping[str, File],
-) -> None:
-    """Fill the tensors of every rank from a checkpoint, in place. Collective.
-
-    Raises:
-        CheckpointError: a payload file is missing, truncated or corrupted; the tensors are then filled in part.
-    """
-    reader = TensorReader(path, described=described, files=files)
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with understood(path):
-        load(tensors, storage_reader=reader, planner=planner, no_dist=world.size == 1)
-
-
-def misfits(tensors: Mapping[str, Tensor], described: Mapping[str, Described]) -> Iterator[str]:
-    """What about these tensors keeps them from being filled from that checkpoint."""
-    for name, tensor in tensors.items():
-        stored = described.get(name)
-        if stored is None:
-            yield f"{name} is not in it"
-        elif stored.shape != tuple(tensor.shape):
-            yield f"{name} has shape {list(stored.shape)} in it, here {list(tensor.shape)}"
-        elif not _casts(DTYPES[stored.dtype], tensor.dtype):
-            yield f"{name} has type {stored.dtype} in it, here {tensor.dtype}"
-
-
-def _casts(stored: torch.dtype, here: torch.dtype) -> bool:
-    """A run may be continued in another precision, but a counter is not a weight."""
-    return stored == here or (stored.is_floating_point and here.is_floating_point)

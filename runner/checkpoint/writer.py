@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import xxhash
 from torch import Tensor
 
-from runner.checkpoint.format import SAFETENSORS_TYPES, Chunk, File
-from runner.checkpoint.memory import DTYPES, on_host, view_bytes
+from runner.storage.format import SAFETENSORS_TYPES, Chunk, File
+from runner.storage.memory import DTYPES, on_host, view_bytes
 
 # Tensors are written and hashed in batches of about this size: many small ones are one system call, and host copies of
 # device tensors (or of non-contiguous ones) take no more than this, or than the largest of them.

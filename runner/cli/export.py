@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from runner.checkpoint.export import FLOATS, export_weights, fresh_directory, model_tensors
-from runner.checkpoint.history import manifests
-from runner.checkpoint.pretrained import write_config
 from runner.cli.arguments import Parser
 from runner.config import hooks, store
 from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
+from runner.storage.export import FLOATS, export_weights, fresh_directory, model_tensors
+from runner.storage.history import manifests
+from runner.storage.pretrained import write_config
 
 __all__ = ["main"]
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runner.checkpoint.history import choose
 from runner.cli import attempt
 from runner.cli.arguments import Parser, split_words
 from runner.compose.overrides import Overridden, apply_overrides
@@ -15,6 +14,7 @@ from runner.config.read import read
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
+from runner.storage.history import choose
 
 __all__ = ["main"]
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from runner.config.run_spec import Batch, RunSpec
-from runner.errors import HookError
+from runner.engine.listeners import build_listeners
+from runner.errors import OutOfMemoryError
 from runner.protocols import StepBatches, Trainable, World
 from runner.world.memory import free_bytes, return_large_blocks
 
@@ -45,11 +46,11 @@ def fit_batch(spec: RunSpec, world: World, rehearsal: Rehearsal) -> RunSpec:
     """The spec with the largest micro_items that fits on every rank. Collective.
 
     Raises:
-        HookError: not even one item fits; says what it needs.
+        OutOfMemoryError: not even one item fits; says what it needs.
     """
     world.sum(torch.zeros(1, device=world.device))  # what collectives themselves take is there from the first one on
     return_large_blocks(world.device)
-    share = spec.batch.items // spec.strategy.axes(world.size).data_ranks
+    share = spec.batch.items // world.axes.data_ranks
     sizes = [size for size in range(1, share + 1) if share % size == 0]
     attempts = _Attempts(spec, share, world, rehearsal)
     fits, too_large, reason = -1, len(sizes), ""  # sizes[fits] fits, sizes[too_large] does not
@@ -62,7 +63,7 @@ def fit_batch(spec: RunSpec, world: World, rehearsal: Rehearsal) -> RunSpec:
         probe = (fits + too_large) // 2
     attempts.close()
     if fits < 0:
-        raise HookError(_one_item_needs(reason))
+        raise OutOfMemoryError(_one_item_needs(reason))
     batch = replace(spec.batch, micro_items=sizes[fits], accumulate=share // sizes[fits], auto=False)
     limit = f"{sizes[too_large]} do not fit" if too_large < len(sizes) else "all of a rank's share"
     logger.info("batch.micro_items=auto: %d (%s), %d rounds a step", batch.micro_items, limit, batch.accumulate)
@@ -103,7 +104,11 @@ class _Attempts:
         try:
             if self._trainable is None:
                 self._trainable = self._rehearsal.prepare()
-                self._beside = [*self._exchanged(self._trainable), *self._averaged(self._trainable), self._held_back()]
+                self._beside = [
+                    self._exchanged(self._trainable),
+                    *self._kept_by_callbacks(self._trainable),
+                    self._held_back(),
+                ]
                 self._step(self._trainable, batch)  # after this one, what the optimizer keeps is there
             self._step(self._trainable, batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -118,15 +123,15 @@ class _Attempts:
         trainable.forward_backward(StepBatches(batches.micro_batches[:ROUNDS], batches.items))
         trainable.update(measure=True)
 
-    def _exchanged(self, trainable: Trainable) -> list[Tensor]:
-        """Buckets in which ranks exchange gradients, and which a rehearsal alone does not have."""
-        groups = trainable.optimizer.param_groups if self._world.size > 1 else []
-        return [torch.empty_like(parameter) for group in groups for parameter in group["params"]]
+    def _exchanged(self, trainable: Trainable) -> Tensor:
+        """The buffers in which ranks exchange gradients: a rehearsal has none."""
+        size = trainable.exchange_bytes if self._world.size > 1 else 0
+        return torch.empty(size, dtype=torch.uint8, device=self._world.device)
 
-    def _averaged(self, trainable: Trainable) -> list[Tensor]:
+    def _kept_by_callbacks(self, trainable: Trainable) -> list[Tensor]:
         """What callbacks keep: a moving average is as large as the weights."""
-        listeners = [callback.build() for callback in self._spec.callback.values()]
-        return [tensor for listener in listeners for tensor in listener.tensors(trainable).values()]
+        kept = build_listeners(self._spec.callback).tensors(trainable)
+        return [tensor for tensors in kept.values() for tensor in tensors.values()]
 
     def _held_back(self) -> Tensor:
         return torch.empty(self._margin, dtype=torch.uint8, device=self._world.device)

@@ -1,123 +1,107 @@
 """The run: steps, and what happens between them."""
 
-import gc
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
-from functools import partial
 
-from runner.config.run_dir import RunDir
-from runner.config.run_spec import RunSpec
-from runner.engine.build import build, open_records
+from runner.data.source import endless
 from runner.engine.cadence import Cadence
 from runner.engine.evaluate import evaluate
 from runner.engine.measure import step_values
 from runner.engine.non_finite.replay import explain
-from runner.engine.restore import callback_tensors, restore, whole_state
-from runner.engine.session import Session, Stopping
-from runner.protocols import StepBatches, StepLoss, World
-from runner.world.seeds import nondeterminism_named
+from runner.engine.session import Session
+from runner.protocols import Outcome, StepBatches, StepLoss
 
 logger = logging.getLogger(__name__)
 
 
-def begin(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> Session:
-    """Build, and continue from the newest commit if there is one. Collective."""
-    session = build(spec, run_dir, world, stopping)
-    checkpoint = session.checkpointer.latest()
-    if checkpoint is not None:
-        restore(session, checkpoint)
-        logger.info("continuing after step %d from %s", session.step, checkpoint.name)
-    callback_tensors(session)  # what a callback cannot work with, it says now
-    open_records(session)
-    gc.freeze()  # what was imported and built so far lives as long as the run: no collection needs to look at it again
-    return session
-
-
-def finish(session: Session) -> None:
-    """Train to the attempt's end and leave the run's directory in a final state. Collective."""
-    with nondeterminism_named():
-        state = train(session)
-    session.close()
-    session.write_status(state)
-
-
-def train(session: Session) -> str:
-    """Steps until the attempt's end, a callback's word or a wish from outside.
+def train(session: Session) -> Outcome:
+    """Steps until the attempt's end, a callback's verdict or a request from outside.
 
     Between two boundaries at which something is due there is nothing but steps.
 
     Returns:
-        The state that the run is left in: done or preempted.
+        Done or preempted.
     """
-    cadence = Cadence(session.spec, start=session.step)
-    steps = iter(session.stream)
-    while session.step < cadence.end:
-        boundary = cadence.next_after(session.step)
-        _take_quietly(session, steps, until=boundary - 1)
-        lr = session.trainable.optimizer.param_groups[0]["lr"]
+    training = session.training
+    cadence = Cadence(session.spec, start=training.step)
+    steps = endless(training.source)
+    while training.step < cadence.end:
+        boundary = cadence.next_after(training.step)
+        _take_steps(session, steps, until=boundary - 1)
+        rates = learning_rates(session)
         logs, looks = cadence.logs(boundary), session.guard.looks
         loss, update = session.take_step(next(steps), measure=logs or looks)
         if not update.stepped:
             _look_into_skipped(session, loss)
             continue
-        values = step_values(loss, update, lr=lr, world=session.world) if logs or looks else {}
+        values = step_values(loss, update, rates=rates, world=session.loss_world) if logs or looks else {}
         if logs:
             _log(session, values)
         if session.guard.suspects(values, loss, session.world):
-            raise explain(session, session.step)
-        verdict = _evaluate(session) if cadence.evaluates(session.step) else ""
-        requests = cadence.poll(session.step, session.world, stop=session.stopping.requested)
-        if cadence.saves(session.step) or requests.save or (cadence.saves_at_end and (verdict or requests.stop)):
-            session.checkpointer.save(whole_state(session), progress=session.progress, metrics=session.metrics)
+            raise explain(session, training.step)
+        verdict = _evaluate(session) if cadence.evaluates(training.step) else ""
+        requests = cadence.poll(training.step, session.world, stop=session.stopping.requested)
+        if cadence.saves(training.step) or requests.save or (cadence.saves_at_end and (verdict or requests.stop)):
+            session.save()
             cadence.saved()
-        if requests.stop and session.step < cadence.end:
-            logger.warning("asked to stop after step %d", session.step)
-            return "preempted"
+        if requests.stop and training.step < cadence.end:
+            logger.warning("asked to stop after step %d", training.step)
+            return Outcome.PREEMPTED
         if verdict:
-            logger.info("ended after step %d: %s", session.step, verdict)
-            return "done"
+            logger.info("ended after step %d: %s", training.step, verdict)
+            return Outcome.DONE
         if requests.polled:
-            session.checkpointer.poll(partial(whole_state, session))
-            session.write_status("running")
-    return "done"
+            session.poll()
+    return Outcome.DONE
 
 
-def _take_quietly(session: Session, steps: Iterator[StepBatches], *, until: int) -> None:
+def _take_steps(session: Session, steps: Iterator[StepBatches], *, until: int) -> None:
     """Steps after which nothing is due."""
-    while session.step < until:
+    training = session.training
+    while training.step < until:
         loss, update = session.take_step(next(steps), measure=False)
         if not update.stepped:
             _look_into_skipped(session, loss)
 
 
 def _look_into_skipped(session: Session, loss: StepLoss) -> None:
-    """A step left out by the precision, whose weights will never show it: did it overflow, or was it spoilt before?
+    """A step was left out, and the weights will never show why: did a scaled gradient overflow, or was it not finite?
 
     Raises:
-        HookError: it was spoilt.
+        NonFiniteError: it was not finite.
     """
-    if session.guard.suspects({}, loss, session.world):
-        raise explain(session, session.step + 1)
+    if session.guard.suspects_skipped(loss, session.world):
+        raise explain(session, session.training.step + 1)
+
+
+def learning_rates(session: Session) -> dict[str, float]:
+    """The rate of each optimizer's first parameter group, and those of its further groups that differ from it."""
+    rates = {}
+    for model, optimizer in session.trainable.optimizers.items():
+        prefix = "lr" if len(session.trainable.optimizers) == 1 else f"lr/{model}"
+        first, *others = (float(group["lr"]) for group in optimizer.param_groups)
+        rates[prefix] = first
+        rates |= {f"{prefix}/group_{number}": rate for number, rate in enumerate(others, start=1) if rate != first}
+    return rates
 
 
 def _log(session: Session, values: dict[str, float]) -> None:
-    if session.left_out:
-        values["guard/skipped_steps"] = session.left_out
+    if session.num_skipped:
+        values["guard/skipped_steps"] = session.num_skipped
     session.record(values)
-    session.console.log(session.step, values, session.throughput.items_per_s(session.stream.position))
+    training = session.training
+    session.console.log(training.step, values, session.throughput.items_per_s(training.source.position))
 
 
 def _evaluate(session: Session) -> str:
     """Evaluate, tell everyone, and return why a callback wants to end the run, or nothing."""
     if session.data.eval is None:
         return ""
-    with ExitStack() as around:
-        for listener in session.listeners.values():
-            around.enter_context(listener.evaluating(session.trainable))
-        metrics = evaluate(session)
+    training = session.training
+    with training.listeners.around_eval(session):
+        metrics = evaluate(training.trainable, session.data, session.spec, session.loss_world)
     session.record(metrics)
-    session.console.evaluated(session.step, metrics)
-    verdicts = [listener.after_eval(metrics, session.progress) for listener in session.listeners.values()]
-    session.throughput.restart(session.stream.position)
-    return "; ".join(verdict for verdict in verdicts if verdict)
+    session.console.evaluated(training.step, metrics)
+    verdict = training.listeners.evaluated(session, metrics)
+    session.throughput.restart(training.source.position)
+    return verdict

@@ -1,35 +1,37 @@
-"""Everything that one rank holds while a run goes on."""
+"""One attempt at a run on one rank: what it was built from, what it trains, and what records it."""
 
+import gc
 import logging
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.data.stream import Stream
-from runner.engine.console import Console
+from runner.engine.build import build_training, call_data, fitted
+from runner.engine.console import Console, open_console
 from runner.engine.measure import Throughput
-from runner.engine.non_finite.diagnose import diagnose
-from runner.engine.non_finite.guard import StepGuard, discard_gradients
+from runner.engine.non_finite.guard import StepGuard, open_guard
+from runner.engine.non_finite.skip import diagnose_skipped
+from runner.engine.trackers import NoTrackers, OpenTrackers, open_trackers
+from runner.engine.training import Training
 from runner.protocols import (
     Checkpointer,
     Data,
-    Listener,
+    Outcome,
     Progress,
-    Scheduler,
     StepBatches,
     StepLoss,
-    TrackerLog,
     Trainable,
     Update,
     World,
 )
-from runner.world.seeds import load_rng_state, rng_state
+from runner.storage.checkpoints import Checkpoints
+from runner.world.seeds import nondeterminism_named, set_deterministic
 
 logger = logging.getLogger(__name__)
-LEFT_OUT = Update(stepped=False)
+SKIPPED = Update(stepped=False)
 
 
 class Stopping(Protocol):
@@ -43,84 +45,147 @@ class Stopping(Protocol):
 
 @dataclass(kw_only=True)
 class Session:
-    """One rank's run: what was built from the spec, and where it stands."""
+    """One rank's attempt. Whole once it is built; `open_session` closes it with its outcome."""
 
     spec: RunSpec
     run_dir: RunDir
     world: World
     stopping: Stopping
     data: Data
-    stream: Stream
-    trainable: Trainable
-    schedule: Scheduler
+    training: Training
+    checkpoints: Checkpoints
+    """Those that are committed, for reading."""
     checkpointer: Checkpointer
-    trackers: Sequence[TrackerLog]
-    listeners: Mapping[str, Listener]
-    step_listeners: Sequence[Listener]
-    console: Console
     guard: StepGuard
+    trackers: OpenTrackers | NoTrackers
+    console: Console
     throughput: Throughput = field(default_factory=Throughput)
-    step: int = 0
-    """Optimizer steps done."""
-    left_out: int = 0
-    """Steps that this attempt left out because they were not finite."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """The last known value of each."""
-    time_before_s: float = 0.0
-    """Seconds of training in the attempts that this one continues."""
-    started: float = field(default_factory=time.monotonic)
+    num_skipped: int = 0
+    """Steps that the guard left out in this attempt."""
+    outcome: Outcome = Outcome.FAILED
+    """How the attempt ended; until it has ended, as if an error had ended it."""
+
+    @property
+    def trainable(self) -> Trainable:
+        """Models and optimizers."""
+        return self.training.trainable
 
     @property
     def progress(self) -> Progress:
         """Where the run stands."""
-        return Progress(step=self.step, position=self.stream.position)
+        return self.training.progress
 
     @property
-    def time_s(self) -> float:
-        """Seconds of training since the run began."""
-        return self.time_before_s + time.monotonic() - self.started
+    def loss_world(self) -> World:
+        """The ranks over which losses are summed."""
+        return self.world.along(*self.world.axes.loss)
 
     def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
-        """One optimizer step."""
-        loss = self.trainable.forward_backward(batches)
-        if not self.guard.allows(self.trainable, loss, self.world):
-            self._leave_out(batches)
-            return loss, LEFT_OUT
-        update = self.trainable.update(measure=measure)
+        """One optimizer step, with what listens to steps."""
+        listeners = self.training.listeners
+        with listeners.around_step(self):
+            loss, update = self._step(batches, measure=measure)
         if update.stepped:
-            self.schedule.step()
-            self.step += 1
-            for listener in self.step_listeners:
-                listener.after_step(self.trainable, self.progress)
+            for listener in listeners.after_step:
+                listener.after_step(self)
         return loss, update
 
-    def _leave_out(self, batches: StepBatches) -> None:
-        """A step that is not finite: note where that came from, and go on with the next items."""
-        discard_gradients(self.trainable)
-        self.left_out += 1
-        generators = rng_state(self.world)
-        plan = self.stream.plan_at(self.stream.position - batches.items)
-        findings = diagnose(self.trainable, batches, plan, self.world)
-        load_rng_state(generators, self.world)
-        if self.world.is_main:
-            self.run_dir.note_guard(self.step + 1, [finding._asdict() for finding in findings])
-        where = str(findings[0]) if findings else "taken again, it is finite"
-        logger.warning("step %d left out: not finite. On %s", self.step + 1, where)
+    def _step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
+        training = self.training
+        loss = training.trainable.forward_backward(batches)
+        if not self.guard.allows(training.trainable, loss, self.world):
+            self.num_skipped += 1
+            diagnose_skipped(training, batches, self.world, self.run_dir)
+            return loss, SKIPPED
+        update = training.trainable.update(measure=measure)
+        if update.stepped:
+            training.advance()
+        return loss, update
 
     def record(self, values: Mapping[str, float]) -> None:
-        """Give measurements to every tracker, and keep them as the last known ones."""
-        self.metrics.update(values)
-        for tracker in self.trackers:
-            tracker.log({"time_s": self.time_s, **values}, step=self.step)
+        """Write measurements to metrics.jsonl and every tracker, and keep them as the last known ones."""
+        self.training.metrics.update(values)
+        self.trackers.log(values)
+
+    def save(self) -> None:
+        """Commit a checkpoint of everything, or begin to. Collective."""
+        training = self.training
+        self.checkpointer.save(training.state_dict(), progress=training.progress, metrics=training.metrics)
+        training.listeners.look_for_save(self, self.checkpoints.latest)
+
+    def poll(self) -> None:
+        """Between saves: hear whether one in the background has failed, and say where the run stands. Collective."""
+        self.checkpointer.poll(self.training.state_dict)
+        self.training.listeners.look_for_save(self, self.checkpoints.latest)
+        self.write_status("running")
 
     def write_status(self, state: str) -> None:
-        """Say in the run's directory where it stands. Rank 0 only writes."""
+        """Say in the run's directory where the run stands. Only rank 0 writes."""
         if self.world.is_main:
-            self.run_dir.write_status(state, step=self.step, metrics=self.metrics)
+            self.run_dir.write_status(state, step=self.training.step, metrics=self.training.metrics)
 
-    def close(self) -> None:
-        """Flush everything that is open."""
-        self.checkpointer.close()
-        for tracker in self.trackers:
-            tracker.close()
-        self.console.close()
+
+@contextmanager
+def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> Iterator[Session]:
+    """Build, continue from the newest commit if there is one, open what records, and close with the outcome. Collective.
+
+    Raises:
+        HookError, ModelError, DataError: a hook returned something that cannot be trained.
+    """
+    if spec.run.deterministic:
+        set_deterministic()
+    data = call_data(spec, world)
+    if spec.batch.auto:
+        spec = fitted(spec, run_dir, data, world)
+    training = build_training(spec, data, world)
+    checkpointer = spec.checkpoint.open(run_dir.path, world)
+    checkpoints = Checkpoints(run_dir.checkpoints, world)
+    restore_latest(training, checkpoints)
+    training.listeners.tensors(training.trainable)  # what a callback cannot work with, it reports now
+    trackers = open_trackers(spec, run_dir, training) if world.is_main else NoTrackers()
+    session = Session(
+        spec=spec,
+        run_dir=run_dir,
+        world=world,
+        stopping=stopping,
+        data=data,
+        training=training,
+        checkpoints=checkpoints,
+        checkpointer=checkpointer,
+        guard=open_guard(spec.guard, spec.precision),
+        trackers=trackers,
+        console=open_console(steps=spec.run.steps, start=training.step, is_main=world.is_main),
+    )
+    session.throughput.restart(training.source.position)
+    gc.freeze()  # what was imported and built so far lives as long as the run: no collection needs to look at it again
+    with _closing(session), nondeterminism_named():
+        training.listeners.start(session, checkpoints.latest)
+        yield session
+        checkpointer.wait()
+        training.listeners.look_for_save(session, checkpoints.latest)
+        training.listeners.end(session, session.outcome)
+    session.write_status(session.outcome.value)
+
+
+def restore_latest(training: Training, checkpoints: Checkpoints) -> bool:
+    """Continue from the newest commit; False if there is none. Collective."""
+    path = checkpoints.latest()
+    if path is None:
+        return False
+    training.load_state_dict(checkpoints.open(path))
+    logger.info("continuing after step %d from %s", training.step, path.name)
+    return True
+
+
+@contextmanager
+def _closing(session: Session) -> Iterator[None]:
+    """Let trackers and the console know how the attempt ended, whatever ended it."""
+    try:
+        yield
+    except BaseException:
+        session.outcome = Outcome.FAILED
+        session.training.listeners.fail(session)
+        raise
+    finally:
+        session.trackers.close(session.outcome)
+        session.console.close()

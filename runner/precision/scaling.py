@@ -39,11 +39,11 @@ class UnitScaler:
         """Nothing."""
         return NO_VALUES
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """None."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run that was scaled before goes on without."""
 
 
@@ -102,14 +102,15 @@ class LossScaler:
         """The scale of the next step, and the steps skipped since the run began."""
         return {"loss_scale": self._scale, "skipped_steps": self._skipped}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The scale, and how it came about."""
         return {"scale": self._scale, "steps_in_range": self._steps_in_range, "skipped": self._skipped}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run that was not scaled before begins at the initial scale."""
-        if state:
-            self._scale, self._steps_in_range, self._skipped = state["scale"], state["steps_in_range"], state["skipped"]
+        if state_dict:
+            self._scale, self._skipped = state_dict["scale"], state_dict["skipped"]
+            self._steps_in_range = state_dict["steps_in_range"]
 
     def _move(self, finite: bool) -> None:
         growth = self._growth

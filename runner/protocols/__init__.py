@@ -13,18 +13,20 @@ from runner.protocols.checkpoint import Checkpoint, Checkpointer
 from runner.protocols.hardware import Hardware
 from runner.protocols.hooks import Data, Loss
 from runner.protocols.launch import Launch, Launcher
-from runner.protocols.mesh import Axes
+from runner.protocols.mesh import Axes, Axis
 from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
 from runner.protocols.part import Part
 from runner.protocols.precision import Precision, Scaler
-from runner.protocols.state import Progress, State, StoredTensor
+from runner.protocols.state import Progress, SavedState, State, Stateful, StoredTensor
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
-from runner.protocols.strategy import Strategy, Trainable
+from runner.protocols.strategy import Builder, Placed, Strategy, Trainable
 from runner.protocols.tracker import Tracker, TrackerLog
 from runner.protocols.world import World
 
 __all__ = [
     "Axes",
+    "Axis",
+    "Builder",
     "Callback",
     "Checkpoint",
     "Checkpointer",
@@ -39,12 +41,15 @@ __all__ = [
     "MicroBatchLoss",
     "Optimizer",
     "Part",
+    "Placed",
     "Precision",
     "Progress",
+    "SavedState",
     "Scaler",
     "Schedule",
     "Scheduler",
     "State",
+    "Stateful",
     "StepBatches",
     "StepLoss",
     "StoredTensor",

@@ -1,48 +1,39 @@
-"""The group `checkpoint`."""
+"""The group `checkpoint`: when and how a run is saved. Reading is one concrete thing, in `storage/`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from runner.protocols.part import Part
-from runner.protocols.state import Progress, State, StoredTensor
+from runner.protocols.state import Progress, State
 from runner.protocols.world import World
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Checkpointer(Protocol):
-    """Saves and restores for one run. Methods are collective."""
+    """Saves one run. Methods are collective."""
 
-    def save(self, state: State, *, progress: Progress, metrics: Mapping[str, float]) -> None:
+    def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Commit, then drop what retention does not keep; perhaps in the background, from a copy of the state."""
         ...
 
-    def poll(self, state: Callable[[], State]) -> None:
-        """Between saves, now and then: raise what has failed in the background. Does not wait for what is under way.
+    def poll(self, state: "Callable[[], State[Tensor]]") -> None:
+        """Between saves, now and then: raise what has failed in the background, without waiting for what is under way.
 
         Args:
-            state: what a save would be given now. The first time is after the run's first step: a save that is to be
+            state: what a save would be given now. The first call comes after the run's first step: a save that is to be
                 quick may make its preparations.
         """
         ...
 
-    def latest(self) -> Path | None:
-        """The newest committed checkpoint.
+    def wait(self) -> None:
+        """Return once nothing is under way any more.
 
         Raises:
-            CheckpointError: it is corrupted; names the file and the next older commit.
+            CheckpointError: what was under way failed.
         """
-        ...
-
-    def stored(self, path: Path) -> Mapping[str, StoredTensor]:
-        """What is held, by name."""
-        ...
-
-    def load(self, path: Path, state: State) -> None:
-        """Fill the state's tensors in place and replace its values."""
-        ...
-
-    def close(self) -> None:
-        """Wait for what is under way."""
         ...
 
 

@@ -1,21 +1,82 @@
 """The mesh of ranks: named axes with sizes."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
+from itertools import product
+
+
+class Axis(StrEnum):
+    """The axes that a mesh may have; torch's DeviceMesh gets the values as its dimension names."""
+
+    REPLICATE = "replicate"
+    """Ranks that hold equal copies of the model."""
+    SHARD = "shard"
+    """Ranks that hold one copy of parameters, gradients or optimizer state between them."""
+    PIPELINE = "pipeline"
+    """Ranks that hold consecutive stages of the model."""
+    CONTEXT = "context"
+    """Ranks that hold different parts of the same sequences."""
+    TENSOR = "tensor"
+    """Ranks that hold parts of the same weight matrices."""
+    EXPERT = "expert"
+    """Ranks that hold different experts of a mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """The mesh of ranks that a strategy asks for: pure arithmetic, so that it can be checked before launch."""
+    """The mesh that a strategy asks for. Pure arithmetic, so that it can be checked before launch.
 
-    names: tuple[str, ...]
+    Ranks are numbered in row-major order: the last axis is the innermost, as in torch's DeviceMesh.
+    """
+
+    names: tuple[Axis, ...]
+    """Outermost first."""
     sizes: tuple[int, ...]
-    data: tuple[str, ...]
-    """The axes along which the items of a step are cut; ranks that differ only on other axes read the same items."""
+    """Ranks along each axis."""
+    data: tuple[Axis, ...]
+    """The axes along which the items of a step are split; ranks that differ only on other axes read the same items."""
+    partial: tuple[Axis, ...] = ()
+    """Axes along which ranks compute different parts of the same items: stages of a pipeline, parts of a sequence."""
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.sizes) or len(set(self.names)) != len(self.names):
+            raise ValueError(f"names={self.names} and sizes={self.sizes} must name each axis once, with its size.")
+        if any(size < 1 for size in self.sizes):
+            raise ValueError(f"sizes={self.sizes} must all be at least 1.")
+        if unknown := {*self.data, *self.partial} - {*self.names}:
+            raise ValueError(f"data={self.data} and partial={self.partial} name {unknown}, not among {self.names}.")
+
+    @property
+    def loss(self) -> tuple[Axis, ...]:
+        """The axes over which losses and counts are summed; along all others they are equal."""
+        return tuple(name for name in self.names if name in (*self.data, *self.partial))
+
+    @property
+    def random(self) -> tuple[Axis, ...]:
+        """The axes along which random numbers differ; along all others (tensor) ranks draw the same."""
+        return self.loss
 
     @property
     def data_ranks(self) -> int:
-        """Into how many shares the items of a step are cut."""
-        product = 1
-        for name, size in zip(self.names, self.sizes, strict=True):
-            product *= size if name in self.data else 1
-        return product
+        """Into how many parts the items of a step are split."""
+        return self.size(self.data)
+
+    def size(self, along: Iterable[Axis]) -> int:
+        """The number of ranks along these axes; an axis that the mesh does not have counts as one of size 1."""
+        wanted = set(along)
+        return math.prod(size for name, size in zip(self.names, self.sizes, strict=True) if name in wanted)
+
+    def groups(self, along: Iterable[Axis]) -> list[list[int]]:
+        """All ranks, grouped with those from which they differ along these axes only; each group in mesh order."""
+        wanted = set(along)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for rank, coordinates in enumerate(product(*(range(size) for size in self.sizes))):
+            fixed = tuple(at for name, at in zip(self.names, coordinates, strict=True) if name not in wanted)
+            groups.setdefault(fixed, []).append(rank)
+        return list(groups.values())
+
+
+ALONE = Axes(names=(Axis.REPLICATE,), sizes=(1,), data=(Axis.REPLICATE,))
+"""The mesh of a single process."""

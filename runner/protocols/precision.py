@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.protocols.hardware import Hardware
 from runner.protocols.part import Part
+from runner.protocols.state import Stateful
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
-class Scaler(Protocol):
+class Scaler(Stateful, Protocol):
     """Keeps gradients of a narrow type in its range: losses are multiplied before backward, gradients divided after.
 
     It is meant for the gradient of a mean: what a loss sums over is divided off first, roughly if need be.
@@ -44,14 +45,6 @@ class Scaler(Protocol):
 
     def record(self) -> Mapping[str, float]:
         """What is logged of it."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What JSON can say; the same on every rank."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from there; from {} begin afresh."""
         ...
 
 

@@ -1,13 +1,14 @@
-"""The group `strategy`."""
+"""The group `strategy`: how a model, and what trains it, live on the ranks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.protocols.hooks import Loss
 from runner.protocols.mesh import Axes
 from runner.protocols.part import Part
 from runner.protocols.precision import Precision
-from runner.protocols.state import State, StoredTensor
+from runner.protocols.state import SavedState, State
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
 from runner.protocols.world import World
 
@@ -17,68 +18,107 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
 
 
-class Trainable(Protocol):
-    """Model and optimizer as they live on the ranks: the engine's only handle on them. All methods are collective."""
+@dataclass(frozen=True, kw_only=True)
+class Builder:
+    """Everything of a run that a strategy builds from. A strategy calls these in the order that it needs.
+
+    `build_model` comes first. torchtitan's order for the rest is: tensor plan, recompute, compile, shard.
+    """
+
+    build_model: "Callable[[], Module]"
+    """The user's model in this run's precision; the same weights on every rank. On torch's meta device an outline."""
+    recompute: "Callable[[Module], None]"
+    """Apply activation checkpointing to the blocks of a model, in place."""
+    compile: "Callable[[Module], None]"
+    """Apply torch.compile to a model or its blocks, in place."""
+    build_optimizer: "Callable[[Iterable[tuple[str, Parameter]]], TorchOptimizer]"
+    """The optimizer over parameters that are named as the model names them."""
+    loss: "Callable[[Module, Any], Loss | Tensor]"
+    """The user's loss hook."""
+    precision: Precision
+    clip: Clip
+
+    def build_whole_model(self) -> "Module":
+        """The model with all that is done to it in place, for strategies that do nothing in between."""
+        model = self.build_model()
+        self.recompute(model)
+        self.compile(model)
+        return model
+
+
+class Placed(Protocol):
+    """Models as they live on the ranks, without what trains them. All methods are collective."""
+
+    @property
+    def models(self) -> "Mapping[str, Module]":
+        """The user's models by name, perhaps sharded, never wrapped. A run that has one calls it `model`."""
+        ...
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
+        """The hook's loss on each, without gradients; the models are in evaluation mode until the last was taken."""
+        ...
+
+    def state_dict(self) -> "State[Tensor]":
+        """The live tensors, not copies, by the models' own names."""
+        ...
+
+    def load_state_dict(self, saved: SavedState) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            CheckpointError: names every tensor that is missing, unexpected or of another shape.
+        """
+        ...
+
+
+class Trainable(Placed, Protocol):
+    """Models and their optimizers: the engine's only handle on them. All methods are collective.
+
+    A trainable owns the gradients of its step: nobody else reads, clears or counts them.
+    """
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
-        """Forward and backward every round; gradients are summed over rounds and ranks, divided by `update`."""
+        """Forward and backward of every micro-batch; gradients are summed, and divided by `update`."""
+        ...
+
+    def gradients_finite(self) -> "Tensor":
+        """Whether the gradients that `forward_backward` left on this rank are finite: a boolean scalar on the device."""
         ...
 
     def update(self, *, measure: bool) -> Update:
         """Divide by the step's count, clip, step, and clear the gradients. `measure` asks for the gradient's norm."""
         ...
 
-    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """The hook's loss on each, without gradients, the model in evaluation mode until the last was taken."""
-        ...
-
-    def state(self) -> State:
-        """Model and optimizer by the model's own names. Tensors are the live ones, not copies."""
-        ...
-
-    def load_state(self, read: Callable[[State], None], stored: Mapping[str, StoredTensor]) -> None:
-        """Continue from a checkpoint.
-
-        Args:
-            read: fills the tensors of the state that it is given in place, and its values.
-            stored: what the checkpoint holds, by name.
-
-        Raises:
-            CheckpointError: names what is missing, unexpected or misshapen; all of it.
-        """
+    def discard(self) -> None:
+        """Drop the gradients that `forward_backward` left, as if the step had not been taken."""
         ...
 
     @property
-    def optimizer(self) -> "TorchOptimizer":
-        """What a schedule moves."""
+    def optimizers(self) -> "Mapping[str, TorchOptimizer]":
+        """What schedules move, by the name of the model that each one trains."""
         ...
 
     @property
-    def model(self) -> "Module":
-        """The user's model, for callbacks and hooks; perhaps sharded, never wrapped."""
+    def exchange_bytes(self) -> int:
+        """Bytes of the buffers in which this rank exchanges gradients with others; 0 if gradients live in them."""
         ...
 
 
 class Strategy(Part, Protocol):
-    """How model and optimizer live on the ranks."""
+    """How models and optimizers live on the ranks."""
 
     def axes(self, num_ranks: int) -> Axes:
-        """The mesh for so many ranks.
+        """The mesh for this many ranks.
 
         Raises:
             ValueError: they cannot be arranged so; the message says which numbers can.
         """
         ...
 
-    def prepare(
-        self,
-        *,
-        build_model: Callable[[], "Module"],
-        build_optimizer: Callable[[Iterable[tuple[str, "Parameter"]]], "TorchOptimizer"],
-        loss: Callable[["Module", Any], "Loss | Tensor"],
-        precision: Precision,
-        clip: Clip,
-        world: World,
-    ) -> Trainable:
-        """Build the model and its optimizer and place them. Collective."""
+    def place(self, builder: Builder, world: World) -> Placed:
+        """Build the model and place it on the ranks, without an optimizer: to evaluate, predict or export. Collective."""
+        ...
+
+    def prepare(self, builder: Builder, world: World) -> Trainable:
+        """Place the model, then build what trains it. Collective."""
         ...

@@ -1,10 +1,10 @@
-"""The ranks of a run, seen from one of them."""
+"""The ranks of a run, or of one axis of its mesh, seen from one of them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.protocols.mesh import Axes
+from runner.protocols.mesh import Axes, Axis
 
 if TYPE_CHECKING:
     import torch
@@ -13,19 +13,30 @@ if TYPE_CHECKING:
 
 
 class World(Protocol):
-    """The ranks of a run, seen from one of them. A single process is a world of one, with the same methods.
+    """A set of ranks and what they do together. A single process is a world of one, with the same methods.
 
-    Every method that is called collective must be called by all ranks in the same order.
+    Every method documented as collective must be called by all ranks of this world in the same order.
     """
 
     rank: int
+    """In this world: among the ranks of a run, or along the axes that `along` was given."""
     size: int
     local_rank: int
+    """On its machine, whichever world this is."""
     device: "torch.device"
+    axes: Axes
+    """The mesh of the whole run."""
 
     @property
     def is_main(self) -> bool:
-        """Rank 0."""
+        """Whether this is rank 0 of this world."""
+        ...
+
+    def along(self, *axes: Axis) -> "World":
+        """The ranks that differ from this one along these axes only, in mesh order. Collective over the run.
+
+        An axis that the mesh does not have has size 1. The same axes give the same world again.
+        """
         ...
 
     def sum(self, values: "Tensor") -> "Tensor":
@@ -33,7 +44,11 @@ class World(Protocol):
         ...
 
     def start_sum(self, values: "Tensor") -> Callable[[], "Tensor"]:
-        """Begin `sum` without waiting; call what is returned to have the result. Collective."""
+        """Begin `sum` without waiting; the returned function waits and gives the result. Collective."""
+        ...
+
+    def broadcast(self, values: "Tensor") -> None:
+        """Overwrite the tensor with rank 0's, in place. Collective."""
         ...
 
     def broadcast_object(self, value: Any) -> Any:
@@ -41,11 +56,11 @@ class World(Protocol):
         ...
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Everyone's value in rank order, on every rank. Collective."""
+        """The values of all ranks in rank order, on every rank. Collective."""
         ...
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if it is on one. Collective, on the host."""
+        """True on every rank if it is true on one. Collective, on the host."""
         ...
 
     def barrier(self) -> None:
@@ -53,20 +68,21 @@ class World(Protocol):
         ...
 
     def main_first(self) -> AbstractContextManager[None]:
-        """Rank 0 runs the block first, the others after it. Collective."""
+        """Rank 0 runs the block first, then the others. Collective."""
         ...
 
-    def mesh(self, axes: Axes) -> "DeviceMesh":
-        """The device mesh of these axes. Collective."""
+    def mesh(self) -> "DeviceMesh":
+        """The device mesh of the run's axes. Collective over the run; the same mesh each time."""
         ...
 
     def duplicate(self) -> "World":
-        """The same ranks for one thread beside the main one. Collective.
+        """The same ranks with a communicator of their own, as MPI_Comm_dup makes one. Collective.
 
-        Its host-side methods (objects, any, barrier) meet only those that other ranks call on theirs; use no others.
+        For a background thread: its host-side methods (objects, any, barrier) meet only those that other ranks call on
+        their duplicate. Use no others.
         """
         ...
 
     def close(self) -> None:
-        """Leave the process group. Collective."""
+        """Leave the process group. Collective over the run."""
         ...

@@ -1,18 +1,13 @@
 """One process, one copy of the model: the reference that every other strategy is measured against."""
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, final
-
-import torch
-from torch import Tensor
-from torch.nn import Module, Parameter
+from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault
-from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
+from runner.protocols import Axes, Axis, Builder, Trainable, World
 from runner.strategy.common.module_trainable import ModuleTrainable
+from runner.strategy.common.placed_module import PlacedModule
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -34,28 +29,12 @@ class Single:
 
     def axes(self, num_ranks: int) -> Axes:
         """One axis, whatever `check` says about its length."""
-        return Axes(names=("replicate",), sizes=(num_ranks,), data=("replicate",))
+        return Axes(names=(Axis.REPLICATE,), sizes=(num_ranks,), data=(Axis.REPLICATE,))
 
-    def prepare(
-        self,
-        *,
-        build_model: Callable[[], Module],
-        build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
-        loss: Callable[[Module, Any], Loss | Tensor],
-        precision: Precision,
-        clip: Clip,
-        world: World,
-    ) -> Trainable:
-        """The model on the device, its optimizer, and nothing between them."""
-        model = build_model().to(world.device)
-        return ModuleTrainable(
-            model=model,
-            optimizer=build_optimizer(model.named_parameters()),
-            loss=loss,
-            forward=partial(loss, model),
-            no_sync=nullcontext,
-            averaged=1,
-            precision=precision,
-            clip=clip,
-            world=world,
-        )
+    def place(self, builder: Builder, world: World) -> PlacedModule:
+        """The model on the device."""
+        return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+
+    def prepare(self, builder: Builder, world: World) -> Trainable:
+        """The placed model and its optimizer, with nothing between them."""
+        return ModuleTrainable(self.place(builder, world), builder, world)

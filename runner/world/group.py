@@ -1,8 +1,7 @@
 """The world of several processes: torch.distributed behind the names that the engine uses."""
 
-import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, final
@@ -12,38 +11,52 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from runner.protocols import Axes, Hardware, World
+from runner.protocols import Axes, Axis, Hardware, World
 from runner.world.solo import SoloWorld
 
 
 @final
 class GroupWorld:
-    """One of many ranks. Host-side agreement runs on gloo, so that it never waits for a device."""
+    """Some ranks of a run, or all. Host-side agreement runs on gloo, so that it never waits for a device."""
 
-    def __init__(self, device: torch.device, backend: str, *, local_rank: int, timeout: timedelta) -> None:
-        dist.init_process_group(backend, timeout=timeout)
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        axes: Axes,
+        local_rank: int,
+        group: dist.ProcessGroup,
+        host_group: dist.ProcessGroup,
+        run: "_Run",
+    ) -> None:
         self.device = device
-        self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
+        self.axes = axes
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
         self.local_rank = local_rank
-        self._timeout = timeout
-        self._host = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+        self._group = group
+        self._host = host_group
+        self._run = run
 
     @property
     def is_main(self) -> bool:
-        """Rank 0."""
+        """Whether this is rank 0 of this world."""
         return self.rank == 0
+
+    def along(self, *axes: Axis) -> World:
+        """The ranks that differ from this one along these axes only; without a group of their own if that is all."""
+        return self._run.along(axes)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum elementwise over ranks, into a new tensor. Collective."""
         total = values.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._group)
         return total
 
     def start_sum(self, values: Tensor) -> Callable[[], Tensor]:
         """Begin `sum` without waiting for it. Collective."""
         total = values.clone()
-        work = dist.all_reduce(total, async_op=True)
+        work = dist.all_reduce(total, group=self._group, async_op=True)
 
         def finish() -> Tensor:
             work.wait()
@@ -51,20 +64,24 @@ class GroupWorld:
 
         return finish
 
+    def broadcast(self, values: Tensor) -> None:
+        """Overwrite the tensor with rank 0's, in place. Collective."""
+        dist.broadcast(values, group=self._group, group_src=0)
+
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank. Collective; pickles between our own processes only."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._host)
+        dist.broadcast_object_list(box, group=self._host, group_src=0)
         return box[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Everyone's value in rank order. Collective; pickles between our own processes only."""
+        """The values of all ranks in rank order. Collective; pickles between our own processes only."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host)
         return values
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if it is on one. Collective, on the host."""
+        """True on every rank if it is true on one. Collective, on the host."""
         votes = torch.tensor(int(flag))
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._host)
         return bool(votes.item())
@@ -75,22 +92,29 @@ class GroupWorld:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block first, the others after it. Collective."""
+        """Rank 0 runs the block first, then the others. Collective."""
         if not self.is_main:
             self.barrier()
         yield
         if self.is_main:
             self.barrier()
 
-    def mesh(self, axes: Axes) -> DeviceMesh:
-        """The device mesh of these axes. Collective."""
-        return init_device_mesh(self.device.type, axes.sizes, mesh_dim_names=axes.names)
+    def mesh(self) -> DeviceMesh:
+        """The device mesh of the run's axes. Collective over the run the first time."""
+        return self._run.mesh()
 
     def duplicate(self) -> "GroupWorld":
-        """The same ranks, their host-side agreement on a group of its own. Collective."""
-        other = copy.copy(self)
-        other._host = dist.new_group(backend="gloo", timeout=self._timeout)
-        return other
+        """The same ranks, with a host-side group of their own. Collective."""
+        ranks = dist.get_process_group_ranks(self._group)
+        host = dist.new_group(ranks, backend="gloo", timeout=self._run.timeout)
+        return GroupWorld(
+            self.device,
+            axes=self.axes,
+            local_rank=self.local_rank,
+            group=self._group,
+            host_group=host,
+            run=self._run,
+        )
 
     def close(self) -> None:
         """Leave the process group. Collective; nothing that hooks into it (a DDP model) may be alive any more.
@@ -100,9 +124,73 @@ class GroupWorld:
         dist.destroy_process_group()
 
 
-def open_world(hardware: Hardware, *, timeout: timedelta) -> World:
+@final
+class _Run:
+    """What the worlds of one run share: its mesh, and the groups of ranks along its axes, each made once."""
+
+    def __init__(self, device: torch.device, *, axes: Axes, backend: str, local_rank: int, timeout: timedelta) -> None:
+        self.timeout = timeout
+        self._device = device
+        self._axes = axes
+        self._backend = backend
+        self._local_rank = local_rank
+        self._mesh: DeviceMesh | None = None
+        everyone = dist.group.WORLD
+        assert everyone is not None
+        host = everyone if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+        self.world = self._world(everyone, host)
+        self._along: dict[frozenset[Axis], World] = {}
+
+    def along(self, axes: Sequence[Axis]) -> World:
+        sizes = zip(self._axes.names, self._axes.sizes, strict=True)
+        key = frozenset(name for name, size in sizes if name in axes and size > 1)
+        if key not in self._along:
+            self._along[key] = self._make(key)
+        return self._along[key]
+
+    def mesh(self) -> DeviceMesh:
+        if self._mesh is None:
+            names = tuple(str(name) for name in self._axes.names)
+            self._mesh = init_device_mesh(self._device.type, self._axes.sizes, mesh_dim_names=names)
+        return self._mesh
+
+    def _make(self, axes: frozenset[Axis]) -> World:
+        size = self._axes.size(axes)
+        if size == 1:
+            return SoloWorld(self._device, local_rank=self._local_rank, axes=self._axes)
+        if size == self.world.size:
+            return self.world
+        groups = self._axes.groups(axes)
+        group, _ = dist.new_subgroups_by_enumeration(groups, timeout=self.timeout)
+        host = group
+        if self._backend != "gloo":
+            host, _ = dist.new_subgroups_by_enumeration(groups, timeout=self.timeout, backend="gloo")
+        return self._world(group, host)
+
+    def _world(self, group: dist.ProcessGroup, host: dist.ProcessGroup) -> GroupWorld:
+        return GroupWorld(
+            self._device, axes=self._axes, local_rank=self._local_rank, group=group, host_group=host, run=self
+        )
+
+
+def join_group(device: torch.device, *, axes: Axes, backend: str, local_rank: int, timeout: timedelta) -> GroupWorld:
+    """Join the process group that torch's rendezvous variables describe. Collective.
+
+    Args:
+        device: this rank's own.
+        axes: the mesh of all ranks.
+        backend: of collectives on the device.
+        local_rank: on this machine.
+        timeout: of every collective.
+    """
+    dist.init_process_group(backend, timeout=timeout)
+    return _Run(device, axes=axes, backend=backend, local_rank=local_rank, timeout=timeout).world
+
+
+def open_world(hardware: Hardware, axes: Axes, *, timeout: timedelta) -> World:
     """The world that torch's rendezvous variables describe: many ranks where they are set, one where not."""
     if "RANK" not in os.environ:
-        return SoloWorld(hardware.claim(0))
+        return SoloWorld(hardware.claim(0), axes=axes)
     local_rank = int(os.environ["LOCAL_RANK"])
-    return GroupWorld(hardware.claim(local_rank), hardware.backend, local_rank=local_rank, timeout=timeout)
+    device = hardware.claim(local_rank)
+    return join_group(device, axes=axes, backend=hardware.backend, local_rank=local_rank, timeout=timeout)

@@ -1,17 +1,18 @@
-"""A world whose collectives go nowhere: what a rank does in it costs the memory of the real thing and waits for nobody.
+"""A world whose collectives go nowhere: a rank pays the memory of the real thing and waits for nobody.
 
-So a rank may run out of memory in the middle of a step without leaving the others in a collective. Numbers that come of
-it mean nothing.
+A rank may then run out of memory in the middle of a step without leaving the others in a collective. The numbers that
+come of it mean nothing.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from runner.protocols import Axes, World
+from runner.protocols import Axes, Axis, World
 from runner.world.solo import SoloWorld
 
 
@@ -19,11 +20,22 @@ from runner.world.solo import SoloWorld
 class RehearsalWorld:
     """This rank, among others that are only imagined."""
 
-    def __init__(self, world: World) -> None:
-        self.rank = world.rank
-        self.size = world.size
-        self.local_rank = world.local_rank
-        self.device = world.device
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        rank: int,
+        size: int,
+        local_rank: int,
+        axes: Axes,
+        run: "RehearsalWorld | None" = None,
+    ) -> None:
+        self.device = device
+        self.rank = rank
+        self.size = size
+        self.local_rank = local_rank
+        self.axes = axes
+        self._run = self if run is None else run
         self._mesh: DeviceMesh | None = None
 
     @property
@@ -31,57 +43,74 @@ class RehearsalWorld:
         """As in the real world."""
         return self.rank == 0
 
+    def along(self, *axes: Axis) -> World:
+        """Imagined ranks along these axes."""
+        run = self._run
+        group = next(ranks for ranks in self.axes.groups(axes) if run.rank in ranks)
+        if len(group) == 1:
+            return SoloWorld(self.device, local_rank=self.local_rank, axes=self.axes)
+        return RehearsalWorld(
+            self.device,
+            rank=group.index(run.rank),
+            size=len(group),
+            local_rank=self.local_rank,
+            axes=self.axes,
+            run=run,
+        )
+
     def sum(self, values: Tensor) -> Tensor:
-        """Its own values."""
+        """This rank's own values."""
         return values.clone()
 
     def start_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """Its own values."""
+        """This rank's own values."""
         return values.clone
 
+    def broadcast(self, values: Tensor) -> None:
+        """Leave the values as they are."""
+
     def broadcast_object(self, value: Any) -> Any:
-        """Its own value."""
+        """This rank's own value."""
         return value
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Its own value, from everyone."""
+        """This rank's own value, once for each rank."""
         return [value] * self.size
 
     def any(self, flag: bool) -> bool:
-        """Its own flag."""
+        """This rank's own flag."""
         return flag
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """Return at once."""
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Just the block."""
+        """Run the block."""
         yield
 
-    def mesh(self, axes: Axes) -> DeviceMesh:
+    def mesh(self) -> DeviceMesh:
         """A mesh over torch's fake process groups. Collective the first time: all ranks make the groups together."""
         import torch.testing._internal.distributed.fake_pg  # noqa: F401  its import registers the backend
 
-        if self._mesh is None:
-            away: dict[int | str, Any] = dict.fromkeys(axes.names, "fake")
-            names = axes.names
-            self._mesh = init_device_mesh(self.device.type, axes.sizes, mesh_dim_names=names, backend_override=away)
-        return self._mesh
+        run = self._run
+        if run._mesh is None:
+            names = tuple(str(name) for name in self.axes.names)
+            fake: dict[int | str, Any] = dict.fromkeys(names, "fake")
+            run._mesh = init_device_mesh(self.device.type, self.axes.sizes, mesh_dim_names=names, backend_override=fake)
+        return run._mesh
 
     def duplicate(self) -> "RehearsalWorld":
-        """Itself: nothing here meets anybody."""
+        """This world."""
         return self
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """There is no process group to leave."""
 
 
-def rehearsal(world: World, axes: Axes) -> World:
-    """A world to try things in: alone, if every rank holds the whole model; else among imagined others."""
-    cut = any(size > 1 and name != REPLICATE for name, size in zip(axes.names, axes.sizes, strict=True))
-    return RehearsalWorld(world) if cut else SoloWorld(world.device)
-
-
-REPLICATE = "replicate"
-"""The axis along which every rank has the same."""
+def rehearsal(world: World) -> World:
+    """A world to try steps in: alone where every rank holds the whole model, else among imagined ranks."""
+    sizes = zip(world.axes.names, world.axes.sizes, strict=True)
+    if all(size == 1 or name is Axis.REPLICATE for name, size in sizes):
+        return SoloWorld(world.device, local_rank=world.local_rank)
+    return RehearsalWorld(world.device, rank=world.rank, size=world.size, local_rank=world.local_rank, axes=world.axes)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from runner.errors import HookError
-from runner.protocols import World
 
 NO_FORM = " does not have a deterministic implementation"
 """How torch's error goes on after the operation's name."""
@@ -68,8 +67,8 @@ def nondeterminism_named() -> Iterator[None]:
         ) from error
 
 
-def rng_state(world: World) -> dict[str, Tensor]:
-    """This rank's generators, by the names rng.rank_<n>.<generator>; none of the tensors is shared with a generator.
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """This process's generators, by name; none of the tensors is shared with a generator.
 
     torch's and a device's states are their own bytes (uint8); Python's and NumPy's are Mersenne words (int64), and the
     spare Gaussian that each may hold (float64, NaN = none).
@@ -85,14 +84,13 @@ def rng_state(world: World) -> dict[str, Tensor]:
             numpy_state["gauss"] if numpy_state["has_gauss"] else math.nan, dtype=torch.float64
         ),
     }
-    if world.device.type != "cpu":
-        states["device"] = torch.get_device_module(world.device).get_rng_state(world.device)
-    return {f"rng.rank_{world.rank}.{name}": state for name, state in states.items()}
+    if device.type != "cpu":
+        states["device"] = torch.get_device_module(device).get_rng_state(device)
+    return states
 
 
-def load_rng_state(tensors: dict[str, Tensor], world: World) -> None:
-    """Continue this rank's generators from what `rng_state` gave for it."""
-    states = {name.rpartition(".")[2]: state for name, state in tensors.items()}
+def load_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Continue this process's generators from what `rng_state` gave."""
     torch.set_rng_state(states["torch"])
     version, *words = states["python"].tolist()
     spare = states["python_spare"].item()
@@ -108,4 +106,4 @@ def load_rng_state(tensors: dict[str, Tensor], world: World) -> None:
         }
     )
     if "device" in states:
-        torch.get_device_module(world.device).set_rng_state(states["device"], world.device)
+        torch.get_device_module(device).set_rng_state(states["device"], device)

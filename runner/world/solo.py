@@ -9,28 +9,37 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from runner.errors import RankError
-from runner.protocols import Axes
+from runner.protocols import Axes, Axis
+from runner.protocols.mesh import ALONE
 
 
 @final
 class SoloWorld:
-    """One rank; no process group exists and none is needed."""
+    """One rank; it needs no process group."""
 
     rank = 0
     size = 1
-    local_rank = 0
     is_main = True
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, local_rank: int = 0, axes: Axes = ALONE) -> None:
         self.device = device
+        self.local_rank = local_rank
+        self.axes = axes
+
+    def along(self, *axes: Axis) -> "SoloWorld":
+        """This rank."""
+        return self
 
     def sum(self, values: Tensor) -> Tensor:
         """The values themselves."""
         return values
 
     def start_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """The values themselves, already there."""
+        """The values themselves, without waiting."""
         return lambda: values
+
+    def broadcast(self, values: Tensor) -> None:
+        """Leave the values as they are."""
 
     def broadcast_object(self, value: Any) -> Any:
         """The value itself."""
@@ -45,26 +54,26 @@ class SoloWorld:
         return flag
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """Return at once."""
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Just the block."""
+        """Run the block."""
         yield
 
-    def mesh(self, axes: Axes) -> DeviceMesh:
+    def mesh(self) -> DeviceMesh:
         """A mesh needs a process group.
 
         Raises:
             RankError: always.
         """
         raise RankError(
-            f"a mesh {axes.names} was asked for in a world of one process. Use hardware.processes=2 or more."
+            f"a mesh {self.axes.names} was asked for in a world of one process. Use hardware.processes=2 or more."
         )
 
     def duplicate(self) -> "SoloWorld":
-        """Itself: nothing here meets anybody."""
+        """This world."""
         return self
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """There is no process group to leave."""

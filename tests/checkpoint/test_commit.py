@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.checkpoint.commit import commit
-from runner.checkpoint.format import File, Manifest
-from runner.checkpoint.rank0 import refusal
+from runner.storage.commit import commit
+from runner.storage.format import File, Manifest
+from runner.storage.rank0 import refusal
 from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State

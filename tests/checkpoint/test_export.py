@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runner.checkpoint.commit import begin, commit
-from runner.checkpoint.export import export_weights, fresh_directory, model_tensors
-from runner.checkpoint.format import METADATA, STATE, Chunk, Described, File, Manifest, encode_metadata, encode_state
-from runner.checkpoint.format import hash_of as xxh3
+from runner.storage.commit import begin, commit
+from runner.storage.export import export_weights, fresh_directory, model_tensors
+from runner.storage.format import METADATA, STATE, Chunk, Described, File, Manifest, encode_metadata, encode_state
+from runner.storage.format import hash_of as xxh3
 from runner.checkpoint.sharded import Sharded
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
@@ -235,7 +235,7 @@ def test_what_the_file_system_refuses_is_told_and_leaves_nothing(saved: Save, tm
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from runner.checkpoint.export import export_weights, fresh_directory
+from runner.storage.export import export_weights, fresh_directory
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 checkpoint, out, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 with fresh_directory(out / "warm") as path:

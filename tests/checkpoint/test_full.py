@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runner.checkpoint.export import export_weights
+from runner.storage.export import export_weights
 from runner.checkpoint.full import Full
 from runner.checkpoint.gather import FILE
 from runner.checkpoint.sharded import Sharded

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.history import choose, find
+from runner.storage.history import choose, find
 from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import State

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.checkpoint.format import decode_manifest, decode_metadata
+from runner.storage.format import decode_manifest, decode_metadata
 from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.checkpoint.transfer import read_tensors
 from runner.errors import CheckpointError

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from runner.checkpoint.format import hash_of
+from runner.storage.format import hash_of
 
 READ_BY_OTHERS = [
     ".metadata",  # torch.distributed.checkpoint

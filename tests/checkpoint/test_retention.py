@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.checkpoint.format import Manifest
+from runner.storage.format import Manifest
 from runner.checkpoint.retention import Mode, superfluous
 from runner.checkpoint.sharded import Sharded
 from runner.errors import CheckpointError

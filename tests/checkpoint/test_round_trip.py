@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from runner.checkpoint.memory import DTYPES
+from runner.storage.memory import DTYPES
 from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.checkpoint.restore import Committed
+from runner.storage.checkpoints import Committed
 from runner.protocols import State
 from runner.world.solo import SoloWorld
 

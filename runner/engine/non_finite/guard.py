@@ -1,24 +1,15 @@
-"""Whether a step is finite: asked where the host waits for the device anyway, or, to leave a step out, in each step."""
+"""Whether a step is finite: checked where the host waits for the device anyway or, to leave a step out, at every step."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Protocol, final, runtime_checkable
+from collections.abc import Mapping
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from runner.config.run_spec import Guard, NonFinite
-from runner.errors import HookError
+from runner.errors import NonFiniteError
 from runner.protocols import Precision, StepLoss, Trainable, World
-
-
-@runtime_checkable
-class Sharded(Protocol):
-    """A DTensor, whose module takes a second to import."""
-
-    def to_local(self) -> Tensor:
-        """This rank's part."""
-        ...
 
 
 class StepGuard(Protocol):
@@ -26,46 +17,56 @@ class StepGuard(Protocol):
 
     @property
     def looks(self) -> bool:
-        """Whether the numbers of a step boundary are to be asked for, even where nothing logs them."""
+        """Whether it needs the numbers of a step boundary, even where nothing logs them."""
         ...
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
-        """Whether the optimizer may take this step. The same on every rank; collective, if it asks anything."""
+        """Whether the optimizer may take this step. The same on every rank; collective.
+
+        A step that is not allowed has been discarded.
+        """
         ...
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Whether a step with these values, the same on every rank, is to be looked into. Collective, if it asks."""
+        """Whether a step that was taken is to be looked into, by its values, the same on every rank. Collective."""
+        ...
+
+    def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
+        """Whether a step that the strategy or the precision skipped is to be looked into. Collective."""
         ...
 
 
 @final
 class AtBoundaries:
-    """Looks at what the host reads at step boundaries: steps between them pay nothing.
+    """Checks what the host reads at step boundaries: the steps between them pay nothing.
 
-    That is soon enough. A gradient that is not finite makes weights of its kind, so that the next boundary shows it;
-    and nothing is committed without a look.
+    That is soon enough. A gradient that is not finite makes weights that are not, so that the next boundary shows it;
+    and nothing is committed unchecked.
     """
 
     looks = True
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
-        """Always: whatever it is, it is still there at the boundary."""
+        """Always: whatever it is, it still shows at the boundary."""
         return True
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Loss or gradient norm is nan or inf. A step in which nothing counts has no mean: that nan is none."""
+        """Loss or gradient norm is nan or inf. A step in which nothing counts has no mean: its nan is no fault."""
         if not math.isfinite(values.get("train/grad_norm", 0.0)):
             return True
         return not math.isfinite(values.get("train/loss", 0.0)) and float(loss.count) != 0
 
+    def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
+        """Always: without a loss scale, a step is skipped (by DeepSpeed) only if its gradient is not finite."""
+        return True
+
 
 @final
 class UnderScaling:
-    """As `AtBoundaries`, where the precision itself leaves out steps whose gradient is not finite.
+    """As `AtBoundaries`, where the precision itself skips steps whose gradient overflows under its loss scale.
 
-    Such a step leaves no trace in the weights, and one that overflowed only under its scale shall leave none. So what
-    the losses themselves are is noted on the device in each step, and asked for when one was left out, or at the
-    boundary.
+    A skipped step leaves no trace in the weights. So whether the losses themselves are finite is noted on the device in
+    each step, and read when a step was skipped, or at the boundary.
     """
 
     looks = True
@@ -76,19 +77,23 @@ class UnderScaling:
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
         """Always. Nothing is waited for."""
-        values = [weighed.value.detach() for weighed in loss.losses]
+        values = [one.value.detach() for one in loss.losses]
         self._noted = [torch.stack([~value.isfinite() for value in values] + self._noted).any()]
         return True
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Some loss since the last boundary was not finite, whether its step was taken or not. Collective."""
+        """Some loss since the last check was not finite, whether its step was taken or not."""
+        return self._at_boundaries.suspects(values, loss, world) or self.suspects_skipped(loss, world)
+
+    def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
+        """Some loss since the last check was not finite; otherwise a scaled gradient overflowed."""
         noted, self._noted = self._noted, []
-        return self._at_boundaries.suspects(values, loss, world) or world.any(any(map(bool, noted)))
+        return world.any(any(map(bool, noted)))
 
 
 @final
 class EachStep:
-    """Looks before every update, which the host then waits for."""
+    """Checks before every update, which the host then waits for."""
 
     looks = False
 
@@ -101,28 +106,42 @@ class EachStep:
         """Whether loss and gradient are finite on every rank.
 
         Raises:
-            HookError: too many in a row were not.
+            NonFiniteError: too many in a row were not.
         """
-        if not world.any(not is_finite(trainable, loss, scaled=self._scales)):
+        if is_finite(trainable, loss, world, scaled=self._scales):
             self._skipped = 0
             return True
+        trainable.discard()
+        self._count()
+        return False
+
+    def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
+        """Never: every step that was taken was checked."""
+        return False
+
+    def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
+        """Never, but without a loss scale the step counts as left out.
+
+        Raises:
+            NonFiniteError: too many in a row were.
+        """
+        if not self._scales:
+            self._count()
+        return False
+
+    def _count(self) -> None:
         self._skipped += 1
         if self._skipped > self._max_skipped:
-            raise HookError(
+            raise NonFiniteError(
                 f"guard.max_skipped={self._max_skipped} steps in a row were left out, and the next is not finite "
                 "either: leaving steps out does not help. guard.json says where they come from. Lower optimizer.lr, "
                 "set clip.norm, or resume from an older checkpoint: --from step_N."
             )
-        return False
-
-    def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Never: every step that was taken was looked at."""
-        return False
 
 
 @final
 class Unguarded:
-    """Looks at nothing."""
+    """Checks nothing."""
 
     looks = False
 
@@ -134,51 +153,29 @@ class Unguarded:
         """Never."""
         return False
 
+    def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
+        """Never."""
+        return False
+
 
 def open_guard(guard: Guard, precision: Precision) -> StepGuard:
-    """As the recipe says."""
+    """The guard that the recipe asks for."""
+    scales = precision.scaler().scales
     if guard.non_finite is NonFinite.SKIP:
-        return EachStep(max_skipped=guard.max_skipped, scales=scales(precision))
+        return EachStep(max_skipped=guard.max_skipped, scales=scales)
     if guard.non_finite is NonFinite.IGNORE:
         return Unguarded()
-    return UnderScaling() if scales(precision) else AtBoundaries()
+    return UnderScaling() if scales else AtBoundaries()
 
 
-def scales(precision: Precision) -> bool:
-    """Whether gradients are scaled, and steps in which one overflows left out, by the precision itself."""
-    return bool(precision.scaler().record())
+def is_finite(trainable: Trainable, loss: StepLoss, world: World, *, scaled: bool) -> bool:
+    """Whether losses and gradients of all ranks are finite, between `forward_backward` and `update`. Collective.
 
-
-def is_finite(trainable: Trainable, loss: StepLoss, *, scaled: bool) -> bool:
-    """Whether this rank's losses and gradients are, between `forward_backward` and `update`. The host waits.
+    The host waits for the device.
 
     Args:
-        scaled: gradients may overflow, since they were scaled; only the losses are asked.
+        scaled: gradients may overflow under a loss scale; only the losses are checked.
     """
-    if not all(math.isfinite(weighed.value.item()) for weighed in loss.losses):
-        return False
-    found = list(gradients(trainable))
-    if scaled or not found:
-        return True
-    norms = [norm.to(found[0].device) for norm in torch._foreach_norm(found)]  # some gradients may be offloaded
-    return math.isfinite(torch.stack(norms).sum().item())
-
-
-def gradients(trainable: Trainable) -> Iterator[Tensor]:
-    """This rank's part of each gradient that lies in place."""
-    for group in trainable.optimizer.param_groups:
-        for parameter in group["params"]:
-            grad = parameter.grad
-            if type(grad) is Tensor:
-                yield grad
-            elif isinstance(grad, Sharded):
-                with torch.no_grad():
-                    local = grad.to_local()
-                yield local
-
-
-def discard_gradients(trainable: Trainable) -> None:
-    """As if the step had not been."""
-    for group in trainable.optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
+    gradients = scaled or bool(trainable.gradients_finite())  # before the losses, since it may be collective
+    losses = all(math.isfinite(one.value.item()) for one in loss.losses)
+    return not world.any(not (gradients and losses))

@@ -7,12 +7,12 @@ commit, so the same numbers come again.
 
 import logging
 
-from runner.engine.build import build
+from runner.data.source import plan_at
+from runner.engine.build import build_training
 from runner.engine.non_finite.diagnose import Finding, diagnose
-from runner.engine.non_finite.guard import discard_gradients, is_finite, scales
-from runner.engine.restore import restore
-from runner.engine.session import Session
-from runner.errors import HookError
+from runner.engine.non_finite.guard import is_finite
+from runner.engine.session import Session, restore_latest
+from runner.errors import NonFiniteError
 from runner.world.seeds import load_rng_state, rng_state
 
 logger = logging.getLogger(__name__)
@@ -23,14 +23,14 @@ WAY_OUT = (
 )
 
 
-def explain(session: Session, seen: int) -> HookError:
-    """What to raise for step `seen`, just taken or left out. Collective; the session is of no use any more."""
+def explain(session: Session, seen: int) -> NonFiniteError:
+    """The error for step `seen`, just taken or skipped. Collective; the session is of no use any more."""
     start = _rewind(session)
     logger.warning("step %d is not finite: taking steps %d to %d again, to see where from", seen, start + 1, seen)
     findings = _replay(session, until=seen)
-    step = session.step + 1
+    step = session.training.step + 1
     if not findings:
-        return HookError(
+        return NonFiniteError(
             f"the loss or the gradient of step {seen} is not finite, but was when steps {start + 1} to {seen} were "
             "taken again: they do not come out alike each time. With run.deterministic=true they do. "
             "guard.non_finite=skip leaves such steps out."
@@ -39,38 +39,32 @@ def explain(session: Session, seen: int) -> HookError:
         session.run_dir.note_guard(step, [finding._asdict() for finding in findings])
     first = findings[0]
     more = f" ({len(findings)} micro-batches are not; {session.run_dir.guard.name} has all)" if findings[1:] else ""
-    return HookError(f"step {step} is not finite{more}. On {first}. {WAY_OUT}")
+    return NonFiniteError(f"step {step} is not finite{more}. On {first}. {WAY_OUT}")
 
 
 def _rewind(session: Session) -> int:
-    """Back to the newest commit, or to the beginning if there is none."""
-    checkpoint = session.checkpointer.latest()
-    if checkpoint is not None:
-        restore(session, checkpoint)
-        return session.step
-    del session.trainable, session.schedule  # room for their successors
-    fresh = build(session.spec, session.run_dir, session.world, session.stopping)
-    session.trainable, session.schedule, session.stream = fresh.trainable, fresh.schedule, fresh.stream
-    session.listeners, session.step_listeners = fresh.listeners, fresh.step_listeners
-    session.step = 0
-    return 0
+    """Back to the newest commit, or to the beginning if there is none; returns the step. Collective."""
+    session.checkpointer.wait()
+    if not restore_latest(session.training, session.checkpoints):
+        session.training.forget()  # room for its successor
+        session.training = build_training(session.spec, session.data, session.world)
+    return session.training.step
 
 
 def _replay(session: Session, *, until: int) -> list[Finding]:
-    """Steps until one is not finite. Session.step is then that of the step before."""
-    trainable, world = session.trainable, session.world
-    scaled = scales(session.spec.precision)
-    steps = iter(session.stream)
-    while session.step < until:
-        position = session.stream.position
+    """Steps until one is not finite. The training is then at the step before."""
+    training, trainable, world = session.training, session.training.trainable, session.world
+    scaled = session.spec.precision.scaler().scales
+    steps = iter(training.source)
+    while training.step < until:
+        position = training.source.position
         batches = next(steps)
-        generators = rng_state(world)
+        generators = rng_state(world.device)
         loss = trainable.forward_backward(batches)
-        if world.any(not is_finite(trainable, loss, scaled=scaled)):
-            discard_gradients(trainable)
-            load_rng_state(generators, world)
-            return diagnose(trainable, batches, session.stream.plan_at(position), world)
+        if not is_finite(trainable, loss, world, scaled=scaled):
+            trainable.discard()
+            load_rng_state(generators, world.device)
+            return diagnose(trainable, batches, plan_at(training.source, position), world)
         if trainable.update(measure=False).stepped:
-            session.schedule.step()
-            session.step += 1
+            training.advance()
     return []

@@ -27,8 +27,8 @@ class _Seen(NamedTuple):
 class Watch:
     """Records, in order, which modules return finite tensors and which gradients of theirs are finite."""
 
-    def __init__(self, model: Module) -> None:
-        self._model = model
+    def __init__(self, models: Mapping[str, Module]) -> None:
+        self._modules = [(_called(name, module), module) for name, module in _named_modules(models)]
         self._handles: list[RemovableHandle] = []
         self._forward: list[_Seen] = []
         self._backward: list[_Seen] = []
@@ -36,11 +36,11 @@ class Watch:
         self._kept: list[Tensor] = []  # alive, so that no other tensor gets the id of one that has a hook
 
     def __enter__(self) -> Self:
-        for name, module in self._model.named_modules():
-            self._handles.append(module.register_forward_hook(self._looking(_called(name, module)), with_kwargs=True))
+        for called, module in self._modules:
+            self._handles.append(module.register_forward_hook(self._looking(called), with_kwargs=True))
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
-                    self._listen(parameter, f"{_called(name, module)}, in the gradient of its {key}")
+                    self._listen(parameter, f"{called}, in the gradient of its {key}")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -90,8 +90,14 @@ class Watch:
         self._handles.append(tensor.register_hook(note))  # type: ignore[no-untyped-call]
 
     def _weights_finite(self, called: str) -> bool:
-        modules = {_called(name, module): module for name, module in self._model.named_modules()}
-        return all(_all_finite(parameter) for parameter in modules[called].parameters())
+        return all(_all_finite(parameter) for parameter in dict(self._modules)[called].parameters())
+
+
+def _named_modules(models: Mapping[str, Module]) -> Iterator[tuple[str, Module]]:
+    """By the model's own names, after that of the model where there are several."""
+    for model, root in models.items():
+        for name, module in root.named_modules():
+            yield (name if len(models) == 1 else ".".join(filter(None, (model, name))), module)
 
 
 def _called(name: str, module: Module) -> str:

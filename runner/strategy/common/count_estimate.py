@@ -1,8 +1,8 @@
-"""About what a step will count, known before its first backward: gradients of a total are then of the size of a mean's.
+"""An estimate of what a step will count, made before its first backward: it keeps the gradients of a total in range.
 
-A total sums over so many things that its gradient overflows float16 where that of the mean does not. Its count is known
-only after the last forward; an estimate is divided off before backward, and the rest by `update`. As a power of two the
-estimate costs no bit.
+The gradient of a total over many things overflows float16 where that of the mean does not, and the count is known only
+after the last forward. So losses are divided by an estimate before backward, and by the rest in `update`. The estimate
+is a power of two, so that dividing by it costs no precision.
 """
 
 import math
@@ -10,32 +10,31 @@ from typing import Any, Protocol, final
 
 import torch
 
-from runner.protocols import MicroBatchLoss, StepBatches, World
-from runner.strategy.common.stateful import Stateful
+from runner.protocols import MicroBatchLoss, Stateful, StepBatches, World
 
 
 class CountEstimate(Stateful, Protocol):
-    """Guesses counts."""
+    """Estimates what a step counts."""
 
     def of(self, loss: MicroBatchLoss, batches: StepBatches) -> float:
-        """Of this step; the same in all of its rounds and on all ranks. Collective the first time."""
+        """For this step: the same for all of its micro-batches and on all ranks. Collective the first time."""
         ...
 
 
 @final
 class NoEstimate:
-    """Where gradients have the range of float32, totals stay as they are."""
+    """Leaves totals as they are: gradients have the range of float32."""
 
     def of(self, loss: MicroBatchLoss, batches: StepBatches) -> float:
         """One."""
         return 1.0
 
-    def state(self) -> dict[str, Any]:
-        """None."""
+    def state_dict(self) -> dict[str, Any]:
+        """It keeps nothing."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing is needed."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """It needs nothing."""
 
 
 @final
@@ -53,13 +52,13 @@ class EstimatedCount:
             self._per_item = _power_of_two(first * len(batches.micro_batches) / batches.items)
         return _power_of_two(self._per_item * batches.items)
 
-    def state(self) -> dict[str, Any]:
-        """The guess."""
+    def state_dict(self) -> dict[str, Any]:
+        """The count per item."""
         return {"per_item": self._per_item}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Guess as before."""
-        self._per_item = state.get("per_item")
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Estimate as before."""
+        self._per_item = state_dict.get("per_item")
 
 
 def _power_of_two(value: float) -> float:

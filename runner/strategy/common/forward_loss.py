@@ -1,4 +1,4 @@
-"""What a loss hook returned, checked and given its weight in the step."""
+"""The forward of one micro-batch: what the loss hook returned, checked, with its weight in the step."""
 
 from collections.abc import Callable
 from typing import Any

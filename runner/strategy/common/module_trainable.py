@@ -1,8 +1,8 @@
-"""The step of every strategy whose model is a torch module with gradients in place: Single, DDP, FSDP share it."""
+"""The step of every strategy whose model is a torch module with gradients in place: Single, DDP and FSDP share it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -10,26 +10,27 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils import get_total_norm
 
+from runner.model.local_part import local_part
 from runner.protocols import (
-    Clip,
-    Loss,
+    Builder,
     MicroBatch,
     MicroBatchLoss,
-    Precision,
+    SavedState,
     State,
+    Stateful,
     StepBatches,
     StepLoss,
-    StoredTensor,
     Update,
     World,
 )
+from runner.protocols.state import MODEL
 from runner.strategy.common.count_estimate import CountEstimate, EstimatedCount, NoEstimate
 from runner.strategy.common.forward_loss import at_least_one, check_has_gradient, forward_loss
-from runner.strategy.common.named_state import load_named_state, named_state, settings
-from runner.strategy.common.stateful import Stateful, state_dicts, with_stateful
+from runner.strategy.common.named_state import add_optimizer_state, load_named_state, settings
+from runner.strategy.common.placed_module import Forward, PlacedModule
+from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_dicts
 
 STEPPED = Update(stepped=True)
-NO_STATE: Mapping[str, Stateful] = {}
 
 
 def found_here(found: Tensor) -> Tensor:
@@ -48,59 +49,74 @@ class ModuleTrainable:
 
     def __init__(
         self,
-        *,
-        model: Module,
-        optimizer: torch.optim.Optimizer,
-        loss: Callable[[Module, Any], Loss | Tensor],
-        forward: Callable[[Any], Loss | Tensor],
-        no_sync: Callable[[], AbstractContextManager[Any]],
-        averaged: int,
-        precision: Precision,
-        clip: Clip,
+        placed: PlacedModule,
+        builder: Builder,
         world: World,
+        *,
+        forward: Forward | None = None,
+        no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        averaged: int = 1,
         gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_in_place,
         norm_of: Callable[[list[Tensor]], Tensor] = get_total_norm,
         found_anywhere: Callable[[Tensor], Tensor] = found_here,
         narrow_exchange: bool = False,
-        kept: Mapping[str, Stateful] = NO_STATE,
+        stateful: Mapping[str, Stateful] = NO_STATE,
     ) -> None:
         """Set up for a fresh run.
 
         Args:
-            forward: the hook on a batch, in training; its backward exchanges gradients unless held back.
+            placed: the model; its optimizer is built here.
+            builder: gives the optimizer, the precision and the clipping.
+            world: all ranks of the run.
+            forward: the hook on a batch, in training; its backward exchanges gradients, except inside `no_sync`.
+                None = the model's own.
             no_sync: a context in which backward only sums gradients on this rank.
             averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
             gradients_of: what of the parameters' gradients lies on this rank, in place.
             norm_of: the 2-norm of the whole gradient, of which these are this rank's part.
             found_anywhere: from whether something was found in this rank's part (0 or 1), whether it was in any.
             narrow_exchange: ranks exchange gradients in a type that the gradient of a total may overflow.
-            kept: what else goes into checkpoints, by name.
+            stateful: what else goes into checkpoints, by name.
         """
-        self.model = model
-        self.optimizer = optimizer
-        self._forward_alone = _inside(precision.autocast(world.device.type), partial(loss, model))
-        self._forward = _inside(precision.autocast(world.device.type), forward)
+        self._placed = placed
+        self._optimizer = builder.build_optimizer(placed.model.named_parameters())
+        self._forward = placed.forward if forward is None else placed.in_autocast(forward)
         self._no_sync = no_sync
         self._averaged = averaged
-        self._scaler = precision.scaler()
-        evens = self._scaler.scales or narrow_exchange
-        self._count_estimate: CountEstimate = EstimatedCount(world) if evens else NoEstimate()
-        self._kept = {"scaler": self._scaler, "expected": self._count_estimate, **kept}
-        self._clip = clip
+        self._scaler = builder.precision.scaler()
+        self._loss_world = world.along(*world.axes.loss)
+        estimates = self._scaler.scales or narrow_exchange
+        self._count_estimate: CountEstimate = EstimatedCount(self._loss_world) if estimates else NoEstimate()
+        self._stateful = {"scaler": self._scaler, "count_estimate": self._count_estimate, **stateful}
+        self._clip = clip = builder.clip
         # Whether gradients that are divided already have still to be gone through.
         self._goes_through = clip.norm is not None or clip.value is not None or self._scaler.scales
-        self._world = world
         self._gradients_of = gradients_of
         self._norm_of = norm_of
         self._found_anywhere = found_anywhere
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._divided = True  # whether the gradients in place are those of the step already,
         self._factor: Tensor | float = 1.0  # or what they must still be multiplied by
-        self._built_groups = settings(optimizer)
-        model.train()
+        self._built_groups = settings(self._optimizer)
+        placed.model.train()
+
+    @property
+    def models(self) -> Mapping[str, Module]:
+        """The one model."""
+        return self._placed.models
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Its optimizer."""
+        return {MODEL: self._optimizer}
+
+    @property
+    def exchange_bytes(self) -> int:
+        """A gradient for each of this rank's parameters."""
+        return sum(local_part(parameter).nbytes for parameter in self._parameters)
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
-        """Forward and backward every round; ranks exchange gradients during the last."""
+        """Forward and backward of every micro-batch; ranks exchange gradients during the last."""
         losses = []
         for micro_batch in batches.micro_batches[:-1]:
             with self._no_sync():
@@ -109,55 +125,56 @@ class ModuleTrainable:
         losses.append(forward_loss(self._forward, batches.micro_batches[-1]))
         return StepLoss(losses, self._backward_and_count(losses, batches))
 
+    def gradients_finite(self) -> Tensor:
+        """By the largest magnitude in each."""
+        return all_finite(self._gradients_of(self._parameters))
+
     def update(self, *, measure: bool) -> Update:
         """Divide, clip, step, clear. Division folds into clipping's own multiplication where there is one."""
         update = self._divide_and_clip(measure) if measure or self._goes_through or not self._divided else STEPPED
         if update.stepped:
-            self.optimizer.step()
+            self._optimizer.step()
+        self.discard()
+        return update
+
+    def discard(self) -> None:
+        """Drop the gradients in place."""
         for parameter in self._parameters:
             parameter.grad = None
-        return update
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
         """The hook on the model itself: no gradients, nothing exchanged."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            for micro_batch in micro_batches:
-                with torch.no_grad():
-                    loss = forward_loss(self._forward_alone, micro_batch)
-                yield loss
-        finally:
-            for module, training in modes:
-                module.training = training
+        return self._placed.evaluate(micro_batches)
 
-    def state(self) -> State:
+    def state_dict(self) -> State[Tensor]:
         """Model and optimizer by the model's own names."""
-        state = named_state(self.model, self.optimizer)
-        state.values["optimizer"]["built_groups"] = self._built_groups
-        state.values |= state_dicts(self._kept)
+        state = self._placed.state_dict()
+        add_optimizer_state(state, self._placed.model, self._optimizer, built_groups=self._built_groups)
+        state.values |= state_dicts(self._stateful)
         return state
 
-    def load_state(self, read: Callable[[State], None], stored: Mapping[str, StoredTensor]) -> None:
+    def load_state_dict(self, saved: SavedState) -> None:
         """Continue from a checkpoint; every rank reads what it holds."""
-        read_all = with_stateful(read, self._kept)
-        load_named_state(self.model, self.optimizer, read_all, stored, built_groups=self._built_groups)
+        state = self._placed.state_dict()
+        load_named_state(state, self._placed.model, self._optimizer, saved, built_groups=self._built_groups)
+        load_state_dicts(self._stateful, state.values)
 
     def _backward(self, loss: MicroBatchLoss, batches: StepBatches) -> None:
         """A mean over items is divided before backward: every rank knows the items of the step."""
         value, weight, _, is_mean, _ = loss
         # Multiplied first: a mean over all items of the step then has the factor 1 exactly, and costs nothing.
-        factor = weight * self._averaged / batches.items if is_mean else weight / self._count_estimate.of(loss, batches)
+        estimate = self._count_estimate
+        factor = weight * self._averaged / batches.items if is_mean else weight / estimate.of(loss, batches)
         _backward(value, factor * self._scaler.scale if self._scaler.scales else factor)
 
     def _backward_and_count(self, losses: Sequence[MicroBatchLoss], batches: StepBatches) -> Tensor | int:
-        """Backward of the last round, and what the total of the whole step is to be divided by.
+        """Backward of the last micro-batch, and what the total of the whole step is to be divided by.
 
         What the hook itself counts is known only after the last forward: a step of a single micro-batch is divided at
-        once; else the count travels between ranks while the backward runs, and `update` divides.
+        once; otherwise the count is summed over ranks while the backward runs, and `update` divides.
         """
         last = losses[-1]
-        self._divided = last.is_mean or (len(losses) == 1 and self._world.size == 1)
+        self._divided = last.is_mean or (len(losses) == 1 and self._loss_world.size == 1)
         if last.is_mean:
             self._backward(last, batches)
             return batches.items
@@ -168,7 +185,7 @@ class ModuleTrainable:
         mine = torch.zeros((), device=last.value.device)
         for loss in losses:
             mine += loss.count
-        finish = self._world.start_sum(mine)
+        finish = self._loss_world.start_sum(mine)
         self._backward(last, batches)
         count = finish()
         self._factor = self._averaged * self._count_estimate.of(last, batches) / at_least_one(count)
@@ -195,18 +212,14 @@ class ModuleTrainable:
         return Update(True, norm, self._scaler.record())
 
 
-def _inside(
-    context: AbstractContextManager[Any], forward: Callable[[Any], Loss | Tensor]
-) -> Callable[[Any], Loss | Tensor]:
-    """The forward in this context, each time anew; the forward itself where the context does nothing."""
-    if isinstance(context, nullcontext):
-        return forward
-
-    def inside(batch: Any) -> Loss | Tensor:
-        with context:
-            return forward(batch)
-
-    return inside
+def all_finite(gradients: Sequence[Tensor]) -> Tensor:
+    """Whether all elements are finite: a boolean scalar, without waiting for the device."""
+    gradients = [gradient for gradient in gradients if gradient.numel()]  # a rank's shard may be empty
+    if not gradients:
+        return torch.tensor(True)
+    largest = torch._foreach_norm(gradients, math.inf)  # NaN where there is one
+    device = largest[0].device  # some gradients may be offloaded
+    return torch.stack([one.to(device) for one in largest]).isfinite().all()
 
 
 def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:

@@ -1,13 +1,11 @@
 """Model and optimizer by the model's own parameter names: what every strategy saves and every other one loads. Law 6.
 
-    model.<name>              a parameter or persistent buffer; a tied one once, under its first name
-    optimizer.<name>.<key>    what the optimizer keeps for that parameter (exp_avg, momentum_buffer, …)
-
-Sharded tensors (DTensor) pass through as they are: the checkpoint reads and writes each rank's own part.
+A tied parameter stands there once, under its first name. Sharded tensors (DTensor) pass through as they are: the
+checkpoint reads and writes each rank's own part.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,63 +13,28 @@ from torch import Tensor
 from torch.nn import Module
 
 from runner.errors import CheckpointError
-from runner.protocols import State, StoredTensor
+from runner.protocols import SavedState, State, StoredTensor
+from runner.protocols.state import MODEL
 
-MODEL = "model."
-OPTIMIZER = "optimizer."
-
-
-def named_state(model: Module, optimizer: torch.optim.Optimizer) -> State:
-    """The live tensors, and the optimizer's settings and plain numbers."""
-    state = State(tensors={MODEL + name: tensor for name, tensor in _model_tensors(model)})
-    numbers: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                state.tensors[f"{OPTIMIZER}{name}.{key}"] = value.detach()
-            else:
-                numbers.setdefault(name, {})[key] = value
-    state.values["optimizer"] = {"numbers": numbers, "groups": settings(optimizer)}
-    return state
+OptimizerTensors = dict[str, dict[str, Tensor]]
+"""By parameter, then by the optimizer's own key."""
 
 
-def load_named_state(
-    model: Module,
-    optimizer: torch.optim.Optimizer,
-    read: Callable[[State], None],
-    stored: Mapping[str, StoredTensor],
-    *,
-    built_groups: list[dict[str, Any]],
-) -> None:
-    """Fill model and optimizer in place.
-
-    Args:
-        built_groups: the optimizer's settings as this run's spec built them: a setting that the spec has changed since
-            the checkpoint keeps its new value, any other continues from the stored one.
+def model_tensors(model: Module) -> dict[str, Tensor]:
+    """The live parameters and persistent buffers.
 
     Raises:
-        CheckpointError: names every missing, unexpected and misshapen parameter.
+        CheckpointError: the model's state_dict holds something that is no tensor.
     """
-    state = State(tensors={MODEL + name: tensor for name, tensor in _model_tensors(model)})
-    _check_same_model(state.tensors, {name: found for name, found in stored.items() if name.startswith(MODEL)})
-    parameters = dict(model.named_parameters())
-    slots: dict[str, dict[str, Any]] = {}
-    for name, (shape, dtype) in stored.items():
-        owner, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
-        if name.startswith(OPTIMIZER) and owner in parameters:
-            slots.setdefault(owner, {})[key] = state.tensors[name] = _room_for(parameters[owner], shape, dtype)
-    read(state)
-    kept = state.values["optimizer"]
-    for name, numbers in kept["numbers"].items():
-        slots.setdefault(name, {}).update(numbers)
-    _load_optimizer(model, optimizer, slots)
-    if len(kept["groups"]) == len(built_groups):
-        rows = zip(optimizer.param_groups, kept["built_groups"], built_groups, kept["groups"], strict=True)
-        for group, old_built, built, now in rows:
-            group.update({key: value for key, value in now.items() if old_built.get(key) == built.get(key)})
+    return {name: value.detach() for name, value in distinct_tensors(model)}
 
 
-def _model_tensors(model: Module) -> Iterator[tuple[str, Tensor]]:
+def distinct_tensors(model: Module) -> Iterable[tuple[str, Tensor]]:
+    """The model's state_dict, each tensor once.
+
+    Raises:
+        CheckpointError: something in it is no tensor.
+    """
     seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
@@ -81,7 +44,24 @@ def _model_tensors(model: Module) -> Iterator[tuple[str, Tensor]]:
             )
         if id(value) not in seen:
             seen.add(id(value))
-            yield name, value.detach()
+            yield name, value
+
+
+def check_same_model(wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
+    """Compare names and shapes of a model's tensors with those in a checkpoint.
+
+    Raises:
+        CheckpointError: names every missing, unexpected and misshapen tensor.
+    """
+    problems = [f"missing in the checkpoint: model.{name}" for name in wanted.keys() - stored.keys()]
+    problems += [f"unexpected in the checkpoint: model.{name}" for name in stored.keys() - wanted.keys()]
+    problems += [
+        f"misshapen: model.{name} is {list(stored[name].shape)} in the checkpoint, {list(tensor.shape)} in the model"
+        for name, tensor in wanted.items()
+        if name in stored and tuple(stored[name].shape) != tuple(tensor.shape)
+    ]
+    if problems:
+        raise CheckpointError("the checkpoint is of another model:\n  " + "\n  ".join(sorted(problems)))
 
 
 def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -98,23 +78,77 @@ def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return groups
 
 
-def _check_same_model(wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    problems = [f"missing in the checkpoint: {name}" for name in wanted.keys() - stored.keys()]
-    problems += [f"unexpected in the checkpoint: {name}" for name in stored.keys() - wanted.keys()]
-    problems += [
-        f"misshapen: {name} is {list(stored[name].shape)} in the checkpoint, {list(tensor.shape)} in the model"
-        for name, tensor in wanted.items()
-        if name in stored and stored[name].shape != tuple(tensor.shape)
-    ]
-    if problems:
-        raise CheckpointError("the checkpoint is of another model:\n  " + "\n  ".join(sorted(problems)))
+def keep_changed_settings(
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], *, built_groups: list[dict[str, Any]]
+) -> None:
+    """Continue from a checkpoint's settings, except for those that this run's spec has changed since.
+
+    Args:
+        saved: what the checkpoint holds of the optimizer: `groups`, and `built_groups` as the spec of then built them.
+        built_groups: the settings as this run's spec built them.
+    """
+    if len(saved["groups"]) != len(built_groups):
+        return
+    rows = zip(optimizer.param_groups, saved["built_groups"], built_groups, saved["groups"], strict=True)
+    for group, old_built, built, now in rows:
+        group.update({key: value for key, value in now.items() if old_built.get(key) == built.get(key)})
 
 
-def _room_for(parameter: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def add_optimizer_state(
+    state: State[Tensor], model: Module, optimizer: torch.optim.Optimizer, *, built_groups: list[dict[str, Any]]
+) -> None:
+    """Add the optimizer's live tensors, plain numbers and settings to the state of its model."""
+    tensors: OptimizerTensors = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors.setdefault(name, {})[key] = value.detach()
+            else:
+                numbers.setdefault(name, {})[key] = value
+    state.optimizers[MODEL] = tensors
+    state.values["optimizer"] = {
+        "numbers": numbers,
+        "groups": settings(optimizer),
+        "built_groups": built_groups,
+    }
+
+
+def load_named_state(
+    state: State[Tensor],
+    model: Module,
+    optimizer: torch.optim.Optimizer,
+    saved: SavedState,
+    *,
+    built_groups: list[dict[str, Any]],
+) -> None:
+    """Fill a model (whose tensors are in `state`) in place, and its optimizer.
+
+    Raises:
+        CheckpointError: names every missing, unexpected and misshapen parameter.
+    """
+    check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
+    parameters = dict(model.named_parameters())
+    slots: dict[str, dict[str, Any]] = {}
+    state.optimizers[MODEL] = {}
+    for name, stored in saved.stored.optimizers.get(MODEL, {}).items():
+        if name in parameters:
+            room = {key: _room_for(parameters[name], one) for key, one in stored.items()}
+            state.optimizers[MODEL][name] = room
+            slots[name] = dict(room)
+    saved.read(state)
+    values = state.values["optimizer"]
+    for name, numbers in values["numbers"].items():
+        slots.setdefault(name, {}).update(numbers)
+    _load_optimizer(model, optimizer, slots)
+    keep_changed_settings(optimizer, values, built_groups=built_groups)
+
+
+def _room_for(parameter: Tensor, stored: StoredTensor) -> Tensor:
     """An empty tensor for a piece of optimizer state: placed as its parameter where it has its shape."""
-    if shape == tuple(parameter.shape):
-        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-    return torch.empty(shape, dtype=dtype)
+    if stored.shape == tuple(parameter.shape):
+        return torch.empty_like(parameter, dtype=stored.dtype, requires_grad=False)
+    return torch.empty(stored.shape, dtype=stored.dtype)
 
 
 def _load_optimizer(model: Module, optimizer: torch.optim.Optimizer, slots: Mapping[str, dict[str, Any]]) -> None:

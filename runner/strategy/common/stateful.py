@@ -1,34 +1,19 @@
-"""What goes into a checkpoint beside model and optimizer: small, by name, the same on every rank."""
+"""What goes into a checkpoint's values beside models and optimizers: small, by name, the same on every rank."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
-from runner.protocols import State
+from runner.protocols import Stateful
 
-
-class Stateful(Protocol):
-    """Something of a strategy that goes into checkpoints."""
-
-    def state(self) -> dict[str, Any]:
-        """What JSON can say; the same on every rank."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from there; from {} begin afresh."""
-        ...
+NO_STATE: Mapping[str, Stateful] = {}
 
 
-def state_dicts(kept: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
-    """What each says."""
-    return {name: part.state() for name, part in kept.items()}
+def state_dicts(parts: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
+    """The state of each part, by its name."""
+    return {name: part.state_dict() for name, part in parts.items()}
 
 
-def with_stateful(read: Callable[[State], None], kept: Mapping[str, Stateful]) -> Callable[[State], None]:
-    """Read, and give each its own back; {} to what the checkpoint does not know."""
-
-    def read_all(state: State) -> None:
-        read(state)
-        for name, part in kept.items():
-            part.load_state(state.values.get(name, {}))
-
-    return read_all
+def load_state_dicts(parts: Mapping[str, Stateful], values: Mapping[str, Any]) -> None:
+    """Give each part its state back; an empty one to a part that the checkpoint does not know."""
+    for name, part in parts.items():
+        part.load_state_dict(values.get(name, {}))

@@ -1,20 +1,17 @@
 """Distributed data parallel: Li et al. (VLDB 2020), as torch.nn.parallel has it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, cast, final
 
-import torch
-from torch import Tensor
-from torch.nn import Module, Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from runner.errors import Fault
-from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
+from runner.protocols import Axes, Axis, Builder, Trainable, World
 from runner.strategy.common.loss_module import LossModule
 from runner.strategy.common.module_trainable import ModuleTrainable
+from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.ddp.exchange import POWER_SGD, CommHook, CommWrapper, Exchange
 
 if TYPE_CHECKING:
@@ -101,29 +98,20 @@ class DDP:
 
     def axes(self, num_ranks: int) -> Axes:
         """One axis of replicas."""
-        return Axes(names=("replicate",), sizes=(num_ranks,), data=("replicate",))
+        return Axes(names=(Axis.REPLICATE,), sizes=(num_ranks,), data=(Axis.REPLICATE,))
 
-    def prepare(
-        self,
-        *,
-        build_model: Callable[[], Module],
-        build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
-        loss: Callable[[Module, Any], Loss | Tensor],
-        precision: Precision,
-        clip: Clip,
-        world: World,
-    ) -> Trainable:
-        """What DDP wraps is the loss of the model, so that hooks always meet the user's own module."""
-        model = build_model().to(world.device)
-        optimizer = build_optimizer(model.named_parameters())
-        prepared = partial(
-            ModuleTrainable, model=model, optimizer=optimizer, loss=loss, precision=precision, clip=clip, world=world
-        )
+    def place(self, builder: Builder, world: World) -> PlacedModule:
+        """The whole model on every rank."""
+        return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+
+    def prepare(self, builder: Builder, world: World) -> Trainable:
+        """Wrap the loss of the placed model in DDP, so that hooks always meet the user's own module."""
+        placed = self.place(builder, world)
         if world.size == 1:
-            return prepared(forward=partial(loss, model), no_sync=nullcontext, averaged=1)
+            return ModuleTrainable(placed, builder, world)
         exchange = self._exchange
         wrapped = DistributedDataParallel(
-            LossModule(model, loss),
+            LossModule(placed.model, builder.loss),
             bucket_cap_mb=self.bucket_mib,
             forward_sync_buffers=self.sync_buffers,
             find_unused_parameters=self.find_unused_parameters,
@@ -134,12 +122,15 @@ class DDP:
             skip_all_reduce_unused_params=self.skip_unused_parameters,
             batched_grad_copy=self.batched_grad_copy,
         )
-        return prepared(
+        return ModuleTrainable(
+            placed,
+            builder,
+            world,
             forward=wrapped,
             no_sync=nullcontext if self.sync_each_round else wrapped.no_sync,
             averaged=world.size,
             narrow_exchange=exchange.is_narrow,
-            kept=exchange.install(wrapped),
+            stateful=exchange.install(wrapped),
         )
 
     @property

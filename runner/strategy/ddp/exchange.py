@@ -157,16 +157,16 @@ class Factors:
     def __init__(self, state: PowerSGDState) -> None:
         self._state = state
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The same on every rank."""
         return {"steps": self._state.iter}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on factoring where that had begun, after as many whole exchanges as DDP needs to settle its buckets."""
-        if not state:
+        if not state_dict:
             return
         start = self._state.start_powerSGD_iter
-        self._state.iter = min(state["steps"], max(start - SETTLED, 0))
-        if state["steps"] > start:
+        self._state.iter = min(state_dict["steps"], max(start - SETTLED, 0))
+        if state_dict["steps"] > start:
             said = "PowerSGD goes on after %d steps with whole gradients; what the last step left over is not kept"
             logger.info(said, start - self._state.iter)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from runner.config.run_spec import Compiled
+from runner.config.run_spec import Compiled, NonFinite
 from runner.errors import Fault
 from runner.strategy.deepspeed.config import AUTO, ZERO, Source, contradictions, unfilled
 
@@ -35,6 +35,9 @@ def run_faults(spec: "RunSpec") -> Iterator[Fault]:
     if spec.batch.auto:
         rule = "auto rehearses steps without the other ranks, and DeepSpeed's collectives cannot be left out."
         yield Fault(key="batch.micro_items", message=f"{rule} Give a number; strategy=fsdp finds one that is near.")
+    if spec.guard.non_finite is NonFinite.IGNORE:
+        rule = "ignore takes steps whose gradient is not finite, but DeepSpeed skips every such step."
+        yield Fault(key="guard.non_finite", message=f"{rule} Use stop or skip, or another strategy.")
 
 
 def config_faults(sources: Sequence[Source]) -> Iterator[Fault]:

@@ -2,18 +2,15 @@
 ZeRO++ (Wang et al., 2023), by the library itself.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch import Tensor
-from torch.nn import Module, Parameter
-
 from runner.config.files import JsonFile
 from runner.errors import Fault
-from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
+from runner.protocols import Axes, Axis, Builder, Clip, Placed, Precision, Trainable, World
+from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.deepspeed import library
 from runner.strategy.deepspeed.check import config_faults, offload_faults, run_faults, stage_faults
 from runner.strategy.deepspeed.config import (
@@ -27,7 +24,7 @@ from runner.strategy.deepspeed.config import (
     of_spec,
     of_user,
 )
-from runner.strategy.deepspeed.engine import build
+from runner.strategy.deepspeed.engine import Settings, place, prepare
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -115,31 +112,26 @@ class DeepSpeed:
         yield from wrong or offload_faults(join(sources), spec)
 
     def axes(self, num_ranks: int) -> Axes:
-        """One axis, along which state is cut and items too."""
-        return Axes(names=("shard",), sizes=(num_ranks,), data=("shard",))
+        """One axis, along which both state and items are split."""
+        return Axes(names=(Axis.SHARD,), sizes=(num_ranks,), data=(Axis.SHARD,))
 
-    def prepare(
-        self,
-        *,
-        build_model: Callable[[], Module],
-        build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
-        loss: Callable[[Module, Any], Loss | Tensor],
-        precision: Precision,
-        clip: Clip,
-        world: World,
-    ) -> Trainable:
+    def place(self, builder: Builder, world: World) -> Placed:
+        """The whole model on every rank; under stage 3 partitioned, as ZeRO inference has it."""
+        settings = self._settings(builder)
+        if settings.is_cut:
+            return place(settings, builder, world)
+        return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+
+    def prepare(self, builder: Builder, world: World) -> Trainable:
         """An engine over the user's model, its float32 weights those that the hook made."""
-        return build(
-            join(self._sources(precision, clip)),
-            build_model=build_model,
-            build_optimizer=build_optimizer,
-            loss=loss,
-            precision=precision,
-            clip=clip,
+        return prepare(self._settings(builder), builder, world)
+
+    def _settings(self, builder: Builder) -> Settings:
+        return Settings(
+            joined=join(self._sources(builder.precision, builder.clip)),
             zero_init=self.zero_init,
             leaf_modules=self.moe_leaf_modules,
             sync_buffers=self.sync_buffers,
-            world=world,
         )
 
     def _sources(self, precision: Precision, clip: Clip) -> list[Source]:

@@ -1,90 +1,118 @@
 """From a configuration to an engine in which a model trains."""
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from runner.errors import HookError
-from runner.protocols import Clip, Loss, Precision, Trainable, World
+from runner.protocols import Builder, World
 from runner.strategy.deepspeed import library
 from runner.strategy.deepspeed.config import OF_GROUPS, ZERO, nested, shaped, told_of_batches, without_shape
 from runner.strategy.deepspeed.gradients import Gradients
 from runner.strategy.deepspeed.partitions import partition_each, partition_flat
+from runner.strategy.deepspeed.placed import CastLossModule, PlacedZero
 from runner.strategy.deepspeed.state import NamedPartitions
-from runner.strategy.deepspeed.trainable import CastLossModule, ZeroTrainable
+from runner.strategy.deepspeed.trainable import ZeroTrainable
 from runner.strategy.deepspeed.weights import cut, put_back, whole
 
 
-def build(
-    joined: Mapping[str, Any],
-    *,
-    build_model: Callable[[], Module],
-    build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
-    loss: Callable[[Module, Any], Loss | Tensor],
-    precision: Precision,
-    clip: Clip,
-    zero_init: bool,
-    leaf_modules: Sequence[str],
-    sync_buffers: bool,
-    world: World,
-) -> Trainable:
-    """Import DeepSpeed, build the model as the stage wants it, and give both to each other. Collective.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a DeepSpeed strategy asks for beside DeepSpeed's own configuration."""
 
-    Args:
-        joined: DeepSpeed's configuration, flat, but for what it is told of batches.
+    joined: Mapping[str, Any]
+    """DeepSpeed's configuration, flat, without its batch section."""
+    zero_init: bool
+    leaf_modules: Sequence[str]
+    sync_buffers: bool
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether parameters are partitioned: stage 3."""
+        return bool(self.joined[ZERO + "stage"] == 3)
+
+
+class _Made(NamedTuple):
+    """A model as the stage wants it, before there is an engine."""
+
+    loss_module: CastLossModule
+    exact: dict[int, Tensor]
+    """Of each parameter, by its id, the elements as the hook made them, where DeepSpeed rounds them."""
+    config: dict[str, Any]
+    """DeepSpeed's, complete and nested."""
+
+
+def place(settings: Settings, builder: Builder, world: World) -> PlacedZero:
+    """A model without an optimizer, its parameters partitioned: ZeRO inference. Stage 3 only. Collective.
 
     Raises:
         HookError: the model lacks what the configuration refers to.
     """
     deepspeed = library.load(world)
-    joined = {**_on_this_device(joined, world), **told_of_batches(world.size)}
-    is_cut = joined[ZERO + "stage"] == 3
-    dtype = precision.param_dtype
     alone = library.open_group(world)
-    model, made = _make(build_model, joined, dtype=dtype, is_cut=is_cut, zero_init=zero_init, world=world)
-    _mark_leaves(model, leaf_modules)
-    named = dict(model.named_parameters())
-    optimizer = build_optimizer(named.items())
-    groups = _groups(optimizer, named)  # now: DeepSpeed puts flat tensors in the place of parameters
-    autocast = precision.autocast(world.device.type)
-    loss_module = CastLossModule(model, loss, autocast=autocast, input_dtype=None if dtype == torch.float32 else dtype)
-    config = nested(shaped(joined, model))
+    made = _make(settings, builder, world)
     with library.quiet():
-        engine = _engine(deepspeed, loss_module, optimizer, config)
-        partitions = (partition_each if is_cut else partition_flat)(engine.optimizer, groups, named, rank=world.rank)
-        put_back(made, partitions, named, is_cut=is_cut)
+        engine, *_ = deepspeed.initialize(model=made.loss_module, config=made.config)
+    placed = PlacedZero(engine, made.loss_module, sync_buffers=settings.sync_buffers, world=world)
+    weakref.finalize(placed, library.leave, engine, alone=alone).atexit = False
+    return placed
+
+
+def prepare(settings: Settings, builder: Builder, world: World) -> ZeroTrainable:
+    """Import DeepSpeed, build the model as the stage wants it, and give both to each other. Collective.
+
+    Raises:
+        HookError: the model lacks what the configuration refers to.
+    """
+    deepspeed = library.load(world)
+    alone = library.open_group(world)
+    made = _make(settings, builder, world)
+    model = made.loss_module.model
+    named = dict(model.named_parameters())
+    optimizer = builder.build_optimizer(named.items())
+    groups = _groups(optimizer, named)  # now: DeepSpeed puts flat tensors in the place of parameters
+    lay_out = partition_each if settings.is_cut else partition_flat
+    with library.quiet():
+        engine = _engine(deepspeed, made.loss_module, optimizer, made.config)
+        partitions = lay_out(engine.optimizer, groups, named, rank=world.rank)
+        put_back(made.exact, partitions, named, is_cut=settings.is_cut)
     trainable = ZeroTrainable(
+        PlacedZero(engine, made.loss_module, sync_buffers=settings.sync_buffers, world=world),
         engine,
-        loss_module=loss_module,
         state=NamedPartitions(model, engine.optimizer.optimizer, partitions, rank=world.rank),
-        gradients=Gradients(engine.optimizer, clip, world),
-        scaler=precision.scaler(),
-        sync_buffers=list(model.buffers()) if sync_buffers and world.size > 1 else [],
+        gradients=Gradients(engine.optimizer, builder.clip, world),
+        scaler=builder.precision.scaler(),
         world=world,
     )
-    # Whoever drops the trainable is done with the engine, whose own references go round in circles.
+    # Whoever drops the trainable is done with the engine, whose own references form cycles.
     weakref.finalize(trainable, library.leave, engine, alone=alone).atexit = False
     return trainable
 
 
-def _make(
-    build_model: Callable[[], Module],
-    joined: Mapping[str, Any],
-    *,
-    dtype: torch.dtype,
-    is_cut: bool,
-    zero_init: bool,
-    world: World,
-) -> tuple[Module, dict[int, Tensor]]:
-    """The model, and of each parameter (by its id) what will have to be put back."""
-    if is_cut:
-        return cut(build_model, inside=zero_init, config=nested(without_shape(joined)), dtype=dtype, world=world)
-    return whole(build_model, dtype=dtype)
+def _make(settings: Settings, builder: Builder, world: World) -> _Made:
+    """Build the model, partitioned if the stage does that, and complete the configuration with its sizes."""
+    joined = {**_on_this_device(settings.joined, world), **told_of_batches(world.size)}
+    dtype = builder.precision.param_dtype
+    if settings.is_cut:
+        config = nested(without_shape(joined))
+        build = builder.build_whole_model
+        model, exact = cut(build, inside=settings.zero_init, config=config, dtype=dtype, world=world)
+    else:
+        model, exact = whole(builder.build_whole_model, dtype=dtype)
+    _mark_leaves(model, settings.leaf_modules)
+    loss_module = CastLossModule(
+        model,
+        builder.loss,
+        autocast=builder.precision.autocast(world.device.type),
+        input_dtype=None if dtype == torch.float32 else dtype,
+    )
+    return _Made(loss_module, exact, nested(shaped(joined, model)))
 
 
 def _engine(

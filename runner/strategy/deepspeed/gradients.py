@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from runner.protocols import Clip, World
+from runner.strategy.common.module_trainable import all_finite
 
 
 @final
@@ -17,6 +18,7 @@ class Gradients:
         self._zero = zero
         self._clip = clip
         self._world = world
+        self._under_way = False  # whether a backward came since the last step
         self._owned: Callable[[], list[Tensor]]
         self._held: Callable[[], list[Tensor]]
         if "fp32_groups_gradients_flat" in vars(zero):  # stage 1 in bfloat16: every rank holds all of them
@@ -28,10 +30,34 @@ class Gradients:
                 tensor for group in zero.averaged_gradients.values() for tensor in group
             ]
             self._multiply = _by_loss_scale(zero)
+        # An offloaded optimizer keeps gradients where it steps them, and of each only its norm here.
+        self._is_offloaded = any(vars(zero).get(name) for name in ("cpu_offload", "offload_optimizer"))
+
+    def _norms(self) -> list[Tensor]:
+        return list(self._zero.norm_for_param_grads.values())
 
     def begin(self) -> None:
         """A step's first backward is next: losses are taken as they are."""
+        self._under_way = True
         self._multiply(1.0)
+
+    def finite(self) -> bool:
+        """Whether all gradients of all ranks are finite. Collective; waits for the device."""
+        found = self._norms() if self._is_offloaded else self._owned()
+        return not self._world.any(not bool(all_finite(found)))
+
+    def spoil(self) -> bool:
+        """Make the gradients such that DeepSpeed skips the step.
+
+        Returns:
+            Whether there are any: whether a backward came since the last step.
+        """
+        if not self._under_way:
+            return False
+        self._multiply(1.0)
+        for tensor in self._norms() if self._is_offloaded else self._held():
+            tensor.fill_(torch.nan)
+        return True
 
     def finish(self, factor: Tensor | float) -> Tensor | None:
         """Have the step multiply them by a factor; clip each element here, since DeepSpeed does not.
@@ -39,6 +65,7 @@ class Gradients:
         Returns:
             Their norm before that, if elements are clipped: the one that DeepSpeed measures comes after it. Collective.
         """
+        self._under_way = False
         norm = None
         if self._clip.value is not None:
             squares = [tensor.float().square().sum() for tensor in self._owned()]
@@ -51,12 +78,14 @@ class Gradients:
         return norm
 
     def forget(self) -> None:
-        """A step was left out for its loss scale.
+        """DeepSpeed has skipped a step.
 
         Where the optimizer is offloaded, DeepSpeed 0.19.8 keeps what spoilt it, and would add the next step onto that.
         """
-        for group in self._zero.averaged_gradients:
-            self._zero.averaged_gradients[group] = None
+        self._under_way = False
+        if "averaged_gradients" in vars(self._zero):
+            for group in self._zero.averaged_gradients:
+                self._zero.averaged_gradients[group] = None
 
 
 def _by_loss_scale(zero: Any) -> Callable[[Tensor | float], None]:

@@ -4,7 +4,7 @@ The names and values are those of every other strategy. The weights are those th
 but under a precision that keeps narrow ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, final
 
 import torch
@@ -12,8 +12,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from runner.errors import CheckpointError
-from runner.protocols import State, StoredTensor
-from runner.strategy.common.named_state import MODEL, OPTIMIZER, settings
+from runner.protocols import SavedState, State, StoredTensor
+from runner.protocols.state import MODEL
+from runner.strategy.common.named_state import (
+    OptimizerTensors,
+    check_same_model,
+    distinct_tensors,
+    keep_changed_settings,
+    settings,
+)
 from runner.strategy.deepspeed.flat_range import FlatRange
 from runner.strategy.deepspeed.partitions import Partition, Partitions, frozen
 
@@ -25,9 +32,8 @@ class _Slot(NamedTuple):
     key: str
     stored: StoredTensor
 
-    @property
-    def name(self) -> str:
-        return f"{OPTIMIZER}{self.parameter}.{self.key}"
+    def __str__(self) -> str:
+        return f"optimizer.{self.parameter}.{self.key}"
 
 
 @final
@@ -41,63 +47,62 @@ class NamedPartitions:
         self._rank = rank
         self._built_groups = settings(optimizer)
 
-    def state(self) -> State:
+    def state_dict(self) -> State[Tensor]:
         """This rank's part of everything; nothing is copied or gathered."""
-        state = State(tensors=dict(self._model_tensors()))
+        state: State[Tensor] = State(models={MODEL: self._model_tensors()}, optimizers={MODEL: {}})
         numbers: dict[str, dict[str, Any]] = {}
         for name, partition in sorted(self._partitions.items(), key=lambda item: item[1].group):
             with self._partitions.resident(partition.group):  # away from memory, a tensor has another shape
-                self._take(state, numbers, name, partition)
+                self._take(state.optimizers[MODEL], numbers, name, partition)
         groups = settings(self._optimizer)
         state.values["optimizer"] = {"numbers": numbers, "groups": groups, "built_groups": self._built_groups}
         return state
 
-    def load(self, read: Callable[[State], None], stored: Mapping[str, StoredTensor]) -> None:
+    def load(self, saved: SavedState) -> dict[str, Any]:
         """Fill this rank's part in place, then the weights that the forward sees.
 
+        Returns:
+            The values of the checkpoint.
+
         Raises:
-            CheckpointError: it is of another model, or of an optimizer that cannot be cut.
+            CheckpointError: it is of another model, or of an optimizer that cannot be partitioned.
         """
-        state = State(tensors=dict(self._model_tensors()))
-        _check_same_model(state.tensors, stored)
-        slots = self._slots(stored)
+        state: State[Tensor] = State(models={MODEL: self._model_tensors()}, optimizers={MODEL: {}})
+        check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
+        slots = self._slots(saved.stored.optimizers.get(MODEL, {}))
         _check_slots(slots, self._partitions)
-        swapped: dict[int, dict[str, Tensor]] = {}
+        swapped: dict[int, State[Tensor]] = {}
         for name, partition in self._partitions.items():
             if partition.is_swapped:
-                swapped.setdefault(partition.group, {})[MODEL + name] = state.tensors.pop(MODEL + name)
+                into = swapped.setdefault(partition.group, State(models={MODEL: {}}, optimizers={MODEL: {}}))
+                into.models[MODEL][name] = state.models[MODEL].pop(name)
         counts: dict[_Slot, Tensor] = {}
         for slot in slots:
             partition = self._partitions[slot.parameter]
+            into = swapped[partition.group] if partition.is_swapped else state
             if slot.stored.shape != partition.shape or (not partition.shape and slot.key == "step"):
-                counts[slot] = state.tensors[slot.name] = torch.empty(slot.stored.shape, dtype=slot.stored.dtype)
-                continue
-            self._make_room(partition, slot.key)
-            piece = self._range(partition, slot.key, partition.owner.dtype)
-            into = swapped.setdefault(partition.group, {}) if partition.is_swapped else state.tensors
-            into[slot.name] = piece
-        read(state)
-        self._take_values(state.values["optimizer"], counts)
-        for group, tensors in swapped.items():
-            with self._partitions.resident(group, write=True):
-                read(State(tensors=dict(tensors)))
-        self._partitions.refresh()
-
-    def _model_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        seen: set[int] = set()
-        for name, value in self._model.state_dict(keep_vars=True).items():
-            if not isinstance(value, Tensor):
-                raise CheckpointError(
-                    f"model.{name} is a {type(value).__name__}: a checkpoint holds tensors only. "
-                    "Register it as a buffer, or leave it out of state_dict."
-                )
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            if name in self._partitions:
-                yield MODEL + name, self._range(self._partitions[name], None, self._partitions[name].owner.dtype)
+                piece = counts[slot] = torch.empty(slot.stored.shape, dtype=slot.stored.dtype)
+                into = state
             else:
-                yield MODEL + name, frozen(value, rank=self._rank)
+                self._make_room(partition, slot.key)
+                piece = self._range(partition, slot.key, partition.owner.dtype)
+            into.optimizers[MODEL].setdefault(slot.parameter, {})[slot.key] = piece
+        saved.read(state)
+        self._take_values(state.values["optimizer"], counts)
+        for group, away in swapped.items():
+            with self._partitions.resident(group, write=True):
+                saved.read(away)
+        self._partitions.refresh()
+        return state.values
+
+    def _model_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, value in distinct_tensors(self._model):
+            if name in self._partitions:
+                tensors[name] = self._range(self._partitions[name], None, self._partitions[name].owner.dtype)
+            else:
+                tensors[name] = frozen(value, rank=self._rank)
+        return tensors
 
     def _range(self, partition: Partition, key: str | None, dtype: torch.dtype) -> FlatRange:
         """The partition's weights (no key) or a piece of its state, brought to memory when it is asked for."""
@@ -113,12 +118,14 @@ class NamedPartitions:
 
         return FlatRange(elements, shape=partition.shape, start=partition.start, length=partition.length, dtype=dtype)
 
-    def _take(self, state: State, numbers: dict[str, dict[str, Any]], name: str, partition: Partition) -> None:
+    def _take(
+        self, tensors: OptimizerTensors, numbers: dict[str, dict[str, Any]], name: str, partition: Partition
+    ) -> None:
         for key, value in self._optimizer.state.get(partition.owner, {}).items():
             if isinstance(value, Tensor) and value.shape == partition.owner_shape:
-                state.tensors[f"{OPTIMIZER}{name}.{key}"] = self._range(partition, key, value.dtype)
+                tensors.setdefault(name, {})[key] = self._range(partition, key, value.dtype)
             elif isinstance(value, Tensor) or key == "step":  # a count is a tensor in torch, a number in DeepSpeed
-                state.tensors[f"{OPTIMIZER}{name}.{key}"] = torch.as_tensor(value, dtype=torch.float32).clone()
+                tensors.setdefault(name, {})[key] = torch.as_tensor(value, dtype=torch.float32).clone()
             else:
                 numbers.setdefault(name, {})[key] = value
 
@@ -129,13 +136,9 @@ class NamedPartitions:
             if key not in kept:
                 kept[key] = torch.zeros_like(partition.owner, requires_grad=False)
 
-    def _slots(self, stored: Mapping[str, StoredTensor]) -> list[_Slot]:
-        found = []
-        for name, one in stored.items():
-            parameter, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
-            if name.startswith(OPTIMIZER) and parameter in self._partitions:
-                found.append(_Slot(parameter, key, one))
-        return found
+    def _slots(self, stored: Mapping[str, Mapping[str, StoredTensor]]) -> list[_Slot]:
+        known = [(name, keys) for name, keys in stored.items() if name in self._partitions]
+        return [_Slot(name, key, one) for name, keys in known for key, one in keys.items()]
 
     def _take_values(self, kept: Mapping[str, Any], counts: Mapping[_Slot, Tensor]) -> None:
         """Counts and settings, of which DeepSpeed keeps one for each flat partition."""
@@ -155,31 +158,13 @@ class NamedPartitions:
             owner = self._partitions[parameter].owner
             own = type(self._optimizer).__module__.startswith("deepspeed.")
             self._optimizer.state[owner][key] = int(value) if own and key == "step" else value
-        if len(kept["groups"]) == len(self._built_groups):
-            rows = zip(
-                self._optimizer.param_groups, kept["built_groups"], self._built_groups, kept["groups"], strict=True
-            )
-            for group, old_built, built, now in rows:
-                group.update({key: value for key, value in now.items() if old_built.get(key) == built.get(key)})
-
-
-def _check_same_model(wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    held = {name: one for name, one in stored.items() if name.startswith(MODEL)}
-    problems = [f"missing in the checkpoint: {name}" for name in wanted.keys() - held.keys()]
-    problems += [f"unexpected in the checkpoint: {name}" for name in held.keys() - wanted.keys()]
-    problems += [
-        f"misshapen: {name} is {list(held[name].shape)} in the checkpoint, {list(tensor.shape)} in the model"
-        for name, tensor in wanted.items()
-        if name in held and held[name].shape != tuple(tensor.shape)
-    ]
-    if problems:
-        raise CheckpointError("the checkpoint is of another model:\n  " + "\n  ".join(sorted(problems)))
+        keep_changed_settings(self._optimizer, kept, built_groups=self._built_groups)
 
 
 def _check_slots(slots: list[_Slot], partitions: Partitions) -> None:
     odd = [slot for slot in slots if slot.stored.shape and slot.stored.shape != partitions[slot.parameter].shape]
     if odd:
-        named = ", ".join(f"{slot.name} {list(slot.stored.shape)}" for slot in odd)
+        named = ", ".join(f"{slot} {list(slot.stored.shape)}" for slot in odd)
         raise CheckpointError(
             f"DeepSpeed cuts optimizer state element by element, but some of the checkpoint's has another shape than "
             f"its parameter: {named}. Continue with the strategy that wrote it, or with strategy=ddp."

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
 from runner.errors import HookError
-from runner.protocols import World
+from runner.protocols import Axis, World
 
 
 def outline(build_model: Callable[[], Module]) -> Module:
@@ -37,38 +36,43 @@ def whole_tensors(model: Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def send_shards(model: Module, whole: Mapping[str, Tensor], *, mesh: DeviceMesh, world: World, offloaded: bool) -> None:
+def send_shards(
+    model: Module, whole: Mapping[str, Tensor], *, shard_group: dist.ProcessGroup, world: World, offloaded: bool
+) -> None:
     """Fill the outlines on all ranks but the first. Collective; no rank but the first ever holds a whole parameter.
 
     Args:
+        model: already sharded.
         whole: every parameter by name, on rank 0; not read on the others.
+        shard_group: the ranks that hold one copy of the model between them.
+        world: all ranks.
         offloaded: shards live on the host.
     """
     if not world.is_main:
         model.to_empty(device="cpu" if offloaded else world.device)
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), name
-        _send(parameter, whole.get(name), mesh, world)
+        _send(parameter, whole.get(name), shard_group, world)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             there = buffer.to(world.device)
-            dist.broadcast(there, src=0)
+            world.broadcast(there)
             module.register_buffer(name, there, persistent=name not in module._non_persistent_buffers_set)
 
 
 @torch.no_grad()
-def _send(parameter: DTensor, whole: Tensor | None, mesh: DeviceMesh, world: World) -> None:
-    """One parameter: scattered over the first row of the mesh, then from there to the other replicas."""
+def _send(parameter: DTensor, whole: Tensor | None, shard_group: dist.ProcessGroup, world: World) -> None:
+    """One parameter: scattered in the shard group of rank 0, then broadcast to the other replicas."""
     local = parameter.to_local()
-    num_shards = mesh.size(-1)
-    rows = -(-parameter.shape[0] // num_shards)
+    shard, replicate = world.along(Axis.SHARD), world.along(Axis.REPLICATE)
+    rows = -(-parameter.shape[0] // shard.size)
     room = torch.empty((rows, *parameter.shape[1:]), dtype=parameter.dtype, device=world.device)
-    row = world.rank // num_shards
-    if row == 0:
-        shards = None if whole is None else [_padded(whole, at * rows, rows, world.device) for at in range(num_shards)]
-        dist.scatter(room, shards, src=0, group=mesh.get_group(-1))
-    if mesh.ndim > 1:
-        dist.broadcast(room, group_src=0, group=mesh.get_group(0))
+    if replicate.is_main:
+        parts = None
+        if whole is not None:
+            parts = [_padded(whole, at * rows, rows, world.device) for at in range(shard.size)]
+        dist.scatter(room, parts, group=shard_group, group_src=0)
+    replicate.broadcast(room)
     local.copy_(room[: len(local)])
 
 

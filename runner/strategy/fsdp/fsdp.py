@@ -7,13 +7,12 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module
 
 from runner.errors import Fault
-from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
+from runner.protocols import Axes, Axis, Builder, Precision, Trainable, World
 from runner.strategy.common.module_trainable import ModuleTrainable
+from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.fsdp.units import Units, Wrap, units_of
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from runner.config.run_spec import RunSpec
     from runner.strategy.fsdp.shard import ShardingPlan
+    from runner.strategy.fsdp.trainable import PlacedShards
 
 
 class What(Enum):
@@ -117,61 +117,47 @@ class FSDP:
             rule = f"strategy.shard_size={size} does not divide the {num_ranks} ranks."
             raise ValueError(f"{rule} Use {' or '.join(sizes) or 'null'}, or another number of ranks.")
         if size == num_ranks:
-            return Axes(names=("shard",), sizes=(num_ranks,), data=("shard",))
-        return Axes(names=("replicate", "shard"), sizes=(num_ranks // size, size), data=("replicate", "shard"))
+            return Axes(names=(Axis.SHARD,), sizes=(num_ranks,), data=(Axis.SHARD,))
+        axes = (Axis.REPLICATE, Axis.SHARD)
+        return Axes(names=axes, sizes=(num_ranks // size, size), data=axes)
 
-    def prepare(
-        self,
-        *,
-        build_model: Callable[[], Module],
-        build_optimizer: Callable[[Iterable[tuple[str, Parameter]]], torch.optim.Optimizer],
-        loss: Callable[[Module, Any], Loss | Tensor],
-        precision: Precision,
-        clip: Clip,
-        world: World,
-    ) -> Trainable:
-        """Build, plan, send. A world of one has nothing to plan."""
+    def place(self, builder: Builder, world: World) -> "PlacedModule | PlacedShards":
+        """The sharded model, or the model itself in a world of one."""
+        return self._place_alone(builder, world) if world.size == 1 else self._place_shards(builder, world)[0]
+
+    def prepare(self, builder: Builder, world: World) -> Trainable:
+        """Shard the model, then build the optimizer over the shards. A world of one has nothing to shard."""
         if world.size == 1:
-            model = build_model().to(world.device)
-            self._units(model)  # what names no module is told here, too, and not first on a large machine
-            return ModuleTrainable(
-                model=model,
-                optimizer=build_optimizer(model.named_parameters()),
-                loss=loss,
-                forward=partial(loss, model),
-                no_sync=nullcontext,
-                averaged=1,
-                precision=precision,
-                clip=clip,
-                world=world,
-            )
-        # fully_shard takes half a second to import: only who cuts a model pays for it.
+            return ModuleTrainable(self._place_alone(builder, world), builder, world)
+        from runner.strategy.fsdp.trainable import ShardedTrainable
+
+        placed, units = self._place_shards(builder, world)
+        return ShardedTrainable(placed, builder, world, no_sync=self._no_sync(units, world.axes))
+
+    def _place_alone(self, builder: Builder, world: World) -> PlacedModule:
+        model = builder.build_whole_model().to(world.device)
+        self._units(model)  # names that match no module are an error here, too, and not first on a large machine
+        return PlacedModule(model, builder, world.device)
+
+    def _place_shards(self, builder: Builder, world: World) -> "tuple[PlacedShards, list[FSDPModule]]":
+        """Build, shard and, with build=rank_0, send the weights."""
+        # fully_shard takes half a second to import: only who shards a model pays for it.
         from runner.strategy.common.loss_module import LossModule
         from runner.strategy.fsdp.build_on_rank_0 import outline, send_shards, whole_tensors
         from runner.strategy.fsdp.shard import prefetch, shard
-        from runner.strategy.fsdp.trainable import ShardedTrainable, buffers_of
+        from runner.strategy.fsdp.trainable import PlacedShards
 
-        plan = self._plan(precision, world)
+        plan = self._plan(builder.precision, world)
         is_sent = self.build is Build.RANK_0 and not world.is_main
-        model = outline(build_model) if is_sent else build_model()
+        model = outline(builder.build_whole_model) if is_sent else builder.build_whole_model()
         whole = whole_tensors(model) if world.is_main else {}
-        pieces = self._units(model)
-        root = LossModule(model, loss)
-        units = shard(root, pieces, plan)
+        root = LossModule(model, builder.loss)
+        units = shard(root, self._units(model), plan)
         if self.build is Build.RANK_0:
-            send_shards(model, whole, mesh=plan.mesh, world=world, offloaded=self.offload)
+            group = plan.mesh.get_group(Axis.SHARD)
+            send_shards(model, whole, shard_group=group, world=world, offloaded=self.offload)
         prefetch(units, forward=self.forward_prefetch, backward=self.backward_prefetch)
-        return ShardedTrainable(
-            root=root,
-            optimizer=build_optimizer(model.named_parameters()),
-            units=units,
-            no_sync=self._no_sync(units, plan),
-            shard_group=plan.mesh.get_group("shard"),
-            buffers=buffers_of(model) if self.sync_buffers else [],
-            precision=precision,
-            clip=clip,
-            world=world,
-        )
+        return PlacedShards(root, units, builder, world, sync_buffers=self.sync_buffers), units
 
     def _units(self, model: Module) -> Units:
         classes, least = self.wrap_classes, self.wrap_min_params
@@ -184,7 +170,7 @@ class FSDP:
 
         on_device = world.device.type != "cpu"
         return ShardingPlan(
-            mesh=world.mesh(self.axes(world.size)),
+            mesh=world.mesh(),
             free_after_forward=self.sharding is What.FULL_SHARD,
             param_dtype=precision.param_dtype if self.gather is Gather.PRECISION else None,
             reduce_dtype=precision.reduce_dtype,
@@ -192,10 +178,10 @@ class FSDP:
             unused_parameters=self.unused_parameters,
         )
 
-    def _no_sync(self, units: "list[FSDPModule]", plan: "ShardingPlan") -> Callable[[], AbstractContextManager[Any]]:
-        """What all rounds but the last of a step leave out."""
+    def _no_sync(self, units: "list[FSDPModule]", axes: Axes) -> Callable[[], AbstractContextManager[Any]]:
+        """What all micro-batches of a step but the last leave out."""
         from runner.strategy.fsdp.shard import gradients_held, replicas_held
 
         if not self.sync_each_round:
-            return partial(gradients_held, units, keep_gathered=not plan.free_after_forward)
-        return partial(replicas_held, units) if plan.mesh.ndim > 1 else nullcontext
+            return partial(gradients_held, units, keep_gathered=self.sharding is not What.FULL_SHARD)
+        return partial(replicas_held, units) if axes.size([Axis.REPLICATE]) > 1 else nullcontext

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from runner.checkpoint.format import SAFETENSORS_TYPES
+from runner.storage.format import SAFETENSORS_TYPES
 
 DTYPES: Mapping[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype

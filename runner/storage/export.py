@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runner.checkpoint.commit import sync_directory, write_durably
-from runner.checkpoint.format import METADATA, SAFETENSORS_TYPES, Described, decode_metadata
-from runner.checkpoint.history import verify
-from runner.checkpoint.memory import DTYPES, dtype_name, view_bytes
-from runner.checkpoint.reader import read_verified
 from runner.errors import CheckpointError
+from runner.storage.commit import sync_directory, write_durably
+from runner.storage.format import METADATA, SAFETENSORS_TYPES, Described, decode_metadata
+from runner.storage.history import verify
+from runner.storage.memory import DTYPES, dtype_name, view_bytes
+from runner.storage.reader import read_verified
 
 __all__ = ["FLOATS", "export_weights", "fresh_directory", "model_tensors"]
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from runner.checkpoint.format import MANIFEST, File, Manifest, check_sizes, encode_manifest, hash_of
+from runner.storage.format import MANIFEST, File, Manifest, check_sizes, encode_manifest, hash_of
 
 
 def begin(checkpoints: Path, step: int) -> Path:

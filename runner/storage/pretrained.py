@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.nn import Module
 
-from runner.checkpoint.format import Described
-from runner.checkpoint.memory import DTYPES
 from runner.errors import CheckpointError, HookError
+from runner.storage.format import Described
+from runner.storage.memory import DTYPES
 
 __all__ = ["write_config"]
 

@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from runner.checkpoint.format import Chunk, Described, File
-from runner.checkpoint.memory import DTYPES, is_host_bytes, view_bytes
 from runner.errors import CheckpointError
+from runner.storage.format import Chunk, Described, File
+from runner.storage.memory import DTYPES, is_host_bytes, view_bytes
 
 PIECE_BYTES = 1 << 20  # read and hash alternate on pieces that fit a core's cache, so that hashing waits for no memory
 

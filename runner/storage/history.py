@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from runner.checkpoint.commit import sync_directory, write_durably
-from runner.checkpoint.format import MANIFEST, Manifest, check_sizes, decode_manifest, encode_manifest
 from runner.errors import CheckpointError
+from runner.storage.commit import sync_directory, write_durably
+from runner.storage.format import MANIFEST, Manifest, check_sizes, decode_manifest, encode_manifest
 
 COMMITTED = re.compile(r"step_\d+")
 

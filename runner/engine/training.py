@@ -1,0 +1,114 @@
+"""Everything of a run that a checkpoint holds: built fresh from a spec, or continued from a commit."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.engine.listeners import Listeners
+from runner.protocols import Progress, SavedState, Scheduler, Source, State, Trainable, World
+from runner.protocols.state import of_model
+from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What one rank trains, and how far it is."""
+
+    trainable: Trainable
+    schedules: Mapping[str, Scheduler]
+    """By the name of the model whose optimizer each one moves."""
+    source: Source
+    listeners: Listeners
+    random_world: World
+    """The ranks that draw different random numbers."""
+    seed: int
+    step: int = 0
+    """Optimizer steps done."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last known value of each."""
+    time_before_s: float = 0.0
+    """Seconds of training in the attempts that this one continues."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return Progress(step=self.step, position=self.source.position)
+
+    @property
+    def time_s(self) -> float:
+        """Seconds of training since the run began."""
+        return self.time_before_s + time.monotonic() - self.started
+
+    def advance(self) -> None:
+        """An optimizer step was taken."""
+        for schedule in self.schedules.values():
+            schedule.step()
+        self.step += 1
+
+    def forget(self) -> None:
+        """Let go of models and optimizers, to make room for others. The training is of no use any more."""
+        del self.trainable, self.schedules
+
+    def state_dict(self) -> State[Tensor]:
+        """Models, optimizers, schedules, position, callbacks, and the generators of this rank. Collective."""
+        state = self.trainable.state_dict()
+        state.callbacks |= self.listeners.tensors(self.trainable)
+        state.rng[self.random_world.rank] = rng_state(self.random_world.device)
+        state.values |= {
+            "step": self.step,
+            "source": self.source.state_dict(),
+            "time_s": self.time_s,
+            "metrics": self.metrics,
+            "callbacks": self.listeners.state_dict(),
+            **{of_model(model, "schedule"): one.state_dict() for model, one in self.schedules.items()},
+        }
+        return state
+
+    def load_state_dict(self, saved: SavedState) -> None:
+        """Continue from a committed checkpoint, whatever strategy and number of ranks wrote it. Collective.
+
+        Raises:
+            CheckpointError: it is corrupted or of another model; nothing was trained yet.
+        """
+        reading = _Reading(saved, self)
+        self.trainable.load_state_dict(reading)
+        values = reading.values
+        self.step = values["step"]
+        self.source.load_state_dict(values["source"])
+        self.time_before_s = values["time_s"]
+        self.metrics = values["metrics"]
+        for model, schedule in self.schedules.items():
+            schedule.load_state_dict(values[of_model(model, "schedule")])
+        self.listeners.load_state_dict(values["callbacks"])
+        if reading.rng:
+            load_rng_state(reading.rng, self.random_world.device)
+        else:  # more ranks than wrote it: the new ones draw from a seed of their own
+            seed_all(mix(self.seed, self.random_world.rank, self.step))
+
+
+class _Reading:
+    """A checkpoint as the trainable reads it: what else is to be restored is read along, in the same pass."""
+
+    def __init__(self, saved: SavedState, training: Training) -> None:
+        self._saved = saved
+        self._rank = training.random_world.rank
+        self.stored = saved.stored
+        generators = self.stored.rng.get(self._rank, {})
+        self.rng = {name: torch.empty(one.shape, dtype=one.dtype) for name, one in generators.items()}
+        # A callback that the checkpoint does not know begins afresh.
+        live = training.listeners.tensors(training.trainable)
+        self._callbacks = {name: tensors for name, tensors in live.items() if name in self.stored.callbacks}
+        self.values: dict[str, Any] = {}
+
+    def read(self, state: State[Tensor]) -> None:
+        """Fill the state, the callbacks and the generators. Collective."""
+        state.callbacks |= self._callbacks
+        if self.rng:
+            state.rng[self._rank] = self.rng
+        self._saved.read(state)
+        self.values = dict(state.values)

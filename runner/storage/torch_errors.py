@@ -1,0 +1,28 @@
+"""What torch.distributed.checkpoint raises, as the runner's own errors. Importing it takes half a second."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch.distributed.checkpoint.api import CheckpointException
+
+from runner.errors import CheckpointError
+from runner.storage.rank0 import refusal
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Replace a CheckpointException, which is a BaseException that holds the error of each rank, by the first of them."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+            yield
+    except CheckpointException as exception:
+        rank, (error, _) = min(exception.failures.items())
+        if isinstance(error, OSError):
+            raise refusal(error, path) from exception
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(*error.args) from exception
+        error.add_note(f"on rank {rank}, in checkpoint {path}")
+        raise error from exception

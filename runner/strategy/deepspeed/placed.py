@@ -1,0 +1,110 @@
+"""A model inside a DeepSpeed engine, without what trains it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from runner.protocols import Loss, MicroBatch, MicroBatchLoss, SavedState, State, World
+from runner.protocols.state import MODEL
+from runner.strategy.common.forward_loss import forward_loss
+from runner.strategy.common.named_state import check_same_model, distinct_tensors
+from runner.strategy.common.placed_module import evaluation_mode
+from runner.strategy.deepspeed.partitions import frozen
+
+
+@final
+class CastLossModule(Module):
+    """What DeepSpeed wraps: the hook's loss of the user's own model, in the types of the precision.
+
+    Autocast is entered here, since an engine leaves one that it finds around itself.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Callable[[Module, Any], Loss | Tensor],
+        *,
+        autocast: AbstractContextManager[Any],
+        input_dtype: torch.dtype | None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            input_dtype: of floating tensors that the hook gives to the model; None = as they are.
+        """
+        super().__init__()
+        self.model = model
+        self._loss = loss
+        self._autocast = autocast
+        if input_dtype is not None:
+            model.register_forward_pre_hook(
+                lambda _, args, kwargs: _cast((args, kwargs), input_dtype), with_kwargs=True
+            )
+
+    def forward(self, batch: Any) -> Loss | Tensor:
+        """The hook's loss of one micro-batch."""
+        with self._autocast:
+            return self._loss(self.model, batch)
+
+
+@final
+class PlacedZero:
+    """A model whose parameters DeepSpeed may have partitioned, and gathers while they are used."""
+
+    def __init__(self, engine: Any, loss_module: CastLossModule, *, sync_buffers: bool, world: World) -> None:
+        """Place a model that is in an engine.
+
+        Args:
+            engine: DeepSpeed's.
+            loss_module: what it wraps.
+            sync_buffers: give every rank the buffers of rank 0 before each step.
+            world: all ranks of the run.
+        """
+        self.loss_module = loss_module
+        self._engine = engine
+        self._world = world
+        self._buffers = list(loss_module.model.buffers()) if sync_buffers and world.size > 1 else []
+
+    @property
+    def models(self) -> Mapping[str, Module]:
+        """The user's model."""
+        return {MODEL: self.loss_module.model}
+
+    def sync_buffers(self) -> None:
+        """Give every rank the buffers of rank 0, if the strategy asks for it."""
+        for buffer in self._buffers:
+            self._world.broadcast(buffer)
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
+        """The hook on the model itself; stage 3 gathers weights as in training."""
+        with evaluation_mode(self._engine):
+            for micro_batch in micro_batches:
+                with torch.no_grad():
+                    loss = forward_loss(self.loss_module, micro_batch)
+                yield loss
+
+    def state_dict(self) -> State[Tensor]:
+        """This rank's partition of each parameter."""
+        found = distinct_tensors(self.loss_module.model)
+        return State(models={MODEL: {name: frozen(value, rank=self._world.rank) for name, value in found}})
+
+    def load_state_dict(self, saved: SavedState) -> None:
+        """Every rank reads its own partitions."""
+        state = self.state_dict()
+        check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
+        saved.read(state)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_cast(item, dtype) for item in value]
+        return type(value)(*items) if isinstance(value, tuple) and type(value) is not tuple else type(value)(items)
+    return value
