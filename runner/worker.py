@@ -18,6 +18,7 @@ from runner import log
 from runner.config import store
 from runner.config.run_dir import RunDir
 from runner.engine import loop
+from runner.engine.out_of_memory import out_of_memory_named
 from runner.engine.session import Stopping
 from runner.protocols import World
 from runner.world.group import open_world
@@ -55,11 +56,11 @@ def _train(spec_path: Path, stopping: Stopping) -> World:
     run_dir = RunDir(spec_path.parent)
     rank = int(os.environ.get("RANK", "0"))
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
-    with _told(run_dir, rank, step=lambda: run_dir.read_status()["step"]):
+    with _told(run_dir, rank, step=lambda: run_dir.read_status()["step"]), out_of_memory_named():
         spec = store.read(spec_path)
         world = open_world(spec.hardware, timeout=COLLECTIVE_TIMEOUT)
         session = loop.begin(spec, run_dir, world, stopping)
-    with _told(run_dir, rank, step=lambda: session.step):
+    with _told(run_dir, rank, step=lambda: session.step), out_of_memory_named():
         loop.finish(session)
     return world
 

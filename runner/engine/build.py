@@ -16,7 +16,7 @@ from runner.engine.console import open_console
 from runner.engine.fit_batch import Rehearsal, fit_batch
 from runner.engine.non_finite.guard import open_guard
 from runner.engine.session import Session, Stopping
-from runner.errors import DataError, HookError
+from runner.errors import DataError, HookError, ModelError
 from runner.model.shape import shape
 from runner.protocols import Data, Trainable, World
 from runner.world.rehearsal import rehearsal
@@ -27,7 +27,7 @@ def build(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
     """Everything that one rank needs, at step 0 and not yet restored. Collective.
 
     Raises:
-        HookError, DataError: a hook returned what cannot be trained.
+        HookError, ModelError, DataError: a hook returned what cannot be trained.
     """
     if spec.run.deterministic:
         set_deterministic()
@@ -103,7 +103,7 @@ def _call_model(spec: RunSpec) -> Module:
     if not isinstance(model, Module):
         raise HookError(f"{spec.model.target} returned a {type(model).__name__}, but must return a torch.nn.Module.")
     if not any(True for _ in model.parameters()):
-        raise HookError(f"{spec.model.target} returned a model without parameters: there is nothing to train.")
+        raise ModelError(f"{spec.model.target} returned a model without parameters: there is nothing to train.")
     spec.precision.convert(model, spec.hardware)
     shape(model, spec)
     return model

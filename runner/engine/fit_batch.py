@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from runner.config.run_spec import Batch, RunSpec
-from runner.errors import HookError
+from runner.errors import OutOfMemoryError
 from runner.protocols import StepBatches, Trainable, World
 from runner.world.memory import free_bytes, return_large_blocks
 
@@ -45,7 +45,7 @@ def fit_batch(spec: RunSpec, world: World, rehearsal: Rehearsal) -> RunSpec:
     """The spec with the largest micro_items that fits on every rank. Collective.
 
     Raises:
-        HookError: not even one item fits; says what it needs.
+        OutOfMemoryError: not even one item fits; says what it needs.
     """
     world.sum(torch.zeros(1, device=world.device))  # what collectives themselves take is there from the first one on
     return_large_blocks(world.device)
@@ -62,7 +62,7 @@ def fit_batch(spec: RunSpec, world: World, rehearsal: Rehearsal) -> RunSpec:
         probe = (fits + too_large) // 2
     attempts.close()
     if fits < 0:
-        raise HookError(_one_item_needs(reason))
+        raise OutOfMemoryError(_one_item_needs(reason))
     batch = replace(spec.batch, micro_items=sizes[fits], accumulate=share // sizes[fits], auto=False)
     limit = f"{sizes[too_large]} do not fit" if too_large < len(sizes) else "all of a rank's share"
     logger.info("batch.micro_items=auto: %d (%s), %d rounds a step", batch.micro_items, limit, batch.accumulate)

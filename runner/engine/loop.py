@@ -95,7 +95,7 @@ def _look_into_skipped(session: Session, loss: StepLoss) -> None:
     """A step left out by the precision, whose weights will never show it: did it overflow, or was it spoilt before?
 
     Raises:
-        HookError: it was spoilt.
+        NonFiniteError: it was spoilt.
     """
     if session.guard.suspects({}, loss, session.world):
         raise explain(session, session.step + 1)

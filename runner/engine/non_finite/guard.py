@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runner.config.run_spec import Guard, NonFinite
-from runner.errors import HookError
+from runner.errors import NonFiniteError
 from runner.protocols import Precision, StepLoss, Trainable, World
 
 
@@ -101,14 +101,14 @@ class EachStep:
         """Whether loss and gradient are finite on every rank.
 
         Raises:
-            HookError: too many in a row were not.
+            NonFiniteError: too many in a row were not.
         """
         if not world.any(not is_finite(trainable, loss, scaled=self._scales)):
             self._skipped = 0
             return True
         self._skipped += 1
         if self._skipped > self._max_skipped:
-            raise HookError(
+            raise NonFiniteError(
                 f"guard.max_skipped={self._max_skipped} steps in a row were left out, and the next is not finite "
                 "either: leaving steps out does not help. guard.json says where they come from. Lower optimizer.lr, "
                 "set clip.norm, or resume from an older checkpoint: --from step_N."

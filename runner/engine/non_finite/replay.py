@@ -12,7 +12,7 @@ from runner.engine.non_finite.diagnose import Finding, diagnose
 from runner.engine.non_finite.guard import discard_gradients, is_finite, scales
 from runner.engine.restore import restore
 from runner.engine.session import Session
-from runner.errors import HookError
+from runner.errors import NonFiniteError
 from runner.world.seeds import load_rng_state, rng_state
 
 logger = logging.getLogger(__name__)
@@ -23,14 +23,14 @@ WAY_OUT = (
 )
 
 
-def explain(session: Session, seen: int) -> HookError:
+def explain(session: Session, seen: int) -> NonFiniteError:
     """What to raise for step `seen`, just taken or left out. Collective; the session is of no use any more."""
     start = _rewind(session)
     logger.warning("step %d is not finite: taking steps %d to %d again, to see where from", seen, start + 1, seen)
     findings = _replay(session, until=seen)
     step = session.step + 1
     if not findings:
-        return HookError(
+        return NonFiniteError(
             f"the loss or the gradient of step {seen} is not finite, but was when steps {start + 1} to {seen} were "
             "taken again: they do not come out alike each time. With run.deterministic=true they do. "
             "guard.non_finite=skip leaves such steps out."
@@ -39,7 +39,7 @@ def explain(session: Session, seen: int) -> HookError:
         session.run_dir.note_guard(step, [finding._asdict() for finding in findings])
     first = findings[0]
     more = f" ({len(findings)} micro-batches are not; {session.run_dir.guard.name} has all)" if findings[1:] else ""
-    return HookError(f"step {step} is not finite{more}. On {first}. {WAY_OUT}")
+    return NonFiniteError(f"step {step} is not finite{more}. On {first}. {WAY_OUT}")
 
 
 def _rewind(session: Session) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.protocols import Clip, Loss, Precision, Trainable, World
 from runner.strategy.deepspeed import library
 from runner.strategy.deepspeed.config import OF_GROUPS, ZERO, nested, shaped, told_of_batches, without_shape
@@ -39,7 +39,7 @@ def build(
         joined: DeepSpeed's configuration, flat, but for what it is told of batches.
 
     Raises:
-        HookError: the model lacks what the configuration refers to.
+        ModelError: the model lacks what the configuration refers to.
     """
     deepspeed = library.load(world)
     joined = {**_on_this_device(joined, world), **told_of_batches(world.size)}
@@ -116,7 +116,7 @@ def _mark_leaves(model: Module, names: Sequence[str]) -> None:
     classes = {type(module).__name__: type(module) for module in model.modules()}
     if unknown := sorted(set(names) - set(classes)):
         rule = f"The model has modules of {', '.join(sorted(classes))}."
-        raise HookError(f"strategy.moe_leaf_modules names {', '.join(unknown)}, of which the model has none. {rule}")
+        raise ModelError(f"strategy.moe_leaf_modules names {', '.join(unknown)}, of which the model has none. {rule}")
     set_z3_leaf_modules(model, [classes[name] for name in names])
 
 

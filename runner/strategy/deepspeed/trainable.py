@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from runner.errors import HookError
+from runner.errors import NonFiniteError
 from runner.protocols import (
     Loss,
     MicroBatch,
@@ -136,7 +136,7 @@ class ZeroTrainable:
         """Divide, clip, step, clear, give the new weights to all: DeepSpeed's own step.
 
         Raises:
-            HookError: the gradient is not finite, and no loss scale is to blame: DeepSpeed skips the step all the same.
+            NonFiniteError: the gradient is not finite and no loss scale is to blame: DeepSpeed skips the step.
         """
         norm = self._gradients.finish(self._factor / self._scaler.scale)
         self._engine.step()
@@ -147,7 +147,7 @@ class ZeroTrainable:
             self._gradients.forget()
             return Update(False, None, self._scaler.record())
         if not applied:
-            raise HookError(
+            raise NonFiniteError(
                 "the gradient of this step is not finite, and DeepSpeed takes no such step. Look for a division by "
                 "zero or a logarithm of zero in the loss, lower optimizer.lr, or set clip.norm."
             )

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.protocols import World
 
 
@@ -17,7 +17,7 @@ def outline(build_model: Callable[[], Module]) -> Module:
     """The model without values, on torch's meta device: for a rank that will be sent its shards.
 
     Raises:
-        HookError: the model keeps tensors of which nobody could be sent the values.
+        ModelError: the model keeps tensors of which nobody could be sent the values.
     """
     with torch.device("meta"):
         model = build_model()
@@ -25,7 +25,7 @@ def outline(build_model: Callable[[], Module]) -> Module:
         unregistered = [key for key, value in vars(module).items() if isinstance(value, Tensor)]
         if unregistered:
             rule = "Register it as a buffer, or use strategy.build=every_rank."
-            raise HookError(
+            raise ModelError(
                 f"with strategy.build=rank_0 the other ranks get parameters and buffers only, but "
                 f"{'.'.join(filter(None, (name, unregistered[0])))} is a tensor that is neither. {rule}"
             )
