@@ -1,17 +1,20 @@
-"""Every error that the runner raises on purpose, and the exit code that each one means.
+"""Every error that the runner raises on purpose, one class for each cause, and the exit code that each one means.
 
 RunnerError (1)
 ├── SpecError (2)          the declaration is wrong: carries every fault at once
-├── HookError (1)          a user's function did what its seam does not allow
-├── DataError (1)          a dataset that cannot be trained on
-├── CheckpointError (1)    a checkpoint that is missing, corrupted or of another model
-├── RankError (1)          ranks that disagree
-├── RunFailed (1)          a run that started and failed; the cause is in its directory
-└── Interrupted (130)      a run that a person or a scheduler ended
+├── HookError (3)          a user's function cannot be called, or returned what its seam does not allow
+├── ModelError (4)         the model cannot be trained as the declaration says
+├── DataError (5)          the dataset cannot be trained on or evaluated
+├── NonFiniteError (6)     a loss or a gradient is nan or inf
+├── OutOfMemoryError (7)   a device or the host has no memory left
+├── CheckpointError (8)    a checkpoint is missing, corrupted, of another model, or cannot be written
+├── LaunchError (9)        the machines of a run did not come together
+├── RankError (10)         ranks disagree, or a process cannot be the rank that it should be
+├── RunFailed (of cause)   a run that started and failed; 1 if the runner does not know the cause
+└── Interrupted (130)      a run that a person or a scheduler stopped
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +33,14 @@ class Fault:
 class RunnerError(Exception):
     """The root: whatever the runner raises on purpose."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
+    """What the command line ends with."""
 
 
 class SpecError(RunnerError):
     """The declaration is wrong. Holds all of its faults, not only the first."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code = 2
 
     def __init__(self, *faults: Fault) -> None:
         self.faults = faults
@@ -47,26 +51,81 @@ class SpecError(RunnerError):
 
 
 class HookError(RunnerError):
-    """A user's function returned something, or took something, that its seam does not allow."""
+    """A user's function cannot be called, or it returned or took something that its seam does not allow."""
+
+    exit_code = 3
+
+
+class ModelError(RunnerError):
+    """The model cannot be trained as the declaration says: by this strategy, in this precision, deterministically."""
+
+    exit_code = 4
 
 
 class DataError(RunnerError):
     """A dataset that cannot be trained on or evaluated."""
 
+    exit_code = 5
+
+
+class NonFiniteError(RunnerError):
+    """A loss or a gradient is nan or inf, and the declaration does not say to go on."""
+
+    exit_code = 6
+
+
+class OutOfMemoryError(RunnerError):
+    """A device or the host has no memory left for what the run needs."""
+
+    exit_code = 7
+
 
 class CheckpointError(RunnerError):
-    """A checkpoint that is missing, corrupted, or of another model."""
+    """A checkpoint that is missing, corrupted, of another model, or that cannot be written."""
+
+    exit_code = 8
+
+
+class LaunchError(RunnerError):
+    """The machines of a run did not come together."""
+
+    exit_code = 9
 
 
 class RankError(RunnerError):
     """The ranks disagree about something that must be the same on all of them."""
 
-
-class RunFailed(RunnerError):
-    """A run that started and failed. The message is the first failing rank's own."""
+    exit_code = 10
 
 
 class Interrupted(RunnerError):
     """A run that was asked to stop before its last step."""
 
-    exit_code: ClassVar[int] = 130
+    exit_code = 130
+
+
+CAUSES = (
+    SpecError,
+    HookError,
+    ModelError,
+    DataError,
+    NonFiniteError,
+    OutOfMemoryError,
+    CheckpointError,
+    LaunchError,
+    RankError,
+)
+"""What can end a rank."""
+
+
+class RunFailed(RunnerError):
+    """A run that started and failed. The message is that of the rank that failed first; so is the exit code.
+
+    Args:
+        message: what happened, and where to look.
+        cause: the name of the class that the rank raised, as its failure file has it; "" = not known.
+    """
+
+    def __init__(self, message: str, *, cause: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = next((kind.exit_code for kind in CAUSES if kind.__name__ == cause), RunnerError.exit_code)

@@ -19,6 +19,7 @@ from runner import log
 from runner.config import store
 from runner.config.run_dir import RunDir
 from runner.engine.loop import train
+from runner.engine.out_of_memory import out_of_memory_named
 from runner.engine.session import Stopping, open_session
 from runner.protocols import World
 from runner.world.group import open_world
@@ -56,7 +57,7 @@ def _train(spec_path: Path, stopping: Stopping) -> World:
     run_dir = RunDir(spec_path.parent)
     rank = int(os.environ.get("RANK", "0"))
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
-    with _reporting(run_dir, rank) as standing:
+    with _reporting(run_dir, rank) as standing, out_of_memory_named():
         spec = store.read(spec_path)
         world = open_world(spec.hardware, spec.strategy.axes(spec.world_size), timeout=COLLECTIVE_TIMEOUT)
         with open_session(spec, run_dir, world, stopping) as session:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checka
 import torch
 from torch import Tensor
 
-from runner.errors import Fault, HookError
+from runner.errors import Fault, ModelError
 from runner.protocols import Progress, Trainable
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Average:
         """Make room beside the weights, once.
 
         Raises:
-            HookError: they do not lie in tensors that can be computed with.
+            ModelError: they do not lie in tensors that can be computed with.
         """
         if self._average:
             return
@@ -155,7 +155,7 @@ class Average:
         }
         for name, weight in weights.items():
             if type(weight) is not Tensor and not isinstance(weight, Sharded):
-                raise HookError(
+                raise ModelError(
                     f"callback=ema averages weights, but this strategy keeps {name} in pieces that only a checkpoint "
                     "can read. Use strategy=fsdp, which cuts as much, or drop the callback."
                 )

@@ -37,7 +37,8 @@ def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
 
     Raises:
         SpecError: the machines were told different things.
-        RunFailed: a rank failed, or a machine did not come.
+        RunFailed: a rank failed.
+        LaunchError: a machine did not come.
         Interrupted: a signal ended the run.
     """
     with spec.launch.open(spec) as launch:

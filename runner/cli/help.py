@@ -47,7 +47,8 @@ def train() -> str:
 usage: runner train RECIPE [overrides] [flags]
 
 Train a recipe: a name in recipes/ (see: runner recipes), or the path of a .yaml file.
-The last line on stdout is the run's directory. Exit code: 0 done, 1 failed, 2 declared wrongly, 130 interrupted.
+The last line on stdout is the run's directory.
+Exit code: 0 done, 2 declared wrongly, 130 interrupted, 1 or 3 to 10 failed (docs/exit_codes.md).
 
 overrides:
 {OVERRIDES}

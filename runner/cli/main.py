@@ -43,7 +43,7 @@ def run() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 1 failed, 2 declared wrongly, 130 interrupted."""
+    """Run one command line and return its exit code: 0 done, 130 interrupted, or that of what it raised."""
     try:
         return _dispatch(list(argv))
     except RunnerError as error:

@@ -32,10 +32,10 @@ def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
     return Interrupted(f"{told}\n{note}" if note else told)
 
 
-def failed(run_dir: RunDir, cause: str) -> RunFailed:
-    """The run failed; the cause first, then where to look."""
+def failed(run_dir: RunDir, told: str, *, error: str = "") -> RunFailed:
+    """The run failed: what is known, where to look, and the exit code of `error`, the class that a rank raised."""
     _end_as(run_dir, "failed")
-    return RunFailed(f"{cause}\n\nlogs: {run_dir.logs}\n{_how_to_go_on(run_dir)}")
+    return RunFailed(f"{told}\n\nlogs: {run_dir.logs}\n{_how_to_go_on(run_dir)}", cause=error)
 
 
 def _how_to_go_on(run_dir: RunDir) -> str:

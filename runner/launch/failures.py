@@ -56,6 +56,8 @@ class Cause:
     text: str
     time_ns: int
     """When; 0 = a rank died in silence, before whatever others could tell."""
+    error: str = ""
+    """The class that the rank raised; "" = not known."""
 
     def after(self, num_restarts: int) -> str:
         """In words, with the restarts that did not help."""
@@ -79,7 +81,7 @@ def find_cause(run_dir: RunDir, *, since_ns: int, exit_codes: Mapping[int, int])
         if -code != signal.SIGTERM:
             return Cause(text=_describe_exit(run_dir, rank, code), time_ns=0)
     if left:
-        return Cause(text=str(left[0]), time_ns=left[0].time_ns)
+        return Cause(text=str(left[0]), time_ns=left[0].time_ns, error=left[0].error)
     if silent:
         return Cause(text=_describe_exit(run_dir, *next(iter(silent.items()))), time_ns=time.time_ns())
     return Cause(text="the ranks failed and left no word about it.", time_ns=time.time_ns())

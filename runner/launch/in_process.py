@@ -45,7 +45,7 @@ def run(spec_path: Path, *, interrupt_s: float, grace_s: float, worker: str = "r
             importlib.import_module(worker).work(spec_path, stop)
         except (Exception, SystemExit) as error:
             left = read_failures(run_dir, since_ns=started_ns) or [_failure(run_dir, error)]
-            raise failed(run_dir, str(left[0])) from error
+            raise failed(run_dir, str(left[0]), error=left[0].error) from error
     settle(run_dir)
 
 

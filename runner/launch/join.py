@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from torch.distributed import DistError, Store, TCPStore  # type: ignore[attr-defined]  # all are public
 
-from runner.errors import Interrupted, RunFailed
+from runner.errors import Interrupted, LaunchError
 from runner.launch.hosts import Endpoint
 from runner.launch.meeting import FAILED, INTERRUPTED, POLL_S, Meeting, OtherEnded
 
@@ -28,7 +28,7 @@ def meet(endpoint: Endpoint, *, node_rank: int | None, nodes: int, join_s: float
         lost_s: after how long without a word a machine is taken for lost.
 
     Raises:
-        RunFailed: node 0 is not there in time, its port is taken, or there is no place for this machine.
+        LaunchError: node 0 is not there in time, its port is taken, or there is no place for this machine.
     """
     if node_rank == 0:
         store, address = _host(endpoint, lost_s=lost_s), ""
@@ -43,7 +43,7 @@ def meet(endpoint: Endpoint, *, node_rank: int | None, nodes: int, join_s: float
     except OtherEnded as ended:
         if ended.how == INTERRUPTED:
             raise Interrupted(ended.text) from None
-        raise RunFailed(ended.text) from None
+        raise LaunchError(ended.text) from None
     except (Interrupted, KeyboardInterrupt):
         meeting.end(INTERRUPTED, f"node {node} was asked to stop.")
         raise
@@ -60,7 +60,7 @@ def _host(endpoint: Endpoint, *, lost_s: float) -> Store:
         return TCPStore(endpoint.host, endpoint.port, None, True, timeout, wait_for_workers=False)
     except DistError as error:
         reason = str(error).partition("\n")[0]
-        raise RunFailed(
+        raise LaunchError(
             f"node 0 cannot wait at {endpoint}: {reason} Does another run wait there? Choose another port in"
             " launch.rendezvous."
         ) from error
@@ -81,7 +81,7 @@ def _reach(endpoint: Endpoint, *, join_s: float, lost_s: float) -> tuple[Store, 
         except (OSError, DistError) as error:
             if time.monotonic() > deadline:
                 reason = str(error).partition("\n")[0]
-                raise RunFailed(
+                raise LaunchError(
                     f"nobody waits at {endpoint} after {join_s:g} s ({reason}). Start the same command on node 0,"
                     " and see that its port can be reached from here."
                 ) from error
@@ -95,6 +95,6 @@ def _sit(store: Store, *, node_rank: int | None, nodes: int, endpoint: Endpoint)
             return seat
     if node_rank is None:
         rule = f"{nodes} nodes met at {endpoint} already, and this would be one more. Is that another run's port?"
-        raise RunFailed(f"{rule} Choose another in launch.rendezvous, or a larger launch.nodes.")
+        raise LaunchError(f"{rule} Choose another in launch.rendezvous, or a larger launch.nodes.")
     other = store.get(f"seat/{node_rank}").decode()
-    raise RunFailed(f"launch.node_rank={node_rank} is {other} already. Give each node a number of its own.")
+    raise LaunchError(f"launch.node_rank={node_rank} is {other} already. Give each node a number of its own.")

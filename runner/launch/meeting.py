@@ -18,7 +18,7 @@ from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr
 
 from runner.config.parts import MISSING
 from runner.config.store import diff
-from runner.errors import Fault, RunFailed, SpecError
+from runner.errors import Fault, LaunchError, SpecError
 from runner.launch.hosts import Endpoint
 
 POLL_S = 0.05
@@ -71,7 +71,7 @@ class Meeting:
 
         Raises:
             SpecError: there are differences; all of them, on every machine.
-            RunFailed: a machine did not come in time.
+            LaunchError: a machine did not come in time.
             OtherEnded: one of them ended.
         """
         self._say(f"told/{self.node}", told)
@@ -92,7 +92,7 @@ class Meeting:
         """The file that node 0 writes now, once all machines see it, VISIBLE_S from now at the latest.
 
         Raises:
-            RunFailed: a machine does not see it.
+            LaunchError: a machine does not see it.
             OtherEnded: one of them ended.
         """
         within_s = min(within_s, VISIBLE_S)
@@ -132,7 +132,7 @@ class Meeting:
             A store that only this start uses, and the port.
 
         Raises:
-            RunFailed: a machine did not come in time.
+            LaunchError: a machine did not come in time.
             OtherEnded: one of them ended.
         """
         name = f"round/{number}"
@@ -226,7 +226,7 @@ class Meeting:
             meanwhile()
             self.look()
             if time.monotonic() > deadline:
-                raise RunFailed(f"after {within_s:g} s: {what()}.")
+                raise LaunchError(f"after {within_s:g} s: {what()}.")
             time.sleep(POLL_S)
 
     def _absent(self, others: range) -> str:

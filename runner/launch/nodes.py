@@ -103,7 +103,7 @@ class Nodes:
 
         Raises:
             SpecError: they were told different things, or something that does not hold on this machine.
-            RunFailed: one of them did not come.
+            LaunchError: one of them did not come.
         """
         self._check_interface()
         from runner.launch.together import together  # torch comes along, and `runner check` does without

@@ -107,7 +107,7 @@ class Rendezvous(RendezvousHandler):
         Raises:
             RendezvousGracefulExitError: the launcher was asked to stop, or another machine ended; the agent then starts
                 nothing.
-            RunFailed: a machine did not come.
+            LaunchError: a machine did not come.
         """
         machines, number = self._machines, self._num_starts
         self._num_starts += 1

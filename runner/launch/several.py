@@ -44,4 +44,4 @@ def _end(run_dir: RunDir, outcome: Outcome) -> None:
     if outcome.asked:
         raise stopped(run_dir, since_ns=outcome.started_ns)
     cause = find_cause(run_dir, since_ns=outcome.started_ns, exit_codes=outcome.exit_codes)
-    raise failed(run_dir, cause.after(outcome.num_restarts))
+    raise failed(run_dir, cause.after(outcome.num_restarts), error=cause.error)

@@ -45,7 +45,7 @@ def together(part: "Nodes", spec: "RunSpec", place: Endpoint, *, node_rank: int 
 
     Raises:
         SpecError: the machines were told different things.
-        RunFailed: one of them did not come, or ended.
+        LaunchError: one of them did not come, or ended.
         Interrupted: one of them was asked to stop.
     """
     others = part.nodes - 1
@@ -77,6 +77,7 @@ class Together:
 
         Raises:
             RunFailed: a rank failed, or a machine, and no restart is left.
+            LaunchError: a machine did not come to a restart.
             Interrupted: a signal ended the run, here or elsewhere.
         """
         meeting, processes = self.meeting, self.spec.hardware.processes
@@ -138,7 +139,7 @@ class Together:
         text = first.after(outcome.num_restarts)
         if silent and first.time_ns:
             text += f"\nNot a word came of {', '.join(silent)}: look there first."
-        return failed(run_dir, text)
+        return failed(run_dir, text, error=first.error)
 
 
 def _told(spec: "RunSpec") -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.nn import Parameter
 
-from runner.errors import Fault, HookError, SpecError
+from runner.errors import Fault, ModelError, SpecError
 
 GROUP_KEYS = ("match", "lr_factor", "weight_decay")
 SHOWN = 12  # names in an error
@@ -51,12 +51,12 @@ def parameter_groups(
         lr: the rate that lr_factor multiplies.
 
     Raises:
-        HookError: there is nothing to train.
+        ModelError: there is nothing to train.
         SpecError: a group takes no parameter.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     if not trained:
-        raise HookError("the model has no parameter that requires a gradient: there is nothing to train.")
+        raise ModelError("the model has no parameter that requires a gradient: there is nothing to train.")
     rest = trained
     made: list[dict[str, Any]] = []
     for group in groups:

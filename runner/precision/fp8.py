@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch.nn import Linear, Module
 
-from runner.errors import Fault, HookError
+from runner.errors import Fault, ModelError
 from runner.precision.fp8_layers import Filter, lines
 from runner.precision.outputs import return_float32
 from runner.precision.scaling import UNIT
@@ -152,13 +152,13 @@ class FP8:
         """Put a float8 layer, with the same parameters, in the place of each chosen one.
 
         Raises:
-            HookError: no layer is chosen.
+            ModelError: no layer is chosen.
         """
         judged = self._filter.judge(model)
         chosen = {layer.name for layer in judged if not layer.kept}
         if not chosen:
             said = "\n".join(lines(judged))
-            raise HookError(
+            raise ModelError(
                 f"precision=fp8 would convert no layer of this model. Use precision=bf16, or widen:\n{said}"
             )
         emulate = not hardware.has_dtype(torch.float8_e4m3fn) if self.emulate is None else self.emulate

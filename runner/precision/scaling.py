@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from runner.errors import HookError
+from runner.errors import NonFiniteError
 from runner.protocols.step import NO_VALUES
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class LossScaler:
         """Check and multiply in one pass, as torch.amp.GradScaler.unscale_ does.
 
         Raises:
-            HookError: the scale is as small as is allowed, and still too large.
+            NonFiniteError: the scale is as small as is allowed, and still too large.
         """
         found = torch.zeros(1)
         for group in _of_one_kind(gradients):
@@ -125,7 +125,7 @@ class LossScaler:
         self._steps_in_range = 0
         before, self._scale = self._scale, self._scale * growth.backoff
         if self._scale < growth.min_scale:
-            raise HookError(
+            raise NonFiniteError(
                 f"the gradient is not finite, even at a loss scale of {before:g}, and precision.min_scale="
                 f"{growth.min_scale:g} allows no smaller one. Look for a division by zero or a logarithm of zero in "
                 "the loss, lower optimizer.lr, set clip.norm, or use precision=bf16 or fp32, whose range is wider."

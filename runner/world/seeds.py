@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from runner.errors import HookError
+from runner.errors import ModelError
 
 NO_FORM = " does not have a deterministic implementation"
 """How torch's error goes on after the operation's name."""
@@ -52,7 +52,7 @@ def nondeterminism_named() -> Iterator[None]:
     """Let an operation without a deterministic form be known by its name, with the ways out.
 
     Raises:
-        HookError: one was called in the block under `set_deterministic`.
+        ModelError: one was called in the block under `set_deterministic`.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def nondeterminism_named() -> Iterator[None]:
         operation, found, _ = str(error).partition(NO_FORM)
         if not found:
             raise
-        raise HookError(
+        raise ModelError(
             f"run.deterministic=true, but {operation.split()[-1]} has no deterministic form on this hardware. Use "
             "another operation there (the traceback says where), allow this one in your hook by "
             "torch.use_deterministic_algorithms(False) around it, or train with run.deterministic=false."

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runner.callback.ema import EMA, Start
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.protocols import State
 from runner.strategy.deepspeed.flat_range import FlatRange
 from tests.parity.options import placed, tensors
@@ -55,7 +55,7 @@ class Pieces:
 
 
 def test_weights_in_pieces_are_refused():
-    with pytest.raises(HookError, match=r"keeps weight in pieces that only a checkpoint can read\. Use strategy=fsdp"):
+    with pytest.raises(ModelError, match=r"keeps weight in pieces that only a checkpoint can read\. Use strategy=fsdp"):
         EMA().build().tensors(Pieces())
 
 

@@ -95,7 +95,7 @@ def test_a_run_without_a_checkpoint_is_told(runner):
 def test_a_second_export_does_not_overwrite_the_first(runner, trained):
     run = trained()
     runner("export", str(run))
-    said = runner("export", str(run), code=1).stderr
+    said = runner("export", str(run), code=8).stderr
     assert said == f"{run}/export/step_3 is not empty. Export into a new directory: --out PATH.\n"
 
 
@@ -104,14 +104,14 @@ def test_a_hook_that_needs_memory_is_told_with_both_ways_out(runner, trained, pr
     hooks = project / "user_hooks" / "points.py"
     fragile = "    torch.linspace(0, 1, 3)[1].item()  # as drop rates are often computed\n    return nn.Seq"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", fragile))
-    said = runner("export", str(run), code=1).stderr
+    said = runner("export", str(run), code=3).stderr
     assert "the model hook was called on the meta device, to ask the model for its config, and failed: " in said
     ways = "call it with memory for the whole model: --config cpu; or leave out config.json: --config none."
     assert ways in said
     assert not (run / "export").exists() or not list((run / "export").iterdir())
     runner("export", str(run), "--config", "cpu", "--out", "a")
     hooks.unlink()
-    said = runner("export", str(run), "--config", "cpu", code=1).stderr
+    said = runner("export", str(run), "--config", "cpu", code=3).stderr
     assert "the model hook was called on the cpu device" in said
     assert "To export, leave out config.json: --config none." in said
     runner("export", str(run), "--config", "none", "--out", "b")  # the checkpoint alone is enough

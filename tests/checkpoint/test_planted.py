@@ -85,10 +85,10 @@ def test_a_pickle_in_place_of_one_of_our_files_is_refused(runner, stopped, plant
         (checkpoint / name).write_bytes(data)
     else:
         forge(checkpoint, name, data)
-    said = runner("resume", str(run.path), code=1).stderr
+    said = runner("resume", str(run.path), code=8).stderr
     assert f"{checkpoint}/{SAID[name]}" in said
     assert "The next older checkpoint is whole; continue from it: --from step_2." in said
-    exported = runner("export", str(run.path), "--step", "3", code=0 if name == "state.json" else 1)
+    exported = runner("export", str(run.path), "--step", "3", code=0 if name == "state.json" else 8)
     refused = "is corrupted" in exported.stderr or "is truncated" in exported.stderr
     assert refused or name == "state.json"  # an export does not open it
     assert not mark.exists()

@@ -31,8 +31,10 @@ def test_the_largest_that_fits_is_found_and_the_next_does_not_fit(runner, projec
     assert (batch["items"], batch["accumulate"], batch["auto"]) == (24, 24 // fits, False)
     larger = DIVISORS[DIVISORS.index(fits) + 1]
     assert f"batch.micro_items=auto: {fits} ({larger} do not fit), {24 // fits} rounds a step" in ended.stderr
-    refused = runner(*TRAIN, f"batch.micro_items={larger}", limit, f"run.dir={project / 'refused'}", code=1)
+    refused = runner(*TRAIN, f"batch.micro_items={larger}", limit, f"run.dir={project / 'refused'}", code=7)
+    assert "OutOfMemoryError: out of memory: " in refused.stderr
     assert "allocate memory" in refused.stderr
+    assert "Use a smaller batch.micro_items, or let batch.micro_items=auto find" in refused.stderr
     same = runner(*TRAIN, f"batch.micro_items={fits}")
     for name, tensor in tensors(same, 2, "").items():
         mine = tensors(ended, 2, "")[name]
@@ -47,7 +49,7 @@ def test_where_all_of_it_fits_it_is_one_round(runner):
 
 
 def test_not_even_one_item_says_what_it_needs(runner, project):
-    ended = runner(*TRAIN, "batch.micro_items=auto", "+data.room_mib=24", f"run.dir={project / 'run'}", code=1)
+    ended = runner(*TRAIN, "batch.micro_items=auto", "+data.room_mib=24", f"run.dir={project / 'run'}", code=7)
     assert "batch.micro_items=auto: not even one item fits" in ended.stderr
     assert "you tried to allocate 16777216 bytes" in ended.stderr
     assert "Use activation_checkpointing.what=blocks" in ended.stderr

@@ -42,7 +42,7 @@ def finite(tensors):
 def test_a_sharded_model_is_looked_into_too(project, runner):
     step, rank, _, items = sick_step(ranks=2, micro_items=6)
     where = project / "run"
-    runner(*TRAIN, "strategy=fsdp", "hardware.processes=2", "checkpoint.every_steps=1", f"run.dir={where}", code=1)
+    runner(*TRAIN, "strategy=fsdp", "hardware.processes=2", "checkpoint.every_steps=1", f"run.dir={where}", code=6)
     (event,) = json.loads((where / "guard.json").read_text())
     (found,) = event["found"]
     assert (event["step"], found["rank"], found["items"], found["module"]) == (step, rank, items, "middle (Divide)")
@@ -51,7 +51,7 @@ def test_a_sharded_model_is_looked_into_too(project, runner):
 @pytest.mark.parametrize("saved", ["checkpoint.every_steps=null", "checkpoint.every_steps=1"])
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_came_from(project, runner, saved):
     step, _, _, items = sick_step()
-    ended = runner(*TRAIN, saved, f"run.dir={project / 'run'}", code=1)
+    ended = runner(*TRAIN, saved, f"run.dir={project / 'run'}", code=6)
     assert f"step {step} is not finite. On rank 0, micro-batch 0, items {', '.join(map(str, items))} of" in ended.stderr
     assert "the first module to return nan or inf is middle (Divide)" in ended.stderr
     assert "guard.non_finite=skip leaves such steps out" in ended.stderr
@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_came_from(pro
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too(project, runner):
     step, _, _, items = sick_step()
-    ended = runner(*TRAIN, "+model.middle=root", f"run.dir={project / 'run'}", code=1)
+    ended = runner(*TRAIN, "+model.middle=root", f"run.dir={project / 'run'}", code=6)
     assert "the gradient is not finite; it arose on the way back" in ended.stderr
     (event,) = guarded(ended)
     (found,) = event["found"]
@@ -76,7 +76,7 @@ def test_of_two_ranks_the_one_with_the_item_is_named(project, runner):
     step, rank, number, items = sick_step(ranks=2, micro_items=3)
     for middle in ("divide", "root"):
         where = project / middle
-        ended = runner(*TRAIN, *PAIR, "batch.micro_items=3", f"+model.middle={middle}", f"run.dir={where}", code=1)
+        ended = runner(*TRAIN, *PAIR, "batch.micro_items=3", f"+model.middle={middle}", f"run.dir={where}", code=6)
         (event,) = json.loads((where / "guard.json").read_text())
         (found,) = event["found"]
         assert event["step"] == step
@@ -97,7 +97,7 @@ def test_a_step_that_is_left_out_moves_nothing(runner):
 
 def test_a_run_that_leaves_out_step_after_step_ends(project, runner):
     options = ["guard.non_finite=skip", "guard.max_skipped=3", "+data.all_items=true", f"run.dir={project / 'run'}"]
-    ended = runner(*TRAIN, *options, code=1)
+    ended = runner(*TRAIN, *options, code=6)
     assert "guard.max_skipped=3 steps in a row were left out, and the next is not finite either" in ended.stderr
     assert len(guarded(ended)) == 3
 
@@ -116,7 +116,7 @@ def test_what_does_not_come_again_is_said_to_be_so(project, runner):
         "    global calls\n    calls += 1\n"
         "    return mean_loss(model, batch) * (float('nan') if calls == 3 else 1)\n"
     )
-    ended = runner("train", "points", "loss._target_=user_hooks.once.loss", code=1)
+    ended = runner("train", "points", "loss._target_=user_hooks.once.loss", code=6)
     assert (
         "the loss or the gradient of step 3 is not finite, but was when steps 1 to 3 were taken again" in ended.stderr
     )

@@ -35,7 +35,7 @@ def test_however_a_model_is_shaped_the_module_is_found(project, runner, shape, m
     step, rank, number, items = sick_step(micro_items=4)
     options = [*SHAPES[shape], f"+model.middle={middle}", f"blocks.classes=[{middle.capitalize()}]"]
     where = project / "run"
-    ended = runner(*TRAIN, *options, "batch.micro_items=4", f"run.dir={where}", code=1)
+    ended = runner(*TRAIN, *options, "batch.micro_items=4", f"run.dir={where}", code=6)
     at, found = the_finding(where)
     assert (at, found["rank"], found["micro_batch"], found["items"]) == (step, rank, number, items)
     assert (found["what"], found["module"]) == MADE[middle]
@@ -49,7 +49,7 @@ def test_the_rank_that_read_the_item_is_named_though_the_gradient_lies_on_the_ot
     assert rank == 0
     where = project / "run"
     options = [f"strategy={strategy}", "hardware.processes=2", "+model.middle=root_of_last", f"run.dir={where}"]
-    runner(*TRAIN, *options, code=1)
+    runner(*TRAIN, *options, code=6)
     at, found = the_finding(where)
     assert (at, found["rank"], found["items"], found["what"]) == (step, rank, items, "gradient")
     assert found["module"] == "middle (RootOfLast)"
@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_finite_stops_a_scaled_run_too(project, runner, where
     _, rank, _, _ = sick_step(ranks=ranks, micro_items=3)
     options = [FP16, where, f"hardware.processes={ranks}", "batch.micro_items=3", saved]
     # 10⁶ overflows in a few steps on the way, which are skipped again when they are taken again.
-    ended = runner(*TRAIN, *options, "precision.init_scale=1e6", f"run.dir={project / 'run'}", code=1)
+    ended = runner(*TRAIN, *options, "precision.init_scale=1e6", f"run.dir={project / 'run'}", code=6)
     assert "step skipped: a gradient overflowed" in ended.stderr
     assert f"is not finite. On rank {rank}, micro-batch" in ended.stderr
     _, found = the_finding(project / "run")
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_between_two_boundaries_is_seen_when_its_step_
     step, *_ = sick_step()
     assert step == 4
     common = [*TRAIN, FP16, "precision.init_scale=1024", "log.every_steps=9", "checkpoint.every_steps=null"]
-    ended = runner(*common, f"run.dir={project / 'run'}", code=1)
+    ended = runner(*common, f"run.dir={project / 'run'}", code=6)
     assert f"step {step} is not finite: taking steps 1 to {step} again" in ended.stderr
     at, found = the_finding(project / "run")
     assert (at, found["module"]) == (step, "middle (Divide)")
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_between_two_boundaries_is_seen_when_its_step_
 
 def test_a_run_of_which_no_step_is_finite_says_so_at_the_first(project, runner):
     options = [FP16, "precision.init_scale=1024", "+data.all_items=true", f"run.dir={project / 'run'}"]
-    ended = runner(*TRAIN, *options, code=1)
+    ended = runner(*TRAIN, *options, code=6)
     assert "step 1 is not finite. On rank 0, micro-batch" in ended.stderr
     (event,) = json.loads((project / "run" / "guard.json").read_text())
     assert (event["step"], event["found"][0]["module"]) == (1, "middle (Divide)")

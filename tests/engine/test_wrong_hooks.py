@@ -1,25 +1,32 @@
 """What a hook may not return is told with the hook's name, what it returned, and what it must return."""
 
+import re
+
 import pytest
 
 WRONG = [
-    ("model", "not_a_module", "user_hooks.wrong.not_a_module returned a Tensor, but must return a torch.nn.Module"),
-    ("model", "no_parameters", "returned a model without parameters: there is nothing to train"),
-    ("model", "frozen", "the model has no parameter that requires a gradient: there is nothing to train"),
-    ("data", "a_tuple", "returned a tuple, but must return runner.Data(train=…, eval=…)"),
-    ("data", "empty", "the data hook's 'train' dataset is empty. Return at least one item"),
-    ("data", "without_eval", "eval.every_steps is set, but user_hooks.wrong.without_eval returned no eval dataset"),
-    ("loss", "metric_no_pair", "metric 'accuracy' is a Tensor, but must be a pair (sum, count)"),
-    ("loss", "metric_of_many", "metric 'accuracy' holds a tensor of shape [12], but sum and count must be one number"),
-    ("loss", "metric_named_loss", "a metric named 'loss', which Loss.total has already. Rename it"),
-    ("loss", "imports_nothing", "No module named 'no_such_module_anywhere'"),
+    ("model", "not_a_module", 3, "user_hooks.wrong.not_a_module returned a Tensor, but must return a torch.nn.Module"),
+    ("model", "no_parameters", 4, "returned a model without parameters: there is nothing to train"),
+    ("model", "frozen", 4, "the model has no parameter that requires a gradient: there is nothing to train"),
+    ("data", "a_tuple", 3, "returned a tuple, but must return runner.Data(train=…, eval=…)"),
+    ("data", "empty", 5, "the data hook's 'train' dataset is empty. Return at least one item"),
+    ("data", "without_eval", 5, "eval.every_steps is set, but user_hooks.wrong.without_eval returned no eval dataset"),
+    ("loss", "metric_no_pair", 3, "metric 'accuracy' is a Tensor, but must be a pair (sum, count)"),
+    (
+        "loss",
+        "metric_of_many",
+        3,
+        "metric 'accuracy' holds a tensor of shape [12], but sum and count must be one number",
+    ),
+    ("loss", "metric_named_loss", 3, "a metric named 'loss', which Loss.total has already. Rename it"),
+    ("loss", "imports_nothing", 1, "No module named 'no_such_module_anywhere'"),
 ]
 
 
-@pytest.mark.parametrize(("hook", "name", "message"), WRONG, ids=[name for _, name, _ in WRONG])
-def test_a_wrong_hook_is_told(runner, hook, name, message):
+@pytest.mark.parametrize(("hook", "name", "code", "message"), WRONG, ids=[name for _, name, *_ in WRONG])
+def test_a_wrong_hook_is_told(runner, hook, name, code, message):
     wrong = [f"{hook}._target_=user_hooks.wrong.{name}"] + (["~model.dropout"] if hook == "model" else [])
-    failed = runner("train", "points", "run.steps=2", *wrong, code=1)
+    failed = runner("train", "points", "run.steps=2", *wrong, code=code)
     assert message in failed.stderr
     assert failed.run_dir.read_status()["state"] == "failed"
 
@@ -58,3 +65,11 @@ def test_a_group_of_ranks_that_lost_one_goes_on_from_its_last_commit(runner):
     assert "continuing after step 4 from step_4" in ended.stderr
     assert ended.run_dir.read_status()["state"] == "done"
     assert ended.metrics()[-1]["step"] == expected.metrics()[-1]["step"]
+
+
+def test_the_exit_code_is_that_of_the_rank_that_failed_first(runner):
+    wrong = "loss._target_=user_hooks.wrong.metric_named_loss"
+    failed = runner("train", "points", "run.steps=2", wrong, "strategy=ddp", "hardware.processes=2", code=3)
+    assert re.search(r"^rank \d failed at step \d: HookError: the loss hook returned", failed.stderr, re.MULTILINE)
+    swept = runner("train", "points", "-m", "run.steps=1,2", wrong, code=1)
+    assert "job 0 failed (exit code 3)" in swept.stderr

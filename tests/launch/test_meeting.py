@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from machines import free_port
 
-from runner.errors import Interrupted, RunFailed, SpecError
+from runner.errors import Interrupted, LaunchError, SpecError
 from runner.launch.hosts import Endpoint
 from runner.launch.join import meet
 from runner.launch.meeting import FAILED, INTERRUPTED, Meeting, OtherEnded
@@ -30,7 +30,7 @@ def test_who_names_no_number_gets_one_and_who_is_one_too_many_is_told(pair: tupl
     assert [one.node for one in pair] == [0, 1]
     assert pair[0].address() == "127.0.0.1"
     more = meet(pair[0].endpoint, node_rank=None, nodes=2, join_s=10, lost_s=LOST_S)
-    with pytest.raises(RunFailed, match=r"2 nodes met at 127\.0\.0\.1:\d+ already, and this would be one more"), more:
+    with pytest.raises(LaunchError, match=r"2 nodes met at 127\.0\.0\.1:\d+ already, and this would be one more"), more:
         pass
 
 
@@ -52,18 +52,20 @@ def test_who_does_not_come_to_a_start_or_does_not_see_the_run_is_told_of(
     spec = tmp_path / "spec.yaml"
     spec.write_text("{}")
     nothing = {"within_s": 0.1, "meanwhile": lambda: None}
-    with pytest.raises(RunFailed, match=r"after 0\.1 s: node 0 has not begun the run\."):
+    with pytest.raises(LaunchError, match=r"after 0\.1 s: node 0 has not begun the run\."):
         pair[1].share(lambda: spec, within_s=0.1)
-    with pytest.raises(RunFailed, match=r"after 0\.2 s: there are nodes that have not told whether they see the run's"):
+    with pytest.raises(
+        LaunchError, match=r"after 0\.2 s: there are nodes that have not told whether they see the run's"
+    ):
         pair[0].share(lambda: spec, within_s=0.1)
     assert pair[1].share(lambda: spec, within_s=5) == spec
     assert not pair[0].is_waited_for(0)
-    with pytest.raises(RunFailed, match=r"after 0\.1 s: node 0 did not come to start number 1 of the ranks\."):
+    with pytest.raises(LaunchError, match=r"after 0\.1 s: node 0 did not come to start number 1 of the ranks\."):
         pair[1].round(0, lambda: 1, **nothing)
     assert pair[0].is_waited_for(0)
     assert pair[0].round(0, lambda: 1234, **nothing)[1] == 1234
     assert pair[1].round(0, lambda: 1, **nothing)[1] == 1234
-    with pytest.raises(RunFailed, match=r"there are nodes that did not come to start number 2 of the ranks\."):
+    with pytest.raises(LaunchError, match=r"there are nodes that did not come to start number 2 of the ranks\."):
         pair[0].round(1, lambda: 1, **nothing)
 
 
@@ -94,7 +96,7 @@ def hear_the_end(how: str) -> None:
         meeting.look()
 
 
-@pytest.mark.parametrize(("how", "error"), [(INTERRUPTED, Interrupted), (FAILED, RunFailed)])
+@pytest.mark.parametrize(("how", "error"), [(INTERRUPTED, Interrupted), (FAILED, LaunchError)])
 def test_the_end_of_one_is_the_end_of_the_other(how: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"^it is over$"):
         hear_the_end(how)

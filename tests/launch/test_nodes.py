@@ -154,7 +154,7 @@ def test_who_does_not_come_is_named(node: StartNode) -> None:
     nodes = [node("train", "points", *where, f"launch.node_rank={rank}") for rank in (0, 2)]
     for each in nodes:
         code, stdout, stderr = each.end()
-        assert (code, stdout) == (1, "")
+        assert (code, stdout) == (9, "")
         assert f"1 of 2 other nodes came to 127.0.0.1:{port}; missing: 1. Start the same command on each" in stderr
 
 
@@ -162,7 +162,7 @@ def test_where_nobody_waits_it_says_so(node: StartNode) -> None:
     port = free_port()
     where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{port}", "launch.join_s=1", "strategy=ddp")
     code, _, stderr = node("train", "points", *where, "launch.node_rank=1").end()
-    assert code == 1
+    assert code == 9
     assert f"nobody waits at 127.0.0.1:{port} after 1 s (" in stderr
 
 
@@ -186,7 +186,7 @@ def test_a_taken_port_is_refused(node: StartNode) -> None:
         place = f"127.0.0.1:{taken.getsockname()[1]}"
         where = ("launch=nodes", f"launch.rendezvous={place}", "launch.node_rank=0", "strategy=ddp")
         code, _, stderr = node("train", "points", *where).end()
-    assert code == 1
+    assert code == 9
     assert f"node 0 cannot wait at {place}: " in stderr
     assert "Choose another port in launch.rendezvous." in stderr
 
@@ -244,7 +244,7 @@ def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, 
     ]
     for each in nodes:
         code, _, stderr = each.end()
-        assert code == 1
+        assert code == 9
         assert re.search(r"node 1 \(.*\) does not see .*/spec\.yaml, which node 0 wrote\. Every node needs", stderr)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.errors import HookError, SpecError
+from runner.errors import ModelError, SpecError
 from runner.optimizer.adamw import AdamW
 from runner.optimizer.foreign import ForeignOptimizer
 from runner.optimizer.scale import ScaleLR
@@ -62,7 +62,7 @@ def test_a_pattern_that_takes_nothing_names_what_there_is():
 
 
 def test_a_model_without_trained_parameters_is_refused():
-    with pytest.raises(HookError, match="there is nothing to train"):
+    with pytest.raises(ModelError, match="there is nothing to train"):
         AdamW().build([("frozen", nn.Parameter(torch.zeros(1), requires_grad=False))], items=8)
 
 

@@ -19,7 +19,7 @@ def test_a_corrupted_checkpoint_stops_the_resume_and_the_older_one_goes_on_from_
     content[-100] ^= 1
     payload.write_bytes(content)
 
-    refused = runner("resume", str(run_dir.path), code=1)
+    refused = runner("resume", str(run_dir.path), code=8)
     assert f"{payload}" in refused.stderr
     assert "continue from it: --from step_8" in refused.stderr
     assert run_dir.read_status()["state"] == "failed"
@@ -37,7 +37,7 @@ def test_a_checkpoint_of_another_model_names_every_parameter_that_differs(runner
     run_dir = runner("train", "points", "run.stop_at_step=4").run_dir
     refused = runner("resume", str(run_dir.path), "model.width=6", "--allow", "model.width", code=2)
     assert "there is no such key" in refused.stderr  # the recipe does not list it
-    refused = runner("resume", str(run_dir.path), "+model.width=6", "--allow", "model.width", code=1)
+    refused = runner("resume", str(run_dir.path), "+model.width=6", "--allow", "model.width", code=8)
     assert "the checkpoint is of another model" in refused.stderr
     assert "misshapen: model.0.weight is [8, 2] in the checkpoint, [6, 2] in the model" in refused.stderr
     assert "misshapen: model.3.weight is [2, 8] in the checkpoint, [2, 6] in the model" in refused.stderr
@@ -51,7 +51,7 @@ def test_every_strategy_names_all_that_differs(runner, strategy):
     """Missing, unexpected and misshapen, the same list from each."""
     run_dir = runner(*TOWER, "+model.width=6", "+model.blocks=2", "run.stop_at_step=2").run_dir
     narrower = ["model._target_=user_hooks.tower.build_model_of_rungs", "model.width=5", "--allow", "model"]
-    refused = runner("resume", str(run_dir.path), *placed(strategy, 2), *narrower, code=1).stderr
+    refused = runner("resume", str(run_dir.path), *placed(strategy, 2), *narrower, code=8).stderr
     told = {line.strip() for line in refused.splitlines() if " in the checkpoint" in line}
     blocks = {"norm.weight": (6,), "norm.bias": (6,), "widen.weight": (18, 6), "widen.bias": (18,)}
     blocks |= {"narrow.weight": (6, 18), "narrow.bias": (6,)}

@@ -63,8 +63,8 @@ def test_a_run_goes_on_in_another_precision(runner, before, after):
 @pytest.mark.parametrize("strategy", ["single", pytest.param("deepspeed_zero3", marks=pytest.mark.exhaustive)])
 def test_a_gradient_that_is_never_finite_ends_the_run_with_advice(runner, strategy):
     impossible = [*placed(strategy, 2), "loss._target_=user_hooks.points.infinite_loss"]
-    looked = runner("train", "points", *FP16, *impossible, code=1)
+    looked = runner("train", "points", *FP16, *impossible, code=6)
     assert "step 1 is not finite" in looked.stderr  # the loss itself: no scale can help, and the guard says so
     left_alone = ["precision.min_scale=30000", "guard.non_finite=ignore"]
-    ended = runner("train", "points", *FP16, *impossible, *left_alone, code=1)
+    ended = runner("train", "points", *FP16, *impossible, *left_alone, code=6)
     assert "precision.min_scale=30000 allows no smaller one. Look for a division by zero" in ended.stderr

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.hardware.cpu import CPU
 from runner.precision.fp8 import FP8, Backend, Level, Recipe
 from runner.precision.fp8_layers import Filter
@@ -84,7 +84,9 @@ def test_check_says_so_where_a_model_cannot_be_built_without_values(runner):
 
 @has_torchao
 def test_a_model_of_which_nothing_would_be_converted_is_refused():
-    with pytest.raises(HookError, match=r"would convert no layer of this model. Use precision=bf16, or widen:\n0 of 5"):
+    with pytest.raises(
+        ModelError, match=r"would convert no layer of this model. Use precision=bf16, or widen:\n0 of 5"
+    ):
         FP8(exclude=["*"]).convert(build(), CPU())
 
 

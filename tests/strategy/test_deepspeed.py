@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from runner import Loss
-from runner.errors import CheckpointError, HookError
+from runner.errors import CheckpointError, ModelError, NonFiniteError
 from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
 from runner.precision.fp32 import FP32
@@ -242,7 +242,7 @@ def refused(world, part, how):
     """The words of the error that `how` leads to."""
     try:
         how(world, part)
-    except (HookError, CheckpointError) as error:
+    except (ModelError, NonFiniteError, CheckpointError) as error:
         return str(error)
     return "nothing was refused"
 

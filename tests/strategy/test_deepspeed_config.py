@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from runner.config import store
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.precision.bf16 import BF16
 from runner.precision.fp32 import FP32
 from runner.protocols import Clip
@@ -71,7 +71,7 @@ def test_auto_sizes_follow_the_hidden_size(config):
 @pytest.mark.parametrize("model", [nn.Linear(1, 1), model_of(width=3)])
 def test_auto_sizes_of_a_model_that_does_not_say_its_own(model):
     joined = join([of_user(TEMPLATE, "")])
-    with pytest.raises(HookError, match=r"has neither config.hidden_size nor config.hidden_sizes. Give numbers"):
+    with pytest.raises(ModelError, match=r"has neither config.hidden_size nor config.hidden_sizes. Give numbers"):
         shaped(joined, model)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from runner import Loss
-from runner.errors import HookError
+from runner.errors import NonFiniteError
 from runner.optimizer.adamw import AdamW
 from runner.optimizer.sgd import SGD
 from runner.precision.fp16 import FP16
@@ -134,7 +134,9 @@ def test_a_gradient_that_is_never_finite_ends_the_run():
 
     trainable = prepare(divided_by_zero, precision=FP16(init_scale=4.0, min_scale=1.0))
     train(trainable, [], 2)
-    with pytest.raises(HookError, match=r"not finite, even at a loss scale of 1, and precision.min_scale=1 allows no"):
+    with pytest.raises(
+        NonFiniteError, match=r"not finite, even at a loss scale of 1, and precision.min_scale=1 allows no"
+    ):
         train(trainable, [], 1)
 
 

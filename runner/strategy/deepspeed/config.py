@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.protocols import Clip, Precision
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def shaped(joined: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """The three sizes that are "auto", by the rules of Accelerate's documentation.
 
     Raises:
-        HookError: the model does not say its hidden size.
+        ModelError: the model does not say its hidden size.
     """
     wanted = [key for key, value in joined.items() if value == AUTO]
     if not wanted:
@@ -203,7 +203,7 @@ def _hidden_size(model: Any, wanted: Sequence[str]) -> int:
             return int(read())
         except AttributeError:
             continue
-    raise HookError(
+    raise ModelError(
         f"{', '.join(wanted)} = auto are computed from the model's hidden size, but {type(model).__name__} has neither "
         "config.hidden_size nor config.hidden_sizes. Give numbers instead of auto."
     )

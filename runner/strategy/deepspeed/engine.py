@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.protocols import Builder, World
 from runner.strategy.deepspeed import library
 from runner.strategy.deepspeed.config import OF_GROUPS, ZERO, nested, shaped, told_of_batches, without_shape
@@ -52,7 +52,7 @@ def place(settings: Settings, builder: Builder, world: World) -> PlacedZero:
     """A model without an optimizer, its parameters partitioned: ZeRO inference. Stage 3 only. Collective.
 
     Raises:
-        HookError: the model lacks what the configuration refers to.
+        ModelError: the model lacks what the configuration refers to.
     """
     deepspeed = library.load(world)
     alone = library.open_group(world)
@@ -68,7 +68,7 @@ def prepare(settings: Settings, builder: Builder, world: World) -> ZeroTrainable
     """Import DeepSpeed, build the model as the stage wants it, and give both to each other. Collective.
 
     Raises:
-        HookError: the model lacks what the configuration refers to.
+        ModelError: the model lacks what the configuration refers to.
     """
     deepspeed = library.load(world)
     alone = library.open_group(world)
@@ -144,7 +144,7 @@ def _mark_leaves(model: Module, names: Sequence[str]) -> None:
     classes = {type(module).__name__: type(module) for module in model.modules()}
     if unknown := sorted(set(names) - set(classes)):
         rule = f"The model has modules of {', '.join(sorted(classes))}."
-        raise HookError(f"strategy.moe_leaf_modules names {', '.join(unknown)}, of which the model has none. {rule}")
+        raise ModelError(f"strategy.moe_leaf_modules names {', '.join(unknown)}, of which the model has none. {rule}")
     set_z3_leaf_modules(model, [classes[name] for name in names])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.overrides import TorchFunctionMode
 
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.protocols import World
 from runner.strategy.deepspeed import library
 from runner.strategy.deepspeed.partitions import Partitions
@@ -98,7 +98,7 @@ class _Guard(TorchFunctionMode):
         if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Parameter):
             gone = vars(args[0]).get("ds_numel", 0) and not args[0].data.numel()
             if gone:
-                raise HookError(
+                raise ModelError(
                     f"the model hook calls {name} on a parameter of shape {list(vars(args[0])['ds_shape'])} after its "
                     "module was built: under strategy.zero_init=true it is cut by then. Initialise it in its own "
                     "module or through Module.apply, or use strategy.zero_init=false."

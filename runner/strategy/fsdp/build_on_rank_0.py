@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.protocols import Axis, World
 
 
@@ -16,7 +16,7 @@ def outline(build_model: Callable[[], Module]) -> Module:
     """The model without values, on torch's meta device: for a rank that will be sent its shards.
 
     Raises:
-        HookError: the model keeps tensors of which nobody could be sent the values.
+        ModelError: the model keeps tensors of which nobody could be sent the values.
     """
     with torch.device("meta"):
         model = build_model()
@@ -24,7 +24,7 @@ def outline(build_model: Callable[[], Module]) -> Module:
         unregistered = [key for key, value in vars(module).items() if isinstance(value, Tensor)]
         if unregistered:
             rule = "Register it as a buffer, or use strategy.build=every_rank."
-            raise HookError(
+            raise ModelError(
                 f"with strategy.build=rank_0 the other ranks get parameters and buffers only, but "
                 f"{'.'.join(filter(None, (name, unregistered[0])))} is a tensor that is neither. {rule}"
             )

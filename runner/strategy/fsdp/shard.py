@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn import Module
 
-from runner.errors import HookError
+from runner.errors import ModelError
 from runner.strategy.fsdp.units import Units
 
 
@@ -74,11 +74,11 @@ def _check_can_be_cut(root: Module) -> None:
     scalars = [name.removeprefix("model.") for name, parameter in root.named_parameters() if parameter.ndim == 0]
     if scalars:
         rule = "Give each the shape [1], or use strategy=ddp."
-        raise HookError(f"the model has parameters without a dimension, which cannot be plan: {scalars}. {rule}")
+        raise ModelError(f"the model has parameters without a dimension, which cannot be cut: {scalars}. {rule}")
     types = {parameter.dtype for parameter in root.parameters() if parameter.requires_grad}
     if len(types) > 1:
         rule = "Gradients of one unit travel together: let the model hook return trained parameters of one type."
-        raise HookError(f"the model's trained parameters are of several types: {sorted(map(str, types))}. {rule}")
+        raise ModelError(f"the model's trained parameters are of several types: {sorted(map(str, types))}. {rule}")
 
 
 def prefetch(units: Sequence[FSDPModule], *, forward: int, backward: int) -> None:
