@@ -2,21 +2,19 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from torch.nn import Module
 
 from runner.config import hooks, provenance
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.data.loader import num_items
-from runner.data.order import Order
-from runner.data.stream import Stream
+from runner.data.datasets import check_data
+from runner.data.source import open_source
 from runner.engine.console import open_console
 from runner.engine.fit_batch import Rehearsal, fit_batch
 from runner.engine.non_finite.guard import open_guard
 from runner.engine.session import Session, Stopping
-from runner.errors import DataError, HookError
+from runner.errors import HookError
 from runner.model.shape import shape
 from runner.protocols import Data, Trainable, World
 from runner.world.rehearsal import rehearsal
@@ -43,7 +41,7 @@ def build(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
         world=world,
         stopping=stopping,
         data=data,
-        stream=_stream(spec, data, world),
+        source=open_source(spec, data, world),
         trainable=trainable,
         schedule=spec.schedule.build(trainable.optimizer, steps=spec.run.steps),
         checkpointer=spec.checkpoint.open(run_dir.path, world),
@@ -86,7 +84,7 @@ def _fitted(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> RunSpec
         world,
         Rehearsal(
             prepare=lambda: _prepare(spec, imagined),
-            batches=lambda batch: next(iter(_stream(replace(alone, batch=batch), data, world))),
+            batches=lambda batch: next(iter(open_source(replace(alone, batch=batch), data, world))),
         ),
     )
     if world.is_main:
@@ -114,39 +112,4 @@ def _call_data(spec: RunSpec, world: World) -> Data:
     with world.main_first():
         seed_all(spec.run.seed)
         data = hooks.resolve(spec.data, spec.import_roots)()
-    return _as_data(data, spec.data.target, wants_eval=spec.eval.every_steps is not None)
-
-
-def _as_data(data: Any, target: str, *, wants_eval: bool) -> Data:
-    if not isinstance(data, Data):
-        raise HookError(f"{target} returned a {type(data).__name__}, but must return runner.Data(train=…, eval=…).")
-    num_items(data.train, "train")
-    if data.eval is not None:
-        num_items(data.eval, "eval")
-    elif wants_eval:
-        raise DataError(
-            f"eval.every_steps is set, but {target} returned no eval dataset. Return one, or set it to null."
-        )
-    return data
-
-
-def _stream(spec: RunSpec, data: Data, world: World) -> Stream:
-    data_ranks = spec.strategy.axes(world.size).data_ranks
-    order = Order(
-        num_items(data.train, "train"),
-        step_items=spec.batch.items,
-        micro_items=spec.batch.micro_items,
-        rank=world.rank % data_ranks,
-        ranks=data_ranks,
-        seed=spec.run.seed,
-        shuffle=spec.loader.shuffle,
-    )
-    return Stream(
-        data.train,
-        order,
-        collate=data.collate,
-        device=world.device,
-        workers=spec.loader.workers,
-        prefetch=spec.loader.prefetch,
-        pinned=spec.hardware.pins_memory,
-    )
+    return check_data(data, spec.data.target, wants_eval=spec.eval.every_steps is not None)

@@ -8,6 +8,7 @@ from functools import partial
 
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
+from runner.data.source import endless
 from runner.engine.build import build, open_records
 from runner.engine.cadence import Cadence
 from runner.engine.evaluate import evaluate
@@ -51,7 +52,7 @@ def train(session: Session) -> str:
         The state that the run is left in: done or preempted.
     """
     cadence = Cadence(session.spec, start=session.step)
-    steps = iter(session.stream)
+    steps = endless(session.source)
     while session.step < cadence.end:
         boundary = cadence.next_after(session.step)
         _take_quietly(session, steps, until=boundary - 1)
@@ -105,7 +106,7 @@ def _log(session: Session, values: dict[str, float]) -> None:
     if session.left_out:
         values["guard/skipped_steps"] = session.left_out
     session.record(values)
-    session.console.log(session.step, values, session.throughput.items_per_s(session.stream.position))
+    session.console.log(session.step, values, session.throughput.items_per_s(session.source.position))
 
 
 def _evaluate(session: Session) -> str:
@@ -115,9 +116,9 @@ def _evaluate(session: Session) -> str:
     with ExitStack() as around:
         for listener in session.listeners.values():
             around.enter_context(listener.evaluating(session.trainable))
-        metrics = evaluate(session)
+        metrics = evaluate(session.trainable, session.data, session.spec, session.world)
     session.record(metrics)
     session.console.evaluated(session.step, metrics)
     verdicts = [listener.after_eval(metrics, session.progress) for listener in session.listeners.values()]
-    session.throughput.restart(session.stream.position)
+    session.throughput.restart(session.source.position)
     return "; ".join(verdict for verdict in verdicts if verdict)

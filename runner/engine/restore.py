@@ -17,7 +17,7 @@ def whole_state(session: Session) -> State:
     state.tensors |= callback_tensors(session) | rng_state(session.world)
     state.values |= {
         "step": session.step,
-        "position": session.stream.position,
+        "source": session.source.state_dict(),
         "time_s": session.time_s,
         "metrics": session.metrics,
         "schedule": session.schedule.state_dict(),
@@ -57,10 +57,10 @@ def restore(session: Session, checkpoint: Path) -> None:
 
     session.trainable.load_state(read, stored)
     session.step = values["step"]
-    session.stream.position = values["position"]
+    session.source.load_state_dict(values["source"])
     session.time_before_s = values["time_s"]
     session.metrics = values["metrics"]
-    session.throughput.restart(session.stream.position)
+    session.throughput.restart(session.source.position)
     session.schedule.load_state_dict(values["schedule"])
     _restore_callbacks(session, values["callbacks"])
     if rng:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.data.stream import Stream
+from runner.data.source import plan_at
 from runner.engine.console import Console
 from runner.engine.measure import Throughput
 from runner.engine.non_finite.diagnose import diagnose
@@ -19,6 +19,7 @@ from runner.protocols import (
     Listener,
     Progress,
     Scheduler,
+    Source,
     StepBatches,
     StepLoss,
     TrackerLog,
@@ -50,7 +51,7 @@ class Session:
     world: World
     stopping: Stopping
     data: Data
-    stream: Stream
+    source: Source
     trainable: Trainable
     schedule: Scheduler
     checkpointer: Checkpointer
@@ -73,7 +74,7 @@ class Session:
     @property
     def progress(self) -> Progress:
         """Where the run stands."""
-        return Progress(step=self.step, position=self.stream.position)
+        return Progress(step=self.step, position=self.source.position)
 
     @property
     def time_s(self) -> float:
@@ -99,7 +100,7 @@ class Session:
         discard_gradients(self.trainable)
         self.left_out += 1
         generators = rng_state(self.world)
-        plan = self.stream.plan_at(self.stream.position - batches.items)
+        plan = plan_at(self.source, self.source.position - batches.items)
         findings = diagnose(self.trainable, batches, plan, self.world)
         load_rng_state(generators, self.world)
         if self.world.is_main:

@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from runner.data.order import StepPlan
 from runner.engine.non_finite.guard import discard_gradients, gradients
 from runner.engine.non_finite.watch import Origin, Watch
-from runner.protocols import MicroBatch, StepBatches, Trainable, World
+from runner.protocols import MicroBatch, StepBatches, StepPlan, Trainable, World
 
 SHOWN = 16  # items in a message; the file has all
 
@@ -18,9 +17,9 @@ class Finding(NamedTuple):
     rank: int
     micro_batch: int
     """Which accumulation round."""
-    items: list[int]
-    """Indices into the training dataset."""
-    epoch: int
+    items: list[int] | None
+    """Indices into the training dataset; None = the source's items have no index."""
+    epoch: int | None
     what: str
     """loss, or gradient."""
     module: str | None
@@ -29,13 +28,15 @@ class Finding(NamedTuple):
     """The same as part of a sentence."""
 
     def __str__(self) -> str:
-        more = f" and {len(self.items) - SHOWN} more" if len(self.items) > SHOWN else ""
-        items = ", ".join(map(str, self.items[:SHOWN])) + more
-        where = f"rank {self.rank}, micro-batch {self.micro_batch}, items {items} of the dataset (epoch {self.epoch})"
+        where = f"rank {self.rank}, micro-batch {self.micro_batch}"
+        if self.items is not None:
+            more = f" and {len(self.items) - SHOWN} more" if len(self.items) > SHOWN else ""
+            items = ", ".join(map(str, self.items[:SHOWN])) + more
+            where += f", items {items} of the dataset (epoch {self.epoch})"
         return f"{where}: the {self.what} is not finite; {self.how}"
 
 
-def diagnose(trainable: Trainable, batches: StepBatches, plan: StepPlan, world: World) -> list[Finding]:
+def diagnose(trainable: Trainable, batches: StepBatches, plan: StepPlan | None, world: World) -> list[Finding]:
     """Forward and backward a step again, with an eye on every module; the weights are not touched. Collective.
 
     Returns:
@@ -43,10 +44,11 @@ def diagnose(trainable: Trainable, batches: StepBatches, plan: StepPlan, world: 
     """
     mine = []
     with torch.compiler.set_stance("force_eager"):  # a compiled module calls none of the hooks that watch it
-        for number, (micro_batch, share) in enumerate(zip(batches.micro_batches, plan.micro_batches, strict=True)):
+        for number, micro_batch in enumerate(batches.micro_batches):
             what, origin = _look_at(trainable, micro_batch, items=batches.items)
             if what:
-                mine.append(Finding(world.rank, number, share.indices, share.epoch, what, origin.module, origin.how))
+                items, _, epoch = plan.micro_batches[number] if plan else (None, 0, None)
+                mine.append(Finding(world.rank, number, items, epoch, what, origin.module, origin.how))
     return _causes([finding for findings in world.gather_objects(mine) for finding in findings])
 
 

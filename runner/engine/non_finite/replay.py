@@ -7,6 +7,7 @@ commit, so the same numbers come again.
 
 import logging
 
+from runner.data.source import endless, plan_at
 from runner.engine.build import build
 from runner.engine.non_finite.diagnose import Finding, diagnose
 from runner.engine.non_finite.guard import discard_gradients, is_finite, scales
@@ -50,7 +51,7 @@ def _rewind(session: Session) -> int:
         return session.step
     del session.trainable, session.schedule  # room for their successors
     fresh = build(session.spec, session.run_dir, session.world, session.stopping)
-    session.trainable, session.schedule, session.stream = fresh.trainable, fresh.schedule, fresh.stream
+    session.trainable, session.schedule, session.source = fresh.trainable, fresh.schedule, fresh.source
     session.listeners, session.step_listeners = fresh.listeners, fresh.step_listeners
     session.step = 0
     return 0
@@ -60,16 +61,16 @@ def _replay(session: Session, *, until: int) -> list[Finding]:
     """Steps until one is not finite. Session.step is then that of the step before."""
     trainable, world = session.trainable, session.world
     scaled = scales(session.spec.precision)
-    steps = iter(session.stream)
+    steps = endless(session.source)
     while session.step < until:
-        position = session.stream.position
+        position = session.source.position
         batches = next(steps)
         generators = rng_state(world)
         loss = trainable.forward_backward(batches)
         if world.any(not is_finite(trainable, loss, scaled=scaled)):
             discard_gradients(trainable)
             load_rng_state(generators, world)
-            return diagnose(trainable, batches, session.stream.plan_at(position), world)
+            return diagnose(trainable, batches, plan_at(session.source, position), world)
         if trainable.update(measure=False).stepped:
             session.schedule.step()
             session.step += 1
