@@ -47,7 +47,7 @@ def session_of(strategy: str, directory: Path, world: GroupWorld) -> Session:
     ]  # fmt: skip
     spec = compose(find(str(RECIPE)), overrides).read()
     session = build(spec, RunDir(directory), world, StopRequest())
-    session.take_step(next(iter(session.stream)), measure=False)
+    session.take_step(next(iter(session.source)), measure=False)
     session.checkpointer.poll(lambda: whole_state(session))  # as the loop does after its first step
     time.sleep(PAUSE_S)
     return session

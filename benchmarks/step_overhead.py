@@ -27,7 +27,7 @@ from runner import log
 from runner.compose.compose import compose
 from runner.compose.recipe import find
 from runner.config.run_dir import RunDir
-from runner.data.order import epoch_order
+from runner.data.order import permutation
 from runner.engine.build import build, open_records
 from runner.engine.loop import train
 from runner.world.solo import SoloWorld
@@ -76,7 +76,7 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
     order = [
         index
         for epoch in range(-(-STEPS * 32 // mlp.ITEMS))
-        for index in epoch_order(mlp.ITEMS, seed=0, epoch=epoch).tolist()
+        for index in permutation(mlp.ITEMS, seed=0, epoch=epoch).tolist()
     ]
     narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(variant)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if variant == "fp16" else None

@@ -27,7 +27,8 @@ from runner.compose.compose import compose
 from runner.compose.recipe import find
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.data.order import Order
+from runner.data.order import Shuffled
+from runner.data.steps import RankSteps
 from runner.engine.build import build
 from runner.protocols import World
 from runner.world.group import open_world
@@ -60,7 +61,7 @@ def spec_of(*, each: bool) -> RunSpec:
 def engine(spec: RunSpec, world: World, directory: Path) -> Loop:
     """As the runner does it."""
     session = build(spec, RunDir(directory), world, StopRequest())
-    steps = iter(session.stream)
+    steps = iter(session.source)
 
     def step() -> None:
         session.take_step(next(steps), measure=False)
@@ -74,7 +75,9 @@ def by_hand(*, each: bool, world: World) -> Loop:
     model = DistributedDataParallel(mlp.build_model(HIDDEN), gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     data = mlp.Points()
-    plans = Order(mlp.ITEMS, ITEMS, MICRO_ITEMS, world.rank, world.size, seed=0, shuffle=True).steps_from(0)
+    order = Shuffled(mlp.ITEMS, seed=0)
+    rank_steps = RankSteps(order=order, step_items=ITEMS, micro_items=MICRO_ITEMS, rank=world.rank, ranks=world.size)
+    plans = rank_steps.starting_at(0)
 
     def step() -> None:
         rounds = next(plans).micro_batches

@@ -44,6 +44,7 @@ def _summary(spec: RunSpec, *, choices: dict[str, object]) -> str:
         *(f"  {key:<12} {hook.target}" for key, hook in hooks),
         *(f"  {group:<12} {choices.get(group)}" for group in GROUPS),
         f"  tracker      {', '.join(spec.tracker) or 'none'}",
+        f"  metric       {', '.join(spec.metric) or 'none'}",
         f"  callback     {', '.join(spec.callback) or 'none'}",
         *(f"  {line}" for line in _plan(spec)),
         "nothing is wrong",

@@ -42,7 +42,7 @@ GROUPS: Mapping[str, str | None] = {
     "checkpoint": None,
 }
 """Groups of which a run has one option, each with the part that takes in foreign targets, if it has one."""
-MANY_GROUPS = ("tracker", "callback")
+MANY_GROUPS = ("tracker", "metric", "callback")
 """Groups of which a run has any number of options, each under its own name."""
 SECTIONS: Mapping[str, type[Any]] = {
     "batch": BatchKeys,
@@ -246,7 +246,8 @@ def _checked(spec: RunSpec) -> Iterator[Fault]:
     yield from _as_far_as_known(lambda: run_faults(spec.run))
     yield from _as_far_as_known(lambda: clip_faults(spec.clip))
     parts = [vars(spec)[group] for group in GROUPS]
-    for many in (spec.tracker, spec.callback):
+    for group in MANY_GROUPS:
+        many = vars(spec)[group]
         parts += [] if many is UNKNOWN else list(many.values())
     for part in parts:
         yield from _as_far_as_known(lambda part=part: part.check(spec))  # type: ignore[misc]

@@ -11,6 +11,7 @@ from runner.protocols import (
     Clip,
     Hardware,
     Launcher,
+    Metric,
     Optimizer,
     Precision,
     Schedule,
@@ -203,6 +204,7 @@ class RunSpec:
     schedule: Schedule
     checkpoint: Checkpoint
     tracker: Mapping[str, Tracker]
+    metric: Mapping[str, Metric]
     callback: Mapping[str, Callback]
     import_roots: tuple[str, ...]
     """Directories that hooks are imported from, first to last, ahead of what Python would find by itself."""

@@ -1,1 +1,1 @@
-"""Items in one global order, cut among the ranks, at a position that can be left and found again."""
+"""Items in one global order, split among the ranks, and resumed at any position."""

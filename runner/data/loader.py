@@ -1,4 +1,4 @@
-"""Reading items: in the rank itself, or ahead of it by worker processes."""
+"""Loading items: in the rank itself, or ahead of it by worker processes."""
 
 import random
 from collections import deque
@@ -7,19 +7,15 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import numpy
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
-from runner.data.order import MicroBatchIndices
-from runner.errors import DataError
-from runner.protocols import MicroBatch
+from runner.protocols import LoaderOptions, MicroBatch, MicroBatchIndices
 from runner.world.seeds import mix
-
-Collate = Callable[[list[Any]], Any]
 
 
 @runtime_checkable
 class ReadsMany(Protocol):
-    """A dataset that reads several items at once, as torch's own loader also asks."""
+    """A dataset that reads several items at once; torch's own loader asks for the same method."""
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """The items, in this order."""
@@ -42,64 +38,35 @@ class NamedFields(Protocol):
     _fields: tuple[str, ...]
 
 
-def num_items(dataset: Any, name: str) -> int:
-    """The length of a map-style dataset.
-
-    Raises:
-        DataError: it has none, or is empty.
-    """
-    try:
-        length = len(dataset)
-    except TypeError:
-        kind = type(dataset).__name__
-        raise DataError(
-            f"the data hook's {name!r} dataset ({kind}) has no length: its order could not be resumed. "
-            "Return a map-style dataset, with __len__ and __getitem__."
-        ) from None
-    if length == 0:
-        raise DataError(f"the data hook's {name!r} dataset is empty. Return at least one item.")
-    return length
-
-
-def read(
-    dataset: Any,
-    shares: Iterable[MicroBatchIndices],
-    *,
-    collate: Collate | None,
-    device: torch.device,
-    workers: int,
-    prefetch: int,
-    pinned: bool,
-    seed: int,
+def load(
+    dataset: Any, micro_batches: Iterable[MicroBatchIndices], options: LoaderOptions, *, seed: int
 ) -> Iterator[MicroBatch]:
-    """Micro-batches of these shares, in order, on the device.
+    """Load micro-batches, in order, onto the device.
 
     Args:
-        workers: processes that read ahead; 0 reads in this process, when asked.
-        prefetch: micro-batches that each worker keeps ready.
-        pinned: workers leave their batches in page-locked memory.
-        seed: what random numbers drawn while an item is read depend on, besides the item's index. Only in workers:
-            in the rank itself they come from its own generators, which checkpoints keep.
+        seed: what random numbers drawn while an item is read depend on, besides epoch and index. Only in workers: in
+            the rank itself they come from its own generators, which checkpoints keep.
     """
-    if workers == 0:
-        fetch = fetcher(dataset, collate, device)
-        return (MicroBatch(fetch(share.indices), share.items) for share in shares)
-    counted: deque[int] = deque()
+    if options.workers == 0:
+        fetch = fetch_function(dataset, options)
+        return (MicroBatch(fetch(indices), items) for indices, items, _ in micro_batches)
+    counts: deque[int] = deque()
     loader: DataLoader[Any] = DataLoader(
         _SeededItems(dataset, seed),  # type: ignore[arg-type]  # it has what torch asks of a Dataset
-        batch_sampler=_Indices(shares, counted, len(dataset)),
-        collate_fn=collate or default_collate,
-        num_workers=workers,
-        prefetch_factor=prefetch,
-        pin_memory=pinned,
+        batch_sampler=_KeySampler(micro_batches, counts, len(dataset)),
+        collate_fn=options.collate,
+        num_workers=options.workers,
+        prefetch_factor=options.prefetch,
+        pin_memory=options.pin_memory,
         generator=torch.Generator(),  # else it draws from the rank's own
     )
-    return (MicroBatch(to_device(batch, device, non_blocking=pinned), counted.popleft()) for batch in loader)
+    device, pinned = options.device, options.pin_memory
+    return (MicroBatch(to_device(batch, device, non_blocking=pinned), counts.popleft()) for batch in loader)
 
 
-def fetcher(dataset: Any, collate: Collate | None, device: torch.device) -> Callable[[list[int]], Any]:
-    """From a share's indices to its batch; by `__getitems__` where there is one, as torch's own fetcher does."""
-    collate = collate or default_collate
+def fetch_function(dataset: Any, options: LoaderOptions) -> Callable[[list[int]], Any]:
+    """From indices to their batch on the device; by `__getitems__` where there is one, as torch's own fetcher does."""
+    collate, device = options.collate, options.device
     if isinstance(dataset, ReadsMany):
         get_many = dataset.__getitems__
     else:
@@ -108,13 +75,13 @@ def fetcher(dataset: Any, collate: Collate | None, device: torch.device) -> Call
         def get_many(indices: list[int]) -> list[Any]:
             return [get_one(index) for index in indices]
 
-    if device == torch.device("cpu"):  # where it is read
+    if device == torch.device("cpu"):  # the batch is there already
         return lambda indices: collate(get_many(indices))
     return lambda indices: to_device(collate(get_many(indices)), device, non_blocking=False)
 
 
 def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
-    """A nested batch with every tensor in it moved; whatever is no tensor stays as it is."""
+    """A nested batch with every tensor in it moved; everything else stays as it is."""
     if isinstance(batch, Movable):
         return batch.to(device, non_blocking=non_blocking)
     if isinstance(batch, dict):
@@ -127,42 +94,42 @@ def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
 
 
 @final
-class _Indices:
-    """The shares as a batch sampler; notes how many items of each count, for the reader at the other end."""
+class _KeySampler:
+    """Micro-batches as a batch sampler of keys; notes how many items of each count, for whoever reads the batches."""
 
-    def __init__(self, shares: Iterable[MicroBatchIndices], counted: deque[int], num_items: int) -> None:
-        self._shares = shares
+    def __init__(self, micro_batches: Iterable[MicroBatchIndices], counts: deque[int], num_items: int) -> None:
+        self._micro_batches = micro_batches
         self._num_items = num_items
-        self._counted = counted
+        self._counts = counts
 
     def __iter__(self) -> Iterator[list[int]]:
-        for share in self._shares:
-            self._counted.append(share.items)
-            yield [share.epoch * self._num_items + index for index in share.indices]
+        for indices, items, epoch in self._micro_batches:
+            self._counts.append(items)
+            yield [epoch * self._num_items + index for index in indices]
 
 
 @final
 class _SeededItems:
-    """A dataset, indexed by epoch × length + index, whose random numbers depend on just that.
+    """A dataset, indexed by keys: epoch × length + index. Its random numbers depend on the key alone.
 
-    So it matters neither which worker reads an item nor what it read before. A dataset that reads many at once draws
-    for all of them from its first.
+    So neither the worker that reads an item matters, nor what it read before. A dataset that reads many items at once
+    draws for all of them from the key of the first.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self._dataset = dataset
         self._num_items = len(dataset)
         self._seed = seed
-        self._read_many = isinstance(dataset, ReadsMany)
+        self._gets_many = isinstance(dataset, ReadsMany)
 
     def __getitems__(self, keys: list[int]) -> list[Any]:
-        if self._read_many:
+        if self._gets_many:
             self._seed_for(keys[0])
             many: list[Any] = self._dataset.__getitems__([key % self._num_items for key in keys])
             return many
-        return [self._read(key) for key in keys]
+        return [self._get(key) for key in keys]
 
-    def _read(self, key: int) -> Any:
+    def _get(self, key: int) -> Any:
         self._seed_for(key)
         return self._dataset[key % self._num_items]
 

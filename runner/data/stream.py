@@ -1,76 +1,24 @@
-"""The training items of one rank, step by step, from a position on."""
+"""For streams of a user's own: the rank's part of a step of which every rank has read all items."""
 
-from collections import deque
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-
-from runner.data.loader import Collate, fetcher, read
-from runner.data.order import MicroBatchIndices, Order, StepPlan
-from runner.protocols import MicroBatch, StepBatches
+from runner.data.loader import to_device
+from runner.data.steps import split
+from runner.protocols import MicroBatch, SourceRequest, StepBatches
 
 
-@final
-class Stream:
-    """One rank's steps. `position` counts the items of all ranks that the steps handed out so far consumed."""
+def step_batches(items: Sequence[Any], request: SourceRequest) -> StepBatches:
+    """This rank's micro-batches of one step, collated and on the device.
 
-    def __init__(
-        self,
-        dataset: Any,
-        order: Order,
-        *,
-        collate: Collate | None,
-        device: torch.device,
-        workers: int,
-        prefetch: int,
-        pinned: bool,
-    ) -> None:
-        self._dataset = dataset
-        self._order = order
-        self._collate = collate
-        self._device = device
-        self._workers = workers
-        self._prefetch = prefetch
-        self._pinned = pinned
-        self.position = 0
-
-    def plan_at(self, position: int) -> StepPlan:
-        """What this rank reads of the step that begins there."""
-        return next(self._order.steps_from(position))
-
-    def __iter__(self) -> Iterator[StepBatches]:
-        return self._ahead() if self._workers else self._here()
-
-    def _here(self) -> Iterator[StepBatches]:
-        """Read in the rank itself, when asked: the path of small models, where every microsecond shows."""
-        fetch = fetcher(self._dataset, self._collate, self._device)
-        for rounds, items, position in self._order.steps_from(self.position):
-            self.position = position
-            yield StepBatches([MicroBatch(fetch(indices), counted) for indices, counted, _ in rounds], items)
-
-    def _ahead(self) -> Iterator[StepBatches]:
-        """Read by workers, ahead of the steps."""
-        plans: deque[StepPlan] = deque()
-        micro_batches = read(
-            self._dataset,
-            _shares(self._order.steps_from(self.position), plans),
-            collate=self._collate,
-            device=self._device,
-            workers=self._workers,
-            prefetch=self._prefetch,
-            pinned=self._pinned,
-            seed=self._order.seed,
-        )
-        for first in micro_batches:
-            plan = plans.popleft()
-            self.position = plan.position
-            yield StepBatches([first, *islice(micro_batches, len(plan.micro_batches) - 1)], plan.items)
-
-
-def _shares(steps: Iterator[StepPlan], noted: deque[StepPlan]) -> Iterator[MicroBatchIndices]:
-    """The shares of all steps; notes each step for whoever gathers its micro-batches, maybe long after."""
-    for plan in steps:
-        noted.append(plan)
-        yield from plan.micro_batches
+    Args:
+        items: all items of the step, the same on every rank; fewer than `request.step_items` make a short step.
+    """
+    world, options = request.world, request.loader
+    slots = split(len(items), ranks=world.size, micro_items=request.micro_items)[world.rank :: world.size]
+    micro_batches = []
+    for first, length in slots:
+        batch = options.collate([*items[first : first + max(length, 1)]])
+        moved = to_device(batch, options.device, non_blocking=options.pin_memory)
+        micro_batches.append(MicroBatch(moved, length))
+    return StepBatches(micro_batches, len(items))

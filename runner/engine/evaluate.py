@@ -1,35 +1,78 @@
-"""Evaluation over every item once, on all ranks."""
+"""Evaluation: every item of every set once, on all ranks."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
-from runner.data.loader import num_items, read
-from runner.data.order import once
-from runner.engine.measure import means, on_device, on_host
-from runner.engine.session import Session
+from runner.config.run_spec import RunSpec
+from runner.data.datasets import eval_sets, num_items
+from runner.data.loader import load
+from runner.data.source import loader_options
+from runner.data.steps import single_pass
+from runner.engine.measure import LossMeans
+from runner.errors import HookError
+from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Trainable, World
 from runner.world.seeds import mix
 
 
-def evaluate(session: Session) -> dict[str, float]:
-    """Means of loss and metrics over the evaluation dataset, named eval/…; the same on every rank. Collective."""
-    spec, world, data = session.spec, session.world, session.data
-    axes = spec.strategy.axes(world.size)
-    shares = once(
-        num_items(data.eval, "eval"),
-        micro_items=spec.eval.micro_items or spec.batch.micro_items,
-        rank=world.rank % axes.data_ranks,
-        ranks=axes.data_ranks,
-    )
-    micro_batches = read(
-        data.eval,
-        shares,
-        collate=data.collate,
-        device=world.device,
-        workers=spec.loader.workers,
-        prefetch=spec.loader.prefetch,
-        pinned=spec.hardware.pins_memory,
-        seed=mix(spec.run.seed, 1),
-    )
+def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World) -> dict[str, float]:
+    """What all meters measure on all evaluation sets; the same on every rank. Collective.
+
+    Args:
+        world: the ranks that read different items.
+
+    Returns:
+        Named eval/<metric>, or eval/<set>/<metric> if the sets are named.
+    """
     # A device without float64 would round the sums: there the host reads every number as it comes.
-    plus = on_device if spec.hardware.has_dtype(torch.float64) else on_host
-    found = means(session.trainable.evaluate(micro_batches), world, plus=plus)
-    return {f"eval/{name}": value for name, value in found.items()}
+    on_device = spec.hardware.has_dtype(torch.float64)
+    options = loader_options(spec, data, world)
+    values: dict[str, float] = {}
+    for prefix, dataset in eval_sets(data).items():
+        meters: dict[str, Meter] = {"": LossMeans(on_device=on_device)}
+        meters |= {name: metric.build(on_device=on_device) for name, metric in spec.metric.items()}
+        _update(meters.values(), trainable, _micro_batches(dataset, prefix, options, spec, world))
+        for meter in meters.values():
+            meter.merge(world)
+        values |= {f"{prefix}/{name}": value for name, value in _computed(meters).items()}
+    return values
+
+
+def _micro_batches(
+    dataset: Any, name: str, options: LoaderOptions, spec: RunSpec, world: World
+) -> Iterable[MicroBatch]:
+    """Those of this rank."""
+    indices = single_pass(
+        num_items(dataset, name),
+        micro_items=spec.eval.micro_items or spec.batch.micro_items,
+        rank=world.rank,
+        ranks=world.size,
+    )
+    return load(dataset, indices, options, seed=mix(spec.run.seed, 1))
+
+
+def _update(meters: Iterable[Meter], trainable: Trainable, micro_batches: Iterable[MicroBatch]) -> None:
+    """Forward every micro-batch; only one loss is alive at a time."""
+    all_meters = [*meters]
+    for loss in trainable.evaluate(micro_batches):
+        for meter in all_meters:
+            meter.update(loss)
+
+
+def _computed(meters: Mapping[str, Meter]) -> dict[str, float]:
+    """The values of all meters.
+
+    Raises:
+        HookError: two of them give one name.
+    """
+    values: dict[str, float] = {}
+    for option, meter in meters.items():
+        computed = meter.compute()
+        if twice := sorted(values.keys() & computed.keys()):
+            raise HookError(
+                f"metric.{option} gives {twice[0]!r}, and so does another metric or the loss hook. Rename the loss "
+                f"hook's, or leave metric.{option} out."
+            )
+        values |= computed
+    return values

@@ -1,20 +1,16 @@
-"""From what lies on the devices to numbers: the only place where the host waits for them."""
+"""From tensors on the devices to numbers: the only place where the host waits for them."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import final
 
-import torch
 from torch import Tensor
 
 from runner.errors import HookError
 from runner.protocols import MicroBatchLoss, StepLoss, Update, World
+from runner.world.running_means import RunningMeans
 
 LOSS = "loss"
-
-Number = Tensor | float
-Plus = Callable[[Number, Number, int], Number]
-"""From a sum so far, a number and its weight to the sum with it."""
 
 
 @final
@@ -36,62 +32,59 @@ class Throughput:
         return rate
 
 
+@final
+class LossMeans:
+    """The meter that is always there: the means of the loss, and of each (sum, count) that the loss hook returns."""
+
+    def __init__(self, *, on_device: bool) -> None:
+        self._means = RunningMeans(on_device=on_device)
+
+    def update(self, loss: MicroBatchLoss) -> None:
+        """Add the micro-batch to the sums.
+
+        Raises:
+            HookError: a metric is not a pair of numbers, or takes the name of the loss.
+        """
+        self._means.update(LOSS, loss.value, loss.count, weight=loss.weight)
+        for name, (total, count) in _checked(loss.metrics).items():
+            self._means.update(name, total, count)
+
+    def merge(self, world: World) -> None:
+        """Add the sums of all ranks. Collective, on the host."""
+        self._means.merge(world)
+
+    def compute(self) -> dict[str, float]:
+        """The loss under the name `loss`, and the hook's metrics under theirs."""
+        return self._means.compute()
+
+
 def step_values(loss: StepLoss, update: Update, *, lr: float, world: World) -> dict[str, float]:
     """What is logged of one optimizer step: loss, gradient norm, rate, the hook's own metrics, the strategy's record.
 
     The loss is that of the whole step, over all items of all ranks. Collective.
+
+    Args:
+        world: the ranks over which the loss is summed.
     """
-    values = {f"train/{name}": value for name, value in means(loss.losses, world, plus=on_host).items()}
+    values = {f"train/{name}": value for name, value in means(loss.losses, world, on_device=False).items()}
     if update.grad_norm is not None:
         values["train/grad_norm"] = update.grad_norm.item()
     values |= {f"train/{name}": value for name, value in update.record.items()}
     return values | {"train/lr": float(lr)}
 
 
-def means(losses: Iterable[MicroBatchLoss], world: World, *, plus: Plus) -> dict[str, float]:
-    """Totals and counts summed over micro-batches and ranks, in float64, then divided: no item counts twice.
-
-    Collective, on the host.
+def means(losses: Iterable[MicroBatchLoss], world: World, *, on_device: bool) -> dict[str, float]:
+    """The means of these losses over all ranks. Collective, on the host.
 
     Args:
         losses: added up as they come; none is kept.
-        plus: `on_host`, or `on_device`, with which the host waits only at the end.
+        on_device: as `RunningMeans` takes it.
     """
-    sums = _sums(losses, plus)
-    share = {name: (float(total), float(count)) for name, (total, count) in sums.items()}
-    whole: dict[str, tuple[float, float]] = {}
-    for of_rank in world.gather_objects(share):
-        for name, (total, count) in of_rank.items():
-            before = whole.get(name, (0.0, 0.0))
-            whole[name] = (before[0] + total, before[1] + count)
-    return {name: total / count if count else float("nan") for name, (total, count) in whole.items()}
-
-
-def on_host(before: Number, value: Number, weight: int) -> Number:
-    """The host waits for the number: cheapest if there are few, and it would wait for them anyway."""
-    return before + float(value.item() if isinstance(value, Tensor) else value) * weight
-
-
-def on_device(before: Number, value: Number, weight: int) -> Number:
-    """The number is added where it lies, and the host goes on: one kernel, in float64 whatever the number's type."""
-    if not isinstance(value, Tensor):
-        return before + float(value) * weight
-    if not isinstance(before, Tensor):
-        before = torch.full((), before, dtype=torch.float64, device=value.device)
-    # Without its dimension, if it has one element in one: beside that, torch would take the sum's type for a mere hint.
-    return torch.add(before, value.detach().reshape(()), alpha=weight)
-
-
-def _sums(losses: Iterable[MicroBatchLoss], plus: Plus) -> dict[str, tuple[Number, Number]]:
-    """Name to (total, count)."""
-    sums: dict[str, tuple[Number, Number]] = {}
+    meter = LossMeans(on_device=on_device)
     for loss in losses:
-        total, count = sums.get(LOSS, (0.0, 0.0))
-        sums[LOSS] = (plus(total, loss.value, loss.weight), plus(count, loss.count, 1))
-        for name, pair in _checked(loss.metrics).items():
-            total, count = sums.get(name, (0.0, 0.0))
-            sums[name] = (plus(total, pair[0], 1), plus(count, pair[1], 1))
-    return sums
+        meter.update(loss)
+    meter.merge(world)
+    return meter.compute()
 
 
 def _checked(metrics: Mapping[str, tuple[Tensor, Tensor | int]]) -> Mapping[str, tuple[Tensor, Tensor | int]]:

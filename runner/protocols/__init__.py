@@ -10,10 +10,21 @@ No torch is imported here at run time: the command line reads this module before
 
 from runner.protocols.callback import Callback, Listener
 from runner.protocols.checkpoint import Checkpoint, Checkpointer
+from runner.protocols.data import (
+    IndexedSteps,
+    LoaderOptions,
+    MicroBatchIndices,
+    OpensSource,
+    Order,
+    Source,
+    SourceRequest,
+    StepPlan,
+)
 from runner.protocols.hardware import Hardware
 from runner.protocols.hooks import Data, Loss
 from runner.protocols.launch import Launch, Launcher
 from runner.protocols.mesh import Axes, Axis
+from runner.protocols.metric import Meter, Metric
 from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
 from runner.protocols.part import Part
 from runner.protocols.precision import Precision, Scaler
@@ -33,13 +44,20 @@ __all__ = [
     "Clip",
     "Data",
     "Hardware",
+    "IndexedSteps",
     "Launch",
     "Launcher",
     "Listener",
+    "LoaderOptions",
     "Loss",
+    "Meter",
+    "Metric",
     "MicroBatch",
+    "MicroBatchIndices",
     "MicroBatchLoss",
+    "OpensSource",
     "Optimizer",
+    "Order",
     "Part",
     "Placed",
     "Precision",
@@ -48,10 +66,13 @@ __all__ = [
     "Scaler",
     "Schedule",
     "Scheduler",
+    "Source",
+    "SourceRequest",
     "State",
     "Stateful",
     "StepBatches",
     "StepLoss",
+    "StepPlan",
     "StoredTensor",
     "Strategy",
     "Tracker",

@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which nobody calls
     """How many things `total` sums over. A tensor need not be on the host: the engine does not read it in the loop."""
     metrics: Mapping[str, tuple["Tensor", "Tensor | int"]] = NO_METRICS
-    """Name to (sum, count), added up over micro-batches, rounds and ranks before they are divided."""
+    """Name to (sum, count), added up over micro-batches and ranks before they are divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,9 @@ class Data:
     """What a data hook returns."""
 
     train: Any
-    """Map-style dataset: `__len__` and `__getitem__(index)`; `__getitems__(indices)` is used where it exists."""
+    """Map-style dataset: `__len__` and `__getitem__(index)`; `__getitems__(indices)` is used where it exists. Or an
+    object with `open_source(request)`, which makes the steps itself (`runner.protocols.data.OpensSource`)."""
     eval: Any = None
-    """Map-style dataset to evaluate on, or None."""
+    """Map-style dataset to evaluate on, a mapping of names to such datasets, or None."""
     collate: Callable[[list[Any]], Any] | None = None
     """Items of one micro-batch to a batch; None is torch's default_collate."""

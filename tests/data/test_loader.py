@@ -1,4 +1,4 @@
-"""Reading items: the same ones in the rank itself and in workers, placed and counted."""
+"""Loading items: the same ones in the rank itself and in workers, placed and counted."""
 
 import random
 from collections import UserDict
@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy
 import pytest
 import torch
+from torch.utils.data import default_collate
 
-from runner.data.loader import num_items, read, to_device
-from runner.data.order import Order
-from runner.errors import DataError
+from runner.data.loader import load, to_device
+from runner.data.order import Shuffled
+from runner.data.steps import RankSteps
+from runner.protocols import LoaderOptions
 
 CPU = torch.device("cpu")
 
@@ -30,31 +32,34 @@ class ManySquares(Squares):
         return [{"square": index**2, "noise": 0.0} for index in indices]
 
 
-def _shares(*, rank=0, ranks=1, steps=4, position=0):
-    plans = Order(10, 4, 2, rank, ranks, seed=0, shuffle=True).steps_from(position)
-    return [share for _ in range(steps) for share in next(plans).micro_batches]
+def _micro_batches(*, rank=0, ranks=1, steps=4, position=0):
+    order = Shuffled(10, seed=0)
+    plans = RankSteps(order=order, step_items=4, micro_items=2, rank=rank, ranks=ranks).starting_at(position)
+    return [micro for _ in range(steps) for micro in next(plans).micro_batches]
 
 
-def _read(dataset, shares, workers):
-    batches = read(dataset, shares, collate=None, device=CPU, workers=workers, prefetch=2, pinned=False, seed=7)
-    return list(batches)
+def _load(dataset, micro_batches, workers):
+    options = LoaderOptions(collate=default_collate, device=CPU, workers=workers, prefetch=2, pin_memory=False)
+    return list(load(dataset, micro_batches, options, seed=7))
 
 
 @pytest.mark.parametrize("dataset", [Squares(), ManySquares()])
 def test_workers_hand_out_what_the_rank_itself_reads(dataset):
-    shares = _shares()
-    alone, ahead = _read(dataset, shares, 0), _read(dataset, shares, 2)
-    assert [batch.items for batch in alone] == [batch.items for batch in ahead] == [share.items for share in shares]
-    for one, other, share in zip(alone, ahead, shares, strict=True):
-        assert one.batch["square"].tolist() == other.batch["square"].tolist() == [i**2 for i in share.indices]
+    micro_batches = _micro_batches()
+    alone, ahead = _load(dataset, micro_batches, 0), _load(dataset, micro_batches, 2)
+    assert (
+        [batch.items for batch in alone] == [batch.items for batch in ahead] == [micro.items for micro in micro_batches]
+    )
+    for one, other, micro in zip(alone, ahead, micro_batches, strict=True):
+        assert one.batch["square"].tolist() == other.batch["square"].tolist() == [i**2 for i in micro.indices]
 
 
 def test_random_numbers_drawn_in_workers_depend_on_the_item_and_epoch_alone():
     def noise(workers, **kwargs):
-        shares = _shares(**kwargs)
-        batches = _read(Squares(), shares, workers)
+        micro_batches = _micro_batches(**kwargs)
+        batches = _load(Squares(), micro_batches, workers)
         drawn = [batch.batch["noise"].tolist() for batch in batches]
-        keys = [(share.epoch, index) for share in shares for index in share.indices]
+        keys = [(micro.epoch, index) for micro in micro_batches for index in micro.indices]
         return dict(zip(keys, [value for values in drawn for value in values], strict=True))
 
     one, two = noise(1), noise(2)
@@ -68,18 +73,8 @@ def test_readers_leave_the_ranks_own_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    _read(ManySquares(), _shares(), 1)
+    _load(ManySquares(), _micro_batches(), 1)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_a_dataset_without_length_is_refused():
-    with pytest.raises(DataError, match=r"'train' dataset \(generator\) has no length.*Return a map-style dataset"):
-        num_items((i for i in range(3)), "train")
-
-
-def test_an_empty_dataset_is_refused():
-    with pytest.raises(DataError, match="'eval' dataset is empty"):
-        num_items([], "eval")
 
 
 class Pair(NamedTuple):

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from runner.data.order import Order
+from runner.data.order import Shuffled
+from runner.data.steps import RankSteps
 from tests.parity.options import tensors
 
 SICK = 31  # tests/project/user_hooks/sick.py
@@ -22,9 +23,13 @@ PAIR = ["strategy=ddp", "hardware.processes=2"]
 
 def sick_step(ranks: int = 1, micro_items: int = 12) -> tuple[int, int, int, list[int]]:
     """Step, rank, round and items of the micro-batch in which the sick item is read first."""
-    orders = [Order(50, 12, micro_items, rank, ranks, seed=0, shuffle=True).steps_from(0) for rank in range(ranks)]
+    order = Shuffled(50, seed=0)
+    every_rank = [
+        RankSteps(order=order, step_items=12, micro_items=micro_items, rank=rank, ranks=ranks).starting_at(0)
+        for rank in range(ranks)
+    ]
     for step in range(1, 6):
-        for rank, steps in enumerate(orders):
+        for rank, steps in enumerate(every_rank):
             for number, share in enumerate(next(steps).micro_batches):
                 if SICK in share.indices[: share.items]:
                     return step, rank, number, share.indices

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runner.engine.measure import means, on_device, on_host
+from runner.engine.measure import means
 from runner.protocols import MicroBatchLoss
 from runner.world.solo import SoloWorld
 
@@ -46,14 +46,16 @@ def weighed(number):
         )[index % 3]
 
 
-@pytest.mark.parametrize("plus", [on_host, on_device])
-def test_means_are_to_the_bit_those_of_python_floats(plus):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_means_are_to_the_bit_those_of_python_floats(on_device):
     sums = {"loss": [0.0, 0.0], "accuracy": [0.0, 0.0], "share": [0.0, 0.0]}
     for value, weight, count, _, metrics in weighed(1000):
         for name, (more, counted) in {"loss": (value.item() * weight, count), **metrics}.items():
             sums[name][0] += float(more)
             sums[name][1] += float(counted)
-    assert means(weighed(1000), ALONE, plus=plus) == {name: total / count for name, (total, count) in sums.items()}
+    assert means(weighed(1000), ALONE, on_device=on_device) == {
+        name: total / count for name, (total, count) in sums.items()
+    }
 
 
 def test_evaluation_holds_as_many_tensors_at_its_end_as_at_its_beginning(project, runner):
@@ -78,7 +80,7 @@ class _Reads(TorchDispatchMode):
 
 def test_the_host_reads_sums_and_not_micro_batches():
     with _Reads() as reads:
-        means(weighed(300), ALONE, plus=on_device)
+        means(weighed(300), ALONE, on_device=True)
     assert reads.number == 5  # total and count of loss, accuracy and share; of accuracy the count is no tensor
 
 
@@ -90,4 +92,4 @@ def test_a_metric_that_a_model_keeps_is_added_as_it_is_at_that_moment():
             yield MicroBatchLoss(torch.ones(()), 1, 1, False, {"kept": (kept, 1)})
             kept.data += 1
 
-    assert means(losses(), ALONE, plus=on_device)["kept"] == (0 + 1 + 2) / 3
+    assert means(losses(), ALONE, on_device=True)["kept"] == (0 + 1 + 2) / 3

@@ -1,0 +1,77 @@
+"""What a data hook returned, checked before it is used."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from runner.errors import DataError, HookError
+from runner.protocols import Data, OpensSource
+
+SET_NAME = re.compile(r"[\w.-]+", re.ASCII)
+
+
+def check_data(returned: Any, target: str, *, wants_eval: bool) -> Data:
+    """What the data hook returned, if a run can use it.
+
+    Args:
+        target: the data hook's dotted path.
+        wants_eval: whether the recipe evaluates during the run.
+
+    Raises:
+        HookError: it is no Data.
+        DataError: a dataset cannot be trained on, or evaluated.
+    """
+    if not isinstance(returned, Data):
+        raise HookError(f"{target} returned a {type(returned).__name__}, but must return runner.Data(train=…, eval=…).")
+    if not isinstance(returned.train, OpensSource):
+        num_items(returned.train, "train")
+    for prefix, dataset in eval_sets(returned).items():
+        num_items(dataset, prefix)
+    if returned.eval is None and wants_eval:
+        raise DataError(
+            f"eval.every_steps is set, but {target} returned no eval dataset. Return one, or set it to null."
+        )
+    return returned
+
+
+def eval_sets(data: Data) -> dict[str, Any]:
+    """The evaluation sets by what stands before the names of their metrics: eval, or eval/<set> if they are named.
+
+    Raises:
+        DataError: there is a mapping without sets, or with a name that cannot be part of a metric's.
+    """
+    if data.eval is None:
+        return {}
+    if not isinstance(data.eval, Mapping):
+        return {"eval": data.eval}
+    if not data.eval:
+        raise DataError(
+            "the data hook's eval is an empty mapping. Name at least one dataset, eval={'valid': …}, or return "
+            "eval=None."
+        )
+    for name in data.eval:
+        if not isinstance(name, str) or not SET_NAME.fullmatch(name):
+            raise DataError(
+                f"the data hook's eval has a set named {name!r}. Its metrics are called eval/<set>/loss, so a name is "
+                "text of letters, digits, '_', '-' and '.'. Rename it."
+            )
+    return {f"eval/{name}": dataset for name, dataset in data.eval.items()}
+
+
+def num_items(dataset: Any, name: str) -> int:
+    """The length of a map-style dataset.
+
+    Raises:
+        DataError: it has none, or is empty.
+    """
+    try:
+        length = len(dataset)
+    except TypeError:
+        kind = type(dataset).__name__
+        raise DataError(
+            f"the data hook's {name!r} dataset ({kind}) has no length: its order could not be resumed. "
+            "Return a map-style dataset, with __len__ and __getitem__."
+        ) from None
+    if length == 0:
+        raise DataError(f"the data hook's {name!r} dataset is empty. Return at least one item.")
+    return length

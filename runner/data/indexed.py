@@ -1,0 +1,80 @@
+"""Steps of a map-style dataset, read in an order."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, final
+
+from runner.data.loader import fetch_function, load
+from runner.data.steps import RankSteps
+from runner.errors import CheckpointError
+from runner.protocols import MicroBatch, MicroBatchIndices, Order, SourceRequest, StepBatches, StepPlan
+
+POSITION = "position"
+
+
+@final
+class IndexedSource:
+    """One rank's steps of a map-style dataset. The position is all of its state."""
+
+    def __init__(self, dataset: Any, order: Order, request: SourceRequest) -> None:
+        self._dataset = dataset
+        self._steps = RankSteps(
+            order=order,
+            step_items=request.step_items,
+            micro_items=request.micro_items,
+            rank=request.world.rank,
+            ranks=request.world.size,
+        )
+        self._options = request.loader
+        self._seed = request.seed
+        self.position = 0
+
+    def plan_at(self, position: int) -> StepPlan:
+        """The items of this rank in the step that begins at a position."""
+        return next(self._steps.starting_at(position))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        return {POSITION: self.position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue at a position, with any number of ranks."""
+        if set(state) != {POSITION}:
+            raise CheckpointError(
+                f"the checkpoint holds the state of a source with {', '.join(sorted(state)) or 'nothing in it'}, but "
+                "this run reads a map-style dataset, whose state is its position. Resume with the data hook that the "
+                "run began with, or start a new run."
+            )
+        self.position = state[POSITION]
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        return self._ahead() if self._options.workers else self._in_rank()
+
+    def _in_rank(self) -> Iterator[StepBatches]:
+        """Items are read by the rank itself, on demand: the path of small models, where every microsecond shows."""
+        fetch = fetch_function(self._dataset, self._options)
+        for micro_batches, items, position in self._steps.starting_at(self.position):
+            self.position = position
+            yield StepBatches([MicroBatch(fetch(indices), counted) for indices, counted, _ in micro_batches], items)
+
+    def _ahead(self) -> Iterator[StepBatches]:
+        """Items are read by workers, ahead of the steps."""
+        plans: deque[StepPlan] = deque()
+        micro_batches = load(
+            self._dataset,
+            _noting(self._steps.starting_at(self.position), plans),
+            self._options,
+            seed=self._seed,
+        )
+        for first in micro_batches:
+            plan = plans.popleft()
+            self.position = plan.position
+            yield StepBatches([first, *islice(micro_batches, len(plan.micro_batches) - 1)], plan.items)
+
+
+def _noting(steps: Iterator[StepPlan], plans: deque[StepPlan]) -> Iterator[MicroBatchIndices]:
+    """The micro-batches of all steps; notes each step for the reader, who may be many steps behind."""
+    for plan in steps:
+        plans.append(plan)
+        yield from plan.micro_batches

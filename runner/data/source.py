@@ -1,0 +1,89 @@
+"""Opening the training source of a run, whichever kind the data hook returned."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import default_collate
+
+from runner.config.run_spec import RunSpec
+from runner.data.datasets import num_items
+from runner.data.indexed import IndexedSource
+from runner.data.order import order_of
+from runner.errors import DataError
+from runner.protocols import (
+    Data,
+    IndexedSteps,
+    LoaderOptions,
+    OpensSource,
+    Source,
+    SourceRequest,
+    StepBatches,
+    StepPlan,
+    World,
+)
+
+MEMBERS = ("position", "__iter__", "state_dict", "load_state_dict")
+"""What a Source must have."""
+
+
+def loader_options(spec: RunSpec, data: Data, world: World) -> LoaderOptions:
+    """What recipe, data hook and hardware say about loading."""
+    return LoaderOptions(
+        collate=data.collate or default_collate,
+        device=world.device,
+        workers=spec.loader.workers,
+        prefetch=spec.loader.prefetch,
+        pin_memory=spec.hardware.pins_memory,
+    )
+
+
+def open_source(spec: RunSpec, data: Data, world: World) -> Source:
+    """The training source of this rank, at its beginning. Collective.
+
+    Args:
+        world: the ranks that read different items.
+
+    Raises:
+        DataError: the data hook's own source is none, or its dataset has no items.
+    """
+    request = SourceRequest(
+        step_items=spec.batch.items,
+        micro_items=spec.batch.micro_items,
+        world=world,
+        seed=spec.run.seed,
+        shuffle=spec.loader.shuffle,
+        loader=loader_options(spec, data, world),
+    )
+    if isinstance(data.train, OpensSource):
+        return _checked(data.train.open_source(request), opener=data.train)
+    order = order_of(num_items(data.train, "train"), seed=spec.run.seed, shuffle=spec.loader.shuffle)
+    return IndexedSource(data.train, order, request)
+
+
+def endless(source: Source) -> Iterator[StepBatches]:
+    """The source's steps.
+
+    Raises:
+        DataError: they ended.
+    """
+    yield from source
+    raise DataError(
+        f"the training source ({type(source).__name__}) ended after {source.position} items, but a run goes on until "
+        "run.steps. Let its __iter__ begin again at its first item, or lower run.steps."
+    )
+
+
+def plan_at(source: Source, position: int) -> StepPlan | None:
+    """The items of this rank in the step that begins at a position; None if the source's items have no index."""
+    return source.plan_at(position) if isinstance(source, IndexedSteps) else None
+
+
+def _checked(source: Any, *, opener: OpensSource) -> Source:
+    missing = [name for name in MEMBERS if name not in dir(source)]
+    if missing:
+        raise DataError(
+            f"{type(opener).__name__}.open_source returned a {type(source).__name__} without {', '.join(missing)}. A "
+            f"source has {', '.join(MEMBERS)}: see runner.protocols.Source."
+        )
+    checked: Source = source
+    return checked

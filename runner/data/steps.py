@@ -1,0 +1,92 @@
+"""How the items of an order are split into steps, and those of a step among ranks and micro-batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import final
+
+from runner.data.order import Indices, Sequential
+from runner.protocols import MicroBatchIndices, Order, StepPlan
+
+CHUNK_ITEMS = 4096  # planned at once, their indices held as Python integers: some 150 kB
+
+
+def split(items: int, *, ranks: int, micro_items: int) -> list[tuple[int, int]]:
+    """Split the items of a step into slots of at most `micro_items`, equally many for each rank, as even as can be.
+
+    Slot `round * ranks + rank` is that rank's micro-batch in that round. A full step fills every slot; the short step
+    at the end of an epoch leaves slots that differ by at most one item, some of them empty if there are fewer items
+    than ranks.
+
+    Returns:
+        (first, length) of each slot within the step; an empty slot starts at the step's first item.
+    """
+    num_slots = -(-items // (ranks * micro_items)) * ranks
+    base, longer = divmod(items, num_slots)
+    slots, first = [], 0
+    for slot in range(num_slots):
+        length = base + (slot < longer)
+        slots.append((first if length else 0, length))
+        first += length
+    return slots
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RankSteps:
+    """The steps of one rank over an order."""
+
+    order: Order
+    step_items: int
+    """Of one optimizer step, over all ranks."""
+    micro_items: int
+    rank: int
+    """Among the ranks that read different items."""
+    ranks: int
+
+    def starting_at(self, position: int) -> Iterator[StepPlan]:
+        """Every step from `position` (items consumed since the run began) on, epoch after epoch, without end.
+
+        If the step's items do not divide an epoch, it ends in a short step: every item is read once an epoch.
+        """
+        return chain.from_iterable(self._chunks_from(position))
+
+    def _chunks_from(self, position: int) -> Iterator[list[StepPlan]]:
+        """Many steps at once: planning one between two steps takes three times as long as in a row, on warm caches."""
+        chunk = max(1, CHUNK_ITEMS // self.step_items) * self.step_items
+        num_items = self.order.num_items
+        while True:
+            epoch, start = divmod(position, num_items)
+            full = num_items - (num_items - start) % self.step_items
+            for first in range(start, full, chunk):
+                indices = self.order.indices(epoch, first, min(first + chunk, full))
+                yield self._plans(indices.reshape(-1, self.step_items), epoch, first)
+            if full < num_items:
+                yield self._plans(self.order.indices(epoch, full, num_items).reshape(1, -1), epoch, full)
+            position = (epoch + 1) * num_items
+
+    def _plans(self, steps: Indices, epoch: int, start: int) -> list[StepPlan]:
+        """Plans of consecutive steps [steps, items], the first of which begins at `start` of the epoch."""
+        items = steps.shape[1]
+        slots = split(items, ranks=self.ranks, micro_items=self.micro_items)[self.rank :: self.ranks]
+        rounds = [(steps[:, first : first + max(length, 1)].tolist(), length) for first, length in slots]
+        done = epoch * self.order.num_items + start
+        return [
+            StepPlan(
+                [MicroBatchIndices(indices[step], length, epoch) for indices, length in rounds],
+                items,
+                done + (step + 1) * items,
+            )
+            for step in range(len(steps))
+        ]
+
+
+def single_pass(num_items: int, *, micro_items: int, rank: int, ranks: int) -> Iterator[MicroBatchIndices]:
+    """Every item once, in the dataset's order, for evaluation: equally many micro-batches on every rank."""
+    steps = RankSteps(
+        order=Sequential(num_items), step_items=micro_items * ranks, micro_items=micro_items, rank=rank, ranks=ranks
+    )
+    for plan in steps.starting_at(0):
+        yield from plan.micro_batches
+        if plan.position >= num_items:
+            return

@@ -1,0 +1,1 @@
+"""What evaluations measure besides the loss, one metric a file."""

@@ -1,0 +1,40 @@
+"""The group `metric`."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from runner.protocols.part import Part
+from runner.protocols.step import MicroBatchLoss
+from runner.protocols.world import World
+
+
+class Meter(Protocol):
+    """A metric during one evaluation, on one rank: updated with every micro-batch, merged over ranks, computed."""
+
+    def update(self, loss: MicroBatchLoss) -> None:
+        """Take in one micro-batch. Leave tensors on their device: the host must not wait for them here."""
+        ...
+
+    def merge(self, world: World) -> None:
+        """Combine with the meters of the other ranks, once, after the last update. Collective.
+
+        Args:
+            world: the ranks that evaluated different items.
+        """
+        ...
+
+    def compute(self) -> Mapping[str, float]:
+        """Name to value. After `merge`, the same on every rank."""
+        ...
+
+
+class Metric(Part, Protocol):
+    """What an evaluation measures, besides the means of the loss and of the loss hook's own metrics."""
+
+    def build(self, *, on_device: bool) -> Meter:
+        """An empty meter, for one evaluation of one set.
+
+        Args:
+            on_device: whether the device adds in float64; where it cannot, numbers are read on the host one by one.
+        """
+        ...

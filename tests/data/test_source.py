@@ -1,0 +1,148 @@
+"""A source: steps from a state, its state, and what is said where it cannot go on."""
+
+from dataclasses import dataclass
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from runner.data.indexed import IndexedSource
+from runner.data.order import Shuffled
+from runner.data.source import endless, open_source, plan_at
+from runner.data.stream import step_batches
+from runner.errors import CheckpointError, DataError
+from runner.protocols import Data, LoaderOptions, SourceRequest
+
+CPU = torch.device("cpu")
+ITEMS = [10 * index for index in range(10)]
+
+
+@dataclass
+class Seat:
+    """Where a rank sits: all that is asked of a world while steps are read."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+
+def request(*, rank=0, ranks=1, workers=0, step_items=4, micro_items=2):
+    options = LoaderOptions(collate=default_collate, device=CPU, workers=workers, prefetch=2, pin_memory=False)
+    return SourceRequest(
+        step_items=step_items,
+        micro_items=micro_items,
+        world=Seat(rank, ranks),
+        seed=3,
+        shuffle=True,
+        loader=options,
+    )
+
+
+def indexed(**changes):
+    return IndexedSource(ITEMS, Shuffled(len(ITEMS), seed=3), request(**changes))
+
+
+def values(step):
+    """The items of a step, and how many of each micro-batch count."""
+    return [(micro.batch.tolist(), micro.items) for micro in step.micro_batches], step.items
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_state_after_any_step_continues_with_the_next_one(workers):
+    whole = indexed()
+    expected, states = [], []
+    for step in islice(whole, 7):
+        expected.append(values(step))
+        states.append(whole.state_dict())
+    assert [state["position"] for state in states] == [4, 8, 10, 14, 18, 20, 24]
+    for done in (1, 3, 4):
+        resumed = indexed(workers=workers)
+        resumed.load_state_dict(states[done - 1])
+        assert [values(step) for step in islice(resumed, 7 - done)] == expected[done:]
+        assert resumed.position == whole.position
+
+
+def test_the_items_of_a_step_can_be_named_later():
+    source = indexed(rank=1, ranks=2)
+    step = next(iter(source))
+    plan = plan_at(source, source.position - step.items)
+    assert [[10 * index for index in micro.indices] for micro in plan.micro_batches] == [
+        micro.batch.tolist() for micro in step.micro_batches
+    ]
+
+
+def test_the_state_of_another_kind_of_source_is_refused():
+    with pytest.raises(
+        CheckpointError, match=r"a source with offset, position, but this run reads a map-style.*Resume"
+    ):
+        indexed().load_state_dict({"position": 4, "offset": 17})
+
+
+class Letters:
+    """A source without an index, over as many letters as there are."""
+
+    def __init__(self, request, text):
+        self.position, self._request, self._text = 0, request, text
+
+    def __iter__(self):
+        size = self._request.step_items
+        while self.position < len(self._text):
+            letters = [ord(letter) for letter in self._text[self.position : self.position + size]]
+            self.position += len(letters)
+            yield step_batches(letters, self._request)
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+def test_a_source_without_an_index_names_no_items():
+    source = Letters(request(), "abcdef")
+    next(iter(source))
+    assert plan_at(source, 0) is None
+
+
+def test_a_source_that_ends_is_told_of():
+    steps = endless(Letters(request(), "abcdef"))
+    assert [next(steps).items, next(steps).items] == [4, 2]
+    with pytest.raises(DataError, match=r"source \(Letters\) ended after 6 items.*begin again.*or lower run\.steps"):
+        next(steps)
+
+
+@pytest.mark.parametrize("length", [8, 5, 1])
+def test_a_streams_step_is_split_as_that_of_a_dataset_is(length):
+    """Together the ranks count every item once, in micro-batches as many on each; a filler repeats an item."""
+    ranks = [step_batches([*range(length)], request(rank=rank, ranks=3, micro_items=1)) for rank in range(3)]
+    assert {step.items for step in ranks} == {length}
+    assert len({len(step.micro_batches) for step in ranks}) == 1
+    rounds = zip(*(step.micro_batches for step in ranks), strict=True)
+    counted = [item for micros in rounds for micro in micros for item in micro.batch.tolist()[: micro.items]]
+    assert counted == [*range(length)]
+
+
+class Opener:
+    def __init__(self, opened):
+        self.opened = opened
+
+    def open_source(self, request):
+        return self.opened
+
+
+class Nothing:
+    def state_dict(self):
+        return {}
+
+
+def test_what_is_no_source_is_told_by_what_it_lacks(toy_spec):
+    with pytest.raises(DataError, match=r"Opener\.open_source returned a Nothing without position, __iter__, load_st"):
+        open_source(toy_spec, Data(train=Opener(Nothing())), Seat())
+
+
+def test_a_run_opens_what_the_data_hook_returned(toy_spec):
+    letters = Letters(request(), "abc")
+    assert open_source(toy_spec, Data(train=Opener(letters)), Seat()) is letters
+    source = open_source(toy_spec, Data(train=ITEMS), Seat())
+    assert sorted(item for micro in next(iter(source)).micro_batches for item in micro.batch.tolist()) == ITEMS
