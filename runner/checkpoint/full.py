@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from runner.checkpoint.retention import Mode, check_best
-from runner.checkpoint.save import Keep, Saved, check_numbers, open_checkpoints, save_into
+from runner.checkpoint.retention import Retention
+from runner.checkpoint.save import Saved, check_cadence, open_checkpoints, save_into
+from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Progress, State, World
 from runner.storage.names import to_names
@@ -28,26 +29,15 @@ class Full:
     """Minutes between checkpoints, beside every_steps; null = off."""
     at_end: bool = True
     """Save when the run ends."""
-    keep_last: int | None = 3
-    """How many of the newest checkpoints stay; null = all."""
-    keep_best: int = 0
-    """How many of the best by `metric` stay besides; 0 = off."""
-    metric: str = "eval/loss"
-    """What keep_best goes by, as it stands in metrics.jsonl."""
-    mode: Mode = Mode.min
-    """Which way `metric` gets better."""
+    retention: Retention = flattened(Retention)
+    """Which committed checkpoints are kept."""
 
     def __post_init__(self) -> None:
-        check_numbers(
-            every_steps=self.every_steps,
-            every_minutes=self.every_minutes,
-            keep_last=self.keep_last,
-            keep_best=self.keep_best,
-        )
+        check_cadence(every_steps=self.every_steps, every_minutes=self.every_minutes)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """The best can only be known where something is evaluated."""
-        return check_best(self.keep_best, self.metric, spec)
+        """Check what retention needs of the run."""
+        return self.retention.check(spec)
 
     def open(self, run_dir: Path, world: World) -> "FullCheckpointer":
         """For this run's directory; removes what a killed attempt left half written. Collective."""
@@ -60,7 +50,7 @@ class FullCheckpointer:
 
     def __init__(self, checkpoints: Path, part: Full, world: World) -> None:
         self._checkpoints = checkpoints
-        self._keep = Keep(part.keep_last, part.keep_best, part.metric, part.mode)
+        self._retention = part.retention
         self._world = world
 
     def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
@@ -77,7 +67,7 @@ class FullCheckpointer:
             self._checkpoints,
             self._world,
             saved,
-            self._keep,
+            self._retention,
             write=lambda world, partial: write_gathered(world, partial, to_names(state)),
         )
 

@@ -1,10 +1,11 @@
-"""Which committed checkpoints stay."""
+"""Which committed checkpoints are kept."""
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 from runner.errors import CheckpointError, Fault
 from runner.storage.format import Manifest
@@ -14,32 +15,51 @@ if TYPE_CHECKING:
 
 
 class Mode(Enum):
-    """Which way a metric gets better."""
+    """Which values of a metric are better."""
 
     min = "min"
     max = "max"
 
 
-def check_best(keep_best: int, metric: str, spec: "RunSpec") -> Iterator[Fault]:
-    """The best can only be known where something is evaluated."""
-    if keep_best and spec.eval.every_steps is None and not spec.eval.at_end:
-        rule = f"keep_best={keep_best} needs {metric}, but this run never evaluates. Set eval.every_steps."
-        yield Fault(key="checkpoint.keep_best", message=rule)
+@final
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Keys of every checkpoint option that keeps some checkpoints and drops the others."""
 
+    keep_last: int | None = 3
+    """How many of the newest checkpoints are kept; null = all."""
+    keep_best: int = 0
+    """How many of the best by `metric` are kept in addition; 0 = off."""
+    metric: str = "eval/loss"
+    """The metric that keep_best compares, by its name in metrics.jsonl."""
+    mode: Mode = Mode.min
+    """Whether lower or higher values of `metric` are better."""
 
-def superfluous(
-    found: Mapping[Path, Manifest | CheckpointError], keep_last: int, *, keep_best: int, metric: str, mode: Mode
-) -> list[Path]:
-    """The checkpoints that are neither among the newest nor among the best.
+    def __post_init__(self) -> None:
+        if self.keep_last is not None and self.keep_last < 1:
+            raise ValueError(f"keep_last={self.keep_last} must be at least 1, or null to keep all.")
+        if self.keep_best < 0:
+            raise ValueError(f"keep_best={self.keep_best} must be at least 0.")
 
-    Args:
-        found: newest first. One whose manifest cannot be read stays: nobody knows what it is.
-        keep_last: how many of the newest stay.
-        keep_best: how many of the best stay besides; one without the metric, or at NaN, is not among them.
-    """
-    readable = {path: one for path, one in found.items() if isinstance(one, Manifest)}
-    sign = 1.0 if mode is Mode.min else -1.0
-    ranked = {path: sign * one.metrics.get(metric, math.nan) for path, one in readable.items()}
-    best = sorted((path for path, value in ranked.items() if not math.isnan(value)), key=lambda path: ranked[path])
-    kept = {*list(readable)[:keep_last], *best[:keep_best]}
-    return [path for path in readable if path not in kept]
+    def check(self, spec: "RunSpec") -> Iterator[Fault]:
+        """Check that the best can be known: the run must evaluate."""
+        if self.keep_best and spec.eval.every_steps is None and not spec.eval.at_end:
+            rule = f"keep_best={self.keep_best} needs {self.metric}, but this run never evaluates."
+            yield Fault(key="checkpoint.keep_best", message=f"{rule} Set eval.every_steps.")
+
+    def superfluous(self, found: Mapping[Path, Manifest | CheckpointError]) -> list[Path]:
+        """The checkpoints that are neither among the newest nor among the best.
+
+        One without the metric, or with NaN, is not among the best. One whose manifest cannot be read is kept, since its
+        step and metrics are unknown.
+
+        Args:
+            found: newest first.
+        """
+        readable = {path: one for path, one in found.items() if isinstance(one, Manifest)}
+        sign = 1.0 if self.mode is Mode.min else -1.0
+        ranked = {path: sign * one.metrics.get(self.metric, math.nan) for path, one in readable.items()}
+        best = sorted((path for path, value in ranked.items() if not math.isnan(value)), key=lambda path: ranked[path])
+        keep_last = len(found) if self.keep_last is None else self.keep_last
+        kept = {*list(readable)[:keep_last], *best[: self.keep_best]}
+        return [path for path in readable if path not in kept]

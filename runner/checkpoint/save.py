@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from runner.checkpoint.retention import Mode, superfluous
+from runner.checkpoint.retention import Retention
 from runner.config.run_dir import RunDir
 from runner.errors import CheckpointError
 from runner.protocols import Progress, World
@@ -18,15 +18,6 @@ Written = tuple[Mapping[str, Described], Mapping[str, File]]
 """What the checkpoint holds (rank 0; empty on the others), and every payload file."""
 
 
-class Keep(NamedTuple):
-    """Which checkpoints stay: see the parts."""
-
-    last: int | None
-    best: int
-    metric: str
-    mode: Mode
-
-
 @dataclass(frozen=True, kw_only=True)
 class Saved:
     """What a checkpoint holds beside its tensors."""
@@ -36,10 +27,8 @@ class Saved:
     metrics: Mapping[str, float]
 
 
-def check_numbers(
-    *, every_steps: int | None, every_minutes: float | None, keep_last: int | None, keep_best: int
-) -> None:
-    """Hold the numbers of a part to their ranges.
+def check_cadence(*, every_steps: int | None, every_minutes: float | None) -> None:
+    """Check how often a part saves.
 
     Raises:
         ValueError: one is out of its range.
@@ -48,10 +37,6 @@ def check_numbers(
         raise ValueError(f"every_steps={every_steps} must be at least 1, or null for off.")
     if every_minutes is not None and not every_minutes > 0:
         raise ValueError(f"every_minutes={every_minutes} must be above 0, or null for off.")
-    if keep_last is not None and keep_last < 1:
-        raise ValueError(f"keep_last={keep_last} must be at least 1, or null to keep all.")
-    if keep_best < 0:
-        raise ValueError(f"keep_best={keep_best} must be at least 0.")
 
 
 def open_checkpoints(run_dir: Path, world: World) -> Path:
@@ -67,7 +52,7 @@ def open_checkpoints(run_dir: Path, world: World) -> Path:
 
 
 def save_into(
-    checkpoints: Path, world: World, saved: Saved, keep: Keep, *, write: Callable[[World, Path], Written]
+    checkpoints: Path, world: World, saved: Saved, retention: Retention, *, write: Callable[[World, Path], Written]
 ) -> None:
     """Write a checkpoint, commit it, then drop what is not to be kept. Collective.
 
@@ -85,7 +70,7 @@ def save_into(
     except CheckpointError:
         on_rank_0(world, lambda: discard(partial), path=partial)
         raise
-    on_rank_0(world, lambda: _retain(checkpoints, saved.metrics, keep), path=checkpoints)
+    on_rank_0(world, lambda: _retain(checkpoints, saved.metrics, retention), path=checkpoints)
 
 
 def _commit(
@@ -104,12 +89,11 @@ def _commit(
     commit(partial, manifest, {STATE: encode_state(state), METADATA: encode_metadata(described)})
 
 
-def _retain(checkpoints: Path, metrics: Mapping[str, float], keep: Keep) -> None:
-    found = manifests(checkpoints)
-    keep_last = len(found) if keep.last is None else keep.last
-    for path in superfluous(found, keep_last, keep_best=keep.best, metric=keep.metric, mode=keep.mode):
+def _retain(checkpoints: Path, metrics: Mapping[str, float], retention: Retention) -> None:
+    for path in retention.superfluous(manifests(checkpoints)):
         drop(path)
-    alike = sorted(name for name in metrics if name.partition("/")[0] == keep.metric.partition("/")[0])
-    if keep.best and alike and keep.metric not in metrics:
+    metric = retention.metric
+    alike = sorted(name for name in metrics if name.partition("/")[0] == metric.partition("/")[0])
+    if retention.keep_best and alike and metric not in metrics:
         rule = f"keep_best goes by it; there are {', '.join(alike)}. The checkpoint is committed."
-        raise CheckpointError(f"checkpoint.metric={keep.metric} was not measured, but {rule}")
+        raise CheckpointError(f"checkpoint.metric={metric} was not measured, but {rule}")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from runner.checkpoint.background import Background
-from runner.checkpoint.retention import Mode, check_best
-from runner.checkpoint.save import Keep, Saved, check_numbers, open_checkpoints, save_into
+from runner.checkpoint.retention import Retention
+from runner.checkpoint.save import Saved, check_cadence, open_checkpoints, save_into
+from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Progress, State, World
 from runner.storage.names import to_names
@@ -32,28 +33,17 @@ class Sharded:
     """Minutes between checkpoints, beside every_steps; null = off."""
     at_end: bool = True
     """Save when the run ends."""
-    keep_last: int | None = 3
-    """How many of the newest checkpoints stay; null = all."""
-    keep_best: int = 0
-    """How many of the best by `metric` stay besides; 0 = off."""
-    metric: str = "eval/loss"
-    """What keep_best goes by, as it stands in metrics.jsonl."""
-    mode: Mode = Mode.min
-    """Which way `metric` gets better."""
+    retention: Retention = flattened(Retention)
+    """Which committed checkpoints are kept."""
     asynchronous: bool = False
     """Save from a copy in host memory while training goes on. A failure is raised later: the next poll or save."""
 
     def __post_init__(self) -> None:
-        check_numbers(
-            every_steps=self.every_steps,
-            every_minutes=self.every_minutes,
-            keep_last=self.keep_last,
-            keep_best=self.keep_best,
-        )
+        check_cadence(every_steps=self.every_steps, every_minutes=self.every_minutes)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """The best can only be known where something is evaluated."""
-        return check_best(self.keep_best, self.metric, spec)
+        """Check what retention needs of the run."""
+        return self.retention.check(spec)
 
     def open(self, run_dir: Path, world: World) -> "ShardedCheckpointer":
         """For this run's directory; removes what a killed attempt left half written. Collective."""
@@ -72,7 +62,7 @@ class ShardedCheckpointer:
     def __init__(self, checkpoints: Path, part: Sharded, world: World, *, background_world: World) -> None:
         self._checkpoints = checkpoints
         self._part = part
-        self._keep = Keep(part.keep_last, part.keep_best, part.metric, part.mode)
+        self._retention = part.retention
         self._world = world
         self._background_world = background_world
         self._background = Background()
@@ -94,7 +84,7 @@ class ShardedCheckpointer:
             self._checkpoints,
             self._world,
             saved,
-            self._keep,
+            self._retention,
             write=lambda world, partial: transfer.write(world, partial, to_names(state)),
         )
 
@@ -104,7 +94,7 @@ class ShardedCheckpointer:
         saved = Saved(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
         write = self._transfer().stage(self._world, self._checkpoints, to_names(state))
         self._background.start(
-            lambda: save_into(self._checkpoints, self._background_world, saved, self._keep, write=write)
+            lambda: save_into(self._checkpoints, self._background_world, saved, self._retention, write=write)
         )
 
     def _transfer(self) -> "Transfer":

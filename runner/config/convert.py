@@ -1,9 +1,10 @@
-"""From what YAML and the command line can say to the type that a field declares.
+"""Converts values of YAML and the command line to the types that fields declare.
 
 OmegaConf's structured configs do the same for fewer types in 3.4 ms for AdamW's six fields, this in 0.04 ms; a run has
 some eighteen parts and sections, read by the launching process and by every worker. Tuples stay tuples.
 """
 
+import dataclasses
 import math
 import types
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from runner.config.files import JsonFile
 from runner.config.nearest import did_you_mean
 
-__all__ = ["Unfit", "convert", "described"]
+__all__ = ["ConversionError", "convert", "describe_type"]
 
-WORDS = {
+TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -25,18 +26,18 @@ WORDS = {
     Path: "a path",
     JsonFile: "the path of a JSON file",
 }
-TRUTH = {"true": True, "false": False}
+BOOLEANS = {"true": True, "false": False}
 
 
-class Unfit(Exception):
-    """A value that the type cannot take. The message says what it takes."""
+class ConversionError(Exception):
+    """A value cannot be converted to a type. The message says what the type accepts."""
 
 
 def convert(hint: Any, value: Any) -> Any:
-    """The value in the hinted type: numbers from text, enums from their values, tuples from lists.
+    """Convert a value to a type: numbers from text, enums from their values, tuples from lists.
 
     Raises:
-        Unfit: it cannot be said in that type.
+        ConversionError: the type does not accept it.
     """
     origin = get_origin(hint) or hint
     if hint is Any:
@@ -57,40 +58,42 @@ def convert(hint: Any, value: Any) -> Any:
         return _list(hint, value)
     if isinstance(origin, type) and isinstance(value, origin):
         return value
-    raise Unfit(f"must be {described(hint)}.")
+    raise ConversionError(f"must be {describe_type(hint)}.")
 
 
-def described(hint: Any) -> str:
-    """A type in a person's words."""
+def describe_type(hint: Any) -> str:
+    """What values of a type look like, for an error message."""
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(described(choice) for choice in inner)
+        return " or ".join(describe_type(choice) for choice in inner)
     if origin is Literal:
         return " | ".join(map(str, inner))
     if origin is tuple and inner and inner[-1] is not Ellipsis:
-        return f"a list of {len(inner)}: {', '.join(described(item) for item in inner)}"
+        return f"a list of {len(inner)}: {', '.join(describe_type(item) for item in inner)}"
     if origin in (list, tuple, Sequence):
-        return f"a list of {described(inner[0])}" if inner else "a list"
+        return f"a list of {describe_type(inner[0])}" if inner else "a list"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a mapping"
     if isinstance(origin, type) and issubclass(origin, Enum):
         return " | ".join(str(member.value) for member in origin)
-    return WORDS.get(origin, str(origin))
+    if origin not in TYPE_NAMES and dataclasses.is_dataclass(origin):
+        return "a mapping"
+    return TYPE_NAMES.get(origin, str(origin))
 
 
 def _one_of(choices: Sequence[Any], value: Any) -> Any:
-    """The first choice that takes it; one of the value's own type before one that would convert it."""
+    """By the first choice that accepts it; a choice of the value's own type comes before one that would convert it."""
     own = [choice for choice in choices if type(value) is (get_origin(choice) or choice)]
     for choice in (*own, *choices):
         try:
             return convert(choice, value)
-        except Unfit as unfit:
-            reason = unfit
+        except ConversionError as error:
+            reason = error
     optional = len(choices) == 2 and type(None) in choices
     raise (
         reason
         if optional and choices[-1] is not type(None)
-        else Unfit(f"must be {' or '.join(described(choice) for choice in choices)}.")
+        else ConversionError(f"must be {' or '.join(describe_type(choice) for choice in choices)}.")
     )
 
 
@@ -98,26 +101,31 @@ def _choice(choices: Mapping[str, Any], value: Any) -> Any:
     for key, member in choices.items():
         if value == member or str(value).lower() == key.lower():
             return member
-    raise Unfit(f"must be {' | '.join(choices)}.{did_you_mean(str(value), choices)}")
+    raise ConversionError(f"must be {' | '.join(choices)}.{did_you_mean(str(value), choices)}")
 
 
 def _none(value: Any) -> None:
     if value is not None:
-        raise Unfit("must be null.")
+        raise ConversionError("must be null.")
 
 
 def _bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.lower() in TRUTH:
-        return TRUTH[value.lower()]
-    raise Unfit("must be true or false.")
+    if isinstance(value, str) and value.lower() in BOOLEANS:
+        return BOOLEANS[value.lower()]
+    raise ConversionError("must be true or false.")
 
 
 def _int(value: Any) -> int:
-    number = value if isinstance(value, int) and not isinstance(value, bool) else _float(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        number = _float(value)
+    except ConversionError:
+        number = math.nan
     if not math.isfinite(number) or number != int(number):
-        raise Unfit("must be a whole number.")
+        raise ConversionError("must be a whole number.")
     return int(number)
 
 
@@ -127,13 +135,13 @@ def _float(value: Any) -> float:
             return float(value)
         except ValueError:
             pass
-    raise Unfit("must be a number.")
+    raise ConversionError("must be a number.")
 
 
 def _str(value: Any) -> str:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
-    raise Unfit("must be text.")
+    raise ConversionError("must be text.")
 
 
 def _path(value: Any) -> Path:
@@ -141,18 +149,18 @@ def _path(value: Any) -> Path:
 
 
 def _json_file(value: Any) -> JsonFile:
-    """From a path, or from what a spec file holds in its place."""
+    """From a path, or from the content that a spec file holds in place of it."""
     if isinstance(value, str):
         return JsonFile(path=value)
     whole = isinstance(value, Mapping) and value.keys() == {"path", "content"}
     if whole and isinstance(value["path"], str) and isinstance(value["content"], Mapping):
         return JsonFile(path=value["path"], content=value["content"])
-    raise Unfit("must be the path of a JSON file.")
+    raise ConversionError("must be the path of a JSON file.")
 
 
 def _items(hint: Any, value: Any) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise Unfit(f"must be {described(hint)}.")
+        raise ConversionError(f"must be {describe_type(hint)}.")
     return list(value)
 
 
@@ -165,14 +173,14 @@ def _tuple(hint: Any, value: Any) -> tuple[Any, ...]:
     inner, items = get_args(hint), _items(hint, value)
     if inner and inner[-1] is not Ellipsis:
         if len(items) != len(inner):
-            raise Unfit(f"must be {described(hint)}.")
+            raise ConversionError(f"must be {describe_type(hint)}.")
         return tuple(convert(item_hint, item) for item_hint, item in zip(inner, items, strict=True))
     return tuple(convert(inner[0], item) if inner else item for item in items)
 
 
 def _mapping(hint: Any, value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
-        raise Unfit("must be a mapping.")
+        raise ConversionError("must be a mapping.")
     inner = get_args(hint)
     return {convert(inner[0], key): convert(inner[1], item) for key, item in value.items()} if inner else dict(value)
 

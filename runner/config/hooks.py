@@ -11,7 +11,7 @@ from typing import Any
 from runner.config.imports import NotFound, import_from, locate
 from runner.config.parts import MISSING, TARGET
 from runner.config.run_spec import Hook
-from runner.config.signatures import misfits
+from runner.config.signatures import binding_errors
 from runner.errors import Fault, HookError
 
 __all__ = ["POSITIONAL", "faults_of", "hook_of", "resolve"]
@@ -121,7 +121,7 @@ def _binding_faults(
             message=f"{target} is a {type(function).__name__}, which cannot be called.",
         )
     elif not node.get(PARTIAL):
-        for name, message in misfits(function, target, positional=positional, named=arguments):
+        for name, message in binding_errors(function, target, positional=positional, named=arguments):
             yield Fault(key=f"{key}.{name or TARGET}", message=message)
 
 

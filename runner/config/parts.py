@@ -1,137 +1,159 @@
-"""From a node of the composed configuration to a typed object: a part by its `_target_`, a section by its class."""
+"""Builds typed objects from nodes of the composed configuration: a part by its `_target_`, a section by its class."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast, get_type_hints
+from typing import Any, Generic, TypeVar
 
-from runner.config.convert import Unfit, convert
+from runner.config.convert import ConversionError, convert
 from runner.config.imports import NotFound, locate
 from runner.config.nearest import did_you_mean, listed
-from runner.config.signatures import misfits
+from runner.config.sections import Entry, default_values, entries, field_values, is_required, key_names, leaf_names
+from runner.config.signatures import binding_errors
 from runner.errors import Fault
 
-__all__ = ["MISSING", "TARGET", "Built", "build_part", "typed"]
+__all__ = ["MISSING", "TARGET", "BuildResult", "build_part", "build_section"]
 
 MISSING = "???"
-"""What a value that somebody must still give is written as."""
+"""How Hydra writes a value that must still be given."""
 TARGET = "_target_"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built(Generic[T]):
-    """What could be made of a node. With faults, the value has defaults where the faults are, or is None."""
+class BuildResult(Generic[T]):
+    """An object built from a node, and the faults of that node."""
 
     value: T | None
+    """Has defaults in place of faulty values; None = it could not be built."""
     faults: list[Fault]
 
 
-def typed(cls: type[T], values: Mapping[str, Any], *, key: str) -> Built[T]:
-    """Make a dataclass of a mapping: every field in its declared type, every fault that is in it.
+def build_section(
+    cls: type[T], values: Mapping[str, Any], *, key: str, defaults: Mapping[str, Any] | None = None
+) -> BuildResult[T]:
+    """Build a dataclass from a mapping, converting each value to the type of its field, and collect every fault.
 
     Args:
         key: the dotted path of the mapping, for the faults.
+        defaults: values that replace the defaults of the fields.
     """
-    hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cast("Any", cls)) if field.init}
-    faults: list[Fault] = []
-    kept: dict[str, Any] = {}
-    for name, value in values.items():
-        try:
-            kept[name] = _field_value(cls, name, value, known=fields, hints=hints)
-        except Unfit as unfit:
-            faults.append(Fault(key=f"{key}.{name}", message=str(unfit)))
-    absent = [name for name, field in fields.items() if name not in kept and _required(field)]
-    faults += [Fault(key=f"{key}.{name}", message="must be given.") for name in absent if name not in values]
-    if absent:
-        return Built(value=None, faults=faults)
+    arguments = dict(defaults or {})
+    faults = list(_unknown_keys(cls, values, key=key))
+    complete = True
+    for entry in entries(cls):
+        name = entry.field.name
+        required = is_required(entry.field) and name not in arguments
+        section = _build_inner(entry, values, key=key, defaults=arguments)
+        if section is not None:
+            arguments[name] = section.value
+            faults += section.faults
+            complete = complete and section.value is not None
+        elif name in values:
+            try:
+                arguments[name] = _convert(entry.hint, values[name])
+            except ConversionError as error:
+                faults.append(Fault(key=f"{key}.{name}", message=str(error)))
+                complete = complete and not required
+        elif required:
+            faults.append(Fault(key=f"{key}.{name}", message="must be given."))
+            complete = False
+    if not complete:
+        return BuildResult(value=None, faults=faults)
     try:
-        return Built(value=cls(**kept), faults=faults)
-    except ValueError as refused:
-        faults.append(
-            Fault(
-                key=_first_named(str(refused), key=key, names=fields),
-                message=str(refused),
-            )
-        )
-        return Built(value=None, faults=faults)
+        return BuildResult(value=cls(**arguments), faults=faults)
+    except ValueError as error:
+        faults.append(Fault(key=_key_named_by(str(error), cls, key=key), message=str(error)))
+        return BuildResult(value=None, faults=faults)
 
 
-def build_part(node: Any, *, key: str, adapter: str | None = None) -> Built[Any]:
-    """Make the part that a node's `_target_` names.
+def _build_inner(
+    entry: Entry, values: Mapping[str, Any], *, key: str, defaults: Mapping[str, Any]
+) -> BuildResult[Any] | None:
+    """The dataclass in a field; None if the field is a plain value or is not given as a mapping."""
+    name = entry.field.name
+    if entry.section is None:
+        return None
+    if entry.flattened is not None:
+        own = {inner: values[inner] for inner in key_names(entry.section) if inner in values}
+        given = field_values(defaults[name]) if name in defaults else entry.flattened
+        return build_section(entry.section, own, key=key, defaults=given)
+    node = values.get(name)
+    if not isinstance(node, Mapping):
+        return None
+    given = field_values(defaults[name]) if name in defaults else default_values(entry.field)
+    return build_section(entry.section, node, key=f"{key}.{name}", defaults=given)
+
+
+def build_part(node: Any, *, key: str, adapter: str | None = None) -> BuildResult[Any]:
+    """Build the part that a node's `_target_` names.
 
     Args:
-        adapter: dotted path of the part that takes in targets which are no parts themselves; None = there is none.
+        adapter: dotted path of the part that wraps a target which is not a part itself; None = such targets are faults.
     """
     if not isinstance(node, Mapping) or TARGET not in node:
-        return _unbuilt(key, f"is {_shown(node)}, not an option. Choose one: {key}=<option>")
+        return _not_built(key, f"is {_shown(node)}, not an option. Choose one: {key}=<option>")
     target = node[TARGET]
     arguments = {name: value for name, value in node.items() if name != TARGET}
     if target == MISSING:
-        return _unbuilt(f"{key}.{TARGET}", "must be given: the dotted path of a part.")
+        return _not_built(f"{key}.{TARGET}", "must be given: the dotted path of a part.")
     try:
         found = locate(str(target))
-    except NotFound as missing:
-        return _unbuilt(f"{key}.{TARGET}", f"{target} cannot be imported: {missing}")
+    except NotFound as error:
+        return _not_built(f"{key}.{TARGET}", f"{target} cannot be imported: {error}")
     if isinstance(found, type) and dataclasses.is_dataclass(found):
-        return typed(found, arguments, key=key)
+        return build_section(found, arguments, key=key)
     if adapter is None or not callable(found):
-        return _unbuilt(
+        return _not_built(
             f"{key}.{TARGET}",
             f"{target} is not a part: it must be a dataclass. See runner/protocols/.",
         )
-    return _adapted(locate(adapter), target=str(target), found=found, arguments=arguments, key=key)
+    return _build_adapter(locate(adapter), target=str(target), found=found, arguments=arguments, key=key)
 
 
-def _adapted(adapter: Any, *, target: str, found: Any, arguments: Mapping[str, Any], key: str) -> Built[Any]:
-    """A part around a class that knows nothing of the runner; the adapter's own fields are split off first."""
-    own = {field.name for field in dataclasses.fields(adapter)} - {
-        "target",
-        "arguments",
-    }
+def _build_adapter(
+    adapter: Any, *, target: str, found: Any, arguments: Mapping[str, Any], key: str
+) -> BuildResult[Any]:
+    """A part around a class that is none itself: the adapter takes its own keys, the class all others."""
+    own = set(key_names(adapter)) - {"target", "arguments"}
     foreign = {name: value for name, value in arguments.items() if name not in own}
-    unset = [name for name, value in foreign.items() if value == MISSING]
-    faults = [Fault(key=f"{key}.{name}", message="must be given.") for name in unset]
-    # The first positional argument (parameters, or the optimizer) is the adapter's to give.
-    for name, message in misfits(found, target, positional=1, named=foreign):
-        faults.append(
-            Fault(
-                key=f"{key}.{name}",
-                message=f"{message} Delete it: ~{key}.{name}" if name in foreign else message,
-            )
-        )
+    missing = [name for name, value in foreign.items() if value == MISSING]
+    faults = [Fault(key=f"{key}.{name}", message="must be given.") for name in missing]
+    # The adapter passes the first positional argument: the parameters, or the optimizer.
+    for name, message in binding_errors(found, target, positional=1, named=foreign):
+        way_out = f" Delete it: ~{key}.{name}" if name in foreign else ""
+        faults.append(Fault(key=f"{key}.{name}", message=message + way_out))
     if faults:
-        return Built(value=None, faults=faults)
-    kept = {name: value for name, value in arguments.items() if name in own}
-    return typed(adapter, {"target": target, "arguments": foreign, **kept}, key=key)
+        return BuildResult(value=None, faults=faults)
+    values = {name: value for name, value in arguments.items() if name in own}
+    return build_section(adapter, {"target": target, "arguments": foreign, **values}, key=key)
 
 
-def _field_value(cls: type, name: str, value: Any, *, known: Iterable[str], hints: Mapping[str, Any]) -> Any:
-    if name not in known:
-        choices = f"{did_you_mean(name, known)} It has: {listed(known)}."
-        raise Unfit(f"{cls.__name__} has no such key.{choices}")
+def _unknown_keys(cls: type[Any], values: Mapping[str, Any], *, key: str) -> Iterator[Fault]:
+    known = key_names(cls)
+    for name in values:
+        if name not in known:
+            rule = f"{cls.__name__} has no such key.{did_you_mean(name, known)} It has: {listed(known)}."
+            yield Fault(key=f"{key}.{name}", message=rule)
+
+
+def _convert(hint: Any, value: Any) -> Any:
     if isinstance(value, str) and value == MISSING:
-        raise Unfit("must be given.")
-    hint = hints[name]
+        raise ConversionError("must be given.")
     try:
         return convert(hint, value)
-    except Unfit as unfit:
-        raise Unfit(f"{_shown(value)} {unfit}") from None
+    except ConversionError as error:
+        raise ConversionError(f"{_shown(value)} {error}") from None
 
 
-def _unbuilt(key: str, message: str) -> Built[Any]:
-    return Built(value=None, faults=[Fault(key=key, message=message)])
+def _not_built(key: str, message: str) -> BuildResult[Any]:
+    return BuildResult(value=None, faults=[Fault(key=key, message=message)])
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _first_named(message: str, *, key: str, names: Iterable[str]) -> str:
-    """The key of the field with which a part's own rule begins its message, else of the part."""
-    return next((f"{key}.{name}" for name in names if message.startswith(f"{name}=")), key)
+def _key_named_by(message: str, cls: type[Any], *, key: str) -> str:
+    """The key of the field with which the message of a rule begins, `field=value …`; else the whole node's."""
+    return next((f"{key}.{name}" for name in leaf_names(cls) if message.startswith(f"{name}=")), key)
 
 
 def _shown(value: Any) -> str:

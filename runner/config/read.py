@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runner.config import hooks
-from runner.config.files import read_in
 from runner.config.imports import import_from
 from runner.config.nearest import did_you_mean, listed
-from runner.config.parts import MISSING, TARGET, build_part, typed
+from runner.config.parts import MISSING, TARGET, build_part, build_section
+from runner.config.read_files import read_files
 from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults
 from runner.config.run_spec import (
     ActivationCheckpointing,
@@ -165,7 +165,7 @@ def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
             [Fault(key=key, message=f"{node!r} must be a mapping: {key}.<key>=<value>")],
         )
         return
-    built = typed(cls, node, key=key)
+    built = build_section(cls, node, key=key)
     ranges = list(range_faults(key, vars(built.value) if built.value is not None else node))
     reading.take(key, None if ranges else built.value, [*built.faults, *ranges])
 
@@ -193,7 +193,7 @@ def _read_many(reading: _Reading, group: str) -> None:
 
 
 def _read_files(reading: _Reading) -> None:
-    """Put what stands in files that parts name into the parts, and into the configuration that will be frozen."""
+    """Put the content of files that parts name into the parts, and into the configuration that will be frozen."""
     reading.config = config = dict(reading.config)
     _read_files_of(reading, GROUPS, reading.made, config)
     for group in MANY_GROUPS:
@@ -207,10 +207,9 @@ def _read_files_of(
     reading: _Reading, keys: Iterable[str], parts: dict[str, Any], nodes: dict[str, Any], *, above: str = ""
 ) -> None:
     for key in keys:
-        parts[key], fields, faults = read_in(parts[key], key=f"{above}{key}")
-        reading.faults += faults
-        if fields:
-            nodes[key] = {**nodes[key], **fields}
+        if parts[key] is not UNKNOWN:
+            parts[key], nodes[key], faults = read_files(parts[key], nodes[key], key=f"{above}{key}")
+            reading.faults += faults
 
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from runner.config.nearest import did_you_mean
 
-__all__ = ["misfits"]
+__all__ = ["binding_errors"]
 
 
-def misfits(
+def binding_errors(
     function: Callable[..., Any], name: str, *, positional: int, named: Iterable[str]
 ) -> Iterator[tuple[str, str]]:
     """Everything that keeps `function(*so_many_positional, **named)` from binding.

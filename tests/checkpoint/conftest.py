@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from runner.checkpoint.retention import Retention
 from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.protocols import Progress, State
 from runner.world.solo import SoloWorld
@@ -18,7 +19,7 @@ def world() -> SoloWorld:
 
 @pytest.fixture
 def checkpointer(tmp_path: Path, world: SoloWorld) -> ShardedCheckpointer:
-    return Sharded(keep_last=None).open(tmp_path, world)
+    return Sharded(retention=Retention(keep_last=None)).open(tmp_path, world)
 
 
 @pytest.fixture

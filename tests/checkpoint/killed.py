@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import runner.checkpoint.transfer  # noqa: F401  # imported before the forks
+from runner.checkpoint.retention import Retention
 from runner.checkpoint.sharded import Sharded
 from runner.protocols import Progress, State
 from runner.world.solo import SoloWorld
@@ -32,7 +33,7 @@ def state_at(value: int) -> State:
 
 def newest_value(run_dir: Path) -> int:
     """Load the newest commit as a resumed run would; all of it must be of one save."""
-    checkpointer = Sharded(keep_last=1).open(run_dir, WORLD)
+    checkpointer = Sharded(retention=Retention(keep_last=1)).open(run_dir, WORLD)
     path = checkpointer.latest()
     assert path is not None, "no commit is left"
     state = state_at(-1)
@@ -57,7 +58,7 @@ def in_child(action: Callable[[], None]) -> int:
 
 def save(run_dir: Path, *, step: int, value: int, asynchronous: bool = False) -> None:
     """One save of a run that keeps one checkpoint."""
-    checkpointer = Sharded(keep_last=1, asynchronous=asynchronous).open(run_dir, WORLD)
+    checkpointer = Sharded(retention=Retention(keep_last=1), asynchronous=asynchronous).open(run_dir, WORLD)
     checkpointer.save(state_at(value), progress=Progress(step=step, position=0), metrics={})
     checkpointer.close()
 

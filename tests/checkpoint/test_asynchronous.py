@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from runner.checkpoint.background import Background
+from runner.checkpoint.retention import Retention
 from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.checkpoint.staging import Staging
 from runner.checkpoint.writer import Piece
@@ -19,7 +20,7 @@ from tests.conftest import Ended
 
 @pytest.fixture
 def later(tmp_path: Path, world: SoloWorld) -> ShardedCheckpointer:
-    return Sharded(asynchronous=True, keep_last=None).open(tmp_path, world)
+    return Sharded(asynchronous=True, retention=Retention(keep_last=None)).open(tmp_path, world)
 
 
 def at(step: int) -> Progress:

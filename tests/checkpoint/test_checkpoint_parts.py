@@ -1,6 +1,5 @@
 """The options of the group: what they refuse, and what `none` still does."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,10 @@ import yaml
 
 from runner.checkpoint.full import Full
 from runner.checkpoint.none import NoCheckpoint
+from runner.checkpoint.retention import Retention
 from runner.checkpoint.sharded import Sharded
+from runner.config.parts import build_part, build_section
+from runner.config.sections import key_names
 from runner.protocols import Progress, State
 from runner.world.solo import SoloWorld
 
@@ -29,8 +31,6 @@ def spec(*, evaluates: bool = True, stop_at_step: int | None = None) -> Any:
     [
         ({"every_steps": 0}, "every_steps=0 must be at least 1, or null for off."),
         ({"every_minutes": 0.0}, "every_minutes=0.0 must be above 0, or null for off."),
-        ({"keep_last": 0}, "keep_last=0 must be at least 1, or null to keep all."),
-        ({"keep_best": -1}, "keep_best=-1 must be at least 0."),
     ],
 )
 @pytest.mark.parametrize("part", [Sharded, Full])
@@ -39,12 +39,30 @@ def test_numbers_out_of_range_are_refused(part: type, fields: dict[str, Any], me
         part(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"keep_last": 0}, "keep_last=0 must be at least 1, or null to keep all."),
+        ({"keep_best": -1}, "keep_best=-1 must be at least 0."),
+    ],
+)
+def test_how_many_are_kept_has_a_range(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Retention(**fields)
+
+
+@pytest.mark.parametrize("option", ["sharded", "full"])
+def test_a_fault_of_retention_names_the_key_of_the_option(option: str) -> None:
+    values = {**yaml.safe_load((CONF / f"{option}.yaml").read_text()), "keep_last": 0}
+    assert [fault.key for fault in build_part(values, key="checkpoint").faults] == ["checkpoint.keep_last"]
+
+
 def test_the_best_cannot_be_kept_without_evaluation() -> None:
-    faults = list(Sharded(keep_best=1).check(spec(evaluates=False)))
+    faults = list(Sharded(retention=Retention(keep_best=1)).check(spec(evaluates=False)))
     assert [(fault.key, fault.message) for fault in faults] == [
         ("checkpoint.keep_best", "keep_best=1 needs eval/loss, but this run never evaluates. Set eval.every_steps.")
     ]
-    assert list(Sharded(keep_best=1).check(spec())) == []
+    assert list(Sharded(retention=Retention(keep_best=1)).check(spec())) == []
 
 
 def test_none_refuses_to_be_asked_for_checkpoints() -> None:
@@ -81,6 +99,5 @@ def test_none_continues_from_what_was_saved_before(
 def test_an_option_file_says_the_defaults(option: str, part: Any) -> None:
     node = yaml.safe_load((CONF / f"{option}.yaml").read_text())
     assert node.pop("_target_") == f"{type(part).__module__}.{type(part).__name__}"
-    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    assert node == {**fields, **({"mode": "min"} if "mode" in fields else {})}
-    assert list(node) == list(fields)
+    assert list(node) == key_names(type(part))
+    assert build_section(type(part), node, key="checkpoint").value == part

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.storage.commit import commit
-from runner.storage.format import File, Manifest
-from runner.storage.rank0 import refusal
 from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
+from runner.storage.commit import commit
+from runner.storage.format import File, Manifest
+from runner.storage.rank0 import refusal
 from runner.world.solo import SoloWorld
 
 Save = Callable[..., Path]

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from runner.checkpoint.sharded import Sharded
+from runner.errors import CheckpointError
+from runner.protocols import Progress, State
 from runner.storage.commit import begin, commit
 from runner.storage.export import export_weights, fresh_directory, model_tensors
 from runner.storage.format import METADATA, STATE, Chunk, Described, File, Manifest, encode_metadata, encode_state
 from runner.storage.format import hash_of as xxh3
-from runner.checkpoint.sharded import Sharded
-from runner.errors import CheckpointError
-from runner.protocols import Progress, State
 from runner.world.solo import SoloWorld
 
 Save = Callable[[dict[str, Tensor]], Path]

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runner.storage.export import export_weights
 from runner.checkpoint.full import Full
 from runner.checkpoint.gather import FILE
+from runner.checkpoint.retention import Retention
 from runner.checkpoint.sharded import Sharded
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
+from runner.storage.export import export_weights
 from runner.world.solo import SoloWorld
 from tests.checkpoint.test_two_ranks import EXPECTED, on_two_ranks
 
@@ -19,7 +20,7 @@ from tests.checkpoint.test_two_ranks import EXPECTED, on_two_ranks
 def save(run_dir: Path, world: SoloWorld, step: int, *, keep_last: int = 3) -> Path:
     tensors = {"model.a": torch.full((4, 3), float(step)), "n": torch.tensor(step), "empty": torch.ones(0, 3)}
     state = State(tensors=tensors, values={"step": step})
-    checkpointer = Full(keep_last=keep_last).open(run_dir, world)
+    checkpointer = Full(retention=Retention(keep_last=keep_last)).open(run_dir, world)
     checkpointer.save(state, progress=Progress(step=step, position=0), metrics={})
     return run_dir / "checkpoints" / f"step_{step}"
 

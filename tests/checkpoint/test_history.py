@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.storage.history import choose, find
 from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import State
+from runner.storage.history import choose, find
 
 Save = Callable[..., Path]
 

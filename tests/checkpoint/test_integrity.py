@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.storage.format import decode_manifest, decode_metadata
 from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.checkpoint.transfer import read_tensors
 from runner.errors import CheckpointError
 from runner.protocols import State
+from runner.storage.format import decode_manifest, decode_metadata
 from runner.world.solo import SoloWorld
 
 Save = Callable[..., Path]

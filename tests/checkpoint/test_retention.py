@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.storage.format import Manifest
-from runner.checkpoint.retention import Mode, superfluous
+from runner.checkpoint.retention import Mode, Retention
 from runner.checkpoint.sharded import Sharded
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
+from runner.storage.format import Manifest
 from runner.world.solo import SoloWorld
 
 
@@ -25,7 +25,8 @@ def found(*losses: float | None) -> dict[Path, Manifest | CheckpointError]:
 
 
 def dropped(commits: dict[Path, Manifest | CheckpointError], last: int, best: int, mode: Mode = Mode.min) -> set[str]:
-    return {path.name for path in superfluous(commits, last, keep_best=best, metric="loss", mode=mode)}
+    retention = Retention(keep_last=last, keep_best=best, metric="loss", mode=mode)
+    return {path.name for path in retention.superfluous(commits)}
 
 
 def test_the_newest_stay() -> None:
@@ -51,14 +52,14 @@ def names(path: Path) -> set[str]:
 
 
 def test_saving_drops_older_ones_but_the_best(tmp_path: Path, world: SoloWorld) -> None:
-    checkpointer = Sharded(keep_last=1, keep_best=1, metric="eval/loss").open(tmp_path, world)
+    checkpointer = Sharded(retention=Retention(keep_last=1, keep_best=1)).open(tmp_path, world)
     for step, loss in enumerate([3.0, 1.0, 2.0, 4.0]):
         checkpointer.save(State(), progress=Progress(step=step, position=0), metrics={"eval/loss": loss})
     assert names(tmp_path) == {"step_1", "step_3"}
 
 
 def test_nothing_is_dropped_when_the_newer_one_fails(tmp_path: Path, world: SoloWorld) -> None:
-    checkpointer = Sharded(keep_last=1).open(tmp_path, world)
+    checkpointer = Sharded(retention=Retention(keep_last=1)).open(tmp_path, world)
     checkpointer.save(State(), progress=Progress(step=1, position=0), metrics={})
     bad = State(tensors={"z": torch.ones(1, dtype=torch.complex128)})
     with pytest.raises(CheckpointError, match="complex128"):
@@ -67,7 +68,7 @@ def test_nothing_is_dropped_when_the_newer_one_fails(tmp_path: Path, world: Solo
 
 
 def test_a_metric_that_is_never_measured_is_an_error_once_others_are(tmp_path: Path, world: SoloWorld) -> None:
-    checkpointer = Sharded(keep_best=1, metric="eval/acuracy", mode=Mode.max).open(tmp_path, world)
+    checkpointer = Sharded(retention=Retention(keep_best=1, metric="eval/acuracy", mode=Mode.max)).open(tmp_path, world)
     checkpointer.save(State(), progress=Progress(step=1, position=0), metrics={"train/loss": 1.0})  # nothing yet
     metrics = {"eval/loss": 1.0, "eval/accuracy": 0.5}
     with pytest.raises(CheckpointError) as caught:

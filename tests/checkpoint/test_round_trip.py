@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from runner.storage.memory import DTYPES
 from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
+from runner.storage.memory import DTYPES
 
 PROGRESS = Progress(step=7, position=70)
 

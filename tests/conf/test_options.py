@@ -11,6 +11,7 @@ import yaml
 from runner.config.imports import locate
 from runner.config.parts import build_part
 from runner.config.read import MANY_GROUPS
+from runner.config.sections import entries, key_names
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted(CONF.glob("*/*.yaml"))
@@ -44,7 +45,18 @@ def test_it_names_a_final_frozen_keyword_only_dataclass(option: Path) -> None:
 
 @PARAMETRIZE
 def test_it_lists_every_field_in_order_and_no_other(option: Path) -> None:
-    assert list(node(option)) == ["_target_", *(field.name for field in dataclasses.fields(part_of(option)))]
+    values = {key: value for key, value in node(option).items() if key != "_target_"}
+    assert next(iter(node(option))) == "_target_"
+    assert_lists_every_field(values, part_of(option))
+
+
+def assert_lists_every_field(values: dict[str, Any], cls: Any) -> None:
+    """Those of nested sections, too, unless a section is null."""
+    assert list(values) == key_names(cls)
+    for entry in entries(cls):
+        inner = None if entry.flattened is not None else values[entry.field.name]
+        if entry.section is not None and inner is not None:
+            assert_lists_every_field(inner, entry.section)
 
 
 @PARAMETRIZE
@@ -81,8 +93,14 @@ def test_each_key_has_a_comment(option: Path) -> None:
 
 @PARAMETRIZE
 def test_each_field_says_what_it_is(option: Path) -> None:
-    """A line under each public field (STYLE rule 8)."""
-    part = part_of(option)
-    source = Path(locate(part.__module__).__file__).read_text()
-    for field in dataclasses.fields(part):
-        assert re.search(rf'^    {field.name}: .*\n(?:[^\n]*\n)??    """', source, re.MULTILINE), field.name
+    assert_documents_every_field(part_of(option))
+
+
+def assert_documents_every_field(cls: Any) -> None:
+    """A line under each public field, and under those of the sections in it."""
+    source = Path(locate(cls.__module__).__file__).read_text()
+    for entry in entries(cls):
+        name = entry.field.name
+        assert re.search(rf'^    {name}: .*\n(?:[^\n]*\n)??    """', source, re.MULTILINE), f"{cls.__name__}.{name}"
+        if entry.section is not None:
+            assert_documents_every_field(entry.section)

@@ -60,7 +60,7 @@ class Told:
     file: JsonFile | None = None
 
     def check(self, spec):
-        if self.file is not None and self.file.held.get("width", 0) > spec.run.steps:
+        if self.file is not None and self.file.parsed.get("width", 0) > spec.run.steps:
             yield Fault(key="checkpoint.file", message=f"{self.file.path} is too wide.")
 
 

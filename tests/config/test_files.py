@@ -35,7 +35,7 @@ def test_the_frozen_spec_holds_what_stood_in_the_file(told, parts, tmp_path):
         path, store.StoredSpec(config=spec.config, import_roots=[str(parts)], source=store.Composition(recipe="toy"))
     )
     for again in (store.read(path), read(spec.config, import_roots=[str(parts)])):
-        assert found(vars(again)).file.held == {"width": 3, "rates": [1e-8, None]}
+        assert found(vars(again)).file.parsed == {"width": 3, "rates": [1e-8, None]}
         assert again.config == spec.config
 
 
@@ -52,7 +52,7 @@ def test_a_part_judges_what_stands_in_its_file(faults, parts, monkeypatch):
         (None, "cannot be read: No such file or directory. Give the path of a JSON file."),
         ("{", "is not JSON: Expecting"),
         ("[]", "holds a list; it must hold a JSON object"),
-        ('{"a": {"b": 1, "c": 2, "b": 3}, "d": 1, "d": 1}', "says twice: b, d. Leave each once in its section."),
+        ('{"a": {"b": 1, "c": 2, "b": 3}, "d": 1, "d": 1}', "has duplicate keys: b, d. Keep one of each."),
         (b"\xff\xfe", "is not JSON: it is not text."),
     ],
 )
@@ -74,4 +74,4 @@ def test_what_is_no_path_is_refused(faults, value):
 
 def test_a_file_that_was_never_read_is_no_empty_one():
     with pytest.raises(AssertionError, match=r"file.json was not read when the spec was composed"):
-        _ = JsonFile(path="file.json").held
+        _ = JsonFile(path="file.json").parsed

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.storage.checkpoints import Committed
 from runner.protocols import State
+from runner.storage.checkpoints import Committed
 from runner.world.solo import SoloWorld
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -139,7 +139,7 @@ class DeepSpeed:
         sources: list[Source] = [of_run(precision, clip), of_house(), self._fields()]
         sources.append(of_user(self.config, "strategy.config."))
         if self.config_file is not None:
-            sources.append(of_user(self.config_file.held, f"{self.config_file.path}: "))
+            sources.append(of_user(self.config_file.parsed, f"{self.config_file.path}: "))
         return sources
 
     def _fields(self) -> Source:
