@@ -121,7 +121,7 @@ def _check_values(
     run = base.config.get("run")
     if isinstance(run, dict) and run.get("dir") is not None:
         rule = f"{run['dir']!r} names the directory of one run; a sweep has many. Use sweep.dir, or null."
-        faults.append(Fault(key="run.dir", message=rule, origin=base.sources.origin("run.dir")))
+        faults.append(Fault(key="run.dir", message=rule, origin=base.origins.origin("run.dir")))
     if faults:
         raise SpecError(*faults)
 

@@ -1,1 +1,1 @@
-"""Hydra, once: a recipe, config groups and overrides become one plain configuration."""
+"""Composes a recipe, config groups and overrides into one plain configuration with Hydra, once per launch."""

@@ -1,4 +1,4 @@
-"""What composing a recipe gives, in plain containers, with where each value came from."""
+"""The result of composing a recipe: plain containers plus the origin of each value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,59 +17,59 @@ __all__ = ["Composed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """One configuration, not yet read."""
+    """A composed configuration that has not been converted to typed parts yet."""
 
     recipe: Recipe
     config: dict[str, Any]
     """Resolved, without Hydra's own node."""
     hydra: Mapping[str, Any]
     """Hydra's own node, unresolved."""
-    sources: Origins
+    origins: Origins
     faults: tuple[Fault, ...] = ()
-    """What kept overrides from being applied; `config` is what the others make."""
+    """One for each override that could not be applied; `config` is the result of applying the others."""
 
     @property
     def name(self) -> str:
-        """Of the run; the recipe's file name until the recipe is known to give one."""
+        """The run's name, or the recipe's file name if the configuration has no valid one."""
         name = self.config.get("name")
         return str(name) if name not in (None, "", "???") and "/" not in str(name) else self.recipe.name
 
     def read(self) -> RunSpec:
-        """Typed and checked.
+        """Convert to typed parts and check them.
 
         Raises:
-            SpecError: every fault, of composing and of reading.
+            SpecError: holds every fault found while composing, converting and checking.
         """
         roots = import_roots(self.recipe)
         return read(
             self.config,
             import_roots=roots,
-            origin=self.sources.origin,
+            origin=self.origins.origin,
             known_faults=self.faults,
         )
 
     def stored(self) -> StoredSpec:
-        """As it is frozen in a run's directory."""
+        """Return the form that is written to a run directory."""
         return StoredSpec(
             config=self.config,
             import_roots=import_roots(self.recipe),
             source=Composition(
                 recipe=str(self.recipe.path),
-                overrides=list(self.sources.overrides),
+                overrides=list(self.origins.overrides),
                 choices=dict(self.hydra["runtime"]["choices"]),
-                search_path=[str(path) for path in (self.recipe.directory, *self.sources.directories)],
+                search_path=[str(path) for path in (self.recipe.directory, *self.origins.directories)],
             ),
         )
 
     def write_hydra_dir(self, run_dir: Path) -> None:
-        """Leave `.hydra/{config,hydra,overrides}.yaml` behind, as Hydra itself does for a run."""
+        """Write `.hydra/{config,hydra,overrides}.yaml`, as Hydra does for each run."""
         directory = run_dir / ".hydra"
         directory.mkdir()
         runtime = {**self.hydra["runtime"], "output_dir": str(run_dir)}
-        pages: dict[str, dict[str, Any] | list[str]] = {
+        files: dict[str, dict[str, Any] | list[str]] = {
             "config": self.config,
             "hydra": {"hydra": {**self.hydra, "runtime": runtime}},
-            "overrides": list(self.sources.overrides),
+            "overrides": list(self.origins.overrides),
         }
-        for name, page in pages.items():
-            (directory / f"{name}.yaml").write_text(dump_yaml(page))
+        for name, content in files.items():
+            (directory / f"{name}.yaml").write_text(dump_yaml(content))

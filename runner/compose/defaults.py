@@ -1,4 +1,4 @@
-"""Which files Hydra would merge, without merging them."""
+"""Resolve Hydra's defaults list without merging the files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,26 +9,28 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from runner.compose.recipe import Recipe
-from runner.compose.search_path import composing
+from runner.compose.search_path import initialized_hydra
 
-__all__ = ["Merged", "merged_options"]
+__all__ = ["DefaultsEntry", "resolve_defaults"]
 
 
-class Merged(NamedTuple):
-    """One option of a composition."""
+class DefaultsEntry(NamedTuple):
+    """One entry of the resolved defaults list."""
 
     option: str
-    """Its name on the search path: optimizer/adamw."""
+    """Path of the config file relative to the search path, without its suffix: optimizer/adamw."""
     package: str
-    """Dotted key under which its content stands; empty = at the top."""
+    """Dotted key that the file's content is placed under; empty = the root."""
 
 
-def merged_options(recipe: Recipe, directories: Sequence[Path], overrides: Sequence[str]) -> list[Merged]:
-    """In the order in which they are merged; the recipe alone if its defaults cannot be followed."""
+def resolve_defaults(recipe: Recipe, directories: Sequence[Path], overrides: Sequence[str]) -> list[DefaultsEntry]:
+    """Return the entries in merge order, or only the recipe itself if its defaults cannot be resolved."""
     try:
-        with composing(recipe, directories):
+        with initialized_hydra(recipe, directories):
             loader = GlobalHydra.instance().config_loader()
             defaults = loader.compute_defaults_list(recipe.name, list(overrides), RunMode.RUN).defaults
     except HydraException:
-        return [Merged(recipe.name, "")]
-    return [Merged(str(default.config_path), default.package or "") for default in defaults if default.config_path]
+        return [DefaultsEntry(recipe.name, "")]
+    return [
+        DefaultsEntry(str(default.config_path), default.package or "") for default in defaults if default.config_path
+    ]

@@ -1,6 +1,6 @@
-"""Compose in a short-lived copy of this process, while this one imports torch.
+"""Compose in a short-lived forked process while this process imports torch.
 
-Hydra's 20 MB then never are the run's, and its 0.2 s pass on another core.
+This keeps Hydra's 20 MB out of the training process and runs its 0.2 s of work on another core.
 """
 
 import signal
@@ -19,24 +19,25 @@ __all__ = ["compose_in_fork"]
 
 
 def compose_in_fork(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> Composed:
-    """As `compose`, in a fork where one is safe (Linux, no threads), else right here.
+    """Like `compose`, but in a forked process where forking is safe (Linux, no threads), otherwise in this one.
 
     Raises:
         SpecError: the recipe itself cannot be composed.
     """
     if sys.platform != "linux" or threading.active_count() > 1:
         return _compose(recipe, overrides, config_dirs)
-    with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_leave_interrupts_to_the_parent) as pool:
-        composing = pool.submit(_compose, recipe, overrides, config_dirs)
-        import_module("runner.worker")  # what every run needs next
-        return composing.result()
+    with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_ignore_interrupts) as pool:
+        future = pool.submit(_compose, recipe, overrides, config_dirs)
+        import_module("runner.worker")  # imports torch; every run needs it next
+        return future.result()
 
 
 def _compose(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
-    from runner.compose.compose import compose  # brings Hydra along
+    from runner.compose.compose import compose  # imports Hydra
 
     return compose(recipe, overrides, config_dirs=config_dirs)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

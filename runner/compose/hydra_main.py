@@ -1,4 +1,4 @@
-"""Hydra's own program around a recipe: for flags that print something, for completion, and for sweeps."""
+"""Run a recipe through @hydra.main, for flags that print something, for shell completion and for sweeps."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import hydra
 
 from runner.compose.recipe import Recipe
-from runner.compose.search_path import searching
+from runner.compose.search_path import extended_search_path
 
 __all__ = ["hydra_main", "quoted"]
 
@@ -23,27 +23,27 @@ def hydra_main(
     """Run @hydra.main with this recipe as its primary config.
 
     Args:
-        arguments: its command line: flags, then overrides.
-        directories: searched after the recipe's own.
+        arguments: the command line to pass on: flags, then overrides.
+        directories: searched after the recipe's own directory.
         task: called with the configuration of each job; must be picklable for launchers that start processes.
 
     Returns:
-        Its exit code.
+        The exit code.
     """
     program = hydra.main(config_path=str(recipe.directory), config_name=recipe.name, version_base=None)(task)
     before = sys.argv
-    sys.argv = [before[0], *arguments]  # @hydra.main reads nothing else
+    sys.argv = [before[0], *arguments]  # the only place that @hydra.main reads its arguments from
     try:
-        with searching(directories):
+        with extended_search_path(directories):
             program()
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     finally:
         sys.argv = before
     return 0
 
 
 def quoted(text: str) -> str:
-    """Any text as one value of Hydra's override grammar."""
+    """Quote any text as a single value of Hydra's override grammar."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

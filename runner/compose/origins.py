@@ -1,4 +1,4 @@
-"""Which file, or the command line, a value came from. Files are read only when somebody asks."""
+"""Where a value came from: which config file, or the command line. Files are read only when an origin is requested."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,38 +9,38 @@ from typing import Any, NamedTuple
 from runner.compose.recipe import Recipe
 from runner.config.store import load_yaml
 
-__all__ = ["COMMAND_LINE", "Holder", "Origins", "key_of"]
+__all__ = ["COMMAND_LINE", "ConfigFile", "Origins", "key_of", "select"]
 
 COMMAND_LINE = "the command line"
 
 
-class Holder(NamedTuple):
-    """A file of the composition."""
+class ConfigFile(NamedTuple):
+    """A config file that takes part in the composition."""
 
     path: Path
     option: str
-    """Its name on the search path: optimizer/adamw."""
+    """Path relative to the search path, without its suffix: optimizer/adamw."""
     package: str
-    """Dotted key under which its content stands; empty = at the top."""
+    """Dotted key that the content is placed under; empty = the root."""
     content: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """What it says about a dotted key.
+        """Return the value that this file sets for a dotted key.
 
         Raises:
-            KeyError: nothing.
+            KeyError: the file does not set it.
         """
-        inside = key
+        relative = key
         if self.package:
             if key == self.package:
                 return self.content
             if not key.startswith(f"{self.package}."):
                 raise KeyError(key)
-            inside = key[len(self.package) + 1 :]
-        return dig(self.content, inside)
+            relative = key[len(self.package) + 1 :]
+        return select(self.content, relative)
 
-    def said(self, key: str) -> Mapping[str, Any]:
-        """The mapping that it holds at a key; an empty one if it holds none."""
+    def section(self, key: str) -> Mapping[str, Any]:
+        """Return the mapping that this file sets for a dotted key; empty if there is none."""
         try:
             node = self.get(key)
         except KeyError:
@@ -48,11 +48,11 @@ class Holder(NamedTuple):
         return node if isinstance(node, Mapping) else {}
 
 
-def dig(node: Any, key: str) -> Any:
-    """The value at a dotted key.
+def select(node: Any, key: str) -> Any:
+    """Return the value at a dotted key of nested mappings.
 
     Raises:
-        KeyError: there is none.
+        KeyError: there is no such key.
     """
     for name in key.split("."):
         if not isinstance(node, Mapping) or name not in node:
@@ -62,54 +62,50 @@ def dig(node: Any, key: str) -> Any:
 
 
 def key_of(override: str) -> str:
-    """The dotted key that an override names, without its marks."""
+    """Return the dotted key of an override, without the prefixes + and ~ and the package after @."""
     return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 @dataclass(frozen=True)
 class Origins:
-    """Where the values of one composition come from."""
+    """The origins of the values of one composition."""
 
     recipe: Recipe
     directories: tuple[Path, ...]
-    """Searched after the recipe's own."""
+    """Searched after the recipe's own directory."""
     overrides: tuple[str, ...]
-    """Of the command line, without those of Hydra itself."""
-
-    def given(self, key: str) -> bool:
-        """Whether the command line says something about exactly this key or what is inside it."""
-        return any(named == key or named.startswith(f"{key}.") for named in map(key_of, self.overrides))
+    """From the command line, excluding overrides of Hydra's own node."""
 
     def origin(self, key: str) -> str:
-        """The command line, or the file that holds the key, or the nearest key above it that is held."""
+        """Return what sets the key or its nearest parent: the command line, a file, or "" if nothing does."""
         while key:
-            if any(named == key for named in map(key_of, self.overrides)):
+            if any(override_key == key for override_key in map(key_of, self.overrides)):
                 return COMMAND_LINE
-            for holder in reversed(self.holders):
+            for file in reversed(self.files):
                 try:
-                    holder.get(key)
+                    file.get(key)
                 except KeyError:
                     continue
-                return str(holder.path)
+                return str(file.path)
             key = key.rpartition(".")[0]
         return ""
 
     @cached_property
-    def holders(self) -> Sequence[Holder]:
-        """Every file of the composition that stands on a searched directory, in the order in which they are merged."""
-        from runner.compose.defaults import merged_options  # brings Hydra along: only a fault asks where it came from
+    def files(self) -> Sequence[ConfigFile]:
+        """Every file of the composition that is found in the searched directories, in merge order."""
+        from runner.compose.defaults import resolve_defaults  # imports Hydra, which only a fault's origin needs
 
-        merged = merged_options(self.recipe, self.directories, self.overrides)
-        paths = [(self.find(one.option), one) for one in merged]
-        return [self._holder(path, one.option, one.package) for path, one in paths if path is not None]
+        entries = resolve_defaults(self.recipe, self.directories, self.overrides)
+        paths = [(self.find(entry.option), entry) for entry in entries]
+        return [self._read(path, entry.option, entry.package) for path, entry in paths if path is not None]
 
     def find(self, option: str) -> Path | None:
-        """The file of an option on the searched directories."""
+        """Return the file of an option, from the first searched directory that has it."""
         candidates = (directory / f"{option}.yaml" for directory in (self.recipe.directory, *self.directories))
         return next((path for path in candidates if path.is_file()), None)
 
     @staticmethod
-    def _holder(path: Path, option: str, package: str) -> Holder:
+    def _read(path: Path, option: str, package: str) -> ConfigFile:
         content = load_yaml(path.read_text())
         body = {key: value for key, value in content.items() if key != "defaults"} if isinstance(content, dict) else {}
-        return Holder(path, option, package.removeprefix("_global_").lstrip("."), body)
+        return ConfigFile(path, option, package.removeprefix("_global_").lstrip("."), body)

@@ -1,4 +1,4 @@
-"""A stored declaration with overrides on top: Hydra's grammar and its groups, without the recipe that it came from."""
+"""Apply overrides to a stored declaration with Hydra's grammar and groups; the original recipe is not needed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,25 +21,25 @@ INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 class Overridden(NamedTuple):
-    """A declaration after its overrides."""
+    """A stored declaration with overrides applied."""
 
     stored: StoredSpec
     overrides: tuple[str, ...]
     faults: tuple[Fault, ...]
-    """What kept overrides from being applied."""
+    """One for each override that could not be applied."""
 
     def origin(self, key: str) -> str:
-        """The command line, or the run's own declaration."""
-        named = [key_of(override) for override in self.overrides]
-        given = any(key == name or key.startswith(f"{name}.") for name in named)
-        return COMMAND_LINE if given else f"the run's own declaration (recipe {self.stored.source.recipe})"
+        """Return whether a value came from the command line or from the run's own declaration."""
+        keys = [key_of(override) for override in self.overrides]
+        overridden = any(key == name or key.startswith(f"{name}.") for name in keys)
+        return COMMAND_LINE if overridden else f"the run's own declaration (recipe {self.stored.source.recipe})"
 
 
 def apply_overrides(stored: StoredSpec, overrides: Sequence[str]) -> Overridden:
-    """Apply overrides to what was frozen; a group override puts that option's file in the place of the group's node.
+    """Apply overrides to a stored declaration. Overriding a group replaces its whole node by that option's file.
 
     Raises:
-        SpecError: what was frozen cannot be composed any more.
+        SpecError: the stored declaration can no longer be composed.
     """
     groups = [group for group in (*GROUPS, *MANY_GROUPS) if any(key_of(text) == group for text in overrides)]
     config = {key: value for key, value in stored.config.items() if key not in groups}
@@ -47,10 +47,10 @@ def apply_overrides(stored: StoredSpec, overrides: Sequence[str]) -> Overridden:
         "_self_",
         *({group: stored.source.choices.get(group)} for group in groups),
     ]
-    # Hydra composes from files only; this one lives as long as it does.
+    # Hydra composes from files only, so the stored configuration becomes a temporary one.
     with TemporaryDirectory() as directory:
         recipe = Recipe(Path(directory) / "stored.yaml")
-        recipe.path.write_text(dump_yaml({"defaults": defaults, **_literal(config)}))
+        recipe.path.write_text(dump_yaml({"defaults": defaults, **_escape_interpolations(config)}))
         composed = compose(
             recipe,
             overrides,
@@ -58,7 +58,7 @@ def apply_overrides(stored: StoredSpec, overrides: Sequence[str]) -> Overridden:
         )
     return Overridden(
         stored=StoredSpec(
-            config=_retargeted(stored.config, composed.config, overrides),
+            config=_apply_target_overrides(stored.config, composed.config, overrides),
             import_roots=stored.import_roots,
             source=Composition(
                 recipe=stored.source.recipe,
@@ -72,28 +72,28 @@ def apply_overrides(stored: StoredSpec, overrides: Sequence[str]) -> Overridden:
     )
 
 
-def _literal(node: Any) -> Any:
-    """For Hydra, which resolves it again: what still looks like an interpolation was escaped, or stood in a file."""
+def _escape_interpolations(node: Any) -> Any:
+    """Escape every `${`: stored values are resolved already, so Hydra must take what remains literally."""
     if isinstance(node, Mapping):
-        return {key: _literal(value) for key, value in node.items()}
+        return {key: _escape_interpolations(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_literal(value) for value in node]
+        return [_escape_interpolations(value) for value in node]
     return INTERPOLATION.sub(r"\1\1\\${", node) if isinstance(node, str) else node
 
 
 def _choices(composed: Composed, groups: Sequence[str]) -> dict[str, Any]:
-    """Hydra records the choice of a group that has one option; many-of-a-kind groups name theirs in their nodes."""
+    """Return Hydra's choices. Only single-option groups have one; the others list theirs as keys of their nodes."""
     return {group: composed.hydra["runtime"]["choices"].get(group) for group in groups if group in GROUPS}
 
 
-def _retargeted(old: Mapping[str, Any], new: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """As compose/retarget.py has it: another `_target_` keeps only what is given beside it."""
+def _apply_target_overrides(old: Mapping[str, Any], new: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Like compose/target_override.py: where `_target_` changed, keep only the values that are overridden with it."""
     config = {key: new[key] for key in dict.fromkeys((*old, *new)) if key in new}
-    named = [key_of(override) for override in overrides]
+    keys = [key_of(override) for override in overrides]
     for group in GROUPS:
         node, before = config.get(group), old.get(group)
-        if f"{group}.{TARGET}" not in named or not isinstance(node, dict) or not isinstance(before, dict):
+        if f"{group}.{TARGET}" not in keys or not isinstance(node, dict) or not isinstance(before, dict):
             continue
         if node[TARGET] != before[TARGET]:
-            config[group] = {name: value for name, value in node.items() if f"{group}.{name}" in named}
+            config[group] = {name: value for name, value in node.items() if f"{group}.{name}" in keys}
     return config

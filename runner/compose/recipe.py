@@ -1,4 +1,4 @@
-"""Which file a recipe is, and where its groups, hooks and modules are looked for. Hydra is not imported here."""
+"""Find a recipe's file and the directories of its config groups, hooks and modules. Does not import Hydra."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,39 +22,39 @@ SUFFIX = ".yaml"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe's file."""
+    """A recipe, identified by its file."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """As Hydra calls a primary config."""
+        """Hydra's name for the file as a primary config: the file name without its suffix."""
         return self.path.stem
 
     @property
     def directory(self) -> Path:
-        """What Hydra searches first."""
+        """The directory of the file; Hydra searches it first."""
         return self.path.parent
 
     @property
     def root(self) -> Path:
-        """Where the recipe's own conf/ and modules stand: beside its recipes/ folder, or else beside itself."""
+        """The directory of the recipe's conf/ and modules: the parent of its recipes/ folder, or the file's own."""
         folder = next((parent for parent in self.path.parents if parent.name == "recipes"), None)
         return folder.parent if folder else self.directory
 
 
 def shipped_root() -> Path:
-    """Where the runner's own conf/, recipes/ and user_hooks/ stand: in the wheel, or in a checkout."""
+    """Return the directory of the runner's own conf/, recipes/ and user_hooks/, in a wheel or in a checkout."""
     package = Path(__file__).resolve().parent.parent
     shipped = package / "_shipped"
     return shipped if shipped.is_dir() else package.parent
 
 
 def find(argument: str) -> Recipe:
-    """A recipe by its name in recipes/ (of the working directory, then the shipped ones), or by its path.
+    """Find a recipe by its path, or by its name in recipes/ (of the working directory, then the shipped ones).
 
     Raises:
-        SpecError: there is none; names the nearest and all that there are.
+        SpecError: there is none. The message suggests the most similar name and lists all of them.
     """
     path = Path(argument)
     if path.suffix == SUFFIX or path.is_file():
@@ -80,11 +80,11 @@ def find(argument: str) -> Recipe:
 def _choices(argument: str) -> str:
     files = recipe_files()
     name = Path(argument).stem
-    return f"{did_you_mean(name, files)} There are: {listed(files)}. Or give the path of a {SUFFIX} file."
+    return f"{did_you_mean(name, files)} Available: {listed(files)}. Or give the path of a {SUFFIX} file."
 
 
 def recipe_files() -> dict[str, Path]:
-    """Every recipe that a bare name reaches; the working directory's hide shipped ones of the same name."""
+    """Map each recipe name to its file. Recipes of the working directory hide shipped ones of the same name."""
     found: dict[str, Path] = {}
     for folder in (shipped_root() / "recipes", Path.cwd() / "recipes"):
         for path in sorted(folder.rglob(f"*{SUFFIX}")):
@@ -93,7 +93,7 @@ def recipe_files() -> dict[str, Path]:
 
 
 def search_path(recipe: Recipe) -> list[Path]:
-    """What Hydra searches after the recipe's own directory, first to last."""
+    """Return the directories that Hydra searches after the recipe's own, in order."""
     shipped = shipped_root()
     candidates = (
         Path.cwd() / "conf",
@@ -106,12 +106,12 @@ def search_path(recipe: Recipe) -> list[Path]:
 
 
 def import_roots(recipe: Recipe) -> list[str]:
-    """Where hooks and parts are imported from ahead of everything else, first to last."""
+    """Return the directories that hooks and parts are imported from before sys.path, in order."""
     return list(dict.fromkeys(map(str, (Path.cwd(), recipe.root, shipped_root()))))
 
 
 def options(directories: list[Path]) -> dict[str, list[str]]:
-    """Every config group with its options, found by listing folders."""
+    """Map each config group to its options, as found by listing the directories."""
     groups: dict[str, set[str]] = {}
     for directory in directories:
         for group, option in _options_in(directory):

@@ -1,4 +1,4 @@
-"""How Hydra learns of a recipe and of the runner's directories, for as long as it composes and no longer."""
+"""Context managers that add a recipe and its directories to Hydra's config search path."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,17 +12,17 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from runner.compose.recipe import Recipe
 
-__all__ = ["composing", "searching"]
+__all__ = ["extended_search_path", "initialized_hydra"]
 
 
 @contextmanager
-def composing(recipe: Recipe, directories: Sequence[Path]) -> Iterator[None]:
-    """Inside the block, Hydra's compose API knows this recipe. May stand inside another one, or inside @hydra.main."""
+def initialized_hydra(recipe: Recipe, directories: Sequence[Path]) -> Iterator[None]:
+    """Initialize Hydra's compose API for a recipe. Can be nested, also inside @hydra.main."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with (
-            searching(directories),
+            extended_search_path(directories),
             initialize_config_dir(str(recipe.directory), job_name=recipe.name, version_base=None),
         ):
             yield
@@ -31,8 +31,8 @@ def composing(recipe: Recipe, directories: Sequence[Path]) -> Iterator[None]:
 
 
 @contextmanager
-def searching(directories: Sequence[Path]) -> Iterator[None]:
-    """Inside the block, Hydra searches these after the primary config's own directory, first to last."""
+def extended_search_path(directories: Sequence[Path]) -> Iterator[None]:
+    """Make Hydra search these directories, in order, after the primary config's own."""
 
     class RunnerSearchPath(SearchPathPlugin):
         """Appends the directories of one recipe."""
@@ -46,6 +46,6 @@ def searching(directories: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     finally:
-        # Hydra keeps plugins for the life of the process and has no way to take one back: two recipes composed in one
-        # process would see each other's directories.
+        # Hydra has no way to unregister a plugin. If this one stayed registered, recipes composed later in the same
+        # process would search its directories too.
         plugins.plugin_type_to_subclass_list[SearchPathPlugin].remove(RunnerSearchPath)

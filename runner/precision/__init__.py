@@ -1,1 +1,1 @@
-"""In which types a model computes: one choice a file."""
+"""The group `precision`: the dtypes of weights, computation and gradients. One option per file."""

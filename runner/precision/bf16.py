@@ -1,4 +1,4 @@
-"""Weights in float32, the forward in bfloat16 under autocast."""
+"""Mixed precision in bfloat16: float32 weights, forward under autocast."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -9,7 +9,7 @@ import torch
 from torch.nn import Module
 
 from runner.errors import Fault
-from runner.precision.outputs import return_float32
+from runner.precision.casting import cast_outputs_to_float32
 from runner.precision.scaling import UNIT
 from runner.protocols import Hardware, Scaler
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class BF16:
-    """Mixed precision: what autocast lists runs in bfloat16; weights, gradients and the optimizer stay float32."""
+    """Operations on autocast's list run in bfloat16; weights, gradients and optimizer state stay float32."""
 
     enabled: bool = True
-    """Let autocast work; false = only what the hook itself casts is bfloat16."""
+    """Enable autocast; false = only what the hook itself casts is bfloat16."""
     cache: bool = True
-    """Cast a weight once for each forward, not once for each use."""
+    """Cache weight casts: cast a weight once per forward, not once per use."""
     float32_outputs: bool = True
-    """What the model returns reaches the loss hook as float32."""
+    """Cast the model's outputs to float32 before the loss hook receives them."""
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """The hardware must have bfloat16."""
+        """Requires hardware with bfloat16."""
         if not spec.hardware.has_dtype(torch.bfloat16):
-            rule = "bf16 was asked for, but this hardware has no bfloat16. Use precision=fp32."
+            rule = "bf16 needs bfloat16, which this hardware does not support. Use precision=fp32."
             yield Fault(key="precision", message=rule)
 
     @property
@@ -51,18 +51,18 @@ class BF16:
         return torch.float32
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """torch.autocast to bfloat16; one object, entered for each forward in turn."""
+        """Returns a torch.autocast to bfloat16 that is re-entered for each forward."""
         return torch.autocast(device_type, torch.bfloat16, enabled=self.enabled, cache_enabled=self.cache)
 
     def scaler(self) -> Scaler:
-        """None: bfloat16 has the range of float32."""
+        """Returns the unit scaler: bfloat16 has the range of float32."""
         return UNIT
 
     def convert(self, model: Module, hardware: Hardware) -> None:
-        """Only what the model returns is widened."""
+        """Casts the model's outputs, if asked to, and changes nothing else."""
         if self.float32_outputs:
-            return_float32(model)
+            cast_outputs_to_float32(model)
 
     def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
-        """Nothing to choose: all layers are treated alike."""
+        """Yields nothing: the precision is the same for every layer."""
         return ()

@@ -1,4 +1,4 @@
-"""Everything in bfloat16, weights and what the optimizer keeps of them included."""
+"""Pure bfloat16: weights, gradients and optimizer state included."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ import torch
 from torch.nn import Module
 
 from runner.errors import Fault
-from runner.precision.outputs import narrow, return_float32
+from runner.precision.casting import cast_floating, cast_outputs_to_float32
 from runner.precision.scaling import UNIT
 from runner.protocols import Hardware, Scaler
 
@@ -23,19 +23,19 @@ logger = logging.getLogger(__name__)
 @final
 @dataclass(frozen=True, kw_only=True)
 class BF16Pure:
-    """Weights, gradients and optimizer state in bfloat16: half the memory of everything, eight bits of everything."""
+    """Weights, gradients and optimizer state in bfloat16: half the memory, at eight bits of significand."""
 
     enabled: bool = True
-    """Let autocast give float32 to what needs it in the forward; false = everything as the weights are."""
+    """Let autocast run the operations that need float32 in float32; false = everything runs in bfloat16."""
     cache: bool = True
-    """Cast a weight once for each forward, not once for each use."""
+    """Cache weight casts: cast a weight once per forward, not once per use."""
     float32_outputs: bool = True
-    """What the model returns reaches the loss hook as float32."""
+    """Cast the model's outputs to float32 before the loss hook receives them."""
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """The hardware must have bfloat16."""
+        """Requires hardware with bfloat16."""
         if not spec.hardware.has_dtype(torch.bfloat16):
-            rule = "bf16_pure was asked for, but this hardware has no bfloat16. Use precision=fp32."
+            rule = "bf16_pure needs bfloat16, which this hardware does not support. Use precision=fp32."
             yield Fault(key="precision", message=rule)
 
     @property
@@ -54,28 +54,28 @@ class BF16Pure:
         return torch.float32
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """torch.autocast to bfloat16; one object, entered for each forward in turn."""
+        """Returns a torch.autocast to bfloat16 that is re-entered for each forward."""
         return torch.autocast(device_type, torch.bfloat16, enabled=self.enabled, cache_enabled=self.cache)
 
     def scaler(self) -> Scaler:
-        """None: bfloat16 has the range of float32."""
+        """Returns the unit scaler: bfloat16 has the range of float32."""
         return UNIT
 
     def convert(self, model: Module, hardware: Hardware) -> None:
-        """Parameters and buffers to bfloat16; the model's floating inputs, too, whenever it is called."""
+        """Casts parameters and buffers to bfloat16, and the model's floating-point inputs on every call."""
         logger.warning(
-            "weights are bfloat16: an update below 1/256 of a weight is lost. As a rule of thumb, for stable training "
-            "with mixed precision all trainable parameters have to be float32: that is precision=bf16"
+            "weights are bfloat16: an update smaller than 1/256 of a weight is lost. As a rule of thumb, stable "
+            "mixed-precision training needs float32 trainable parameters, as with precision=bf16"
         )
         model.to(torch.bfloat16)
-        model.register_forward_pre_hook(_narrowed, with_kwargs=True)
+        model.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
         if self.float32_outputs:
-            return_float32(model)
+            cast_outputs_to_float32(model)
 
     def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
-        """Nothing to choose: all layers are treated alike."""
+        """Yields nothing: the precision is the same for every layer."""
         return ()
 
 
-def _narrowed(_model: Module, args: Any, kwargs: Any) -> Any:
-    return narrow(args, torch.bfloat16), narrow(kwargs, torch.bfloat16)
+def _cast_inputs(_model: Module, args: Any, kwargs: Any) -> Any:
+    return cast_floating(args, torch.bfloat16), cast_floating(kwargs, torch.bfloat16)

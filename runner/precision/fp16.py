@@ -1,4 +1,4 @@
-"""Weights in float32, the forward in float16 under autocast, the loss scaled so that small gradients survive."""
+"""Mixed precision in float16: float32 weights, forward under autocast, loss scaling against gradient underflow."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -9,7 +9,7 @@ import torch
 from torch.nn import Module
 
 from runner.errors import Fault
-from runner.precision.outputs import return_float32
+from runner.precision.casting import cast_outputs_to_float32
 from runner.precision.scaling import UNIT, Growth, LossScaler
 from runner.protocols import Hardware, Scaler
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class FP16:
-    """Mixed precision: what autocast lists runs in float16; weights, gradients and the optimizer stay float32.
+    """Operations on autocast's list run in float16; weights, gradients and optimizer state stay float32.
 
     Micikevicius et al. (ICLR 2018).
     """
 
     enabled: bool = True
-    """Let autocast work; false = only what the hook itself casts is float16."""
+    """Enable autocast; false = only what the hook itself casts is float16."""
     cache: bool = True
-    """Cast a weight once for each forward, not once for each use."""
+    """Cache weight casts: cast a weight once per forward, not once per use."""
     float32_outputs: bool = True
-    """What the model returns reaches the loss hook as float32."""
+    """Cast the model's outputs to float32 before the loss hook receives them."""
     scale_loss: bool = True
-    """Multiply losses before backward, gradients by the inverse after; steps whose gradient overflows are skipped."""
+    """Scale losses before backward and unscale gradients after it; skip steps whose gradients overflow."""
     init_scale: float = 65536.0
-    """The scale at first. It is of the mean: what a total sums over is divided off beforehand."""
+    """Initial scale. It applies to the mean loss: a total is divided by its count before it is scaled."""
     growth_factor: float = 2.0
-    """Multiplies the scale after `growth_interval` steps in range."""
+    """Factor by which the scale grows after `growth_interval` steps without overflow."""
     backoff_factor: float = 0.5
-    """Multiplies the scale after a step that overflowed."""
+    """Factor by which the scale shrinks after a step that overflowed."""
     growth_interval: int = 2000
-    """Optimizer steps in range, one after the other, before the scale grows."""
+    """Consecutive optimizer steps without overflow after which the scale grows."""
     min_scale: float = 0.001
-    """A run whose scale would fall below this fails: its gradient is not finite at any scale."""
+    """The run fails if the scale would fall below this: its gradient is not finite at any scale."""
 
     def __post_init__(self) -> None:
         if not self.min_scale > 0:
@@ -57,9 +57,9 @@ class FP16:
             raise ValueError(f"growth_interval={self.growth_interval} must be at least 1 step.")
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """The hardware must have float16."""
+        """Requires hardware with float16."""
         if not spec.hardware.has_dtype(torch.float16):
-            rule = "fp16 was asked for, but this hardware has no float16. Use precision=fp32."
+            rule = "fp16 needs float16, which this hardware does not support. Use precision=fp32."
             yield Fault(key="precision", message=rule)
 
     @property
@@ -78,11 +78,11 @@ class FP16:
         return torch.float32
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """torch.autocast to float16; one object, entered for each forward in turn."""
+        """Returns a torch.autocast to float16 that is re-entered for each forward."""
         return torch.autocast(device_type, torch.float16, enabled=self.enabled, cache_enabled=self.cache)
 
     def scaler(self) -> Scaler:
-        """A loss scale that moves as these keys say."""
+        """Returns a new dynamic loss scale, or the unit scaler if `scale_loss` is false."""
         if not self.scale_loss:
             return UNIT
         growth = Growth(
@@ -95,10 +95,10 @@ class FP16:
         return LossScaler(growth)
 
     def convert(self, model: Module, hardware: Hardware) -> None:
-        """Only what the model returns is widened."""
+        """Casts the model's outputs, if asked to, and changes nothing else."""
         if self.float32_outputs:
-            return_float32(model)
+            cast_outputs_to_float32(model)
 
     def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
-        """Nothing to choose: all layers are treated alike."""
+        """Yields nothing: the precision is the same for every layer."""
         return ()

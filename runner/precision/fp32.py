@@ -1,4 +1,4 @@
-"""Everything in float32."""
+"""Full precision: weights, activations and gradients in float32."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class FP32:
-    """Weights, activations, gradients and their sums in float32."""
+    """Weights, activations, gradients and reductions in float32."""
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Every hardware has it."""
+        """Yields nothing: every device supports float32."""
         return ()
 
     @property
@@ -41,16 +41,16 @@ class FP32:
         return torch.float32
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """Nothing is cast."""
+        """Returns a null context, in which nothing is cast."""
         return nullcontext()
 
     def scaler(self) -> Scaler:
-        """None."""
+        """Returns the unit scaler."""
         return UNIT
 
     def convert(self, model: Module, hardware: Hardware) -> None:
-        """Nothing: weights are of the type that the hook gave them."""
+        """Does nothing: weights keep the dtype that the model hook gave them."""
 
     def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
-        """Nothing to choose: all layers are treated alike."""
+        """Yields nothing: the precision is the same for every layer."""
         return ()

@@ -1,4 +1,4 @@
-"""Large matrix products in float8: Micikevicius et al. (arXiv:2209.05433), by torchao."""
+"""Large matrix multiplications in float8 with torchao: Micikevicius et al. (arXiv:2209.05433)."""
 
 import importlib.util
 import logging
@@ -12,8 +12,8 @@ import torch
 from torch.nn import Linear, Module
 
 from runner.errors import Fault, ModelError
-from runner.precision.fp8_layers import Filter, lines
-from runner.precision.outputs import return_float32
+from runner.precision.casting import cast_outputs_to_float32
+from runner.precision.fp8_layers import Filter, describe
 from runner.precision.scaling import UNIT
 from runner.protocols import Hardware, Scaler
 
@@ -24,101 +24,101 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Enum):
-    """Whose float8."""
+    """The library that implements float8."""
 
     TORCHAO = "torchao"
-    """PyTorch's own."""
+    """PyTorch's library; the only one that this option runs."""
     TRANSFORMER_ENGINE = "transformer_engine"
-    """NVIDIA's: an option of its own, precision=fp8_te."""
+    """NVIDIA's library; it has an option of its own, precision=fp8_te."""
     MSAMP = "msamp"
-    """Microsoft's, no longer maintained: choosing it gives advice."""
+    """Microsoft's library, no longer maintained; choosing it is an error that names the replacement."""
 
 
 class Recipe(Enum):
-    """How fine the scales are that bring numbers into float8's range. By torchao's own names."""
+    """The granularity of the scales that map values into float8's range, by torchao's names."""
 
     TENSORWISE = "tensorwise"
-    """One for each matrix: fastest."""
+    """One scale per matrix: fastest."""
     ROWWISE = "rowwise"
-    """One for each row, powers of two: more exact."""
+    """One power-of-two scale per row: more accurate."""
     ROWWISE_WITH_GW_HP = "rowwise_with_gw_hp"
-    """The same, with gradients of weights not in float8: most exact."""
+    """As rowwise, but weight gradients are not computed in float8: most accurate."""
 
 
 class Level(Enum):
-    """What MS-AMP kept in eight bits."""
+    """MS-AMP's optimization level: what it stores in eight bits."""
 
     O1 = "O1"
-    """Gradients of weights, and what ranks exchange."""
+    """Weight gradients and their communication."""
     O2 = "O2"
-    """First moments of the optimizer, too."""
+    """O1 plus the optimizer's first moments."""
 
 
 ADVICE = {
-    Level.O1: "precision=fp8, and strategy=ddp strategy.comm_hook=bf16 for narrow gradients between ranks",
-    Level.O2: "precision=fp8, and strategy=fsdp: it cuts what the optimizer keeps among ranks, not its bits",
+    Level.O1: "precision=fp8 and, to send gradients in 16 bits, strategy=ddp strategy.comm_hook=bf16",
+    Level.O2: "precision=fp8 and strategy=fsdp, which shards the optimizer state instead of quantizing it",
 }
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class FP8:
-    """Weights in float32; the chosen linear layers multiply in float8, all else as in precision=bf16."""
+    """Weights in float32; chosen linear layers multiply in float8, everything else is as with precision=bf16."""
 
     backend: Backend = Backend.TORCHAO
-    """Whose."""
+    """The library that implements float8."""
     recipe: Recipe = Recipe.TENSORWISE
-    """How fine the scales are."""
+    """The granularity of the scales."""
     emulate: bool | None = None
-    """Compute what float8 would give without hardware that has it, slowly; null = where the hardware has none."""
+    """Emulate float8, which is slow; null = only where the hardware does not support it."""
     include: list[str] = field(default_factory=list)
-    """Patterns of the names of layers to convert; empty = all."""
+    """Name patterns of the layers to convert; empty = all."""
     exclude: list[str] = field(default_factory=list)
-    """Patterns of the names of layers to leave as they are."""
+    """Name patterns of the layers not to convert."""
     min_features: int = 16
-    """A layer with a side smaller than this stays as it is."""
+    """Do not convert a layer with fewer input or output features than this."""
     keep_first: bool = True
-    """The first linear layer stays as it is."""
+    """Do not convert the first linear layer."""
     keep_last: bool = True
-    """The last linear layer stays as it is."""
+    """Do not convert the last linear layer."""
     pad_inner_dim: bool = False
-    """Fill inner sides up with zeros to a multiple of 16."""
+    """Zero-pad the inner dimension of matrix multiplications to a multiple of 16."""
     fsdp_float8_all_gather: bool = False
-    """A sharding strategy gathers converted weights in float8."""
+    """All-gather the converted weights in float8 under a sharding strategy."""
     round_scales_to_power_of_2: bool = False
-    """Scales are powers of two."""
+    """Round scales down to powers of two."""
     enabled: bool = True
-    """Let autocast to bfloat16 work on everything else."""
+    """Enable autocast to bfloat16 for everything else."""
     cache: bool = True
-    """Cast a weight once for each forward, not once for each use."""
+    """Cache weight casts: cast a weight once per forward, not once per use."""
     float32_outputs: bool = True
-    """What the model returns reaches the loss hook as float32."""
+    """Cast the model's outputs to float32 before the loss hook receives them."""
     optimization_level: Level = Level.O1
-    """Of backend=msamp."""
+    """MS-AMP's level, for backend=msamp: selects the replacement that the error names."""
 
     def __post_init__(self) -> None:
         if self.backend is Backend.MSAMP:
             level = self.optimization_level
-            rule = "backend=msamp: MS-AMP is no longer maintained and does not run beside this torch."
-            raise ValueError(f"{rule} In place of its {level.value} use {ADVICE[level]}.")
+            rule = "backend=msamp: MS-AMP is no longer maintained and does not work with this version of torch."
+            raise ValueError(f"{rule} Instead of level {level.value}, use {ADVICE[level]}.")
         if self.backend is Backend.TRANSFORMER_ENGINE:
-            raise ValueError("backend=transformer_engine has keys of its own. Use precision=fp8_te.")
+            raise ValueError("backend=transformer_engine is an option of its own. Use precision=fp8_te.")
         if self.fsdp_float8_all_gather and self.recipe is not Recipe.TENSORWISE:
-            rule = "fsdp_float8_all_gather=true gathers matrices with one scale each"
+            rule = "fsdp_float8_all_gather=true needs one scale per matrix"
             raise ValueError(f"{rule}, but recipe={self.recipe.value}. Use recipe=tensorwise.")
         if self.min_features < 1:
             raise ValueError(f"min_features={self.min_features} must be at least 1.")
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """The library must be there, and the hardware unless emulated."""
+        """Requires torchao, hardware with bfloat16 and, if emulate=false, hardware with float8."""
         if importlib.util.find_spec("torchao") is None:
             rule = "fp8 needs torchao, which is not installed: pip install 'hydra-runner[fp8]'. Or use precision=bf16."
             yield Fault(key="precision", message=rule)
         if self.emulate is False and not spec.hardware.has_dtype(torch.float8_e4m3fn):
-            rule = "false, but this hardware has no float8 (CUDA has from compute capability 8.9 on). Use null or true."
+            rule = "false, but this hardware has no float8 (needs CUDA compute capability 8.9+). Use null or true."
             yield Fault(key="precision.emulate", message=rule)
         if not spec.hardware.has_dtype(torch.bfloat16):
-            rule = "fp8 computes everything else in bfloat16, which this hardware does not have. Use precision=fp32."
+            rule = "fp8 runs all other layers in bfloat16, which this hardware does not support. Use precision=fp32."
             yield Fault(key="precision", message=rule)
 
     @property
@@ -137,38 +137,39 @@ class FP8:
         return torch.float32
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """torch.autocast to bfloat16 around the float8 layers."""
+        """Returns a torch.autocast to bfloat16 for everything but the float8 layers."""
         return torch.autocast(device_type, torch.bfloat16, enabled=self.enabled, cache_enabled=self.cache)
 
     def scaler(self) -> Scaler:
-        """None: each matrix is scaled by itself."""
+        """Returns the unit scaler: each float8 matrix has a scale of its own."""
         return UNIT
 
     def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
-        """Which layers are converted, and why the others are not."""
-        return lines(self._filter.judge(build_model()))
+        """Lists which layers are converted and why the others are not."""
+        return describe(self._filter.choose(build_model()))
 
     def convert(self, model: Module, hardware: Hardware) -> None:
-        """Put a float8 layer, with the same parameters, in the place of each chosen one.
+        """Replaces each chosen linear layer by a float8 one with the same parameters.
 
         Raises:
             ModelError: no layer is chosen.
         """
-        judged = self._filter.judge(model)
-        chosen = {layer.name for layer in judged if not layer.kept}
+        choices = self._filter.choose(model)
+        chosen = {layer.name for layer in choices if not layer.skip_reason}
         if not chosen:
-            said = "\n".join(lines(judged))
+            layers = "\n".join(describe(choices))
             raise ModelError(
-                f"precision=fp8 would convert no layer of this model. Use precision=bf16, or widen:\n{said}"
+                f"precision=fp8 would convert no layer of this model. Use precision=bf16, or relax the filter:\n"
+                f"{layers}"
             )
         emulate = not hardware.has_dtype(torch.float8_e4m3fn) if self.emulate is None else self.emulate
         if emulate:
-            logger.info("float8 is emulated, to try it out: slower than bfloat16, with the numbers of the hardware")
+            logger.info("float8 is emulated: the results are those of float8 hardware, but slower than bfloat16")
         _swap(model, chosen, self, emulate=emulate)
-        for line in lines(judged):
+        for line in describe(choices):
             logger.info("%s", line)
         if self.float32_outputs:
-            return_float32(model)
+            cast_outputs_to_float32(model)
 
     @property
     def _filter(self) -> Filter:

@@ -1,4 +1,4 @@
-"""Which linear layers compute in float8: decided by names and shapes alone, so that a model on meta is enough."""
+"""Chooses the linear layers that compute in float8 by name and shape only, so a model on the meta device is enough."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,62 +7,62 @@ from typing import NamedTuple
 
 from torch.nn import Linear, Module
 
-MULTIPLE = 16  # of what both sides of a float8 matrix product have to be on the hardware that has one
+MULTIPLE = 16  # float8 hardware requires both sides of a matrix multiplication to be multiples of this
 
 
-class Judged(NamedTuple):
-    """A linear layer and what becomes of it."""
+class LayerChoice(NamedTuple):
+    """A linear layer and whether it is converted."""
 
     name: str
     shape: tuple[int, int]
     """Output and input features."""
-    kept: str
-    """Why it stays as it is; empty = it is converted."""
+    skip_reason: str
+    """Why it is not converted; empty = it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """What is converted."""
+    """The rules that choose which layers are converted."""
 
     include: Sequence[str]
-    """Patterns of names; empty = all."""
+    """Name patterns of the layers to convert; empty = all."""
     exclude: Sequence[str]
-    """Patterns of names."""
+    """Name patterns of the layers not to convert."""
     min_features: int
-    """Smallest side."""
+    """A layer whose smaller side is below this is not converted."""
     keep_first: bool
     keep_last: bool
 
-    def judge(self, model: Module) -> list[Judged]:
-        """Every linear layer, in the model's order."""
+    def choose(self, model: Module) -> list[LayerChoice]:
+        """Return one choice per linear layer, in the model's order."""
         linear = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]
         names = [name for name, _ in linear]
-        judged = []
+        choices = []
         for name, module in linear:
             shape = (module.out_features, module.in_features)
-            is_end = {"it is the first": self.keep_first and name == names[0]}
-            is_end["it is the last"] = self.keep_last and name == names[-1]
+            is_end = {"first layer": self.keep_first and name == names[0]}
+            is_end["last layer"] = self.keep_last and name == names[-1]
             reasons = [reason for reason, holds in is_end.items() if holds]
-            judged.append(Judged(name, shape, next(iter([*reasons, *self._reasons(name, shape)]), "")))
-        return judged
+            choices.append(LayerChoice(name, shape, next(iter([*reasons, *self._reasons(name, shape)]), "")))
+        return choices
 
     def _reasons(self, name: str, shape: tuple[int, int]) -> Iterator[str]:
         if not name:
             yield "it is the whole model"
         if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
-            yield "no pattern of include has it"
-        yield from (f"exclude has {pattern}" for pattern in self.exclude if fnmatchcase(name, pattern))
+            yield "no include pattern matches"
+        yield from (f"matches exclude pattern {pattern}" for pattern in self.exclude if fnmatchcase(name, pattern))
         if min(shape) < self.min_features:
             yield f"{min(shape)} features are fewer than min_features={self.min_features}"
         if shape[0] % MULTIPLE or shape[1] % MULTIPLE:
             yield f"{shape[0]} × {shape[1]} are not both multiples of {MULTIPLE}"
 
 
-def lines(judged: Sequence[Judged]) -> list[str]:
-    """For a person: how many, and each."""
-    converted = [layer for layer in judged if not layer.kept]
-    said = [f"{len(converted)} of {len(judged)} linear layers in float8"]
-    for layer in judged:
-        fate = f"as it is: {layer.kept}" if layer.kept else "float8"
-        said.append(f"  {layer.name or '(the model)'} {layer.shape[0]} × {layer.shape[1]}: {fate}")
-    return said
+def describe(choices: Sequence[LayerChoice]) -> list[str]:
+    """Return lines for the log: the number of converted layers, then one line per layer."""
+    converted = [layer for layer in choices if not layer.skip_reason]
+    lines = [f"{len(converted)} of {len(choices)} linear layers in float8"]
+    for layer in choices:
+        outcome = f"not converted: {layer.skip_reason}" if layer.skip_reason else "float8"
+        lines.append(f"  {layer.name or '(the model)'} {layer.shape[0]} × {layer.shape[1]}: {outcome}")
+    return lines

@@ -1,4 +1,4 @@
-"""Linear layers and layer norms by NVIDIA's TransformerEngine, with delayed scaling: scales from amaxes of the past."""
+"""Linear layers and layer norms from NVIDIA's TransformerEngine, with delayed scaling: scales come from past amaxes."""
 
 import importlib.util
 import logging
@@ -12,8 +12,8 @@ import torch
 from torch.nn import LayerNorm, Linear, Module
 
 from runner.errors import Fault
-from runner.precision.fp8_layers import Filter, lines
-from runner.precision.outputs import return_float32
+from runner.precision.casting import cast_outputs_to_float32
+from runner.precision.fp8_layers import Filter, describe
 from runner.precision.scaling import UNIT
 from runner.protocols import Hardware, Scaler
 
@@ -24,67 +24,67 @@ logger = logging.getLogger(__name__)
 
 
 class Format(Enum):
-    """Which float8."""
+    """The float8 formats of the forward and the backward."""
 
     HYBRID = "HYBRID"
-    """E4M3 forward, E5M2 backward: for training."""
+    """E4M3 in the forward, E5M2 in the backward: for training."""
     E4M3 = "E4M3"
-    """E4M3 both ways."""
+    """E4M3 in both."""
 
 
 class Amax(Enum):
-    """Which of the largest values of the past makes the next scale."""
+    """How the next scale is computed from the amax history."""
 
     MAX = "max"
-    """The largest of the history."""
+    """From the largest amax of the history."""
     MOST_RECENT = "most_recent"
-    """The last one."""
+    """From the most recent amax."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class FP8TransformerEngine:
-    """Weights in float32; TransformerEngine's layers multiply in float8, all else as in precision=bf16."""
+    """Weights in float32; TransformerEngine's layers multiply in float8, everything else as with precision=bf16."""
 
     margin: int = 0
-    """Powers of two between the largest value and the end of float8's range."""
+    """Headroom between the largest value and float8's maximum, in powers of two."""
     interval: int = 1
-    """Steps between two computations of the scale."""
+    """Steps between updates of the scale."""
     fp8_format: Format = Format.HYBRID
-    """Which float8."""
+    """The float8 formats of the forward and the backward."""
     amax_history_len: int = 1024
-    """Past largest values that are kept."""
+    """Length of the amax history, in steps."""
     amax_compute_algo: Amax = Amax.MAX
-    """Which of them makes the scale."""
+    """How the scale is computed from the history."""
     override_linear_precision: list[bool] = field(default_factory=lambda: [False, False, False])
-    """Of the products for output, input gradient and weight gradient: true = not in float8."""
+    """Whether to compute the output, the input gradient and the weight gradient in higher precision than float8."""
     use_autocast_during_eval: bool = False
-    """Evaluate in float8, too."""
+    """Use float8 in evaluations too."""
     include: list[str] = field(default_factory=list)
-    """Patterns of the names of layers to convert; empty = all."""
+    """Name patterns of the layers to convert; empty = all."""
     exclude: list[str] = field(default_factory=list)
-    """Patterns of the names of layers to leave as they are."""
+    """Name patterns of the layers not to convert."""
     min_features: int = 16
-    """A layer with a side smaller than this stays as it is."""
+    """Do not convert a layer with fewer input or output features than this."""
     keep_first: bool = True
-    """The first linear layer stays as it is."""
+    """Do not convert the first linear layer."""
     keep_last: bool = True
-    """The last linear layer stays as it is."""
+    """Do not convert the last linear layer."""
     convert_layer_norms: bool = True
-    """Convert layer norms, too; without float8, for their kernels."""
+    """Convert layer norms too, for TransformerEngine's faster kernels; they do not compute in float8."""
     float32_outputs: bool = True
-    """What the model returns reaches the loss hook as float32."""
+    """Cast the model's outputs to float32 before the loss hook receives them."""
 
     def __post_init__(self) -> None:
         if len(self.override_linear_precision) != 3:
-            rule = "must be three truths: for output, input gradient and weight gradient. Use [false, false, false]."
+            rule = "must be 3 booleans: for output, input gradient and weight gradient. Use [false, false, false]."
             raise ValueError(f"override_linear_precision={self.override_linear_precision} {rule}")
         for name in ("interval", "amax_history_len", "min_features"):
             if vars(self)[name] < 1:
                 raise ValueError(f"{name}={vars(self)[name]} must be at least 1.")
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """The library must be there, and float8."""
+        """Requires TransformerEngine and hardware with float8."""
         if importlib.util.find_spec("transformer_engine") is None:
             rule = (
                 "fp8_te needs NVIDIA's TransformerEngine, which is not installed: pip install "
@@ -111,25 +111,26 @@ class FP8TransformerEngine:
         return torch.float32
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """Autocast to bfloat16, and inside it to float8."""
+        """Returns a context that autocasts to bfloat16 and, inside TransformerEngine's layers, to float8."""
         return _Float8(self, device_type)
 
     def scaler(self) -> Scaler:
-        """None: each matrix is scaled by itself."""
+        """Returns the unit scaler: each float8 matrix has a scale of its own."""
         return UNIT
 
     def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
-        """Which layers are converted, and why the others are not."""
-        return lines(self._filter.judge(build_model()))
+        """Lists which layers are converted and why the others are not."""
+        return describe(self._filter.choose(build_model()))
 
     def convert(self, model: Module, hardware: Hardware) -> None:
-        """Put TransformerEngine's layer, with the same parameters, in the place of each chosen one."""
-        judged = self._filter.judge(model)
-        for line in lines(judged):
+        """Replaces each chosen layer by TransformerEngine's, with the same parameters."""
+        choices = self._filter.choose(model)
+        for line in describe(choices):
             logger.info("%s", line)
-        _swap(model, {layer.name for layer in judged if not layer.kept}, layer_norms=self.convert_layer_norms)
+        chosen = {layer.name for layer in choices if not layer.skip_reason}
+        _swap(model, chosen, layer_norms=self.convert_layer_norms)
         if self.float32_outputs:
-            return_float32(model)
+            cast_outputs_to_float32(model)
 
     @property
     def _filter(self) -> Filter:
@@ -144,7 +145,7 @@ class FP8TransformerEngine:
 
 @final
 class _Float8:
-    """torch.autocast and fp8_autocast as one context, entered for each forward in turn."""
+    """torch.autocast and fp8_autocast as one context that is re-entered for each forward."""
 
     def __init__(self, part: FP8TransformerEngine, device_type: str) -> None:
         from transformer_engine.common import recipe
@@ -164,7 +165,7 @@ class _Float8:
 
     def __enter__(self) -> None:
         self._outer.__enter__()  # type: ignore[no-untyped-call]
-        # Evaluation is what runs without gradients.
+        # Evaluation is recognized by disabled gradients.
         enabled = self._in_eval or torch.is_grad_enabled()
         self._inner = self._fp8_autocast(enabled=enabled, fp8_recipe=self._recipe)
         self._inner.__enter__()
@@ -180,17 +181,18 @@ def _swap(model: Module, chosen: set[str], *, layer_norms: bool) -> None:
     for name, module in list(model.named_modules()):
         if name in chosen and isinstance(module, Linear):
             has_bias = module.bias is not None
-            made = te.Linear(module.in_features, module.out_features, bias=has_bias, params_dtype=module.weight.dtype)
+            layer = te.Linear(module.in_features, module.out_features, bias=has_bias, params_dtype=module.weight.dtype)
         elif layer_norms and name and isinstance(module, LayerNorm) and module.elementwise_affine:
-            made = te.LayerNorm(module.normalized_shape[0], eps=module.eps, params_dtype=module.weight.dtype)
+            layer = te.LayerNorm(module.normalized_shape[0], eps=module.eps, params_dtype=module.weight.dtype)
         else:
             continue
-        made.weight, made.bias = module.weight, module.bias  # the parameters themselves: ties and names stay
-        model.set_submodule(name, made)
-    # Past amaxes would be in checkpoints as pickles that only this library reads; a resumed run collects them anew.
-    model.register_state_dict_post_hook(_without_histories)  # type: ignore[no-untyped-call]
+        layer.weight, layer.bias = module.weight, module.bias  # the same objects, so that tied weights stay tied
+        model.set_submodule(name, layer)
+    # TransformerEngine saves its amax history as pickled extra state. Leave it out of checkpoints: a resumed run
+    # collects a new one.
+    model.register_state_dict_post_hook(_drop_extra_state)  # type: ignore[no-untyped-call]
 
 
-def _without_histories(_model: Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
+def _drop_extra_state(_model: Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
     for name in [name for name in state if name.endswith("_extra_state")]:
         del state[name]

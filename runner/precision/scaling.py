@@ -1,7 +1,7 @@
-"""Loss scaling: Micikevicius et al. (ICLR 2018), with the dynamic scale of torch.amp.GradScaler.
+"""Loss scaling (Micikevicius et al., ICLR 2018) with a dynamic scale that follows torch.amp.GradScaler.
 
-The scale itself is a number on the host: a step must know whether it was skipped before the schedule moves, so the host
-waits for the gradients either way, once a step.
+The scale is a Python float on the host. The host must know whether a step was skipped before it advances the schedule,
+so it synchronizes with the device once per step in any case.
 """
 
 import logging
@@ -20,31 +20,31 @@ logger = logging.getLogger(__name__)
 
 @final
 class UnitScaler:
-    """Scales by one: what a type with the range of float32 needs."""
+    """Does not scale: for dtypes with the range of float32."""
 
     scales = False
 
     @property
     def scale(self) -> float:
-        """One."""
+        """Always 1."""
         return 1.0
 
     def unscale(
-        self, gradients: Sequence[Tensor], factor: Tensor | float, found_anywhere: Callable[[Tensor], Tensor]
+        self, gradients: Sequence[Tensor], factor: Tensor | float, reduce_found_inf: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor | float, bool]:
-        """Nothing to undo; nobody waits to know whether the gradients are finite."""
+        """Returns the factor unchanged, without synchronizing to check whether the gradients are finite."""
         return factor, True
 
     def record(self) -> Mapping[str, float]:
-        """Nothing."""
+        """Logs nothing."""
         return NO_VALUES
 
     def state_dict(self) -> dict[str, Any]:
-        """None."""
+        """Has no state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A run that was scaled before goes on without."""
+        """Ignores the state of a run that was scaled before."""
 
 
 UNIT = UnitScaler()
@@ -52,21 +52,21 @@ UNIT = UnitScaler()
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """How the scale moves."""
+    """How the scale changes over the steps."""
 
     init_scale: float
     factor: float
-    """Multiplies it after so many steps in range,"""
+    """Multiplies the scale after `interval` consecutive steps without overflow."""
     interval: int
     backoff: float
-    """and this after each that was not."""
+    """Multiplies the scale after each step that overflowed."""
     min_scale: float
-    """Below it, no scale is believed to help."""
+    """The run fails if the scale would fall below this."""
 
 
 @final
 class LossScaler:
-    """A scale that grows while gradients stay finite, and shrinks, at the price of a step, when one does not."""
+    """A dynamic scale: grows while gradients stay finite; when one overflows, it shrinks and the step is skipped."""
 
     scales = True
 
@@ -78,41 +78,41 @@ class LossScaler:
 
     @property
     def scale(self) -> float:
-        """Moved by `unscale` only."""
+        """The current scale; only `unscale` changes it."""
         return self._scale
 
     def unscale(
-        self, gradients: Sequence[Tensor], factor: Tensor | float, found_anywhere: Callable[[Tensor], Tensor]
+        self, gradients: Sequence[Tensor], factor: Tensor | float, reduce_found_inf: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor | float, bool]:
-        """Check and multiply in one pass, as torch.amp.GradScaler.unscale_ does.
+        """Checks for inf and nan and unscales in one pass, as torch.amp.GradScaler.unscale_ does.
 
         Raises:
-            NonFiniteError: the scale is as small as is allowed, and still too large.
+            NonFiniteError: the gradients overflow although the scale cannot shrink any further.
         """
-        found = torch.zeros(1)
-        for group in _of_one_kind(gradients):
+        found_inf = torch.zeros(1)
+        for group in _group_by_device_and_dtype(gradients):
             inverse = torch.as_tensor(factor / self._scale, dtype=torch.float32, device=group[0].device)
-            found = found.to(group[0].device)
-            torch._amp_foreach_non_finite_check_and_unscale_(group, found, inverse)
-        finite = not found_anywhere(found).item()
-        self._move(finite)
+            found_inf = found_inf.to(group[0].device)
+            torch._amp_foreach_non_finite_check_and_unscale_(group, found_inf, inverse)
+        finite = not reduce_found_inf(found_inf).item()
+        self._update(finite)
         return 1.0, finite
 
     def record(self) -> Mapping[str, float]:
-        """The scale of the next step, and the steps skipped since the run began."""
+        """Logs the scale of the next step and the number of steps skipped since the run began."""
         return {"loss_scale": self._scale, "skipped_steps": self._skipped}
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale, and how it came about."""
+        """Returns the scale and the counters of steps in range and of skipped steps."""
         return {"scale": self._scale, "steps_in_range": self._steps_in_range, "skipped": self._skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A run that was not scaled before begins at the initial scale."""
+        """Continues from the state; an empty one, from a run without scaling, leaves the initial scale."""
         if state_dict:
             self._scale, self._skipped = state_dict["scale"], state_dict["skipped"]
             self._steps_in_range = state_dict["steps_in_range"]
 
-    def _move(self, finite: bool) -> None:
+    def _update(self, finite: bool) -> None:
         growth = self._growth
         if finite:
             self._steps_in_range += 1
@@ -126,15 +126,15 @@ class LossScaler:
         before, self._scale = self._scale, self._scale * growth.backoff
         if self._scale < growth.min_scale:
             raise NonFiniteError(
-                f"the gradient is not finite, even at a loss scale of {before:g}, and precision.min_scale="
-                f"{growth.min_scale:g} allows no smaller one. Look for a division by zero or a logarithm of zero in "
-                "the loss, lower optimizer.lr, set clip.norm, or use precision=bf16 or fp32, whose range is wider."
+                f"the gradient is not finite even at a loss scale of {before:g}, and precision.min_scale="
+                f"{growth.min_scale:g} does not allow a smaller one. Look for a division by zero or a logarithm of "
+                "zero in the loss, lower optimizer.lr, set clip.norm, or use precision=bf16 or fp32 for a wider range."
             )
-        logger.warning("step skipped: a gradient overflowed at loss scale %g, which is now %g", before, self._scale)
+        logger.warning("step skipped: a gradient overflowed at loss scale %g; the scale is now %g", before, self._scale)
 
 
-def _of_one_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """By device and type: what one call may take."""
+def _group_by_device_and_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Group tensors for torch's foreach kernels, which accept a single device and dtype per call."""
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)

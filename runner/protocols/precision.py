@@ -29,14 +29,14 @@ class Scaler(Stateful, Protocol):
         ...
 
     def unscale(
-        self, gradients: Sequence["Tensor"], factor: "Tensor | float", found_anywhere: Callable[["Tensor"], "Tensor"]
+        self, gradients: Sequence["Tensor"], factor: "Tensor | float", reduce_found_inf: Callable[["Tensor"], "Tensor"]
     ) -> "tuple[Tensor | float, bool]":
         """Undo the multiplication, and `factor` in the same pass. Waits for the device if there is anything to undo.
 
         Args:
             gradients: this rank's; multiplied in place.
             factor: what the gradients are to be multiplied by besides.
-            found_anywhere: from whether this rank found a value that is not finite (0 or 1), whether any rank did.
+            reduce_found_inf: maps whether this rank found inf or nan (0 or 1) to whether any rank did.
 
         Returns:
             What is left of the factor, and whether all gradients of all ranks are finite.

@@ -47,7 +47,7 @@ def test_an_option_asked_for_by_another_librarys_name_is_found(runner, called, m
     """The one fault: keys given beside it cannot be judged."""
     code, _, said = runner("check", "tiny", f"strategy={called}", "strategy.stage=0")
     assert code == 2
-    assert f"strategy: there is no option {called!r}. What is called so elsewhere is {means}. There are: ddp" in said
+    assert f"strategy: there is no option {called!r}. Its name here is {means}. Available: ddp" in said
     assert "strategy.stage" not in said
 
 
@@ -56,4 +56,4 @@ def test_an_option_of_ones_own_may_have_other_names_too(runner, project):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mine.yaml").write_text("# Aliases: theirs\n_target_: runner.strategy.single.Single\n")
     said = runner("check", "tiny", "strategy=Theirs")[2]
-    assert "What is called so elsewhere is strategy=mine" in said
+    assert "Its name here is strategy=mine" in said

@@ -27,7 +27,7 @@ def test_the_users_recipe_hides_the_shipped_one_of_its_name(project):
     [
         ("tniy", "there is no recipe 'tniy'. Did you mean tiny?"),
         ("recipes/tniy.yaml", "there is no file recipes/tniy.yaml. Did you mean tiny?"),
-        ("zzz", "There are: .*tiny.*Or give the path of a .yaml file"),
+        ("zzz", "Available: .*tiny.*Or give the path of a .yaml file"),
     ],
 )
 def test_a_recipe_that_is_not_there_names_the_nearest(project, argument, words):

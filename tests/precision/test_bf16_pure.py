@@ -16,7 +16,7 @@ def test_weights_and_optimizer_are_bfloat16_and_the_log_warns_once(runner):
     saved = tensors(ended, 10, prefix="")
     kept = [tensor for name, tensor in saved.items() if name.startswith(("model.", "optimizer.")) and tensor.ndim]
     assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
-    said = "for stable training with mixed precision all trainable parameters have to be float32"
+    said = "stable mixed-precision training needs float32 trainable parameters"
     assert ended.stderr.count(said) == 1
 
 

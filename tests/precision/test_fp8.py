@@ -25,31 +25,37 @@ def build():
     return nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 24), nn.Linear(24, 32), nn.Linear(32, 16))
 
 
-def judged(**changes):
+def skip_reasons(**changes):
     rules = {"include": [], "exclude": [], "min_features": 16, "keep_first": True, "keep_last": True}
     with torch.device("meta"):
-        return {layer.name: layer.kept for layer in Filter(**{**rules, **changes}).judge(build())}
+        return {layer.name: layer.skip_reason for layer in Filter(**{**rules, **changes}).choose(build())}
 
 
 def test_layers_are_chosen_by_place_shape_and_name_without_values():
     odd = "are not both multiples of 16"
-    kept = {"0": "it is the first", "1": "", "2": f"24 × 32 {odd}", "3": f"32 × 24 {odd}", "4": "it is the last"}
-    assert judged() == kept
-    assert judged(keep_first=False, keep_last=False) == kept | {"0": "", "4": ""}
-    assert judged(exclude=["1"]) == kept | {"1": "exclude has 1"}
-    assert judged(include=["[2-9]"])["1"] == "no pattern of include has it"
-    assert judged(min_features=33)["1"] == "32 features are fewer than min_features=33"
+    kept = {"0": "first layer", "1": "", "2": f"24 × 32 {odd}", "3": f"32 × 24 {odd}", "4": "last layer"}
+    assert skip_reasons() == kept
+    assert skip_reasons(keep_first=False, keep_last=False) == kept | {"0": "", "4": ""}
+    assert skip_reasons(exclude=["1"]) == kept | {"1": "matches exclude pattern 1"}
+    assert skip_reasons(include=["[2-9]"])["1"] == "no include pattern matches"
+    assert skip_reasons(min_features=33)["1"] == "32 features are fewer than min_features=33"
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"backend": Backend.MSAMP}, "MS-AMP is no longer maintained .* In place of its O1 use precision=fp8, and str"),
-        ({"backend": Backend.MSAMP, "optimization_level": Level.O2}, "In place of its O2 use precision=fp8, and strat"),
-        ({"backend": Backend.TRANSFORMER_ENGINE}, "has keys of its own. Use precision=fp8_te"),
+        (
+            {"backend": Backend.MSAMP},
+            "MS-AMP is no longer maintained .* Instead of level O1, use precision=fp8 and, to",
+        ),
+        (
+            {"backend": Backend.MSAMP, "optimization_level": Level.O2},
+            "Instead of level O2, use precision=fp8 and strat",
+        ),
+        ({"backend": Backend.TRANSFORMER_ENGINE}, "is an option of its own. Use precision=fp8_te"),
         (
             {"fsdp_float8_all_gather": True, "recipe": Recipe.ROWWISE},
-            "one scale each, but recipe=rowwise. Use recipe=t",
+            "one scale per matrix, but recipe=rowwise. Use recipe=t",
         ),
         ({"min_features": 0}, "min_features=0 must be at least 1"),
     ],
@@ -72,8 +78,8 @@ def test_check_lists_what_becomes_of_each_layer(runner):
     said = runner("check", *TALL[1:], "precision=fp8", "precision.exclude=['*.narrow']").stdout
     assert "3 of 8 linear layers in float8" in said
     assert "blocks.0.widen 48 × 16: float8" in said
-    assert "blocks.0.narrow 16 × 48: as it is: exclude has *.narrow" in said
-    assert "bottom 16 × 2: as it is: it is the first" in said
+    assert "blocks.0.narrow 16 × 48: not converted: matches exclude pattern *.narrow" in said
+    assert "bottom 16 × 2: not converted: first layer" in said
 
 
 @has_torchao
@@ -85,7 +91,7 @@ def test_check_says_so_where_a_model_cannot_be_built_without_values(runner):
 @has_torchao
 def test_a_model_of_which_nothing_would_be_converted_is_refused():
     with pytest.raises(
-        ModelError, match=r"would convert no layer of this model. Use precision=bf16, or widen:\n0 of 5"
+        ModelError, match=r"would convert no layer of this model. Use precision=bf16, or relax the filter:\n0 of 5"
     ):
         FP8(exclude=["*"]).convert(build(), CPU())
 
@@ -193,7 +199,7 @@ def test_transformer_engine_gets_every_key_and_the_models_own_parameters(engine)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"override_linear_precision": [True]}, r"override_linear_precision=\[True\] must be three truths"),
+        ({"override_linear_precision": [True]}, r"override_linear_precision=\[True\] must be 3 booleans"),
         ({"interval": 0}, "interval=0 must be at least 1"),
         ({"amax_history_len": 0}, "amax_history_len=0 must be at least 1"),
     ],

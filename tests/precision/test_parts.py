@@ -12,9 +12,9 @@ from torch import nn
 from runner.hardware.cpu import CPU
 from runner.precision.bf16 import BF16
 from runner.precision.bf16_pure import BF16Pure
+from runner.precision.casting import to_float32
 from runner.precision.fp16 import FP16
 from runner.precision.fp32 import FP32
-from runner.precision.outputs import widen
 
 
 class Pair(NamedTuple):
@@ -106,7 +106,7 @@ def test_a_hook_gets_float32_from_the_model_under_autocast(precision):
 def test_only_narrow_tensors_are_widened_and_containers_keep_their_kind():
     narrow, count = torch.ones(1, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int64)
     value = {"a": [narrow, (narrow, None)], "b": Pair(narrow, count), "c": Output(logits=narrow), "d": "text"}
-    wide = widen(value)
+    wide = to_float32(value)
     assert wide["a"][0].dtype == wide["a"][1][0].dtype == torch.float32
     assert isinstance(wide["b"], Pair)
     assert (wide["b"].one.dtype, wide["b"].other) == (torch.float32, count)

@@ -35,7 +35,7 @@ def run_faults(spec: "RunSpec") -> Iterator[Fault]:
     if spec.batch.auto:
         rule = "auto rehearses steps without the other ranks, and DeepSpeed's collectives cannot be left out."
         yield Fault(key="batch.micro_items", message=f"{rule} Give a number; strategy=fsdp finds one that is near.")
-    if spec.guard.non_finite is NonFinite.IGNORE:
+    if spec.guard.non_finite is NonFinite.IGNORE and not spec.precision.scaler().scales:
         rule = "ignore takes steps whose gradient is not finite, but DeepSpeed skips every such step."
         yield Fault(key="guard.non_finite", message=f"{rule} Use stop or skip, or another strategy.")
 
