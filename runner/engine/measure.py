@@ -58,7 +58,7 @@ class LossMeans:
         return self._means.compute()
 
 
-def step_values(loss: StepLoss, update: Update, *, lr: float, world: World) -> dict[str, float]:
+def step_values(loss: StepLoss, update: Update, *, rates: Mapping[str, float], world: World) -> dict[str, float]:
     """What is logged of one optimizer step: loss, gradient norm, rate, the hook's own metrics, the strategy's record.
 
     The loss is that of the whole step, over all items of all ranks. Collective.
@@ -70,7 +70,7 @@ def step_values(loss: StepLoss, update: Update, *, lr: float, world: World) -> d
     if update.grad_norm is not None:
         values["train/grad_norm"] = update.grad_norm.item()
     values |= {f"train/{name}": value for name, value in update.record.items()}
-    return values | {"train/lr": float(lr)}
+    return values | {f"train/{name}": rate for name, rate in rates.items()}
 
 
 def means(losses: Iterable[MicroBatchLoss], world: World, *, on_device: bool) -> dict[str, float]:

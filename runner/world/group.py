@@ -161,10 +161,10 @@ class _Run:
         if size == self.world.size:
             return self.world
         groups = self._axes.groups(axes)
-        group, _ = dist.new_subgroups_by_enumeration(groups, timeout=self.timeout)
+        group, _ = dist.new_subgroups_by_enumeration(groups, timeout=self.timeout)  # type: ignore[no-untyped-call]
         host = group
         if self._backend != "gloo":
-            host, _ = dist.new_subgroups_by_enumeration(groups, timeout=self.timeout, backend="gloo")
+            host, _ = dist.new_subgroups_by_enumeration(groups, timeout=self.timeout, backend="gloo")  # type: ignore[no-untyped-call]
         return self._world(group, host)
 
     def _world(self, group: dist.ProcessGroup, host: dist.ProcessGroup) -> GroupWorld:
