@@ -63,12 +63,12 @@ def test_a_scaler_continues_from_its_state_and_begins_afresh_from_none():
     ours, other = FP16(growth_interval=2).scaler(), FP16(growth_interval=2).scaler()
     for value in (torch.inf, 1.0):
         ours.unscale([torch.full((1,), value)], 1.0, lambda found: found)
-    other.load_state({})
+    other.load_state_dict({})
     assert other.scale == 65536.0
-    other.load_state(ours.state())
+    other.load_state_dict(ours.state_dict())
     for scaler in (ours, other):
         scaler.unscale([torch.ones(1)], 1.0, lambda found: found)
-        assert scaler.state() == {"scale": 65536.0, "steps_in_range": 0, "skipped": 1}
+        assert scaler.state_dict() == {"scale": 65536.0, "steps_in_range": 0, "skipped": 1}
 
 
 def test_gradients_of_several_types_are_unscaled_and_searched():
@@ -87,7 +87,7 @@ def test_a_rank_without_gradients_hears_of_the_others():
 def test_what_is_not_scaled_costs_nothing():
     for precision in (FP32(), BF16(), FP16(scale_loss=False)):
         scaler = precision.scaler()
-        assert (scaler.scales, scaler.scale, scaler.state(), scaler.record()) == (False, 1.0, {}, {})
+        assert (scaler.scales, scaler.scale, scaler.state_dict(), scaler.record()) == (False, 1.0, {}, {})
         assert scaler.unscale([], 0.5, lambda found: found) == (0.5, True)
 
 

@@ -11,19 +11,70 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 
-from runner.world.group import GroupWorld
+from runner.precision.fp32 import FP32
+from runner.protocols import Axes, Builder, Clip, Precision
+from runner.protocols.state import MODEL
+from runner.storage.names import to_names
+from runner.strategy.ddp import DDP
+from runner.strategy.deepspeed import DeepSpeed
+from runner.strategy.fsdp import FSDP
+from runner.strategy.single import Single
+from runner.world.group import join_group
+
+STRATEGIES = (Single, DDP, FSDP, DeepSpeed)
+
+
+def builder(
+    *,
+    build: Callable[[], Module],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    loss: Callable[..., Any],
+    precision: Precision | None = None,
+    clip: Clip | None = None,
+) -> Builder:
+    """What a strategy builds from: no activation checkpointing, no compiler."""
+    return Builder(
+        build_model=build,
+        recompute=lambda model: None,
+        compile=lambda model: None,
+        build_optimizer=optimizer,
+        loss=loss,
+        precision=precision or FP32(),
+        clip=clip or Clip(),
+    )
+
+
+def model_of(trainable: Any) -> Any:
+    """The one model."""
+    return trainable.models[MODEL]
+
+
+def named(trainable: Any) -> dict[str, torch.Tensor]:
+    """Its state by the names of a checkpoint's files."""
+    return to_names(trainable.state_dict())
 
 
 def on_ranks(
-    num_ranks: int, function: Callable[..., Any], *args: Any, scratch: Path, timeout_s: float = 60
+    num_ranks: int,
+    function: Callable[..., Any],
+    *args: Any,
+    scratch: Path,
+    timeout_s: float = 60,
+    axes: Axes | None = None,
 ) -> list[Any]:
-    """What function(world, *args) returns on each rank. Fails with the first rank's traceback."""
+    """What function(world, *args) returns on each rank. Fails with the first rank's traceback.
+
+    Unless `axes` says otherwise, the mesh is that of the first strategy among the arguments, or all ranks are replicas.
+    """
+    strategy = next((arg for arg in args if isinstance(arg, STRATEGIES)), DDP())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     scratch.mkdir(exist_ok=True)
-    pids = [_start(rank, num_ranks, port, function, args, scratch / f"rank_{rank}.pickle") for rank in range(num_ranks)]
+    axes = axes or strategy.axes(num_ranks)
+    pids = [_start(rank, axes, port, function, args, scratch / f"rank_{rank}.pickle") for rank in range(num_ranks)]
     deadline = time.monotonic() + timeout_s
     running = set(pids)
     while running and time.monotonic() < deadline:
@@ -41,7 +92,7 @@ def on_ranks(
     return [answer for answer, _ in answers]
 
 
-def _start(rank: int, size: int, port: int, function: Callable[..., Any], args: tuple[Any, ...], path: Path) -> int:
+def _start(rank: int, axes: Axes, port: int, function: Callable[..., Any], args: tuple[Any, ...], path: Path) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -49,12 +100,13 @@ def _start(rank: int, size: int, port: int, function: Callable[..., Any], args: 
     try:
         os.environ |= {
             "RANK": str(rank),
-            "WORLD_SIZE": str(size),
+            "WORLD_SIZE": str(axes.size(axes.names)),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
         torch.set_num_threads(1)
-        world = GroupWorld(torch.device("cpu"), "gloo", local_rank=rank, timeout=timedelta(seconds=30))
+        timeout = timedelta(seconds=30)
+        world = join_group(torch.device("cpu"), axes=axes, backend="gloo", local_rank=rank, timeout=timeout)
         answer = function(world, *args)
         world.barrier()
     except BaseException:  # noqa: BLE001  whatever it was, the test shows it

@@ -10,11 +10,10 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 from runner.optimizer.sgd import SGD
-from runner.precision.fp32 import FP32
 from runner.protocols import Clip, MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
 from runner.strategy.fsdp import FSDP
-from tests.strategy.ranks import on_ranks
+from tests.strategy.ranks import builder, model_of, on_ranks
 from tests.strategy.test_step import COUNTS, MODEL, ROUNDING, X, Y, by_hand, mean_loss, token_loss
 
 ITEMS = len(X)
@@ -64,17 +63,20 @@ def any_cut(world, strategy, loss):
     def check(cut):
         assert world.gather_objects(cut) == [cut] * world.size
         trainable = strategy.prepare(
-            build_model=lambda: copy.deepcopy(MODEL),
-            build_optimizer=partial(SGD(lr=0.1).build, items=ITEMS),
-            loss=loss,
-            precision=FP32(),
-            clip=CLIP,
-            world=world,
+            builder(
+                build=lambda: copy.deepcopy(MODEL),
+                optimizer=partial(SGD(lr=0.1).build, items=ITEMS),
+                loss=loss,
+                clip=CLIP,
+            ),
+            world,
         )
         for _ in range(2):
             trainable.forward_backward(partition(cut, world.rank))
             trainable.update(measure=False)
-        assert_close([whole(parameter.detach()) for parameter in trainable.model.parameters()], expected, **ROUNDING)
+        assert_close(
+            [whole(parameter.detach()) for parameter in model_of(trainable).parameters()], expected, **ROUNDING
+        )
 
     check()
 

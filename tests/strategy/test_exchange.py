@@ -11,12 +11,11 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner import Loss
-from runner.precision.fp32 import FP32
-from runner.protocols import Clip, MicroBatch, StepBatches
+from runner.protocols import MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
 from runner.strategy.ddp.exchange import CommHook, CommWrapper
 from tests.parity.options import tensors
-from tests.strategy.ranks import on_ranks
+from tests.strategy.ranks import builder, model_of, on_ranks
 
 WIDTH = 64
 torch.manual_seed(0)
@@ -82,12 +81,12 @@ def many_tokens(model, batch):
 def train(world, options, loss, steps, rounds=1):
     """Weights after some steps on this rank's half of the items, and the bytes of the last."""
     trainable = DDP(**options).prepare(
-        build_model=lambda: copy.deepcopy(MODEL),
-        build_optimizer=lambda named: torch.optim.SGD([parameter for _, parameter in named], lr=0.1),
-        loss=loss,
-        precision=FP32(),
-        clip=Clip(),
-        world=world,
+        builder(
+            build=lambda: copy.deepcopy(MODEL),
+            optimizer=lambda named: torch.optim.SGD([parameter for _, parameter in named], lr=0.1),
+            loss=loss,
+        ),
+        world,
     )
     own = slice(world.rank * 8, world.rank * 8 + 8) if world.size > 1 else slice(16)
     parts = zip(X[own].chunk(rounds), Y[own].chunk(rounds), strict=True)
@@ -100,7 +99,11 @@ def train(world, options, loss, steps, rounds=1):
             trainable.forward_backward(batches)
         dist.all_reduce = sent._all_reduce
         trainable.update(measure=False)
-    return [parameter.detach() for parameter in trainable.model.parameters()], sent.bytes, trainable.state().values
+    return (
+        [parameter.detach() for parameter in model_of(trainable).parameters()],
+        sent.bytes,
+        trainable.state_dict().values,
+    )
 
 
 def train_each(world, *several):

@@ -11,14 +11,13 @@ from runner import Loss
 from runner.errors import ModelError, SpecError
 from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
-from runner.precision.fp32 import FP32
 from runner.protocols import Clip, MicroBatch, StepBatches
-from runner.strategy.fsdp import FSDP, Build, Gather, What, Wrap
+from runner.strategy.fsdp.fsdp import FSDP, Build, Gather, What, Wrap
 from runner.strategy.fsdp.units import units_of
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
 from tests.project.user_hooks.tower import Block, Tower, build_model
-from tests.strategy.ranks import on_ranks
+from tests.strategy.ranks import builder, model_of, named, on_ranks
 
 F32 = 4
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
@@ -35,12 +34,14 @@ def sum_loss(model, batch):
 
 def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, clip=None):
     return part.prepare(
-        build_model=build,
-        build_optimizer=partial(AdamW(lr=0.01).build, items=1),
-        loss=loss,
-        precision=precision or FP32(),
-        clip=clip or Clip(),
-        world=world,
+        builder(
+            build=build,
+            optimizer=partial(AdamW(lr=0.01).build, items=1),
+            loss=loss,
+            precision=precision,
+            clip=clip,
+        ),
+        world,
     )
 
 
@@ -84,9 +85,9 @@ def held(world, part):
 
     trainable = prepare(world, part, loss=watching_loss)
     trainable.forward_backward(rounds_of(world))
-    gradients = bytes_of(p.grad for p in trainable.model.parameters())
+    gradients = bytes_of(p.grad for p in model_of(trainable).parameters())
     trainable.update(measure=False)
-    state = trainable.state().tensors
+    state = named(trainable)
     model = bytes_of(t for name, t in state.items() if name.startswith("model.") and name != "model.seen")
     optimizer = bytes_of(t for name, t in state.items() if name.startswith("optimizer.") and t.ndim)
     return model, gradients, optimizer, amid[0]
@@ -117,7 +118,7 @@ def whole_gradients(world, part):
 
     def watching_loss(model, batch):
         units = [module for module in model.modules() if hasattr(module, "_get_fsdp_state")]
-        units.append(trainable._units[0])  # the root
+        units.append(trainable._placed._units[0])  # the root
         parameters = [p for u in units for g in u._get_fsdp_state()._fsdp_param_groups for p in g.fsdp_params]
         unique = {id(p): p for p in parameters}.values()
         whole = [p._unsharded_param.grad for p in unique if hasattr(p, "_unsharded_param")]
@@ -158,8 +159,8 @@ def trained(world, part, num_rounds, precision=None, clip=None, build=seeded_mod
 
 
 def weights_of(trainable):
-    trainable.state()
-    return trainable.model.named_parameters()
+    trainable.state_dict()
+    return model_of(trainable).named_parameters()
 
 
 PARTS = [
@@ -205,17 +206,17 @@ def test_gathering_in_the_precisions_type_stays_near_what_autocast_does(tmp_path
 
 def test_one_process_holds_the_plain_model():
     trainable = prepare(SoloWorld(torch.device("cpu")), FSDP(offload=True))
-    assert type(trainable.model) is Tower
-    assert type(trainable.model.blocks[0]) is Block
+    assert type(model_of(trainable)) is Tower
+    assert type(model_of(trainable).blocks[0]) is Block
 
 
 def tied(world, part):
     trainable = prepare(world, part, build=seeded_two_towers)
     step(trainable, world)
-    trainable.state()
-    names = [name for name, _ in trainable.model.named_parameters(remove_duplicate=False)]
-    first, second = (trainable.model.get_parameter(name) for name in ("0.1.weight", "1.0.weight"))
-    return first is second, "0.1.weight" in names, sorted(trainable.state().tensors)
+    trainable.state_dict()
+    names = [name for name, _ in model_of(trainable).named_parameters(remove_duplicate=False)]
+    first, second = (model_of(trainable).get_parameter(name) for name in ("0.1.weight", "1.0.weight"))
+    return first is second, "0.1.weight" in names, sorted(named(trainable))
 
 
 def seeded_two_towers():

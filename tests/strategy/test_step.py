@@ -14,11 +14,11 @@ from runner import Loss
 from runner.errors import HookError
 from runner.optimizer.adamw import AdamW
 from runner.optimizer.sgd import SGD
-from runner.precision.fp32 import FP32
 from runner.protocols import Clip, MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
+from tests.strategy.ranks import builder, model_of
 
 WORLD = SoloWorld(torch.device("cpu"))
 torch.manual_seed(0)
@@ -39,12 +39,14 @@ def token_loss(model, batch):
 
 def prepare(loss, *, strategy=None, optimizer=None, clip=None, precision=None):
     return (strategy or Single()).prepare(
-        build_model=lambda: copy.deepcopy(MODEL),
-        build_optimizer=partial((optimizer or SGD(lr=0.1)).build, items=12),
-        loss=loss,
-        precision=precision or FP32(),
-        clip=clip or Clip(),
-        world=WORLD,
+        builder(
+            build=lambda: copy.deepcopy(MODEL),
+            optimizer=partial((optimizer or SGD(lr=0.1)).build, items=12),
+            loss=loss,
+            precision=precision,
+            clip=clip,
+        ),
+        WORLD,
     )
 
 
@@ -59,7 +61,7 @@ def cut_into(lengths, items=12):
 
 
 def weights(trainable):
-    return [parameter.detach() for parameter in trainable.model.parameters()]
+    return [parameter.detach() for parameter in model_of(trainable).parameters()]
 
 
 def by_hand(loss, *, steps, clip=None, optimizer=None):
@@ -136,9 +138,9 @@ def test_a_step_in_which_nothing_counts_moves_nothing():
 
 def test_evaluation_restores_each_modules_mode_and_counts_no_filler():
     trainable = prepare(token_loss)
-    trainable.model[0].eval()  # a user's frozen part
+    model_of(trainable)[0].eval()  # a user's frozen part
     losses = list(trainable.evaluate(cut_into([5]).micro_batches))
-    assert [module.training for module in trainable.model.modules()] == [True, False, True, True]
+    assert [module.training for module in model_of(trainable).modules()] == [True, False, True, True]
     assert sum(int(loss.count) for loss in losses) == int(COUNTS.sum())
 
 

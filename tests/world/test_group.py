@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 
 from runner.hardware.cpu import CPU
+from runner.protocols import Axes, Axis
 from runner.world.group import open_world
 
 
@@ -16,7 +17,8 @@ def _rank(rank, port, answers):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        world = open_world(CPU(processes=2), timeout=timedelta(seconds=30))
+        axes = Axes(names=(Axis.REPLICATE,), sizes=(2,), data=(Axis.REPLICATE,))
+        world = open_world(CPU(processes=2), axes, timeout=timedelta(seconds=30))
         mine = torch.tensor([float(rank), 10.0])
         finish = world.start_sum(torch.tensor(rank + 1))
         order = []

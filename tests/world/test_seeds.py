@@ -3,15 +3,11 @@
 import random
 
 import numpy
-import pytest
 import torch
 
-from runner.errors import RankError
-from runner.protocols import Axes
 from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
-from runner.world.solo import SoloWorld
 
-WORLD = SoloWorld(torch.device("cpu"))
+CPU = torch.device("cpu")
 
 
 def draw():
@@ -39,14 +35,8 @@ def test_one_seed_seeds_everything():
 def test_a_state_goes_on_where_it_was_taken():
     seed_all(7)
     draw()
-    state = rng_state(WORLD)
+    state = rng_state(CPU)
     expected = draw(), draw()
     seed_all(99)
-    load_rng_state(state, WORLD)
+    load_rng_state(state, CPU)
     assert (draw(), draw()) == expected
-    assert all(name.startswith("rng.rank_0.") for name in state)
-
-
-def test_a_world_of_one_has_no_mesh():
-    with pytest.raises(RankError, match=r"a mesh \('shard',\) was asked for in a world of one process"):
-        WORLD.mesh(Axes(names=("shard",), sizes=(1,), data=("shard",)))
