@@ -14,8 +14,10 @@ from runner.data.order import Order
 from runner.data.stream import Stream
 from runner.engine.console import open_console
 from runner.engine.fit_batch import Rehearsal, fit_batch
+from runner.engine.listeners import build_listeners
 from runner.engine.non_finite.guard import open_guard
 from runner.engine.session import Session, Stopping
+from runner.engine.trackers import NoTrackers, open_trackers
 from runner.errors import DataError, HookError
 from runner.model.shape import shape
 from runner.protocols import Data, Trainable, World
@@ -35,7 +37,7 @@ def build(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
     if spec.batch.auto:
         spec = _fitted(spec, run_dir, data, world)
     trainable = _prepare(spec, world)
-    listeners = {name: callback.build() for name, callback in spec.callback.items()}
+    listeners = build_listeners(spec.callback)
     seed_all(mix(spec.run.seed, 2, world.rank))  # from here on, ranks draw apart: dropout and the like
     return Session(
         spec=spec,
@@ -47,9 +49,8 @@ def build(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
         trainable=trainable,
         schedule=spec.schedule.build(trainable.optimizer, steps=spec.run.steps),
         checkpointer=spec.checkpoint.open(run_dir.path, world),
-        trackers=(),
+        trackers=NoTrackers(),
         listeners=listeners,
-        step_listeners=[listeners[name] for name, callback in spec.callback.items() if callback.every_step],
         console=open_console(steps=spec.run.steps, start=0, is_main=False),
         guard=open_guard(spec.guard, spec.precision),
     )
@@ -59,10 +60,9 @@ def open_records(session: Session) -> None:
     """Open trackers and console on rank 0, once it is known at which step the attempt begins."""
     spec, is_main = session.spec, session.world.is_main
     if is_main:
-        session.trackers = [
-            tracker.open(session.run_dir.path, config=spec.config, step=session.step)
-            for tracker in spec.tracker.values()
-        ]
+        session.trackers = open_trackers(
+            spec, session.run_dir, step=session.step, now=lambda: (session.step, session.time_s)
+        )
     session.console = open_console(steps=spec.run.steps, start=session.step, is_main=is_main)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from runner.config.run_spec import Batch, RunSpec
+from runner.engine.listeners import build_listeners
 from runner.errors import HookError
 from runner.protocols import StepBatches, Trainable, World
 from runner.world.memory import free_bytes, return_large_blocks
@@ -125,8 +126,8 @@ class _Attempts:
 
     def _averaged(self, trainable: Trainable) -> list[Tensor]:
         """What callbacks keep: a moving average is as large as the weights."""
-        listeners = [callback.build() for callback in self._spec.callback.values()]
-        return [tensor for listener in listeners for tensor in listener.tensors(trainable).values()]
+        tensors = build_listeners(self._spec.callback).tensors(trainable)
+        return [tensor for named in tensors.values() for tensor in named.values()]
 
     def _held_back(self) -> Tensor:
         return torch.empty(self._margin, dtype=torch.uint8, device=self._world.device)

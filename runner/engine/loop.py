@@ -3,7 +3,6 @@
 import gc
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 
 from runner.config.run_dir import RunDir
@@ -15,7 +14,7 @@ from runner.engine.measure import step_values
 from runner.engine.non_finite.replay import explain
 from runner.engine.restore import callback_tensors, restore, whole_state
 from runner.engine.session import Session, Stopping
-from runner.protocols import StepBatches, StepLoss, World
+from runner.protocols import Outcome, StepBatches, StepLoss, World
 from runner.world.seeds import nondeterminism_named
 
 logger = logging.getLogger(__name__)
@@ -36,10 +35,19 @@ def begin(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> S
 
 def finish(session: Session) -> None:
     """Train to the attempt's end and leave the run's directory in a final state. Collective."""
-    with nondeterminism_named():
-        state = train(session)
-    session.close()
-    session.write_status(state)
+    try:
+        session.listeners.start(session, session.checkpointer)
+        with nondeterminism_named():
+            outcome = Outcome(train(session))
+        session.checkpointer.close()
+        session.listeners.look_for_save(session, session.checkpointer)
+        session.listeners.end(session, outcome)
+    except BaseException:
+        session.listeners.fail(session)
+        session.close(Outcome.FAILED)
+        raise
+    session.close(outcome)
+    session.write_status(outcome.value)
 
 
 def train(session: Session) -> str:
@@ -71,6 +79,7 @@ def train(session: Session) -> str:
         if cadence.saves(session.step) or requests.save or (cadence.saves_at_end and (verdict or requests.stop)):
             session.checkpointer.save(whole_state(session), progress=session.progress, metrics=session.metrics)
             cadence.saved()
+            session.listeners.look_for_save(session, session.checkpointer)
         if requests.stop and session.step < cadence.end:
             logger.warning("asked to stop after step %d", session.step)
             return "preempted"
@@ -79,6 +88,7 @@ def train(session: Session) -> str:
             return "done"
         if requests.polled:
             session.checkpointer.poll(partial(whole_state, session))
+            session.listeners.look_for_save(session, session.checkpointer)
             session.write_status("running")
     return "done"
 
@@ -112,12 +122,10 @@ def _evaluate(session: Session) -> str:
     """Evaluate, tell everyone, and return why a callback wants to end the run, or nothing."""
     if session.data.eval is None:
         return ""
-    with ExitStack() as around:
-        for listener in session.listeners.values():
-            around.enter_context(listener.evaluating(session.trainable))
+    with session.listeners.around_eval(session):
         metrics = evaluate(session)
     session.record(metrics)
     session.console.evaluated(session.step, metrics)
-    verdicts = [listener.after_eval(metrics, session.progress) for listener in session.listeners.values()]
+    verdict = session.listeners.evaluated(session, metrics)
     session.throughput.restart(session.stream.position)
-    return "; ".join(verdict for verdict in verdicts if verdict)
+    return verdict

@@ -21,7 +21,7 @@ def whole_state(session: Session) -> State:
         "time_s": session.time_s,
         "metrics": session.metrics,
         "schedule": session.schedule.state_dict(),
-        "callbacks": {name: listener.state() for name, listener in session.listeners.items()},
+        "callbacks": session.listeners.state_dict(),
     }
     return state
 
@@ -30,8 +30,8 @@ def callback_tensors(session: Session) -> dict[str, Tensor]:
     """What callbacks keep, by the names of a checkpoint."""
     return {
         f"callback.{name}.{key}": tensor
-        for name, listener in session.listeners.items()
-        for key, tensor in listener.tensors(session.trainable).items()
+        for name, tensors in session.listeners.tensors(session.trainable).items()
+        for key, tensor in tensors.items()
     }
 
 
@@ -62,15 +62,8 @@ def restore(session: Session, checkpoint: Path) -> None:
     session.metrics = values["metrics"]
     session.throughput.restart(session.stream.position)
     session.schedule.load_state_dict(values["schedule"])
-    _restore_callbacks(session, values["callbacks"])
+    session.listeners.load_state_dict(values["callbacks"])
     if rng:
         load_rng_state(rng, session.world)
     else:  # more ranks than wrote it: the new ones draw from a seed of their own
         seed_all(mix(session.spec.run.seed, session.world.rank, session.step))
-
-
-def _restore_callbacks(session: Session, kept: dict[str, dict[str, Any]]) -> None:
-    """Callbacks that the resumed run adds begin afresh; those that it leaves out are gone by its own choice."""
-    for name, listener in session.listeners.items():
-        if name in kept:
-            listener.load_state(kept[name])

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,18 +10,19 @@ from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.data.stream import Stream
 from runner.engine.console import Console
+from runner.engine.listeners import Listeners
 from runner.engine.measure import Throughput
 from runner.engine.non_finite.diagnose import diagnose
 from runner.engine.non_finite.guard import StepGuard, discard_gradients
+from runner.engine.trackers import NoTrackers, OpenTrackers
 from runner.protocols import (
     Checkpointer,
     Data,
-    Listener,
+    Outcome,
     Progress,
     Scheduler,
     StepBatches,
     StepLoss,
-    TrackerLog,
     Trainable,
     Update,
     World,
@@ -54,9 +55,8 @@ class Session:
     trainable: Trainable
     schedule: Scheduler
     checkpointer: Checkpointer
-    trackers: Sequence[TrackerLog]
-    listeners: Mapping[str, Listener]
-    step_listeners: Sequence[Listener]
+    trackers: OpenTrackers | NoTrackers
+    listeners: Listeners
     console: Console
     guard: StepGuard
     throughput: Throughput = field(default_factory=Throughput)
@@ -82,6 +82,14 @@ class Session:
 
     def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         """One optimizer step."""
+        with self.listeners.around_step(self):
+            loss, update = self._take_step(batches, measure=measure)
+        if update.stepped:
+            for listener in self.listeners.after_step:
+                listener.after_step(self)
+        return loss, update
+
+    def _take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         loss = self.trainable.forward_backward(batches)
         if not self.guard.allows(self.trainable, loss, self.world):
             self._leave_out(batches)
@@ -90,8 +98,6 @@ class Session:
         if update.stepped:
             self.schedule.step()
             self.step += 1
-            for listener in self.step_listeners:
-                listener.after_step(self.trainable, self.progress)
         return loss, update
 
     def _leave_out(self, batches: StepBatches) -> None:
@@ -110,17 +116,14 @@ class Session:
     def record(self, values: Mapping[str, float]) -> None:
         """Give measurements to every tracker, and keep them as the last known ones."""
         self.metrics.update(values)
-        for tracker in self.trackers:
-            tracker.log({"time_s": self.time_s, **values}, step=self.step)
+        self.trackers.log(values)
 
     def write_status(self, state: str) -> None:
         """Say in the run's directory where it stands. Rank 0 only writes."""
         if self.world.is_main:
             self.run_dir.write_status(state, step=self.step, metrics=self.metrics)
 
-    def close(self) -> None:
-        """Flush everything that is open."""
-        self.checkpointer.close()
-        for tracker in self.trackers:
-            tracker.close()
+    def close(self, outcome: Outcome) -> None:
+        """Close what records the run, which is told how it ended."""
+        self.trackers.close(outcome)
         self.console.close()

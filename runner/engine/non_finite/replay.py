@@ -48,10 +48,11 @@ def _rewind(session: Session) -> int:
     if checkpoint is not None:
         restore(session, checkpoint)
         return session.step
+    session.listeners.fail(session)  # the run cannot go on; those that are built anew have not begun
     del session.trainable, session.schedule  # room for their successors
     fresh = build(session.spec, session.run_dir, session.world, session.stopping)
     session.trainable, session.schedule, session.stream = fresh.trainable, fresh.schedule, fresh.stream
-    session.listeners, session.step_listeners = fresh.listeners, fresh.step_listeners
+    session.listeners = fresh.listeners
     session.step = 0
     return 0
 
