@@ -8,49 +8,92 @@ option is one file with such a dataclass and one YAML file whose `_target_` name
 No torch is imported here at run time: the command line reads this module before it knows whether it needs torch.
 """
 
-from runner.protocols.callback import Callback, Listener
+from runner.protocols.callback import (
+    AfterEval,
+    AfterRun,
+    AfterSave,
+    AfterStep,
+    AroundEval,
+    AroundStep,
+    BeforeRun,
+    Callback,
+    HoldsTensors,
+    Listener,
+    Stateful,
+)
 from runner.protocols.checkpoint import Checkpoint, Checkpointer
 from runner.protocols.hardware import Hardware
 from runner.protocols.hooks import Data, Loss
 from runner.protocols.launch import Launch, Launcher
+from runner.protocols.media import Image, Table
 from runner.protocols.mesh import Axes
 from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
 from runner.protocols.part import Part
 from runner.protocols.precision import Precision, Scaler
+from runner.protocols.run import Outcome, Run, Trackers
 from runner.protocols.state import Progress, State, StoredTensor
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
 from runner.protocols.strategy import Strategy, Trainable
-from runner.protocols.tracker import Tracker, TrackerLog
+from runner.protocols.tracker import (
+    HasHandle,
+    LogsArtifacts,
+    LogsImages,
+    LogsTables,
+    LogsText,
+    RunInfo,
+    Tracker,
+    TrackerLog,
+)
 from runner.protocols.world import World
 
 __all__ = [
+    "AfterEval",
+    "AfterRun",
+    "AfterSave",
+    "AfterStep",
+    "AroundEval",
+    "AroundStep",
     "Axes",
+    "BeforeRun",
     "Callback",
     "Checkpoint",
     "Checkpointer",
     "Clip",
     "Data",
     "Hardware",
+    "HasHandle",
+    "HoldsTensors",
+    "Image",
     "Launch",
     "Launcher",
     "Listener",
+    "LogsArtifacts",
+    "LogsImages",
+    "LogsTables",
+    "LogsText",
     "Loss",
     "MicroBatch",
     "MicroBatchLoss",
     "Optimizer",
+    "Outcome",
     "Part",
     "Precision",
     "Progress",
+    "Run",
+    "RunInfo",
     "Scaler",
     "Schedule",
     "Scheduler",
     "State",
+    "Stateful",
     "StepBatches",
     "StepLoss",
     "StoredTensor",
     "Strategy",
+    "Table",
     "Tracker",
     "TrackerLog",
+    "Trackers",
     "Trainable",
     "Update",
     "World",
