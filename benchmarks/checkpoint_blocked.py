@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 from checkpoint_ranks import clean, in_ranks, local, seconds
+from runner.engine.restore import whole_state
 from torch import Tensor
 
 from runner.compose.compose import compose
 from runner.compose.recipe import find
 from runner.config.run_dir import RunDir
 from runner.engine.build import build
-from runner.engine.restore import whole_state
 from runner.engine.session import Session
 from runner.strategy.deepspeed.flat_range import FlatRange
 from runner.world.group import GroupWorld

@@ -44,7 +44,7 @@ VARIANTS: dict[str, list[str]] = {
     "schedule": ["schedule=cosine"],
     "bf16": ["precision=bf16"],
     "fp16": ["precision=fp16", "precision.init_scale=1024"],
-    "tensorboard": ["tracker=[jsonl,tensorboard]"],
+    "tensorboard": ["tracker=[tensorboard]"],
 }
 
 

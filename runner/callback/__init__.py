@@ -1,1 +1,1 @@
-"""What may listen to a run: one callback a file."""
+"""What may listen to a run: one callback per file."""

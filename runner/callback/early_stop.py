@@ -2,21 +2,17 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import Any, final
 
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, HookError
-from runner.protocols import Progress, Trainable
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from runner.protocols import Run
 
 
 class Mode(Enum):
-    """Which way a metric gets better."""
+    """Whether lower or higher values of a metric are better."""
 
     min = "min"
     max = "max"
@@ -26,8 +22,6 @@ class Mode(Enum):
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop:
     """Ends the run after `patience` evaluations in a row that did not improve on the best one."""
-
-    every_step: ClassVar[bool] = False
 
     metric: str = "eval/loss"
     """What an evaluation yields: eval/loss, or eval/ and a name that the loss hook gives."""
@@ -45,7 +39,7 @@ class EarlyStop:
             raise ValueError(f"min_delta={self.min_delta} must be a finite number of at least 0; 0 = any improvement")
 
     def check(self, spec: RunSpec) -> Iterator[Fault]:
-        """There must be evaluations during the run, and the metric one of theirs."""
+        """There must be evaluations during the run, and the metric must be one of theirs."""
         if spec.eval.every_steps is None:
             rule = "callback=early_stop looks at evaluations, and there are none during the run (null = off). "
             yield Fault(key="eval.every_steps", message=rule + "Set it, for example eval.every_steps=100")
@@ -54,7 +48,7 @@ class EarlyStop:
             yield Fault(key="callback.early_stop.metric", message=rule + "or eval/<name> as the loss hook names it")
 
     def build(self) -> "EarlyStopListener":
-        """Nothing seen yet."""
+        """A listener that has seen no evaluation."""
         return EarlyStopListener(self)
 
 
@@ -68,47 +62,38 @@ class EarlyStopListener:
         self._best_step = 0
         self._waited = 0
 
-    def after_step(self, trainable: Trainable, progress: Progress) -> None:
-        """Nothing to do."""
-
-    def after_eval(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
-        """Why the run ends here, if it does.
+    def after_eval(self, run: Run, metrics: Mapping[str, float]) -> str | None:
+        """Return why the run ends here, or None.
 
         Raises:
             HookError: the evaluation did not yield the metric.
         """
-        part = self._part
+        part, step = self._part, run.progress.step
         if part.metric not in metrics:
             there = ", ".join(sorted(metrics)) or "none"
             raise HookError(
-                f"callback.early_stop.metric={part.metric}: the evaluation at step {progress.step} did not yield it. "
+                f"callback.early_stop.metric={part.metric}: the evaluation at step {step} did not yield it. "
                 f"It yielded: {there}. Choose one of these, or return it among the metrics of Loss in the loss hook."
             )
         value = metrics[part.metric]
         if self._improves(value):
-            self._best, self._best_step, self._waited = value, progress.step, 0
+            self._best, self._best_step, self._waited = value, step, 0
             return None
         self._waited += 1
         return self._reason() if self._waited >= part.patience else None
 
-    def evaluating(self, trainable: Trainable) -> AbstractContextManager[None]:
-        """Nothing around an evaluation."""
-        return nullcontext()
-
-    def tensors(self, trainable: Trainable) -> dict[str, "Tensor"]:
-        """None."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """The best value, its step, and how many evaluations came since."""
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, its step, and the number of evaluations since."""
         return {"best": self._best, "best_step": self._best_step, "waited": self._waited}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from there."""
-        self._best, self._best_step, self._waited = state["best"], state["best_step"], state["waited"]
+        self._best = state_dict["best"]
+        self._best_step = state_dict["best_step"]
+        self._waited = state_dict["waited"]
 
     def _improves(self, value: float) -> bool:
-        """Whether it beats the best by more than min_delta. NaN and infinity never do: they are not progress."""
+        """Whether it beats the best by more than min_delta. NaN and infinity never do."""
         if not math.isfinite(value):
             return False
         if self._best is None:

@@ -1,51 +1,44 @@
 """An exponential moving average of the weights: Polyak, Juditsky (1992), as deep learning uses it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
 from runner.errors import Fault, ModelError
-from runner.protocols import Progress, Trainable
+from runner.model.local_part import Sharded, local_part
+from runner.protocols import Run, Trainable
+from runner.protocols.state import of_model
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
 
-MODEL = "model."  # before the names of weights in every State: see runner.protocols.State
+MODEL = "model."  # prefix of the names of weights in a State: see runner.protocols.State
 NARROW = (torch.float16, torch.bfloat16)
 
 
 class Start(Enum):
-    """How much the first weights count, from which training soon moves away."""
+    """How much the initial weights count in the average."""
 
     WARMUP = "warmup"
     """The decay of update n is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage."""
     DEBIAS = "debias"
-    """All updates are weighed as if there had been nothing before: Adam's bias correction, folded into the decay."""
+    """Adam's bias correction, folded into the decay: the initial weights do not count."""
     COPY = "copy"
-    """The average begins as a copy and keeps its decay."""
+    """The average starts as a copy of the weights and always uses the full decay."""
 
 
 class Weights(Enum):
-    """Which weights an evaluation sees."""
+    """Which weights an evaluation uses."""
 
     EMA = "ema"
-    """The average."""
+    """The averaged ones."""
     MODEL = "model"
-    """Those that are trained."""
-
-
-@runtime_checkable
-class Sharded(Protocol):
-    """A DTensor, whose module takes a second to import."""
-
-    def to_local(self) -> Tensor:
-        """This rank's part."""
-        ...
+    """The trained ones."""
 
 
 @final
@@ -53,16 +46,14 @@ class Sharded(Protocol):
 class EMA:
     """average = decay × average + (1 − decay) × weights, for parameters and floating buffers, in float32 at least."""
 
-    every_step: ClassVar[bool] = True
-
     decay: float = 0.999
-    """Of the average, at each update."""
+    """The average's weight in each update."""
     every_steps: int = 1
     """Optimizer steps between updates."""
     start: Start = Start.WARMUP
-    """How the first updates are weighed."""
+    """How much the initial weights count."""
     evaluate_with: Weights = Weights.EMA
-    """Whose weights an evaluation sees."""
+    """Which weights an evaluation uses."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -71,15 +62,15 @@ class EMA:
             raise ValueError(f"every_steps={self.every_steps} must be at least 1.")
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Goes with everything but strategies that keep weights in pieces: the run says so before its first step."""
+        """No faults. Weights that cannot be averaged are found when the run starts, before its first step."""
         return ()
 
     def build(self) -> "Average":
-        """Nothing averaged yet."""
+        """An average without updates."""
         return Average(self)
 
     def decay_of(self, update: int) -> float:
-        """Of the n-th update, from 1 on. The first copies, whatever was there."""
+        """The decay of the n-th update, counted from 1. The first one copies the weights."""
         if update == 1:
             return 0.0
         if self.start is Start.WARMUP:
@@ -91,31 +82,27 @@ class EMA:
 
 @final
 class Average:
-    """The average of one run, placed as the weights are: each rank averages what it holds."""
+    """The average of one run, sharded as the weights are: each rank averages what it holds."""
 
     def __init__(self, part: EMA) -> None:
         self._part = part
         self._updates = 0
         self._average: dict[str, Tensor] = {}
-        self._weights: list[Tensor] = []  # the trained ones, live
+        self._weights: list[Tensor] = []  # the live, trained ones
 
-    def after_step(self, trainable: Trainable, progress: Progress) -> None:
-        """Move the average, if it is time to."""
-        if progress.step % self._part.every_steps:
+    def after_step(self, run: Run) -> None:
+        """Update the average, at every `every_steps`-th step."""
+        if run.progress.step % self._part.every_steps:
             return
-        self._place(trainable)
+        self._place(run.trainable)
         self._updates += 1
         averages = _local(self._average.values())
         weights = [w.to(a.dtype) for w, a in zip(self._weights, averages, strict=True)]
         torch._foreach_lerp_(averages, weights, 1 - self._part.decay_of(self._updates))
 
-    def after_eval(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
-        """Never ends a run."""
-        return None
-
     @contextmanager
-    def evaluating(self, trainable: Trainable) -> Iterator[None]:
-        """The model has the averaged weights in the block, and afterwards its own again, to the bit."""
+    def around_eval(self, run: Run) -> Iterator[None]:
+        """The model has the averaged weights in the block; afterwards its own are restored bit for bit."""
         if self._part.evaluate_with is Weights.MODEL or not self._updates:
             yield
             return
@@ -126,13 +113,13 @@ class Average:
         finally:
             torch._foreach_copy_(self._weights, kept)
 
-    def state(self) -> dict[str, Any]:
-        """How many updates were made."""
+    def state_dict(self) -> dict[str, Any]:
+        """The number of updates."""
         return {"updates": self._updates}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
-        self._updates = state["updates"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from that number of updates."""
+        self._updates = state_dict["updates"]
 
     def tensors(self, trainable: Trainable) -> dict[str, Tensor]:
         """The average, by the names of the weights."""
@@ -140,24 +127,24 @@ class Average:
         return dict(self._average)
 
     def _place(self, trainable: Trainable) -> None:
-        """Make room beside the weights, once.
+        """Allocate the average, once.
 
         Raises:
-            ModelError: they do not lie in tensors that can be computed with.
+            ModelError: the strategy's weights are not tensors that can be computed with.
         """
         if self._average:
             return
-        state = trainable.state().tensors
         weights = {
-            name.removeprefix(MODEL): tensor
-            for name, tensor in state.items()
-            if name.startswith(MODEL) and tensor.is_floating_point()
+            of_model(model, name): tensor
+            for model, tensors in trainable.state_dict().models.items()
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point()
         }
         for name, weight in weights.items():
             if type(weight) is not Tensor and not isinstance(weight, Sharded):
                 raise ModelError(
                     f"callback=ema averages weights, but this strategy keeps {name} in pieces that only a checkpoint "
-                    "can read. Use strategy=fsdp, which cuts as much, or drop the callback."
+                    "can read. Use strategy=fsdp, which shards as much, or drop the callback."
                 )
         self._weights = _local(weights.values())
         self._average = {
@@ -167,6 +154,5 @@ class Average:
 
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """This rank's part of each, in the same memory."""
-    with torch.no_grad():
-        return [tensor.to_local() if isinstance(tensor, Sharded) else tensor for tensor in tensors]
+    """This rank's part of each, sharing its memory."""
+    return [local_part(tensor) for tensor in tensors]

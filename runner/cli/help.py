@@ -17,7 +17,7 @@ FLAGS = """\
       --hydra-help                 Hydra's own help"""
 OVERRIDES = """\
   key=value        change a value: batch.items=128 optimizer.lr=1e-3
-  group=option     change an option: strategy=ddp tracker=[jsonl,tensorboard]
+  group=option     change an option: strategy=ddp tracker=[tensorboard,wandb]
   +key=value       add a key       ++key=value  add or change it       ~key  delete it"""
 
 

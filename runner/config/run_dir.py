@@ -56,6 +56,11 @@ class RunDir:
         return self.path / "guard.json"
 
     @property
+    def id(self) -> Path:
+        """The run's id, made by its first attempt; see `read_id`."""
+        return self.path / "run_id"
+
+    @property
     def checkpoints(self) -> Path:
         """Committed checkpoints, step_<n> each."""
         return self.path / "checkpoints"
@@ -83,6 +88,14 @@ class RunDir:
         partial = self.status.with_suffix(f".{secrets.token_hex(4)}.partial")
         partial.write_text(json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n")
         os.replace(partial, self.status)
+
+    def read_id(self) -> str:
+        """16 hexadecimal digits, the same for all attempts of the run: trackers know the run by them. Rank 0 only."""
+        if not self.id.exists():
+            partial = self.id.with_suffix(".partial")
+            partial.write_text(secrets.token_hex(8) + "\n")
+            os.replace(partial, self.id)
+        return self.id.read_text().strip()
 
     def note_guard(self, step: int, found: list[dict[str, Any]]) -> None:
         """Add a step to guard.json, in one rename."""

@@ -127,7 +127,7 @@ class Session:
 
 @contextmanager
 def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> Iterator[Session]:
-    """Build, continue from the newest commit if there is one, open what records, and close with the outcome. Collective.
+    """Build, continue from the newest commit if there is one, open what records, close with the outcome. Collective.
 
     Raises:
         HookError, ModelError, DataError: a hook returned something that cannot be trained.
@@ -142,7 +142,9 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
     checkpoints = Checkpoints(run_dir.checkpoints, world)
     restore_latest(training, checkpoints)
     training.listeners.tensors(training.trainable)  # what a callback cannot work with, it reports now
-    trackers = open_trackers(spec, run_dir, training) if world.is_main else NoTrackers()
+    trackers: OpenTrackers | NoTrackers = NoTrackers()
+    if world.is_main:
+        trackers = open_trackers(spec, run_dir, step=training.step, now=lambda: (training.step, training.time_s))
     session = Session(
         spec=spec,
         run_dir=run_dir,

@@ -8,7 +8,18 @@ option is one file with such a dataclass and one YAML file whose `_target_` name
 No torch is imported here at run time: the command line reads this module before it knows whether it needs torch.
 """
 
-from runner.protocols.callback import Callback, Listener
+from runner.protocols.callback import (
+    AfterEval,
+    AfterRun,
+    AfterSave,
+    AfterStep,
+    AroundEval,
+    AroundStep,
+    BeforeRun,
+    Callback,
+    HoldsTensors,
+    Listener,
+)
 from runner.protocols.checkpoint import Checkpoint, Checkpointer
 from runner.protocols.data import (
     IndexedSteps,
@@ -23,20 +34,38 @@ from runner.protocols.data import (
 from runner.protocols.hardware import Hardware
 from runner.protocols.hooks import Data, Loss
 from runner.protocols.launch import Launch, Launcher
+from runner.protocols.media import Image, Table
 from runner.protocols.mesh import Axes, Axis
 from runner.protocols.metric import Meter, Metric
 from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
 from runner.protocols.part import Part
 from runner.protocols.precision import Precision, Scaler
+from runner.protocols.run import Outcome, Run, Trackers
 from runner.protocols.state import Progress, SavedState, State, Stateful, StoredTensor
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
 from runner.protocols.strategy import Builder, Placed, Strategy, Trainable
-from runner.protocols.tracker import Tracker, TrackerLog
+from runner.protocols.tracker import (
+    HasHandle,
+    LogsArtifacts,
+    LogsImages,
+    LogsTables,
+    LogsText,
+    RunInfo,
+    Tracker,
+    TrackerLog,
+)
 from runner.protocols.world import World
 
 __all__ = [
+    "AfterEval",
+    "AfterRun",
+    "AfterSave",
+    "AfterStep",
+    "AroundEval",
+    "AroundStep",
     "Axes",
     "Axis",
+    "BeforeRun",
     "Builder",
     "Callback",
     "Checkpoint",
@@ -44,11 +73,18 @@ __all__ = [
     "Clip",
     "Data",
     "Hardware",
+    "HasHandle",
+    "HoldsTensors",
+    "Image",
     "IndexedSteps",
     "Launch",
     "Launcher",
     "Listener",
     "LoaderOptions",
+    "LogsArtifacts",
+    "LogsImages",
+    "LogsTables",
+    "LogsText",
     "Loss",
     "Meter",
     "Metric",
@@ -58,10 +94,13 @@ __all__ = [
     "OpensSource",
     "Optimizer",
     "Order",
+    "Outcome",
     "Part",
     "Placed",
     "Precision",
     "Progress",
+    "Run",
+    "RunInfo",
     "SavedState",
     "Scaler",
     "Schedule",
@@ -75,8 +114,10 @@ __all__ = [
     "StepPlan",
     "StoredTensor",
     "Strategy",
+    "Table",
     "Tracker",
     "TrackerLog",
+    "Trackers",
     "Trainable",
     "Update",
     "World",

@@ -1,54 +1,110 @@
-"""The group `callback`."""
+"""The group `callback`.
+
+A callback's listener implements those of the protocols below that it needs, and no other: the engine looks for them
+once, when the run is built, so that what nobody listens to costs nothing. Every rank has a listener, and all methods
+are called on every rank in the same order: what a listener decides must be the same on all of them.
+"""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from runner.protocols.part import Part
-from runner.protocols.state import Progress
+from runner.protocols.run import Outcome, Run
+from runner.protocols.state import Stateful
 from runner.protocols.strategy import Trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Listener(Protocol):
-    """A callback at work in one run. Every rank has one; what it decides must be the same on all."""
+@runtime_checkable
+class BeforeRun(Protocol):
+    """Listens to the beginning of an attempt."""
 
-    def after_step(self, trainable: Trainable, progress: Progress) -> None:
-        """An optimizer step was taken. Called only if the callback's `every_step` is true."""
+    def before_run(self, run: Run) -> None:
+        """Everything is built, restored and open; no step has been taken."""
         ...
 
-    def after_eval(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
-        """An evaluation ended; metrics are the same on all ranks. A returned sentence ends the run and says why."""
-        ...
 
-    def evaluating(self, trainable: Trainable) -> AbstractContextManager[None]:
-        """Entered around each evaluation, left before `after_eval`."""
-        ...
+@runtime_checkable
+class AfterRun(Protocol):
+    """Listens to the end of an attempt."""
 
-    def tensors(self, trainable: Trainable) -> dict[str, "Tensor"]:
-        """What JSON cannot say, live: saved as callback.<name>.<key>, and filled in place before `load_state`.
+    def after_run(self, run: Run, outcome: Outcome) -> None:
+        """The attempt ended; trackers are still open.
 
-        Called before the first step, too, so that whatever it cannot work with is said before anything is trained.
+        With Outcome.FAILED nothing collective may be called, since other ranks may be gone, and what is raised is only
+        logged. A rank that is killed because another one failed does not get here.
         """
         ...
 
-    def state(self) -> dict[str, Any]:
-        """What JSON can say."""
+
+@runtime_checkable
+class AfterStep(Protocol):
+    """Listens to steps."""
+
+    def after_step(self, run: Run) -> None:
+        """An optimizer step was taken; not called for a step that was skipped."""
         ...
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
+
+@runtime_checkable
+class AroundStep(Protocol):
+    """Stands around every step, skipped ones included: a profiler."""
+
+    def around_step(self, run: Run) -> AbstractContextManager[None]:
+        """Entered before the step's forward, left after its update and before `after_step`."""
         ...
+
+
+@runtime_checkable
+class AroundEval(Protocol):
+    """Stands around every evaluation."""
+
+    def around_eval(self, run: Run) -> AbstractContextManager[None]:
+        """Entered before an evaluation, left before `after_eval`."""
+        ...
+
+
+@runtime_checkable
+class AfterEval(Protocol):
+    """Listens to evaluations, and may end the run."""
+
+    def after_eval(self, run: Run, metrics: Mapping[str, float]) -> str | None:
+        """An evaluation ended; metrics are the same on all ranks. A returned sentence ends the run and says why."""
+        ...
+
+
+@runtime_checkable
+class AfterSave(Protocol):
+    """Listens to checkpoints."""
+
+    def after_save(self, run: Run, checkpoint: Path) -> None:
+        """A checkpoint was committed; with an asynchronous save, up to about a second ago."""
+        ...
+
+
+@runtime_checkable
+class HoldsTensors(Protocol):
+    """Has tensors that go into checkpoints."""
+
+    def tensors(self, trainable: Trainable) -> dict[str, "Tensor"]:
+        """The live tensors, by name: saved as callback.<callback>.<name>, and filled in place before `load_state_dict`.
+
+        First called before anything is trained, so that a listener can refuse a model that it cannot work with; with
+        batch.micro_items=auto also on a model that is only there to measure memory.
+        """
+        ...
+
+
+Listener = BeforeRun | AfterRun | AfterStep | AroundStep | AroundEval | AfterEval | AfterSave | Stateful | HoldsTensors
 
 
 class Callback(Part, Protocol):
     """Something that listens to a run."""
 
-    every_step: bool
-    """Whether `after_step` is called; constant of the class."""
-
     def build(self) -> Listener:
-        """A listener with fresh state."""
+        """A listener with fresh state; any object that implements at least one of the protocols above."""
         ...

@@ -1,7 +1,7 @@
 """What a checkpoint holds, and where a run stands."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,7 @@ class SavedState(Protocol):
         ...
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """Something small that goes into checkpoints; torch.distributed.checkpoint's word for it."""
 

@@ -82,7 +82,7 @@ class Trainable(Placed, Protocol):
         ...
 
     def gradients_finite(self) -> "Tensor":
-        """Whether the gradients that `forward_backward` left on this rank are finite: a boolean scalar on the device."""
+        """Whether the gradients that `forward_backward` left on this rank are finite: a boolean scalar."""
         ...
 
     def update(self, *, measure: bool) -> Update:
@@ -116,7 +116,7 @@ class Strategy(Part, Protocol):
         ...
 
     def place(self, builder: Builder, world: World) -> Placed:
-        """Build the model and place it on the ranks, without an optimizer: to evaluate, predict or export. Collective."""
+        """Build and place the model, without an optimizer: to evaluate, predict or export. Collective."""
         ...
 
     def prepare(self, builder: Builder, world: World) -> Trainable:

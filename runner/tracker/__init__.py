@@ -1,1 +1,1 @@
-"""Where measurements go: one tracker a file, its library imported inside it."""
+"""Where measurements go: one tracker per file, whose library is imported only when it is opened."""

@@ -8,41 +8,44 @@ import os
 import socket
 import struct
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, final
 
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, RunnerError
+from runner.protocols import Image, Outcome, RunInfo, Table
+
+DT_STRING = 7  # tensorflow/core/framework/types.proto
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class TensorBoard:
-    """Scalars in event files that TensorBoard shows. Wall-clock time is TensorBoard's own, so time_s is left out."""
+    """Event files that TensorBoard shows. It has the wall-clock time of each event, so time_s is left out."""
 
     def check(self, spec: RunSpec) -> Iterable[Fault]:
-        """Goes with everything."""
+        """No faults."""
         return ()
 
-    def open(self, run_dir: Path, *, config: Mapping[str, Any], step: int) -> "TensorBoardLog":
-        """Begin another event file, which tells TensorBoard to forget what older ones hold beyond `step`.
+    def open(self, run: RunInfo) -> "TensorBoardLog":
+        """Start another event file, which tells TensorBoard to forget what older ones hold beyond `run.step`.
 
         Raises:
             RunnerError: tensorboard is not installed.
         """
         events = _import_events()
-        folder = run_dir / "tensorboard"
+        folder = run.run_dir / "tensorboard"
         folder.mkdir(exist_ok=True)
         # TensorBoard reads the files in the order of their names, so the time leads, to the microsecond.
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        return TensorBoardLog((folder / name).open("xb"), events, step=step)
+        return TensorBoardLog((folder / name).open("xb"), events, step=run.step)
 
 
 @final
 class TensorBoardLog:
-    """An open event file."""
+    """An open event file. What is logged is handed to the operating system at once."""
 
     def __init__(self, file: BinaryIO, events: Any, *, step: int) -> None:
         self._file = file
@@ -52,7 +55,7 @@ class TensorBoardLog:
         self._write(self._event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Write one event that holds every value, and hand it to the operating system."""
+        """Write one event that holds every value."""
         event = self._event(wall_time=time.time(), step=step)
         add = event.summary.value.add
         for name, value in values.items():
@@ -60,8 +63,33 @@ class TensorBoardLog:
                 add(tag=name, simple_value=value)
         self._write(event)
 
-    def close(self) -> None:
-        """Close the file."""
+    def log_images(self, images: Mapping[str, Image], *, step: int) -> None:
+        """Write one event that holds every image, as PNG. TensorBoard shows no captions."""
+        event = self._event(wall_time=time.time(), step=step)
+        for name, image in images.items():
+            shown = event.summary.value.add(tag=name).image
+            shown.height, shown.width = image.pixels.shape[:2]
+            shown.colorspace = _channels(image)
+            shown.encoded_image_string = _png(image)
+        self._write(event)
+
+    def log_text(self, texts: Mapping[str, str], *, step: int) -> None:
+        """Write one event that holds every text. TensorBoard shows it as Markdown."""
+        event = self._event(wall_time=time.time(), step=step)
+        for name, text in texts.items():
+            value = event.summary.value.add(tag=name)
+            value.metadata.plugin_data.plugin_name = "text"
+            value.tensor.dtype = DT_STRING
+            value.tensor.tensor_shape.dim.add(size=1)
+            value.tensor.string_val.append(text.encode())
+        self._write(event)
+
+    def log_tables(self, tables: Mapping[str, Table], *, step: int) -> None:
+        """Write every table as text: TensorBoard shows Markdown's tables."""
+        self.log_text({name: _markdown(table) for name, table in tables.items()}, step=step)
+
+    def close(self, outcome: Outcome) -> None:
+        """Close the file. TensorBoard has no word for how a run ended."""
         self._file.close()
 
     def _write(self, event: Any) -> None:
@@ -75,10 +103,37 @@ def _import_events() -> Any:
         from tensorboard.compat.proto import event_pb2
     except ImportError as error:
         raise RunnerError(
-            f"tracker=tensorboard: the library is not installed ({error}). "
-            "Install it: pip install tensorboard, or leave it out: tracker=[jsonl]"
+            f"tracker=[tensorboard]: the library is not installed ({error}). "
+            "Install it: pip install tensorboard, or leave it out: tracker=[]"
         ) from error
     return event_pb2
+
+
+def _channels(image: Image) -> int:
+    return 1 if image.pixels.ndim == 2 else int(image.pixels.shape[2])
+
+
+def _png(image: Image) -> bytes:
+    """Encode as PNG, 8 bits a channel, each row unfiltered (https://www.w3.org/TR/png-3)."""
+    height, width = image.pixels.shape[:2]
+    kind = {1: 0, 3: 2, 4: 6}[_channels(image)]  # gray, RGB, RGBA
+    rows = image.pixels.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _markdown(table: Table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value).replace("|", r"\|").replace("\n", " ")
 
 
 def _record(data: bytes) -> bytes:
@@ -99,7 +154,7 @@ _TABLE = _crc32c_table()
 
 
 def _masked_crc32c(data: bytes) -> bytes:
-    """Rotated by 15 bits plus a constant, as TFRecord wants it."""
+    """Rotated by 15 bits plus a constant, as TFRecord requires it."""
     crc = 0xFFFFFFFF
     table = _TABLE
     for byte in data:

@@ -10,7 +10,7 @@ import pytest
 
 from runner.callback.early_stop import EarlyStop, EarlyStopListener, Mode
 from runner.errors import HookError
-from runner.protocols import Progress
+from runner.protocols import Progress, Run
 
 NAN = float("nan")
 
@@ -29,10 +29,21 @@ class Spec:
     eval: Evaluations
 
 
+@dataclass(frozen=True)
+class AtStep:
+    """As much of a run as the listener reads."""
+
+    progress: Progress
+
+
+def at(step: int) -> Run:
+    return AtStep(Progress(step=step, position=0))  # type: ignore[return-value]
+
+
 def show(listener: EarlyStopListener, values: Sequence[float], *, start: int = 0) -> list[str | None]:
     """What it answers to evaluations at steps 10, 20, …"""
     return [
-        listener.after_eval({"eval/loss": value, "eval/accuracy": value}, Progress(step=10 * step, position=0))
+        listener.after_eval(at(10 * step), {"eval/loss": value, "eval/accuracy": value})
         for step, value in enumerate(values, start=start + 1)
     ]
 
@@ -71,8 +82,8 @@ def test_it_goes_on_counting_after_a_resume(cut: int) -> None:
     whole = show(EarlyStop(patience=2).build(), values)
     before, after = EarlyStop(patience=2).build(), EarlyStop(patience=2).build()
     first = show(before, values[:cut])
-    state: dict[str, Any] = json.loads(json.dumps(before.state()))
-    after.load_state(state)
+    state: dict[str, Any] = json.loads(json.dumps(before.state_dict()))
+    after.load_state_dict(state)
     assert first + show(after, values[cut:], start=cut) == whole
 
 

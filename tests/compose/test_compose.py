@@ -57,7 +57,7 @@ def test_hydras_own_search_path_works_from_the_command_line_and_from_the_recipe(
 
 
 def test_several_of_a_kind_stand_under_their_own_names(project):
-    assert list(composed("tracker=[jsonl,tensorboard]").config["tracker"]) == ["jsonl", "tensorboard"]
+    assert list(composed("tracker=[tensorboard,wandb]").config["tracker"]) == ["tensorboard", "wandb"]
     assert composed("tracker=[]").config.get("tracker", {}) == {}
 
 
@@ -65,9 +65,9 @@ def test_several_of_a_kind_stand_under_their_own_names(project):
     ("override", "key", "words"),
     [
         ("modle.width=1", "modle.width", "there is no such key. Did you mean model"),
-        ("optimizer.lrr=1", "optimizer.lrr", "Did you mean optimizer.lr? To add a new key, write +optimizer.lrr=1"),
-        ("strategy=dpp", "strategy", "there is no option 'dpp'. Did you mean ddp? Available: "),
-        ("tracker=[jsonl,tensorbord]", "tracker", "there is no option 'tensorbord'. Did you mean tensorboard?"),
+        ("optimizer.lrr=1", "optimizer.lrr", "Did you mean optimizer.lr? To add a key of your own: +optimizer.lrr=1"),
+        ("strategy=dpp", "strategy", "there is no option 'dpp'. Did you mean ddp? There are: "),
+        ("tracker=[wandb,tensorbord]", "tracker", "there is no option 'tensorbord'. Did you mean tensorboard?"),
         ("strateg=ddp", "strateg", "Did you mean strategy?"),
         ("a=[", "a", "'a=[': "),
         ("optimizer.lr=1,2", "optimizer.lr", "several values make a sweep: add -m"),
@@ -97,13 +97,13 @@ def test_a_recipe_that_cannot_be_composed_is_named(project):
 
 
 def test_every_value_knows_its_file_or_the_command_line(project):
-    origin = composed("strategy=ddp", "run.steps=7").origins.origin
+    origin = composed("strategy=ddp", "run.steps=7", "tracker=[tensorboard]").sources.origin
     conf = shipped_root() / "conf"
     assert origin("run.steps") == "the command line"
     assert origin("optimizer.lr") == str(project / "recipes" / "tiny.yaml")
     assert origin("optimizer.momentum") == str(conf / "optimizer" / "sgd.yaml")
     assert origin("strategy._target_") == str(conf / "strategy" / "ddp.yaml")
-    assert origin("tracker.jsonl") == str(conf / "tracker" / "jsonl.yaml")
+    assert origin("tracker.tensorboard") == str(conf / "tracker" / "tensorboard.yaml")
     assert origin("run.seed") == str(conf / "base.yaml")
 
 

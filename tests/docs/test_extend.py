@@ -20,8 +20,8 @@ def table(ended):
 
 
 def test_a_tracker_has_what_the_others_have_after_a_run_went_back(runner):
-    whole = runner("train", "points", "tracker=[jsonl,table]", "run.steps=8")
-    stopped = runner("train", "points", "tracker=[jsonl,table]", "run.steps=8", "run.stop_at_step=6")
+    whole = runner("train", "points", "tracker=[table]", "run.steps=8")
+    stopped = runner("train", "points", "tracker=[table]", "run.steps=8", "run.stop_at_step=6")
     resumed = runner("resume", str(stopped.run_dir.path), "--from", "step_4")
     expected = [(line["step"], *pair) for line in whole.metrics() for pair in line.items() if pair[0] != "step"]
     assert table(resumed) == table(whole) == expected

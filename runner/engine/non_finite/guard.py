@@ -1,4 +1,4 @@
-"""Whether a step is finite: checked where the host waits for the device anyway or, to leave a step out, at every step."""
+"""Whether a step is finite: checked where the host waits for the device anyway or, to skip a step, at every step."""
 
 import math
 from collections.abc import Mapping

@@ -46,6 +46,7 @@ def _rewind(session: Session) -> int:
     """Back to the newest commit, or to the beginning if there is none; returns the step. Collective."""
     session.checkpointer.wait()
     if not restore_latest(session.training, session.checkpoints):
+        session.training.listeners.fail(session)  # the run cannot go on; those that are built anew have not begun
         session.training.forget()  # room for its successor
         session.training = build_training(session.spec, session.data, session.world)
     return session.training.step

@@ -86,7 +86,7 @@ class PlacedShards:
 
 @final
 class ShardedTrainable:
-    """A sharded model and the optimizer of its shards: ModuleTrainable's step, over this rank's part of each gradient."""
+    """A sharded model and its optimizer: ModuleTrainable's step, over this rank's part of each gradient."""
 
     def __init__(
         self,

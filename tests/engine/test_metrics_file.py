@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from runner.config.run_dir import RunDir
-from runner.tracker.jsonl import Jsonl
+from runner.engine.metrics_file import open_metrics_file
 
 
 def record(run: Path, *steps: int, after: int = 0, values: Mapping[str, float] | None = None) -> None:
     """One attempt: opened after a step, one record at each of some steps, closed."""
-    log = Jsonl().open(run, config={}, step=after)
+    log = open_metrics_file(RunDir(run).metrics, step=after)
     for step in steps:
         log.log({"train/loss": step / 3, "time_s": step * 0.1, **(values or {})}, step=step)
     log.close()
@@ -30,7 +30,7 @@ def test_a_line_has_step_and_time_first_and_every_digit(tmp_path: Path) -> None:
 
 
 def test_a_line_is_there_once_it_is_logged(tmp_path: Path) -> None:
-    log = Jsonl().open(tmp_path, config={}, step=0)
+    log = open_metrics_file(RunDir(tmp_path).metrics, step=0)
     log.log({"time_s": 1.0}, step=1)
     assert len(lines(tmp_path)) == 1
     log.close()

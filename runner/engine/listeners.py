@@ -1,0 +1,149 @@
+"""The listeners of a run, sorted once by what they listen to."""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from runner.errors import HookError
+from runner.protocols import (
+    AfterEval,
+    AfterRun,
+    AfterSave,
+    AfterStep,
+    AroundEval,
+    AroundStep,
+    BeforeRun,
+    Callback,
+    HoldsTensors,
+    Outcome,
+    Run,
+    Stateful,
+    Trainable,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+PROTOCOLS = (BeforeRun, AfterRun, AfterStep, AroundStep, AroundEval, AfterEval, AfterSave, Stateful, HoldsTensors)
+MOMENTS = ("before_run", "after_run", "after_step", "around_step", "around_eval", "after_eval", "after_save")
+NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+def build_listeners(callbacks: Mapping[str, Callback]) -> "Listeners":
+    """A listener of each callback.
+
+    Raises:
+        HookError: one implements none of the protocols, or has a method that nothing would ever call.
+    """
+    built = {name: callback.build() for name, callback in callbacks.items()}
+    for name, listener in built.items():
+        _check(name, listener)
+    return Listeners(built)
+
+
+def _check(name: str, listener: object) -> None:
+    kind = type(listener).__name__
+    for method in dir(listener):
+        if method.startswith(("before_", "after_", "around_")) and method not in MOMENTS:
+            nearest = difflib.get_close_matches(method, MOMENTS, n=1, cutoff=0.0)[0]
+            raise HookError(
+                f"callback.{name}: {kind} has a method {method}, which nothing calls. Did you mean {nearest}? There "
+                f"are {', '.join(MOMENTS)}. A method of your own may have any name that begins otherwise."
+            )
+    if not isinstance(listener, PROTOCOLS):
+        raise HookError(
+            f"callback.{name}: {kind} listens to nothing. Implement at least one of {', '.join(MOMENTS)}, or "
+            "state_dict and load_state_dict, or tensors: see runner/protocols/callback.py."
+        )
+
+
+@final
+class Listeners:
+    """What the engine calls at each moment of a run; each tuple holds only those that listen then."""
+
+    def __init__(self, named: Mapping[str, object]) -> None:
+        everyone = tuple(named.values())
+        self._everyone = everyone
+        self._running: list[AfterRun] = []
+        self._last_saved: Path | None = None
+        self._around_step = tuple(one for one in everyone if isinstance(one, AroundStep))
+        self._around_eval = tuple(one for one in everyone if isinstance(one, AroundEval))
+        self._after_eval = tuple(one for one in everyone if isinstance(one, AfterEval))
+        self._after_save = tuple(one for one in everyone if isinstance(one, AfterSave))
+        self._stateful = {name: one for name, one in named.items() if isinstance(one, Stateful)}
+        self._with_tensors = {name: one for name, one in named.items() if isinstance(one, HoldsTensors)}
+        self.after_step = tuple(one for one in everyone if isinstance(one, AfterStep))
+
+    def start(self, run: Run, latest: Callable[[], Path | None]) -> None:
+        """Before the attempt's first step. Collective."""
+        self._last_saved = latest() if self._after_save else None
+        for one in self._everyone:
+            if isinstance(one, BeforeRun):
+                one.before_run(run)
+            if isinstance(one, AfterRun):
+                self._running.append(one)
+
+    def around_step(self, run: Run) -> AbstractContextManager[None]:
+        """Stand around a step."""
+        return _nested(one.around_step(run) for one in self._around_step) if self._around_step else NOTHING
+
+    def around_eval(self, run: Run) -> AbstractContextManager[None]:
+        """Stand around an evaluation."""
+        return _nested(one.around_eval(run) for one in self._around_eval)
+
+    def evaluated(self, run: Run, metrics: Mapping[str, float]) -> str:
+        """After an evaluation; returns why the run shall end, or nothing."""
+        verdicts = [one.after_eval(run, metrics) for one in self._after_eval]
+        return "; ".join(verdict for verdict in verdicts if verdict)
+
+    def look_for_save(self, run: Run, latest: Callable[[], Path | None]) -> None:
+        """Where a commit may have happened since the last call. Collective if anyone listens to saves."""
+        if not self._after_save:
+            return
+        checkpoint = latest()
+        if checkpoint is not None and checkpoint != self._last_saved:
+            self._last_saved = checkpoint
+            for one in self._after_save:
+                one.after_save(run, checkpoint)
+
+    def end(self, run: Run, outcome: Outcome) -> None:
+        """After an attempt that did not fail."""
+        while self._running:
+            self._running.pop().after_run(run, outcome)
+
+    def fail(self, run: Run) -> None:
+        """After an attempt that failed, for those that `end` has not reached. Raises nothing of theirs."""
+        while self._running:
+            one = self._running.pop()
+            try:
+                one.after_run(run, Outcome.FAILED)
+            except Exception:  # whatever it is, the error that ended the run is the one to report
+                logger.warning("%s failed after the run had failed", type(one).__name__, exc_info=True)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What JSON can represent, by callback."""
+        return {name: one.state_dict() for name, one in self._stateful.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, dict[str, Any]]) -> None:
+        """Continue from there. A callback that is not in it starts afresh; one that the run lacks is ignored."""
+        for name, one in self._stateful.items():
+            if name in state_dict:
+                one.load_state_dict(state_dict[name])
+
+    def tensors(self, trainable: Trainable) -> dict[str, dict[str, "Tensor"]]:
+        """The live tensors, by callback and name."""
+        return {name: one.tensors(trainable) for name, one in self._with_tensors.items()}
+
+
+@contextmanager
+def _nested(managers: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
+    """Several context managers as one; the first is the outermost."""
+    with ExitStack() as stack:
+        for manager in managers:
+            stack.enter_context(manager)
+        yield
