@@ -76,7 +76,7 @@ class World(Protocol):
         ...
 
     def duplicate(self) -> "World":
-        """The same ranks with a communicator of their own, as MPI_Comm_dup makes one. Collective.
+        """The same ranks with a communicator of their own, as MPI_Comm_dup makes one. Collective over the run.
 
         For a background thread: its host-side methods (objects, any, barrier) meet only those that other ranks call on
         their duplicate. Use no others.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ class GroupWorld:
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
         self.local_rank = local_rank
-        self._group = group
+        self.group = group
         self._host = host_group
         self._run = run
 
@@ -50,13 +50,13 @@ class GroupWorld:
     def sum(self, values: Tensor) -> Tensor:
         """Sum elementwise over ranks, into a new tensor. Collective."""
         total = values.clone()
-        dist.all_reduce(total, group=self._group)
+        dist.all_reduce(total, group=self.group)
         return total
 
     def start_sum(self, values: Tensor) -> Callable[[], Tensor]:
         """Begin `sum` without waiting for it. Collective."""
         total = values.clone()
-        work = dist.all_reduce(total, group=self._group, async_op=True)
+        work = dist.all_reduce(total, group=self.group, async_op=True)
 
         def finish() -> Tensor:
             work.wait()
@@ -66,7 +66,7 @@ class GroupWorld:
 
     def broadcast(self, values: Tensor) -> None:
         """Overwrite the tensor with rank 0's, in place. Collective."""
-        dist.broadcast(values, group=self._group, group_src=0)
+        dist.broadcast(values, group=self.group, group_src=0)
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank. Collective; pickles between our own processes only."""
@@ -104,17 +104,8 @@ class GroupWorld:
         return self._run.mesh()
 
     def duplicate(self) -> "GroupWorld":
-        """The same ranks, with a host-side group of their own. Collective."""
-        ranks = dist.get_process_group_ranks(self._group)
-        host = dist.new_group(ranks, backend="gloo", timeout=self._run.timeout)
-        return GroupWorld(
-            self.device,
-            axes=self.axes,
-            local_rank=self.local_rank,
-            group=self._group,
-            host_group=host,
-            run=self._run,
-        )
+        """The same ranks, with a host-side group of their own. Collective over the run."""
+        return self._run.duplicate(self)
 
     def close(self) -> None:
         """Leave the process group. Collective; nothing that hooks into it (a DDP model) may be alive any more.
@@ -154,18 +145,25 @@ class _Run:
             self._mesh = init_device_mesh(self._device.type, self._axes.sizes, mesh_dim_names=names)
         return self._mesh
 
+    def duplicate(self, world: GroupWorld) -> GroupWorld:
+        key = next((axes for axes, made in self._along.items() if made is world), frozenset(self._axes.names))
+        return self._world(world.group, self._subgroup(key, backend="gloo"))
+
     def _make(self, axes: frozenset[Axis]) -> World:
         size = self._axes.size(axes)
         if size == 1:
             return SoloWorld(self._device, local_rank=self._local_rank, axes=self._axes)
         if size == self.world.size:
             return self.world
+        group = self._subgroup(axes, backend=self._backend)
+        return self._world(group, group if self._backend == "gloo" else self._subgroup(axes, backend="gloo"))
+
+    def _subgroup(self, axes: frozenset[Axis], *, backend: str) -> dist.ProcessGroup:
+        """This rank's group along these axes. All ranks make all groups, in the same order."""
         groups = self._axes.groups(axes)
-        group, _ = dist.new_subgroups_by_enumeration(groups, timeout=self.timeout)  # type: ignore[no-untyped-call]
-        host = group
-        if self._backend != "gloo":
-            host, _ = dist.new_subgroups_by_enumeration(groups, timeout=self.timeout, backend="gloo")  # type: ignore[no-untyped-call]
-        return self._world(group, host)
+        make: Any = dist.new_subgroups_by_enumeration
+        mine, _ = make(groups, timeout=self.timeout, backend=backend)
+        return cast("dist.ProcessGroup", mine)
 
     def _world(self, group: dist.ProcessGroup, host: dist.ProcessGroup) -> GroupWorld:
         return GroupWorld(

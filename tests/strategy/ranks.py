@@ -86,7 +86,7 @@ def on_ranks(
     results = [path.read_bytes() for path in sorted(scratch.glob("rank_*.pickle"))]
     answers = [pickle.loads(result) for result in results]
     failures = [failure for _, failure in answers if failure]
-    assert not failures, failures[0]
+    assert not failures, "\n".join(failures)
     assert not running, f"ranks ran past {timeout_s} s"
     assert len(answers) == num_ranks, "a rank died"
     return [answer for answer, _ in answers]
