@@ -4,8 +4,6 @@ Hydra's 20 MB then never are the run's, and its 0.2 s pass on another core.
 """
 
 import signal
-import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -14,17 +12,18 @@ from pathlib import Path
 
 from runner.compose.composed import Composed
 from runner.compose.recipe import Recipe
+from runner.launch.fork import can_fork
 
 __all__ = ["compose_in_fork"]
 
 
 def compose_in_fork(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> Composed:
-    """As `compose`, in a fork where one is safe (Linux, no threads), else right here.
+    """As `compose`, in a fork where one is safe, otherwise in this process.
 
     Raises:
         SpecError: the recipe itself cannot be composed.
     """
-    if sys.platform != "linux" or threading.active_count() > 1:
+    if not can_fork():
         return _compose(recipe, overrides, config_dirs)
     with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_leave_interrupts_to_the_parent) as pool:
         composing = pool.submit(_compose, recipe, overrides, config_dirs)

@@ -1,11 +1,10 @@
-"""How ranks find each other: a port of rank 0's machine, a fresh one for each start."""
+"""How ranks find each other: at a port of rank 0's machine, a new one for each start."""
 
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, final
+from typing import final
 
-from torch.distributed import HashStore, Store  # type: ignore[attr-defined]  # public, missing in __all__
 from torch.distributed.elastic.rendezvous import (
     RendezvousGracefulExitError,
     RendezvousHandler,
@@ -13,77 +12,24 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from runner.launch.meeting import OtherEnded
-
-HOST = "127.0.0.1"
-
-
-class Machines(Protocol):
-    """Those whose ranks start together, as one of them sees them."""
-
-    node: int
-    nodes: int
-
-    @property
-    def host(self) -> str:
-        """Of node 0, where the ranks meet."""
-        ...
-
-    def round(
-        self, number: int, port: Callable[[], int], *, within_s: float, meanwhile: Callable[[], None]
-    ) -> tuple[Store, int]:
-        """Come together for a start of all ranks: a store that only this start uses, and node 0's port."""
-        ...
-
-    def look(self) -> None:
-        """Hear whether the others are there.
-
-        Raises:
-            OtherEnded: one of them is not.
-        """
-        ...
-
-    def is_waited_for(self, number: int) -> bool:
-        """Whether a machine has come to that start."""
-        ...
-
-
-@final
-class Alone:
-    """One machine: nothing needs to be agreed on."""
-
-    node = 0
-    nodes = 1
-    host = HOST
-
-    def round(
-        self, number: int, port: Callable[[], int], *, within_s: float, meanwhile: Callable[[], None]
-    ) -> tuple[Store, int]:
-        """At once."""
-        return HashStore(), port()
-
-    def look(self) -> None:
-        """There is nobody."""
-
-    def is_waited_for(self, number: int) -> bool:
-        """No other machine will join."""
-        return False
+from runner.launch.node_group import NodeEnded, NodeGroup
 
 
 @final
 class Rendezvous(RendezvousHandler):
-    """Torch's elastic agent asks it where to meet, and whether other machines have moved on.
+    """Tells torch's elastic agent where its ranks meet, and when those of other machines start again.
 
     Torch's own c10d rendezvous waits up to 0.3 s at random, and keeps a store and a heartbeat alive in threads of the
-    launcher, which is about to fork; it numbers machines as it likes, and does not tell one of the failure of another.
-    Here rank 0 hosts the ranks' store, anew for each start: with one store for all of them, 7 of 12 restarts on gloo
-    hung or failed. The machines are as many as they were told, and come and go together.
+    launcher, which is about to fork; it assigns node ranks in any order, and does not report the failure of one machine
+    to another. Here rank 0 hosts the ranks' store, a new one for each start: with one store for all of them, 7 of 12
+    restarts on gloo hung or failed. The number of machines is fixed, and they start and end together.
     """
 
-    def __init__(self, machines: Machines, *, is_over: Callable[[], bool], join_s: float = 0.0) -> None:
-        self.ended: OtherEnded | None = None
-        self._machines = machines
-        self._is_over = is_over
+    def __init__(self, group: NodeGroup, *, stop_requested: Callable[[], bool], join_s: float = 0.0) -> None:
+        self.ended: NodeEnded | None = None
+        """Why another node ended the run; None = none did."""
+        self._group = group
+        self._stop_requested = stop_requested
         self._join_s = join_s
         self._num_starts = 0
         self._port = _reserve_port()
@@ -105,63 +51,63 @@ class Rendezvous(RendezvousHandler):
         """Where the ranks meet that start now.
 
         Raises:
-            RendezvousGracefulExitError: the launcher was asked to stop, or another machine ended; the agent then starts
+            RendezvousGracefulExitError: the launcher was asked to stop, or another node ended; the agent then starts
                 nothing.
-            RunFailed: a machine did not come.
+            RunFailed: a node did not join in time.
         """
-        machines, number = self._machines, self._num_starts
+        group, start = self._group, self._num_starts
         self._num_starts += 1
-        self._go_on()
-        with self._hearing():
-            store, port = machines.round(number, self._fresh_port, within_s=self._join_s, meanwhile=self._go_on)
-        return RendezvousInfo(store, machines.node, machines.nodes, RendezvousStoreInfo(machines.host, port))
+        self._check_stop()
+        with self._exit_gracefully():
+            store, port = group.join_start(start, self._new_port, timeout_s=self._join_s, check=self._check_stop)
+        return RendezvousInfo(store, group.node_rank, group.num_nodes, RendezvousStoreInfo(group.host, port))
 
     def is_closed(self) -> bool:
         """Open as long as the run may go on."""
-        return self._is_over()
+        return self._stop_requested()
 
     def set_closed(self) -> None:
-        """The machines have their own way to end."""
+        """Nothing to do: the end of the run is announced through the node group."""
 
     def num_nodes_waiting(self) -> int:
-        """1 if another machine waits for us to start all ranks anew.
+        """1 if another node waits for this one to start all ranks again.
 
         Raises:
-            RendezvousGracefulExitError: another machine ended.
+            RendezvousGracefulExitError: another node ended.
         """
-        with self._hearing():
-            self._machines.look()
-            return int(self._machines.is_waited_for(self._num_starts))
+        with self._exit_gracefully():
+            self._group.check()
+            return int(self._group.has_joined_start(self._num_starts))
 
     def shutdown(self) -> bool:
-        """Give the port back."""
+        """Release the port."""
         self._port.close()
         return True
 
-    def _go_on(self) -> None:
-        if self._is_over():
+    def _check_stop(self) -> None:
+        if self._stop_requested():
             raise RendezvousGracefulExitError("the launcher was asked to stop")
 
-    def _fresh_port(self) -> int:
+    def _new_port(self) -> int:
         self._port.close()
         self._port = _reserve_port()
         return int(self._port.getsockname()[1])
 
     @contextmanager
-    def _hearing(self) -> Iterator[None]:
-        """Keep the word of the machine that ended, and let the agent end too."""
+    def _exit_gracefully(self) -> Iterator[None]:
+        """Record which node ended the run, and let the agent end as well."""
         try:
             yield
-        except OtherEnded as ended:
+        except NodeEnded as ended:
             self.ended = ended
-            raise RendezvousGracefulExitError(ended.text) from ended
+            raise RendezvousGracefulExitError(ended.message) from ended
 
 
 def _reserve_port() -> socket.socket:
     """A free port, kept from others until the socket is closed.
 
-    Bound with SO_REUSEADDR and never listening: rank 0's store may bind it as well, on every address as it does, while
-    the system hands it out to nobody else.
+    Bound with SO_REUSEADDR and never listening: rank 0's store can bind it as well, while the system gives it to nobody
+    else.
     """
     reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
