@@ -75,6 +75,7 @@ def main() -> None:
 
     Interpreter exit is skipped: 7 of 30 finished ranks died there with SIGABRT, 0 of 30 that left by os._exit.
     """
+    _own_rank()  # its error is printed here; those that follow go to the rank's log
     code = 1
     try:
         enter(*sys.argv[1:])

@@ -253,7 +253,7 @@ def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, 
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        ([], "launch.rendezvous: null leaves the nodes no place to meet. Set it to the host of node 0, or give a launch"),
+        ([], "launch.rendezvous: null leaves the nodes no place to meet. Set it to the host of node 0"),
         (["launch.rendezvous='a:b'"], "launch.rendezvous: 'a:b' must be the host of node 0, or host:port"),
         (["launch.rendezvous='a:70000'"], "launch.rendezvous: 'a:70000' must be the host of node 0, or host:port"),
         (["launch.hostfile=none"], "launch.hostfile: none cannot be read: "),
