@@ -39,7 +39,7 @@ def build_tower(width: int = 1024, blocks: int = 10) -> nn.Module:
 
 
 def build_data() -> Data:
-    """StepBatches come as one piece: nothing to collate."""
+    """Batches come as one piece: nothing to collate."""
     return Data(train=Points(), collate=lambda batch: batch)
 
 

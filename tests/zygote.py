@@ -19,7 +19,7 @@ def main() -> None:
 
     import runner.cli.main
     import runner.launch.in_process
-    import runner.launch.several
+    import runner.launch.multi_process
     import runner.worker  # noqa: F401
 
     gc.freeze()

@@ -24,7 +24,7 @@ def report(directory: Path) -> int:
     console = Console()
     # A log has no width: cut nothing there.
     (console if console.is_terminal else Console(width=1000)).print(_table(jobs))
-    return sum(job["state"] in ("failed", "running") for job in jobs)
+    return sum(job["state"] == "failed" for job in jobs)
 
 
 def _job_dirs(directory: Path) -> list[Path]:

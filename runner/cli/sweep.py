@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from importlib import import_module
 from itertools import islice
 from multiprocessing.process import BaseProcess
@@ -32,6 +31,7 @@ from runner.compose.recipe import Recipe, search_path
 from runner.config.run_dir import RunDir, claim, claim_named
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
+from runner.launch.fork import can_fork_ranks
 
 __all__ = ["sweep"]
 
@@ -156,21 +156,18 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
         )
         return math.nan
     spec_path = attempt.begin(run_dir, composed.stored(), spec, command=command)
-    code = _run_apart(spec_path, spec)
-    status = run_dir.read_status()
+    code = _run_in_child(spec_path, spec)
     if code:
         print(
             f"job {run_dir.path.name} failed (exit code {code}): {run_dir.path}",
             file=sys.stderr,
             flush=True,
         )
-        if status["state"] == "running":
-            run_dir.write_status("failed", step=status["step"], metrics=status["metrics"])
+        if run_dir.read_status()["state"] in ("queued", "running"):
+            run_dir.write_state("failed")
         return math.nan
-    return next(
-        (status["metrics"][name] for name in OBJECTIVES if name in status["metrics"]),
-        math.nan,
-    )
+    metrics = run_dir.read_status()["metrics"]
+    return next((metrics[name] for name in OBJECTIVES if name in metrics), math.nan)
 
 
 def _refuse_nodes(spec: RunSpec) -> None:
@@ -179,14 +176,13 @@ def _refuse_nodes(spec: RunSpec) -> None:
         raise SpecError(Fault(key="launch.nodes", message=rule))
 
 
-def _run_apart(spec_path: Path, spec: RunSpec) -> int:
-    """Run in a process tree of its own, which an interrupt takes down whole."""
-    # A copy starts in milliseconds with torch imported; it is only sound of a process without threads or a device.
+def _run_in_child(spec_path: Path, spec: RunSpec) -> int:
+    """Run in a process tree of its own, which an interrupt ends as a whole; a fork starts within milliseconds."""
     if spec.hardware.can_fork:
         import_module("runner.worker")  # torch and the engine: once here instead of once in every job
-    forks = spec.hardware.can_fork and threading.active_count() == 1
+    forks = can_fork_ranks(spec.hardware)
     context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
-    process = context.Process(target=_apart, args=(str(spec_path),))
+    process = context.Process(target=_be_job, args=(str(spec_path),))
     sys.stdout.flush()
     sys.stderr.flush()
     process.start()
@@ -208,9 +204,9 @@ def _stop(process: BaseProcess) -> None:
     process.join()
 
 
-def _apart(spec_path: str) -> None:
-    # A group of its own: Ctrl-C reaches the sweep alone, which then tells this job exactly once.
+def _be_job(spec_path: str) -> None:
+    # A process group of its own: Ctrl-C reaches only the sweep, which then interrupts this job exactly once.
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    attempt.run_apart(spec_path)
+    attempt.run_sweep_job(Path(spec_path))

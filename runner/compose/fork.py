@@ -4,8 +4,6 @@ This keeps Hydra's 20 MB out of the training process and runs its 0.2 s of work 
 """
 
 import signal
-import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -14,17 +12,18 @@ from pathlib import Path
 
 from runner.compose.composed import Composed
 from runner.compose.recipe import Recipe
+from runner.launch.fork import can_fork
 
 __all__ = ["compose_in_fork"]
 
 
 def compose_in_fork(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> Composed:
-    """Like `compose`, but in a forked process where forking is safe (Linux, no threads), otherwise in this one.
+    """Like `compose`, but in a forked process where forking is safe, otherwise in this one.
 
     Raises:
         SpecError: the recipe itself cannot be composed.
     """
-    if sys.platform != "linux" or threading.active_count() > 1:
+    if not can_fork():
         return _compose(recipe, overrides, config_dirs)
     with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_ignore_interrupts) as pool:
         future = pool.submit(_compose, recipe, overrides, config_dirs)

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.errors import Fault, SpecError
 
-STATES = ("running", "done", "failed", "preempted")
+STATES = ("queued", "running", "done", "failed", "preempted")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RunDir:
 
     @property
     def status(self) -> Path:
-        """{"state": running | done | failed | preempted, "step": int, "metrics": {name: float}}."""
+        """{"state": queued | running | done | failed | preempted, "step": int, "metrics": {name: float}}."""
         return self.path / "status.json"
 
     @property
@@ -97,6 +97,11 @@ class RunDir:
             os.replace(partial, self.id)
         return self.id.read_text().strip()
 
+    def write_state(self, state: str) -> None:
+        """Replace the state in status.json; step and metrics stay as they are."""
+        status = self.read_status()
+        self.write_status(state, step=status["step"], metrics=status["metrics"])
+
     def note_guard(self, step: int, found: list[dict[str, Any]]) -> None:
         """Add a step to guard.json, in one rename."""
         events = json.loads(self.guard.read_text()) if self.guard.exists() else []
@@ -105,9 +110,9 @@ class RunDir:
         os.replace(partial, self.guard)
 
     def read_status(self) -> dict[str, Any]:
-        """What status.json says; a run that never wrote one is at step 0."""
+        """What status.json says; before an attempt wrote it, a run is queued at step 0."""
         if not self.status.exists():
-            return {"state": "running", "step": 0, "metrics": {}}
+            return {"state": "queued", "step": 0, "metrics": {}}
         status: dict[str, Any] = json.loads(self.status.read_text())
         return status
 

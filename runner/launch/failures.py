@@ -1,4 +1,4 @@
-"""What made a run fail: found among the failure files and the exit codes of its ranks, told in one message."""
+"""Why a run failed: the failure files and the exit codes of its ranks, in one message."""
 
 import json
 import signal
@@ -11,16 +11,16 @@ from runner.config.run_dir import RunDir
 
 LOG_LINES = 20
 HINTS: dict[int, str] = {
-    signal.SIGKILL: "Often that is the kernel, out of memory (dmesg says so): try a smaller batch.micro_items.",
-    signal.SIGSEGV: "Native code crashed; where it was stands in the log.",
-    signal.SIGBUS: "Often /dev/shm is full: try loader.workers=0, or give the machine more shared memory.",
+    signal.SIGKILL: "Usually the kernel ran out of memory (see dmesg): try a smaller batch.micro_items.",
+    signal.SIGSEGV: "Native code crashed; the log shows where.",
+    signal.SIGBUS: "Usually /dev/shm is full: try loader.workers=0, or give the machine more shared memory.",
 }
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What one failed rank left behind."""
+    """The report that one failed rank wrote."""
 
     rank: int
     time_ns: int
@@ -35,13 +35,13 @@ class Failure:
 
 
 def read_failures(run_dir: RunDir, *, since_ns: int) -> list[Failure]:
-    """What ranks left behind since then, earliest first: the first is the cause, the others its echoes."""
+    """The reports since then, earliest first: the first is the cause, the others usually follow from it."""
     found = []
     for path in run_dir.failures.glob("*.json"):
         try:
             stored = json.loads(path.read_text())
         except json.JSONDecodeError:
-            continue  # torn: its rank was ended while it wrote, by the agent, so another rank failed before it
+            continue  # incomplete: the agent killed the rank while it wrote, so another rank had failed before
         failure = Failure(**{name: stored[name] for name in Failure.__dataclass_fields__})
         if failure.time_ns >= since_ns:
             found.append(failure)
@@ -51,16 +51,16 @@ def read_failures(run_dir: RunDir, *, since_ns: int) -> list[Failure]:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cause:
-    """What made a run fail, in words."""
+    """Why a run failed."""
 
     text: str
     time_ns: int
-    """When; 0 = a rank died in silence, before whatever others could tell."""
+    """When; 0 = a rank died without a report, before any rank that wrote one."""
     error: str = ""
     """The class that the rank raised; "" = not known."""
 
     def after(self, num_restarts: int) -> str:
-        """In words, with the restarts that did not help."""
+        """The text, with the number of restarts."""
         return f"{self.text}\n(after {num_restarts} restarts)" if num_restarts else self.text
 
 
@@ -68,32 +68,33 @@ def find_cause(run_dir: RunDir, *, since_ns: int, exit_codes: Mapping[int, int])
     """Which rank failed first, and how.
 
     Args:
-        run_dir: the run's.
+        run_dir: the run's directory.
         since_ns: when the ranks were started for the last time.
-        exit_codes: of each rank that did not end well, the one seen first leading; minus the signal that killed it.
+        exit_codes: by rank, of the ranks that failed, the first one to be noticed leading; -n = killed by signal n.
 
-    A rank that died in silence comes before any traceback: it could write nothing, and the others' connections to it
-    broke. SIGTERM is left out, since the agent ends the others with it.
+    A rank that died without a report comes before any traceback: it could not write one, and the other ranks failed
+    when their connections to it broke. SIGTERM does not count, since the agent ends the other ranks with it.
     """
-    left = read_failures(run_dir, since_ns=since_ns)
-    silent = {rank: code for rank, code in exit_codes.items() if rank not in {failure.rank for failure in left}}
+    failures = read_failures(run_dir, since_ns=since_ns)
+    reported = {failure.rank for failure in failures}
+    silent = {rank: code for rank, code in exit_codes.items() if rank not in reported}
     for rank, code in silent.items():
         if -code != signal.SIGTERM:
             return Cause(text=_describe_exit(run_dir, rank, code), time_ns=0)
-    if left:
-        return Cause(text=str(left[0]), time_ns=left[0].time_ns, error=left[0].error)
+    if failures:
+        return Cause(text=str(failures[0]), time_ns=failures[0].time_ns, error=failures[0].error)
     if silent:
         return Cause(text=_describe_exit(run_dir, *next(iter(silent.items()))), time_ns=time.time_ns())
-    return Cause(text="the ranks failed and left no word about it.", time_ns=time.time_ns())
+    return Cause(text="the ranks failed without reporting a cause.", time_ns=time.time_ns())
 
 
 def _describe_exit(run_dir: RunDir, rank: int, code: int) -> str:
-    known = f"step {run_dir.read_status()['step']} is the last on record"
+    last = f"the last recorded step is {run_dir.read_status()['step']}"
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-        first = f"rank {rank} was killed by {name}; {known}. {HINTS.get(-code, '')}".rstrip()
+        first = f"rank {rank} was killed by {name}; {last}. {HINTS.get(-code, '')}".rstrip()
     else:
-        first = f"rank {rank} exited with code {code} and left no traceback in {run_dir.failures}; {known}."
+        first = f"rank {rank} exited with code {code} without a traceback in {run_dir.failures}; {last}."
     log = run_dir.rank_log(rank)
     lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
     return "\n".join([first, *([f"The end of {log}:"] if lines else []), *(f"    {line}" for line in lines)])

@@ -1,4 +1,4 @@
-"""The only rank, in the launching process. A signal asks it to stop; a clock beside it sees to it that it does."""
+"""A single rank, in the launching process. A signal asks it to stop, and a timer ends the process if it does not."""
 
 import importlib
 import multiprocessing
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Self, final
 
 from runner.config.run_dir import RunDir
-from runner.launch.ending import failed, interrupted, settle
-from runner.launch.environment import RENDEZVOUS, environment
+from runner.launch.environment import environment
 from runner.launch.failures import Failure, read_failures
+from runner.launch.outcome import check_done, failed, interrupted
 from runner.launch.signals import ECHO_S, STOPPING
+from runner.world.identity import VARIABLES
 from runner.world.stop import StopRequest
 
+RANK_VARIABLES = (*VARIABLES, "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 # A forked data loader worker inherits the descriptor: its own signals would look like ours.
@@ -28,7 +30,7 @@ os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def run(spec_path: Path, *, interrupt_s: float, grace_s: float, worker: str = "runner.worker") -> None:
-    """Call the worker module's `work` here, with what says whether to stop. Main thread only.
+    """Call the worker module's `work` in this process, with a StopRequest that signals set. Main thread only.
 
     Raises:
         RunFailed: it raised.
@@ -37,16 +39,17 @@ def run(spec_path: Path, *, interrupt_s: float, grace_s: float, worker: str = "r
     run_dir = RunDir(spec_path.parent)
     started_ns = time.time_ns()
     with (
-        _Clock(run_dir, interrupt_s=interrupt_s, grace_s=grace_s),
+        _Timer(run_dir, interrupt_s=interrupt_s, grace_s=grace_s),
         _stop_on_signals() as stop,
-        environment(dict.fromkeys(RENDEZVOUS)),  # a container may bring RANK along; this is a world of one
+        environment(dict.fromkeys(RANK_VARIABLES)),  # a container or srun may have set some; this is a world of one
     ):
+        run_dir.write_state("running")
         try:
             importlib.import_module(worker).work(spec_path, stop)
         except (Exception, SystemExit) as error:
-            left = read_failures(run_dir, since_ns=started_ns) or [_failure(run_dir, error)]
-            raise failed(run_dir, str(left[0]), error=left[0].error) from error
-    settle(run_dir)
+            failures = read_failures(run_dir, since_ns=started_ns) or [_failure(run_dir, error)]
+            raise failed(run_dir, str(failures[0]), error=failures[0].error) from error
+    check_done(run_dir)
 
 
 def _failure(run_dir: RunDir, error: BaseException) -> Failure:
@@ -62,10 +65,10 @@ def _failure(run_dir: RunDir, error: BaseException) -> Failure:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[StopRequest]:
-    """A wish to stop that Ctrl-C and its like make in the block; afterwards they do what they did before."""
+    """A request to stop, set by Ctrl-C and the other signals in the block. Their handlers are restored afterwards."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     stop = StopRequest()
-    stop.install(*(number for number in SIGNALS if before[number] is not signal.SIG_IGN))  # ignored: by nohup, by `&`
+    stop.install(*(number for number in SIGNALS if before[number] is not signal.SIG_IGN))  # nohup and `&` ignore some
     try:
         yield stop
     finally:
@@ -74,12 +77,12 @@ def _stop_on_signals() -> Iterator[StopRequest]:
 
 
 @final
-class _Clock:
-    """Ends the process if it does not stop in time after a signal, or at a second one.
+class _Timer:
+    """Ends the process if it does not stop in time after a signal, or at a second signal.
 
-    A thread reads the descriptor to which the C part of Python's signal handling writes at once: a Python handler
-    would wait for the main thread to come back from whatever C call it sits in. A C call that also keeps the
-    interpreter's lock keeps this thread out too: SIGQUIT is the way out then.
+    A thread reads the descriptor to which the C part of Python's signal handling writes at once: a Python handler would
+    have to wait until the main thread returns from its current C call. A C call that also holds the GIL blocks this
+    thread as well; only SIGQUIT ends the process then.
     """
 
     def __init__(self, run_dir: RunDir, *, interrupt_s: float, grace_s: float) -> None:
@@ -103,23 +106,23 @@ class _Clock:
         os.close(self._write)
 
     def _watch(self) -> None:
-        deadline = asked_at = float("inf")
+        deadline = requested_at = float("inf")
         while True:
-            left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self._read], [], [], left)
+            timeout = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self._read], [], [], timeout)
             numbers = os.read(self._read, 64) if ready else b""
             if 0 in numbers:
                 return
             now = time.monotonic()
-            asked = [number for number in numbers if number in self._seconds]
-            if now >= deadline or (asked and now - asked_at > ECHO_S):
+            received = [number for number in numbers if number in self._seconds]
+            if now >= deadline or (received and now - requested_at > ECHO_S):
                 self._end()
-            if asked and deadline == float("inf"):
-                asked_at, deadline = now, now + self._seconds[signal.Signals(asked[0])]
+            if received and deadline == float("inf"):
+                requested_at, deadline = now, now + self._seconds[signal.Signals(received[0])]
                 print(STOPPING, file=sys.stderr, flush=True)
 
     def _end(self) -> None:
-        """Leave at once; nothing that the main thread holds is waited for."""
+        """Exit at once, without waiting for the main thread."""
         error = interrupted(self._run_dir)
         for child in multiprocessing.active_children():
             child.kill()

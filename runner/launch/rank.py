@@ -1,4 +1,4 @@
-"""One rank of many, from its first moment to its exit. `python -m runner.launch.rank MODULE SPEC` is one, too."""
+"""One rank of several, from start to exit: in a forked process or as `python -m runner.launch.rank MODULE SPEC`."""
 
 import faulthandler
 import importlib
@@ -9,39 +9,50 @@ import traceback
 from pathlib import Path
 
 from runner.config.run_dir import RunDir
-from runner.errors import HookError
+from runner.errors import HookError, RankError
+from runner.world.identity import find_identity
 
 
 def enter(worker: str, spec_path: str) -> None:
     """Run the worker module's `main` in a process made for it, and return when it does."""
-    _leave_the_terminal()
-    log_path = RunDir(Path(spec_path).parent).rank_log(int(os.environ["RANK"]))
-    log_path.parent.mkdir(exist_ok=True)
-    log = log_path.open("a", buffering=1)
+    _leave_terminal()
+    run_dir, rank = RunDir(Path(spec_path).parent), _own_rank()
+    run_dir.logs.mkdir(exist_ok=True)
+    log = run_dir.rank_log(rank).open("a", buffering=1)
     faulthandler.enable(log)
-    if os.environ["RANK"] != "0":
+    if rank == 0:
+        run_dir.write_state("running")
+    else:
         _redirect_to(log.fileno())
     try:
-        _call(worker, spec_path)
+        _call(worker, spec_path, rank=rank)
     except BaseException:
         traceback.print_exc(file=log)
         raise
 
 
-def _call(worker: str, spec_path: str) -> None:
+def _own_rank() -> int:
+    identity = find_identity(os.environ)
+    if identity is None:
+        raise RankError(
+            "this process has no rank: start it with torchrun, srun or mpirun, which number their processes."
+        )
+    return identity.rank
+
+
+def _call(worker: str, spec_path: str, *, rank: int) -> None:
     try:
         importlib.import_module(worker).main(spec_path)
     except SystemExit as leaving:
-        # Torch's agent takes sys.exit(0) for a rank that is done, while the others wait for it in a collective.
-        raise HookError(
-            f"rank {os.environ['RANK']} was left by sys.exit({leaving.code}). Return or raise."
-        ) from leaving
+        # To torch's agent a rank that called sys.exit(0) is done, while the others wait for it in a collective.
+        rule = f"rank {rank} called sys.exit({leaving.code}). Return, or raise an exception, instead."
+        raise HookError(rule) from leaving
 
 
-def _leave_the_terminal() -> None:
-    """Become a session: Ctrl-C reaches the launcher alone, and one killpg ends the rank with its data loader's workers.
+def _leave_terminal() -> None:
+    """Start a session: Ctrl-C reaches only the launcher, and one killpg ends the rank and its data loader's workers.
 
-    A forked rank also inherits the launcher's handlers, which are not its own. SIGTERM kills at once, even inside a
+    A forked rank has inherited the launcher's signal handlers. Without them, SIGTERM kills it at once, even inside a
     collective, where no Python handler would run.
     """
     if os.getsid(0) != os.getpid():
@@ -52,7 +63,7 @@ def _leave_the_terminal() -> None:
 
 
 def _redirect_to(descriptor: int) -> None:
-    """Send stdout and stderr there, whoever writes to them: Python, C++ or a child process."""
+    """Send stdout and stderr to this file, whether Python, C++ or a child process writes to them."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(descriptor, 1)
@@ -60,10 +71,11 @@ def _redirect_to(descriptor: int) -> None:
 
 
 def main() -> None:
-    """Enter, flush and leave.
+    """Be a rank, flush and exit.
 
     Interpreter exit is skipped: 7 of 30 finished ranks died there with SIGABRT, 0 of 30 that left by os._exit.
     """
+    _own_rank()  # its error is printed here; those that follow go to the rank's log
     code = 1
     try:
         enter(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What a signal to the launcher of several ranks leads to: they are asked to stop, and killed if they do not."""
+"""Signals to the launcher of several ranks: the ranks are asked to stop, and killed if they do not."""
 
 import os
 import signal
@@ -8,24 +8,24 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any, Self, final
 
-STOPPING = "stopping after this step; another Ctrl-C stops at once"
-# `timeout` and wrappers such as make pass a signal on that also reaches the whole process group: one wish, twice.
+STOPPING = "stopping after this step; press Ctrl-C again to stop at once"
+# `timeout` and wrappers such as make forward a signal that the whole process group receives anyway: one request, twice.
 ECHO_S = 0.2
-# Torch's agent must be given at least one signal to take over: one that nobody sends.
+# Torch's agent must be given at least one signal to handle: one that nobody sends.
 FOR_TORCH = signal.SIGVTALRM
 
 
 @final
 class Signals:
-    """Takes SIGINT, SIGTERM and SIGHUP over while it is entered. Main thread only.
+    """Handles SIGINT, SIGTERM and SIGHUP while it is entered. Main thread only.
 
-    The first sends SIGUSR1 (commit and return) to every rank and starts the clock; a second one, or the end of the
-    clock, sends SIGKILL. Each rank leads a process group, so that its own children go with it.
+    The first one sends SIGUSR1 (save a checkpoint and return) to every rank and starts a timer; a second one, or the
+    end of the timer, sends SIGKILL. Each rank leads a process group, so that its own children end with it.
     """
 
     def __init__(self, *, interrupt_s: float, grace_s: float) -> None:
-        self.asked = False
-        self._asked_at = 0.0
+        self.stop_requested = False
+        self._requested_at = 0.0
         self._seconds = {signal.SIGINT: interrupt_s, signal.SIGTERM: grace_s, signal.SIGHUP: grace_s}
         self._ranks: list[int] = []
         self._launcher = os.getpid()
@@ -46,18 +46,18 @@ class Signals:
             signal.signal(number, handler)
 
     def watch(self, pids: Iterable[int]) -> None:
-        """These are the ranks now."""
+        """Send signals to these ranks from now on."""
         self._ranks = list(pids)
-        if self.asked:
+        if self.stop_requested:
             self._send(signal.SIGUSR1)
 
     def kill(self) -> None:
-        """End every rank and what it started, at once."""
+        """Kill every rank and what it started."""
         for pid in self._ranks:
             try:
                 os.killpg(pid, signal.SIGKILL)
             except ProcessLookupError:
-                continue  # gone with all its children, or forked a moment ago and not yet a group: _send reaches it
+                continue  # it has ended, or was just forked and does not lead a group yet: _send reaches it
         self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
@@ -69,18 +69,18 @@ class Signals:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._launcher:
-            return  # a rank in the moment between its fork and its own handlers
+            return  # a rank that was just forked and has not installed its own handlers yet
         now = time.monotonic()
-        if not self.asked:
-            self.asked, self._asked_at = True, now
+        if not self.stop_requested:
+            self.stop_requested, self._requested_at = True, now
             print(STOPPING, file=sys.stderr, flush=True)
             self._send(signal.SIGUSR1)
             self._set_deadline(self._seconds[signal.Signals(signum)])
-        elif now - self._asked_at > ECHO_S:
+        elif now - self._requested_at > ECHO_S:
             self.kill()
 
     def _set_deadline(self, seconds: float) -> None:
-        # Every 0.1 s from then on: a rank may be forked while the first alarm goes off. 0 would switch the timer off.
+        # Again every 0.1 s: a rank may be forked during the first alarm. 0 s would switch the timer off.
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 0.1)
 
     def _on_deadline(self, signum: int, frame: FrameType | None) -> None:

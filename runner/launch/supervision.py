@@ -1,4 +1,4 @@
-"""How long and how often the launcher of several ranks is patient: the keys that its options share."""
+"""How the launcher supervises its ranks: the keys that the options of `launch` share."""
 
 from dataclasses import dataclass
 from typing import final
@@ -7,12 +7,16 @@ from typing import final
 @final
 @dataclass(frozen=True, kw_only=True)
 class Supervision:
-    """Times and restarts; each option of `launch` has these as keys of its own."""
+    """Restarts and timeouts; each option of `launch` has these as keys of its own."""
 
-    max_restarts: int
-    grace_s: float
-    interrupt_s: float
-    monitor_interval_s: float
+    max_restarts: int = 0
+    """How often all ranks are started again after one failed; they continue from the last checkpoint."""
+    grace_s: float = 30.0
+    """Seconds from SIGTERM to SIGKILL: the time to reach the end of a step and save a checkpoint."""
+    interrupt_s: float = 4.0
+    """The same after Ctrl-C, where a person waits."""
+    monitor_interval_s: float = 0.1
+    """Seconds between two checks of the ranks."""
 
     def __post_init__(self) -> None:
         if self.max_restarts < 0:

@@ -1,4 +1,11 @@
-"""The group `launch`."""
+"""The group `launch`: how the ranks of a run are started.
+
+The command does three things with a launcher: it enters `open(spec)`, where several machines meet; has the declaration
+frozen by `Launch.begin`; and calls `Launch.start`, which returns a `Job`. A job is either *attached*, and the command
+waits for it (the ranks run on this machine and end with the command), or it is *submitted*: the command prints its name
+and returns, and something else (a queue, a background process) runs the ranks later. status.json says `queued` from
+`begin` until a rank says `running`.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,43 +18,76 @@ if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
 
 
+class Job(Protocol):
+    """A run that was handed over to whatever runs its ranks."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether the run ends with this process.
+
+        The command then calls `wait`, and the ranks of an attached job may run inside that call. Otherwise the job was
+        submitted, goes on without this process, and the command returns at once.
+        """
+        ...
+
+    @property
+    def name(self) -> str:
+        """What to look for in order to find the job again: `process 1234`, `Slurm job 5678`. One line."""
+        ...
+
+    def wait(self) -> None:
+        """Return when every rank is done.
+
+        Raises:
+            RunFailed: a rank failed, and no restart is left.
+            Interrupted: the run was asked to stop.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Ask the run to save a checkpoint and stop, and return without waiting for it."""
+        ...
+
+
 class Launch(Protocol):
     """One attempt at a run, in the launching process of one machine."""
 
     def begin(self, freeze: Callable[[], Path]) -> Path:
-        """The spec file of this attempt.
+        """Return the spec file of this attempt.
 
         Args:
-            freeze: writes it. Of several machines one calls it, and all are given its file.
+            freeze: writes the file and returns its path. Where several machines take part, only one of them calls it,
+                and all of them return its file.
 
         Raises:
-            RunFailed: a machine does not see the file.
+            RunFailed: a machine cannot see the file.
         """
         ...
 
-    def run(self, spec_path: Path) -> None:
-        """Start this machine's ranks with the spec's path, wait, and return when all are done.
+    def start(self, spec_path: Path) -> Job:
+        """Start or submit the ranks of this machine, each of which is given the path of the spec.
 
         Raises:
-            RunFailed: a rank failed and no restart is left.
-            Interrupted: a signal ended the run.
+            RunFailed: they could not be started or submitted.
         """
         ...
 
 
 class Launcher(Part, Protocol):
-    """Starts the ranks of a run and sees them end."""
+    """Starts the ranks of a run."""
 
     @property
     def nodes(self) -> int:
-        """How many machines take part, with hardware.processes ranks each."""
+        """The number of machines that take part, with hardware.processes ranks each."""
         ...
 
     def open(self, spec: "RunSpec") -> AbstractContextManager[Launch]:
-        """An attempt that nothing was written or started for yet; several machines have met when it is entered.
+        """An attempt for which nothing has been written or started yet.
+
+        Where several machines take part, all of them have met and compared their declarations when it is entered.
 
         Raises:
-            SpecError: the machines were told different things.
-            RunFailed: a machine did not come.
+            SpecError: the machines were given different declarations.
+            RunFailed: a machine did not join in time.
         """
         ...

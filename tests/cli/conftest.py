@@ -26,7 +26,9 @@ import json, os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from runner.errors import Interrupted, RunFailed
+from functools import partial
 from runner.config.run_dir import RunDir
+from runner.launch.attached import AttachedJob
 
 
 def build_model(width=3): ...
@@ -63,6 +65,9 @@ class Launch:
 
     def begin(self, freeze):
         return freeze()
+
+    def start(self, spec_path):
+        return AttachedJob(run=partial(self.run, spec_path))
 
     def run(self, spec_path):
         run_dir = RunDir(spec_path.parent)

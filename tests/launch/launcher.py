@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.launch import in_process, several
+from runner.launch import in_process, multi_process
+from runner.launch.fork import can_fork
 from runner.launch.local import Local
 
 WORKER = "toy"
@@ -18,7 +19,8 @@ def main() -> int:
         if processes == 1 and local.max_restarts == 0:
             in_process.run(spec_path, interrupt_s=local.interrupt_s, grace_s=local.grace_s, worker=WORKER)
         else:
-            several.run(spec_path, local.supervision, processes=processes, fork=local.fork, worker=WORKER)
+            fork = local.fork and can_fork()
+            multi_process.run(spec_path, local.supervision, processes=processes, fork=fork, worker=WORKER)
     except RunnerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,4 +1,4 @@
-"""What a failing run tells."""
+"""What a failing run reports."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def test_the_failing_ranks_traceback_is_what_the_user_sees(launch: Launcher, for
     assert "ValueError: the loss is a teapot" in lines
     assert lines[-2:] == [
         f"logs: {run.run_dir.logs}",
-        f"The next attempt begins anew, since nothing is committed yet: runner resume {run.run_dir.path}",
+        f"To start again (there is no checkpoint yet): runner resume {run.run_dir.path}",
     ]
     assert stderr.count("Traceback") == 1
     status = run.run_dir.read_status()
@@ -50,7 +50,7 @@ def test_a_killed_rank_is_named_with_its_signal(launch: Launcher, fork: bool) ->
     code, _, stderr = run.end()
     assert code == 1
     assert re.match(
-        "RunFailed: rank 1 was killed by SIGKILL; step [56] is the last on record. Often that is the kernel", stderr
+        "RunFailed: rank 1 was killed by SIGKILL; the last recorded step is [56]. Usually the kernel ran out", stderr
     )
     assert run.run_dir.read_status()["state"] == "failed"
 
@@ -60,8 +60,8 @@ def test_a_rank_left_by_sys_exit_fails_the_run(launch: Launcher, fork: bool) -> 
     run = launch(processes=2, mode="exit", fork=fork)
     code, _, stderr = run.end()
     assert code == 1
-    assert re.match("RunFailed: rank 1 exited with code 1 and left no traceback in", stderr)
-    assert "HookError: rank 1 was left by sys.exit(0). Return or raise." in stderr
+    assert re.match("RunFailed: rank 1 exited with code 1 without a traceback in", stderr)
+    assert "HookError: rank 1 called sys.exit(0). Return, or raise an exception, instead." in stderr
 
 
 def test_one_process_left_by_sys_exit_fails_the_run(launch: Launcher) -> None:
@@ -75,7 +75,7 @@ def test_ranks_that_return_without_an_end_fail_the_run(launch: Launcher) -> None
     run = launch(processes=2, mode="forget", at=5)
     code, _, stderr = run.end()
     assert code == 1
-    assert f"the ranks returned, but {run.run_dir.status} says running." in stderr
+    assert f"the ranks ended, but {run.run_dir.status} says running." in stderr
 
 
 def write(run_dir: RunDir, rank: int, time_ns: int, **changes: Any) -> None:
@@ -96,14 +96,14 @@ def test_the_earliest_failure_of_the_last_start_is_the_cause(tmp_path: Path) -> 
     assert cause == "rank 2 failed at step 7: ValueError: of 2\nTraceback …"
 
 
-def test_a_rank_killed_in_silence_comes_before_what_it_caused(tmp_path: Path) -> None:
+def test_a_rank_killed_without_a_report_comes_before_what_it_caused(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     write(run_dir, 0, 10, error="RuntimeError", message="Connection closed by peer")
     run_dir.logs.mkdir()
     run_dir.rank_log(1).write_text("Fatal Python error: Segmentation fault\n")
     cause = find_cause(run_dir, since_ns=0, exit_codes={0: 1, 1: -11}).text
     first, *log = cause.splitlines()
-    assert first.startswith("rank 1 was killed by SIGSEGV; step 0 is the last on record. Native code crashed;")
+    assert first.startswith("rank 1 was killed by SIGSEGV; the last recorded step is 0. Native code crashed;")
     assert log == [
         f"The end of {run_dir.rank_log(1)}:",
         "    Fatal Python error: Segmentation fault",
@@ -116,12 +116,12 @@ def test_ranks_that_the_agent_ended_are_not_the_cause(tmp_path: Path) -> None:
     assert find_cause(run_dir, since_ns=0, exit_codes={1: -15, 0: 1}).text.startswith("rank 0 failed")
 
 
-def test_a_rank_that_left_nothing_is_told_by_its_exit_code(tmp_path: Path) -> None:
+def test_a_rank_without_a_report_is_reported_with_its_exit_code(tmp_path: Path) -> None:
     cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={1: 3}).text
     failures = tmp_path / "failures"
-    assert cause == f"rank 1 exited with code 3 and left no traceback in {failures}; step 0 is the last on record."
+    assert cause == f"rank 1 exited with code 3 without a traceback in {failures}; the last recorded step is 0."
 
 
-def test_nothing_known_is_said_so(tmp_path: Path) -> None:
+def test_an_unknown_cause_is_reported_as_such(tmp_path: Path) -> None:
     cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={}).text
-    assert cause == "the ranks failed and left no word about it."
+    assert cause == "the ranks failed without reporting a cause."

@@ -22,9 +22,9 @@ def test_ctrl_c_ends_at_a_step_boundary_and_says_how_to_go_on(launch: Launcher, 
     assert stdout == ""
     step = run.run_dir.read_status()["step"]
     stopping, told = stderr.splitlines()
-    assert stopping == "stopping after this step; another Ctrl-C stops at once"
-    assert told.startswith(f"Interrupted: interrupted; step {step} is the last on record. The next attempt continues")
-    assert told.endswith(f"from the last commit: runner resume {run.run_dir.path}")
+    assert stopping == "stopping after this step; press Ctrl-C again to stop at once"
+    assert told.startswith(f"Interrupted: interrupted after step {step}. To continue from the last checkpoint: ")
+    assert told.endswith(f"runner resume {run.run_dir.path}")
     run.wait_until_gone()
 
 
@@ -57,7 +57,7 @@ def test_ctrl_c_ends_a_long_c_call_of_one_process_within_five_seconds(launch: La
     run.interrupt_group()
     code, _, stderr = run.end(5)
     assert code == 130
-    assert "interrupted; step 5 is the last on record." in stderr
+    assert "interrupted after step 5." in stderr
     assert json.loads(run.run_dir.status.read_text()) == {
         "state": "preempted",
         "step": 5,

@@ -30,7 +30,7 @@ class ShardingPlan:
 
 
 def shard(root: Module, units: Units, plan: ShardingPlan) -> list[FSDPModule]:
-    """ShardingPlan the model in place, innermost units first; what is in no unit belongs to the root.
+    """Shard the model in place, innermost units first; what is in no unit belongs to the root.
 
     Gradients are summed over ranks, not averaged: the step divides once, by its count.
 

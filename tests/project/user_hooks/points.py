@@ -41,7 +41,7 @@ def build_data(items: int = 50) -> Data:
 
 
 def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Loss:
-    """MicroBatchLoss cross-entropy."""
+    """Weighted cross-entropy."""
     x, y, weight = batch
     scores = model(x)
     total = (F.cross_entropy(scores, y, reduction="none") * weight).sum()

@@ -1,11 +1,11 @@
-"""Machines by their names."""
+"""Host names, endpoints and hostfiles."""
 
 import socket
 from pathlib import Path
 
 import pytest
 
-from runner.launch.hosts import Endpoint, Host, endpoint, interface_towards, is_here, read_hostfile
+from runner.launch.nodes.hosts import Endpoint, Host, endpoint, interface_to, is_here, read_hostfile
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,7 @@ def test_a_hostfile_gives_hosts_in_order(tmp_path: Path) -> None:
 def test_a_line_that_says_something_else_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "hosts"
     path.write_text(f"first\n{line}\n")
-    with pytest.raises(
-        ValueError, match=f"hosts, line 2: '{line}' is not understood: it must be a host, or a host and"
-    ):
+    with pytest.raises(ValueError, match=f"hosts, line 2: '{line}' must be a host, or a host and slots=n"):
         read_hostfile(path)
 
 
@@ -53,6 +51,6 @@ def test_this_machine_knows_its_own_addresses() -> None:
         is_here("nobody.invalid")
 
 
-def test_the_interface_towards_oneself_is_loopback() -> None:
-    assert interface_towards("127.0.0.1") == dict(socket.if_nameindex())[1]
-    assert interface_towards("nobody.invalid") is None
+def test_the_interface_to_oneself_is_loopback() -> None:
+    assert interface_to("127.0.0.1") == dict(socket.if_nameindex())[1]
+    assert interface_to("nobody.invalid") is None

@@ -1,4 +1,4 @@
-"""Machines by their names: which of them is this one, in which order a hostfile puts them, how one reaches another."""
+"""Host names: which of them is this machine, their order in a hostfile, and the interface that leads to one."""
 
 import socket
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import final
 
 PORT = 29400
-"""Where node 0 waits unless told otherwise; torchrun's choice."""
+"""The default port of node 0, as torchrun has it."""
 SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where node 0 waits for the others."""
+    """The address at which node 0 listens."""
 
     host: str
     port: int
@@ -30,14 +30,14 @@ class Host:
 
     name: str
     slots: int | None
-    """Ranks that it has room for; None = it is not said."""
+    """Ranks that it has room for; None = not given."""
 
 
 def endpoint(text: str) -> Endpoint:
     """Read host, host:port or [IPv6]:port.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of these.
     """
     wrong = ValueError(f"{text!r} must be the host of node 0, or host:port with a port from 1 to 65535.")
     host, colon, port = text.rpartition(":")
@@ -50,23 +50,23 @@ def endpoint(text: str) -> Endpoint:
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """Read `host` or `host slots=n` a line, # before a comment: what DeepSpeed and Open MPI read.
+    """Read lines of `host` or `host slots=n`, with # comments, as DeepSpeed and Open MPI do.
 
     Raises:
-        ValueError: the file cannot be read, or a line says something else, or a host is there twice.
+        ValueError: the file cannot be read, a line cannot be parsed, or a host is listed twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Give a file with one host a line.") from None
+        raise ValueError(f"{path} cannot be read: {error}. Give a file with one host per line.") from None
     lines = ((number, line.partition("#")[0].split()) for number, line in enumerate(text.splitlines(), start=1))
     hosts = [_host(words, path=path, number=number) for number, words in lines if words]
     names = [host.name for host in hosts]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{path} names twice: {', '.join(twice)}. Give each host one line, with all of its slots.")
+        raise ValueError(f"{path} lists {', '.join(twice)} twice. Give each host one line, with all of its slots.")
     if not hosts:
-        raise ValueError(f"{path} names no host. Give one a line.")
+        raise ValueError(f"{path} lists no host. Give one host per line.")
     return hosts
 
 
@@ -76,16 +76,16 @@ def _host(words: list[str], *, path: Path, number: int) -> Host:
         return Host(name=name, slots=None)
     key, _, slots = others[0].partition("=")
     if len(others) > 1 or key != "slots" or not slots.isdecimal() or int(slots) < 1:
-        rule = "it must be a host, or a host and slots=n."
-        raise ValueError(f"{path}, line {number}: {' '.join(words)!r} is not understood: {rule}")
+        rule = "must be a host, or a host and slots=n."
+        raise ValueError(f"{path}, line {number}: {' '.join(words)!r} {rule}")
     return Host(name=name, slots=int(slots))
 
 
 def is_here(host: str) -> bool:
-    """Whether the name leads to an address of this machine: only such a one can be bound.
+    """Whether the name resolves to an address of this machine: no other address can be bound.
 
     Raises:
-        OSError: the name leads nowhere.
+        OSError: the name cannot be resolved.
     """
     for family, kind, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
         with socket.socket(family, kind) as probe:
@@ -97,11 +97,11 @@ def is_here(host: str) -> bool:
     return False
 
 
-def interface_towards(host: str) -> str | None:
-    """The network interface from which that host is reached; None where that cannot be known. Sends nothing."""
+def interface_to(host: str) -> str | None:
+    """The network interface through which a host is reached; None where that is not known. Sends nothing."""
     if sys.platform != "linux":
         return None
-    import fcntl  # no other system needs it
+    import fcntl  # not on every system
 
     try:
         *_, address = socket.getaddrinfo(host, PORT, socket.AF_INET)[0]
@@ -114,7 +114,7 @@ def interface_towards(host: str) -> str | None:
             try:
                 asked = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, name.encode().ljust(40, b"\0"))
             except OSError:
-                continue  # it has no address
+                continue  # it has no IPv4 address
             if asked[20:24] == here:
                 return name
     return None

@@ -1,12 +1,13 @@
-"""Several ranks, all on this machine."""
+"""All ranks of a run in processes of their own, on this machine."""
 
 from pathlib import Path
 
 from runner.config.run_dir import RunDir
-from runner.launch.agent import Outcome, supervise
-from runner.launch.ending import failed, settle, stopped
+from runner.launch.agent import supervise
 from runner.launch.failures import find_cause
-from runner.launch.rendezvous import Alone, Rendezvous
+from runner.launch.node_group import SingleNode
+from runner.launch.outcome import Outcome, check_done, failed, stopped_by_signal
+from runner.launch.rendezvous import Rendezvous
 from runner.launch.supervision import Supervision
 
 
@@ -17,9 +18,9 @@ def run(
 
     Args:
         spec_path: the frozen declaration, in its run's directory.
-        supervision: restarts and times.
+        supervision: restarts and timeouts.
         processes: how many ranks.
-        fork: they may be forked from this process, if that is safe.
+        fork: fork the ranks from this process; otherwise each is a new interpreter.
         worker: the module whose `main(spec_path)` is a rank.
 
     Raises:
@@ -31,17 +32,16 @@ def run(
         supervision,
         processes=processes,
         fork=fork,
-        meet=lambda is_over: Rendezvous(Alone(), is_over=is_over),
+        rendezvous=lambda stop_requested: Rendezvous(SingleNode(), stop_requested=stop_requested),
         worker=worker,
     )
-    _end(RunDir(spec_path.parent), outcome)
+    _raise_unless_done(RunDir(spec_path.parent), outcome)
 
 
-def _end(run_dir: RunDir, outcome: Outcome) -> None:
-    """Return if the run is done, raise what it ended with if not."""
+def _raise_unless_done(run_dir: RunDir, outcome: Outcome) -> None:
     if outcome.succeeded:
-        return settle(run_dir)
-    if outcome.asked:
-        raise stopped(run_dir, since_ns=outcome.started_ns)
+        return check_done(run_dir)
+    if outcome.stop_requested:
+        raise stopped_by_signal(run_dir, since_ns=outcome.started_ns)
     cause = find_cause(run_dir, since_ns=outcome.started_ns, exit_codes=outcome.exit_codes)
     raise failed(run_dir, cause.after(outcome.num_restarts), error=cause.error)

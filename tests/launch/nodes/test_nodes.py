@@ -1,4 +1,4 @@
-"""Several machines: they meet, agree, train as one, and end together. Each is a launching process of its own."""
+"""Several machines join, agree, train as one, and end together. Each is a launching process of its own."""
 
 import json
 import os
@@ -54,8 +54,8 @@ def test_two_nodes_are_the_run_of_two_processes(pair: Pair, runner: Callable[...
     alone = runner(*common, "hardware.processes=2").run_dir
     assert losses(together) == losses(alone)
     assert set(together.path.parent.iterdir()) == {together.path, alone.path}
-    assert "waits for 1 more at 127.0.0.1:" in ends[0][2]
-    assert "ranks 1 to 1; the run is told of on node 0" in ends[1][2]
+    assert "is waiting for 1 more at 127.0.0.1:" in ends[0][2]
+    assert "ranks 1 to 1; node 0 shows the progress of the run" in ends[1][2]
     assert "step 1/10" not in ends[1][2]
     assert (together.logs / "rank_1.log").exists()
 
@@ -73,15 +73,15 @@ def test_a_killed_rank_restarts_the_ranks_of_all_nodes(pair: Pair) -> None:
     assert "continu" in run_dir.rank_log(0).read_text()
 
 
-def test_a_rank_killed_for_good_is_told_on_every_node(pair: Pair) -> None:
+def test_a_killed_rank_is_reported_on_every_node(pair: Pair) -> None:
     words = ("strategy=ddp", "loss._target_=user_hooks.points.failing_once", "eval.every_steps=5")
     for each in pair("train", "points", *words):
         code, _, stderr = each.end()
         assert code == 1
-        assert re.search(r"^rank 1 was killed by SIGKILL; step \d is the last on record\.", stderr, re.MULTILINE)
+        assert re.search(r"^rank 1 was killed by SIGKILL; the last recorded step is \d\.", stderr, re.MULTILINE)
 
 
-def test_a_failing_hook_is_told_on_every_node(pair: Pair) -> None:
+def test_a_failing_hook_is_reported_on_every_node(pair: Pair) -> None:
     ends = [
         each.end()
         for each in pair(
@@ -131,9 +131,9 @@ def test_a_node_whose_launcher_is_killed_is_named(pair: Pair, project: Path, gon
     code, _, stderr = nodes[1 - gone].end(timeout_s=30)
     assert code == 1
     if gone == 0:
-        assert re.search(r"node 0 cannot be reached at 127\.0\.0\.1:\d+ any more: ", stderr)
+        assert re.search(r"lost the connection to node 0 at 127\.0\.0\.1:\d+: ", stderr)
     else:
-        assert re.search(r"^Not a word came of node 1 \(.*, process \d+\): look there first\.$", stderr, re.MULTILINE)
+        assert re.search(r"^No report from node 1 \(.*, process \d+\): look there first\.$", stderr, re.MULTILINE)
     assert RunDir(project / "long").read_status()["state"] == "failed"
 
 
@@ -148,22 +148,22 @@ def test_different_declarations_are_refused_on_every_node_and_nothing_is_made(pa
     assert not (project / "outputs").exists()
 
 
-def test_who_does_not_come_is_named(node: StartNode) -> None:
+def test_a_node_that_does_not_join_is_named(node: StartNode) -> None:
     port = free_port()
     where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{port}", "launch.join_s=1", "strategy=ddp", "launch.nodes=3")
     nodes = [node("train", "points", *where, f"launch.node_rank={rank}") for rank in (0, 2)]
     for each in nodes:
         code, stdout, stderr = each.end()
         assert (code, stdout) == (9, "")
-        assert f"1 of 2 other nodes came to 127.0.0.1:{port}; missing: 1. Start the same command on each" in stderr
+        assert f"1 of 2 other nodes joined at 127.0.0.1:{port}; missing: 1. Start the same command on" in stderr
 
 
-def test_where_nobody_waits_it_says_so(node: StartNode) -> None:
+def test_without_node_0_the_others_give_up(node: StartNode) -> None:
     port = free_port()
     where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{port}", "launch.join_s=1", "strategy=ddp")
     code, _, stderr = node("train", "points", *where, "launch.node_rank=1").end()
     assert code == 9
-    assert f"nobody waits at 127.0.0.1:{port} after 1 s (" in stderr
+    assert f"cannot connect to node 0 at 127.0.0.1:{port} within 1 s (" in stderr
 
 
 def test_two_nodes_of_one_number_are_refused(node: StartNode) -> None:
@@ -171,14 +171,14 @@ def test_two_nodes_of_one_number_are_refused(node: StartNode) -> None:
     nodes = [node("train", "points", *where, f"launch.node_rank={rank}") for rank in (0, 1, 1)]
     wait_for(lambda: any(each.has_ended() for each in nodes), "refusal")
     ended = next(each for each in nodes if each.has_ended())
-    told = r"^launch\.node_rank=1 is \S+, process \d+ already\. Give each node a number of its own\.$"
+    told = r"^launch\.node_rank=1 is already taken by \S+, process \d+\. Give every node its own number\.$"
     assert re.search(told, ended.end()[2], re.MULTILINE)
 
 
 def test_an_interface_that_is_not_there_is_refused_before_anybody_is_waited_for(runner: Callable[..., Any]) -> None:
     where = ("launch=nodes", "launch.rendezvous=127.0.0.1", "launch.interface=eth77", "strategy=ddp")
     said = runner("train", "points", *where, code=REFUSED).stderr
-    assert re.search(r"launch\.interface: eth77 is no network interface of this machine, which has lo\b", said)
+    assert re.search(r"launch\.interface: eth77 is not a network interface of this machine, which has lo\b", said)
 
 
 def test_a_taken_port_is_refused(node: StartNode) -> None:
@@ -187,8 +187,8 @@ def test_a_taken_port_is_refused(node: StartNode) -> None:
         where = ("launch=nodes", f"launch.rendezvous={place}", "launch.node_rank=0", "strategy=ddp")
         code, _, stderr = node("train", "points", *where).end()
     assert code == 9
-    assert f"node 0 cannot wait at {place}: " in stderr
-    assert "Choose another port in launch.rendezvous." in stderr
+    assert f"node 0 cannot listen at {place}: " in stderr
+    assert "choose another one in launch.rendezvous." in stderr
 
 
 needs_root = pytest.mark.skipif(not can_make_hosts(), reason="needs root and iproute2 to make network hosts")
@@ -209,7 +209,7 @@ def test_two_hosts_by_a_hostfile_and_a_resume_by_arrival(
         (project / "others").write_text("10.213.7.8\n10.213.7.9\n")
         code, _, stderr = node(*words, "launch.hostfile=others", within=hosts[0]).end()
         assert code == REFUSED
-        assert "launch.hostfile: others does not name this machine. Add it, or say which it is" in stderr
+        assert "launch.hostfile: others does not list this machine. Add it, or set launch.node_rank." in stderr
     alone = runner("train", "points", "strategy=fsdp", "hardware.processes=2").run_dir
     assert losses(first) == losses(alone)
 
@@ -245,24 +245,26 @@ def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, 
     for each in nodes:
         code, _, stderr = each.end()
         assert code == 9
-        assert re.search(r"node 1 \(.*\) does not see .*/spec\.yaml, which node 0 wrote\. Every node needs", stderr)
+        assert re.search(
+            r"node 1 \(.*\) does not see .*/spec\.yaml, which node 0 wrote\. All nodes need the same", stderr
+        )
 
 
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        ([], "launch.rendezvous: null says nowhere to meet. Give the host of node 0, or launch.hostfile."),
+        ([], "launch.rendezvous: null leaves the nodes no place to meet. Set it to the host of node 0"),
         (["launch.rendezvous='a:b'"], "launch.rendezvous: 'a:b' must be the host of node 0, or host:port"),
         (["launch.rendezvous='a:70000'"], "launch.rendezvous: 'a:70000' must be the host of node 0, or host:port"),
         (["launch.hostfile=none"], "launch.hostfile: none cannot be read: "),
         (["launch.hostfile=hosts"], "launch.nodes: hosts names 3 hosts, but launch.nodes=2. Make them the same."),
         (
             ["launch.hostfile=hosts", "launch.nodes=3", "hardware.processes=2"],
-            "hardware.processes: 2 processes were asked for on each node, but hosts gives a slots=1. Ask for fewer.",
+            "hardware.processes: 2 processes on each node are too many: hosts gives a slots=1.",
         ),
-        (["launch.hostfile=twice"], "launch.hostfile: twice names twice: a. Give each host one line"),
-        (["launch.hostfile=empty"], "launch.hostfile: empty names no host. Give one a line."),
-        (["launch.hostfile=odd"], "launch.hostfile: odd, line 2: 'b gpus=3' is not understood"),
+        (["launch.hostfile=twice"], "launch.hostfile: twice lists a twice. Give each host one line"),
+        (["launch.hostfile=empty"], "launch.hostfile: empty lists no host. Give one host per line."),
+        (["launch.hostfile=odd"], "launch.hostfile: odd, line 2: 'b gpus=3' must be a host, or a host and slots=n."),
         (["launch.rendezvous=a", "launch.node_rank=2"], "node_rank=2 must be from 0 to 1: there are 2."),
         (["launch.rendezvous=a", "launch.nodes=0"], "nodes=0 must be at least 1."),
         (["launch.rendezvous=a", "launch.join_s=0"], "join_s=0.0 must be above 0."),
@@ -270,7 +272,7 @@ def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, 
         (["launch.rendezvous=a", "batch.items=3", "batch.micro_items=3"], "batch.items: 3"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said_before_launch(
+def test_faults_are_reported_before_launch(
     runner: Callable[..., Any], project: Path, overrides: list[str], fault: str
 ) -> None:
     (project / "hosts").write_text("a slots=1\nb slots=2\nc\n")

@@ -1,4 +1,4 @@
-"""Ranks on several machines: the same command on each, brought together where node 0 waits."""
+"""The option: the same command on each of several machines, which meet at a port of node 0."""
 
 import socket
 from collections.abc import Iterable, Iterator
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault, SpecError
-from runner.launch.hosts import Endpoint, Host, endpoint, is_here, read_hostfile
+from runner.launch.nodes.hosts import Endpoint, Host, endpoint, is_here, read_hostfile
 from runner.launch.supervision import Supervision
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
-    from runner.launch.together import Together
+    from runner.launch.nodes.launch import NodesLaunch
 
 
 @final
@@ -22,12 +22,12 @@ class Nodes:
     """Run hardware.processes ranks on each of several machines."""
 
     nodes: int = 2
-    """Machines."""
+    """The number of machines."""
     node_rank: int | None = None
-    """This machine's number. null = 0 where the rendezvous is this machine, its place in the hostfile if there is one,
-    or else the next that is free."""
+    """This machine's number. null = 0 if the rendezvous is this machine, its place in the hostfile if there is one,
+    otherwise the next free number."""
     rendezvous: str | None = None
-    """Host of node 0 or host:port; null = the first of the hostfile."""
+    """Host of node 0, or host:port; null = the first host of the hostfile."""
     hostfile: str | None = None
     """A file with `host` or `host slots=n` a line, in the order of node ranks; null = none."""
     interface: str | None = None
@@ -35,15 +35,15 @@ class Nodes:
     join_s: float = 600.0
     """Seconds to wait for the other machines."""
     lost_s: float = 60.0
-    """Seconds without a word after which a machine counts as lost, and the run ends."""
+    """Seconds without a heartbeat after which a machine counts as lost, and the run ends."""
     max_restarts: int = 0
-    """How often the group of ranks is started again after one fails; it continues from the last commit."""
+    """How often all ranks are started again after one failed; they continue from the last checkpoint."""
     grace_s: float = 30.0
-    """Seconds from SIGTERM to SIGKILL: the time to reach a step boundary and commit."""
+    """Seconds from SIGTERM to SIGKILL: the time to reach the end of a step and save a checkpoint."""
     interrupt_s: float = 4.0
     """The same after Ctrl-C, where a person waits."""
     monitor_interval_s: float = 0.1
-    """Seconds between two looks at the ranks."""
+    """Seconds between two checks of the ranks."""
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -57,7 +57,7 @@ class Nodes:
 
     @property
     def supervision(self) -> Supervision:
-        """The keys that say how patient the launcher is."""
+        """Restarts and timeouts."""
         return Supervision(
             max_restarts=self.max_restarts,
             grace_s=self.grace_s,
@@ -66,9 +66,9 @@ class Nodes:
         )
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """It is known where to meet, and a hostfile has room for the ranks."""
+        """The rendezvous must be known, and the hostfile must have room for the ranks."""
         if self.rendezvous is None and self.hostfile is None:
-            rule = "null says nowhere to meet. Give the host of node 0, or launch.hostfile."
+            rule = "null leaves the nodes no place to meet. Set it to the host of node 0, or give a launch.hostfile."
             yield Fault(key="launch.rendezvous", message=rule)
         if self.rendezvous is not None:
             try:
@@ -86,11 +86,11 @@ class Nodes:
             yield Fault(key="launch.nodes", message=rule)
         for host in hosts:
             if host.slots is not None and host.slots < processes:
-                rule = f"{processes} processes were asked for on each node, but {self.hostfile} gives {host.name}"
-                yield Fault(key="hardware.processes", message=f"{rule} slots={host.slots}. Ask for fewer.")
+                rule = f"{processes} processes on each node are too many: {self.hostfile} gives {host.name}"
+                yield Fault(key="hardware.processes", message=f"{rule} slots={host.slots}.")
 
     def hosts(self) -> list[Host]:
-        """What the hostfile names; nothing without one.
+        """The hosts in the hostfile; none without one.
 
         Raises:
             ValueError: it cannot be read.
@@ -98,29 +98,46 @@ class Nodes:
         return [] if self.hostfile is None else read_hostfile(Path(self.hostfile))
 
     @contextmanager
-    def open(self, spec: "RunSpec") -> Iterator["Together"]:
-        """Wait until all machines are there and were told the same.
+    def open(self, spec: "RunSpec") -> Iterator["NodesLaunch"]:
+        """Wait until all machines have joined, and compare their declarations.
 
         Raises:
-            SpecError: they were told different things, or something that does not hold on this machine.
-            LaunchError: one of them did not come.
+            SpecError: the declarations differ, or a key does not fit this machine.
+            LaunchError: a machine did not join in time, or failed.
+            Interrupted: a machine was asked to stop.
         """
         self._check_interface()
-        from runner.launch.together import together  # torch comes along, and `runner check` does without
+        # Imported here: they import torch, which `runner check` does not need.
+        from runner.launch.nodes.connect import connect
+        from runner.launch.nodes.launch import NodesLaunch, declaration_of, report
 
         hosts = self.hosts()
         place = endpoint(self.rendezvous if self.rendezvous is not None else hosts[0].name)
-        with together(self, spec, place, node_rank=self._find_place(place, hosts)) as launch:
-            yield launch
+        node_rank, times = self._find_node_rank(place, hosts), {"join_s": self.join_s, "lost_s": self.lost_s}
+        if node_rank == 0:
+            others = self.nodes - 1
+            report(f"node 0 of {self.nodes} ({socket.gethostname()}) is waiting for {others} more at {place}")
+        with connect(place, node_rank=node_rank, num_nodes=self.nodes, **times) as coordinator:
+            if coordinator.node_rank:
+                this = f"node {coordinator.node_rank} of {self.nodes} ({socket.gethostname()})"
+                report(f"{this} is connected to node 0 at {place}")
+            coordinator.compare_declarations(declaration_of(spec), timeout_s=self.join_s)
+            yield NodesLaunch(
+                spec=spec,
+                coordinator=coordinator,
+                supervision=self.supervision,
+                join_s=self.join_s,
+                interface=self.interface,
+            )
 
     def _check_interface(self) -> None:
         there = [name for _, name in socket.if_nameindex()]
         if self.interface is not None and self.interface not in there:
-            rule = f"{self.interface} is no network interface of this machine, which has {', '.join(there)}."
+            rule = f"{self.interface} is not a network interface of this machine, which has {', '.join(there)}."
             raise SpecError(Fault(key="launch.interface", message=f"{rule} Use one of them, or null."))
 
-    def _find_place(self, place: Endpoint, hosts: list[Host]) -> int | None:
-        """This machine's number; None if any will do but 0."""
+    def _find_node_rank(self, place: Endpoint, hosts: list[Host]) -> int | None:
+        """This machine's number; None = any but 0."""
         if self.node_rank is not None:
             return self.node_rank
         try:
@@ -128,8 +145,10 @@ class Nodes:
                 return next(number for number, host in enumerate(hosts) if is_here(host.name))
             return 0 if is_here(place.host) else None
         except StopIteration:
-            rule = f"{self.hostfile} does not name this machine. Add it, or say which it is with launch.node_rank."
+            rule = f"{self.hostfile} does not list this machine. Add it, or set launch.node_rank."
             raise SpecError(Fault(key="launch.hostfile", message=rule)) from None
         except OSError as error:
             key = "launch.hostfile" if hosts else "launch.rendezvous"
-            raise SpecError(Fault(key=key, message=f"a host in it is not known here: {error}.")) from None
+            raise SpecError(
+                Fault(key=key, message=f"a host in it cannot be resolved on this machine: {error}.")
+            ) from None

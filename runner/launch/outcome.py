@@ -1,0 +1,83 @@
+"""How a launch ended: the last state in status.json, and the error that the command reports."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+from runner.config.run_dir import RunDir
+from runner.errors import Interrupted, RunFailed
+from runner.launch.failures import read_failures
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the ranks of one machine ended."""
+
+    succeeded: bool
+    """All of them returned."""
+    stop_requested: bool
+    """A signal asked the launcher to stop."""
+    num_restarts: int
+    started_ns: int
+    """When they were started for the last time."""
+    exit_codes: Mapping[int, int]
+    """Exit code by rank, of the ranks that failed, the first one to be noticed leading; -n = killed by signal n."""
+
+
+def check_done(run_dir: RunDir) -> None:
+    """Return if status.json says that the run is done. Call it once no rank is running any more.
+
+    Raises:
+        Interrupted: the run was asked to stop.
+        RunFailed: it is in any other state. A hook may have ended the process, by sys.exit(0) for example.
+    """
+    state = run_dir.read_status()["state"]
+    if state == "preempted":
+        raise interrupted(run_dir)
+    if state != "done":
+        raise failed(run_dir, f"the ranks ended, but {run_dir.status} says {state}. Does a hook call sys.exit?")
+
+
+def stopped_by_signal(run_dir: RunDir, *, since_ns: int) -> Interrupted:
+    """The error for a launch that a signal ended; a rank's failure while it was stopping is reported with it."""
+    failures = read_failures(run_dir, since_ns=since_ns)
+    return interrupted(run_dir, f"While stopping, {failures[0]}" if failures else "")
+
+
+def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
+    """The error for a run that was asked to stop: how far it came and how to continue it."""
+    run_dir.write_state("preempted")
+    message = f"interrupted after step {run_dir.read_status()['step']}. {_how_to_continue(run_dir)}"
+    return Interrupted(f"{message}\n{note}" if note else message)
+
+
+def failed(run_dir: RunDir, cause: str, *, error: str = "") -> RunFailed:
+    """The error for a run that failed: the cause first, then where to look."""
+    run_dir.write_state("failed")
+    return RunFailed(f"{cause}\n\nlogs: {run_dir.logs}\n{_how_to_continue(run_dir)}", cause=error)
+
+
+@contextmanager
+def final_state(run_dir: RunDir) -> Iterator[None]:
+    """See to it that status.json does not say `queued` or `running` after the block has raised."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        _write_final_state(run_dir, "preempted")
+        raise
+    except BaseException:
+        _write_final_state(run_dir, "failed")
+        raise
+
+
+def _write_final_state(run_dir: RunDir, state: str) -> None:
+    if run_dir.read_status()["state"] in ("queued", "running"):
+        run_dir.write_state(state)
+
+
+def _how_to_continue(run_dir: RunDir) -> str:
+    has_checkpoint = any(run_dir.checkpoints.glob("step_*"))
+    start = "To continue from the last checkpoint" if has_checkpoint else "To start again (there is no checkpoint yet)"
+    return f"{start}: runner resume {run_dir.path}"

@@ -1,0 +1,38 @@
+"""All ranks of a run on this machine: in this process if there is one, under torch's elastic agent otherwise."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.launch.environment import environment, for_determinism
+from runner.launch.fork import can_fork_ranks
+from runner.launch.supervision import Supervision
+
+if TYPE_CHECKING:
+    from runner.config.run_spec import RunSpec
+
+
+def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: bool = True) -> None:
+    """Start every rank, wait, and return when all are done. Main thread only, since signals are handled meanwhile.
+
+    Args:
+        spec_path: the frozen declaration, in its run's directory.
+        spec: what is in that file.
+        supervision: restarts and timeouts.
+        fork: fork the ranks where that is safe; false = always start new interpreters.
+
+    Raises:
+        RunFailed: a rank failed and no restart is left.
+        Interrupted: a signal ended the run.
+    """
+    # Imported here: both import torch (0.8 s), the agent torch._dynamo too, and `runner check` needs neither.
+    hardware = spec.hardware
+    with environment(for_determinism(deterministic=spec.run.deterministic)):
+        if hardware.processes == 1 and supervision.max_restarts == 0:
+            from runner.launch import in_process
+
+            in_process.run(spec_path, interrupt_s=supervision.interrupt_s, grace_s=supervision.grace_s)
+        else:
+            from runner.launch import multi_process
+
+            fork = fork and can_fork_ranks(hardware)
+            multi_process.run(spec_path, supervision, processes=hardware.processes, fork=fork)
