@@ -1,27 +1,26 @@
-"""What stands behind `runner train`: a recipe, overrides, and Hydra's flags, in any order."""
+"""Arguments that verbs share: a recipe or a run's directory, overrides, and Hydra's flags, in any order."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
+from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
 
-__all__ = ["TrainArguments", "parse_train", "split_words"]
-
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+__all__ = [
+    "TrainArguments",
+    "add_recipe",
+    "add_run",
+    "existing_run",
+    "recipe_words",
+    "run_words",
+    "split_words",
+    "train_arguments",
+]
 
 DIRECTORIES = {"hydra.run.dir": "run.dir", "hydra.sweep.dir": "sweep.dir"}
-"""Hydra's keys that name an output directory, and ours instead."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises instead of leaving the process."""
-
-    def error(self, message: str) -> NoReturn:
-        """A command line that cannot be read is a declaration that is wrong."""
-        raise SpecError(Fault(key="command line", message=f"{message}. See: {self.prog} --help"))
+"""Hydra's keys for output directories, and the runner's keys to use instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,42 +31,84 @@ class TrainArguments:
     overrides: list[str]
     multirun: bool
     config_dirs: list[Path]
-    shows: list[str]
-    """Hydra's flags that print something instead of running: handed to Hydra as they are."""
+    hydra_flags: list[str]
+    """Flags that make Hydra print something instead of running."""
 
 
-def parse_train(argv: Sequence[str]) -> TrainArguments:
-    """Split a command line.
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Declare RECIPE and overrides, in any order."""
+    # Optional for argparse, which would take an override for the recipe; `recipe_words` raises if it is not given.
+    recipe = "name of a recipe (see: runner recipes), or path of a .yaml file"
+    parser.add_argument("first", metavar="RECIPE", nargs="?", help=recipe)
+    parser.add_argument("rest", metavar="OVERRIDE", nargs="*", help="change to the configuration, see below")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Declare DIR and overrides, in any order."""
+    parser.add_argument("first", metavar="DIR", nargs="?", help="directory of the run")
+    parser.add_argument("rest", metavar="OVERRIDE", nargs="*", help="change to the run's configuration, see below")
+
+
+def recipe_words(found: argparse.Namespace, *, prog: str) -> tuple[str, list[str]]:
+    """The recipe and the overrides.
 
     Raises:
-        SpecError: a flag that there is not, or a second recipe.
+        SpecError: there is no recipe, or a second one.
     """
-    parser = Parser(prog="runner train", add_help=False, allow_abbrev=False)
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("-r", "--run", action="store_true")
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-cd", "--config-dir", action="append", default=[], type=Path)
-    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
-    parser.add_argument("-p", "--package")
-    parser.add_argument("-i", "--info", nargs="?", const="all", choices=INFO)
-    parser.add_argument("--resolve", action="store_true")
-    parser.add_argument("--hydra-help", action="store_true")
-    found = parser.parse_intermixed_args(list(argv))
-    recipe, overrides = split_words(found.words, prog="runner train", first="RECIPE")
+    return split_words(_words(found), prog=prog, first="RECIPE")
+
+
+def run_words(found: argparse.Namespace, *, prog: str) -> tuple[RunDir, list[str]]:
+    """The run's directory and the overrides.
+
+    Raises:
+        SpecError: there is no directory, or it is not a run's, or there is a second one.
+    """
+    directory, overrides = split_words(_words(found), prog=prog, first="DIR")
+    return existing_run(Path(directory)), overrides
+
+
+def existing_run(path: Path) -> RunDir:
+    """The directory of a run.
+
+    Raises:
+        SpecError: it is not one.
+    """
+    run_dir = RunDir(path.absolute())
+    if not run_dir.specs():
+        what = "is not a run's directory: it has no spec.yaml" if path.is_dir() else "is not a directory"
+        rule = f"{path} {what}. `runner train` prints a run's directory as its last line."
+        raise SpecError(Fault(key="DIR", message=rule))
+    return run_dir
+
+
+def train_arguments(found: argparse.Namespace) -> TrainArguments:
+    """What a command line of `train` asks for.
+
+    Raises:
+        SpecError: the recipe is missing, or arguments do not go together.
+    """
+    recipe, overrides = recipe_words(found, prog="runner train")
     _refuse_directories(overrides)
     return TrainArguments(
         recipe=recipe,
         overrides=overrides,
         multirun=found.multirun or "hydra.mode=MULTIRUN" in overrides,
         config_dirs=[_directory(path) for path in found.config_dir],
-        shows=_shows(found),
+        hydra_flags=_hydra_flags(found),
     )
 
 
+def _words(found: argparse.Namespace) -> list[str]:
+    return [word for word in (found.first, *found.rest) if word is not None]
+
+
 def _refuse_directories(overrides: Sequence[str]) -> None:
-    """Hydra's own output directories would be shared by launches in one second, or silently not used."""
+    """Two launches in one second would share Hydra's own output directories, or they would be ignored."""
     faults = [
-        Fault(key=theirs, message=f"the runner claims directories itself. Use {ours}.", origin="the command line")
+        Fault(
+            key=theirs, message=f"the runner creates output directories itself. Use {ours}.", origin="the command line"
+        )
         for theirs, ours in DIRECTORIES.items()
         if any(word.lstrip("+").startswith(f"{theirs}=") for word in overrides)
     ]
@@ -76,19 +117,19 @@ def _refuse_directories(overrides: Sequence[str]) -> None:
 
 
 def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, list[str]]:
-    """The first bare word, and the overrides.
+    """The one word that is not an override, and the overrides.
 
     Args:
-        first: what the bare word is called.
+        first: the name of that word in the usage line.
 
     Raises:
-        SpecError: there is none, or a second one.
+        SpecError: there is no such word, or a second one.
     """
     bare = [word for word in words if "=" not in word and not word.startswith(("~", "+"))]
     if not bare:
         raise SpecError(Fault(key=first, message=f"must be given: {prog} {first}. See: {prog} --help"))
     if len(bare) > 1:
-        rule = f"{bare[1]!r} is neither a flag nor an override (key=value), and {bare[0]!r} is named already."
+        rule = f"{bare[1]!r} is neither a flag nor an override (key=value), and {first} is already {bare[0]!r}."
         raise SpecError(Fault(key="command line", message=f"{rule} See: {prog} --help"))
     return bare[0], [word for word in words if word not in bare]
 
@@ -99,7 +140,7 @@ def _directory(path: Path) -> Path:
     return path.resolve()
 
 
-def _shows(found: Any) -> list[str]:
+def _hydra_flags(found: argparse.Namespace) -> list[str]:
     flags: list[str] = []
     for flag, value in (
         ("--cfg", found.cfg),
@@ -113,7 +154,7 @@ def _shows(found: Any) -> list[str]:
         raise SpecError(
             Fault(
                 key="command line",
-                message=f"{flags[0]} goes with --cfg: --cfg job {' '.join(flags)}",
+                message=f"{flags[0]} needs --cfg: --cfg job {' '.join(flags)}",
             )
         )
     return flags

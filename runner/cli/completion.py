@@ -1,31 +1,30 @@
-"""Shell completion: verbs and recipes by ourselves, groups, options and keys by Hydra.
+"""Shell completion: of verbs and recipes here, of groups, options and keys by Hydra.
 
-`eval "$(runner -sc install=bash)"` installs it; the shell then calls `runner -sc query=bash`, its line in COMP_LINE.
+`eval "$(runner -sc install=bash)"` installs it. The shell then calls `runner -sc query=bash` with its line in
+COMP_LINE.
 """
 
 import os
 
 from runner.cli.arguments import split_words
+from runner.cli.verb import load_verb, verb_names
 from runner.compose.recipe import Recipe, find, recipe_files, search_path, shipped_root
 from runner.errors import SpecError
 
 __all__ = ["main"]
 
-VERBS = ("check", "export", "recipes", "resume", "train")
-WITH_RECIPE = ("check", "train")
-
 
 def main(argv: list[str]) -> int:
-    """Answer the shell, or print what installs it."""
+    """Print the completions that the shell asks for, or the script that installs completion."""
     request = [word for word in argv if word.partition("=")[0] in ("install", "uninstall", "query")]
     if not request or not request[0].startswith("query="):
         return _hydra(Recipe(shipped_root() / "conf" / "base.yaml"), request)
     words = os.environ.get("COMP_LINE", "").split()  # the shell has no other way to hand over its line
     complete = words if os.environ.get("COMP_LINE", " ").endswith(" ") else words[:-1]
     if len(complete) < 2:
-        print(" ".join(VERBS))
+        print(" ".join(verb_names()))
         return 0
-    if complete[1] not in WITH_RECIPE:
+    if complete[1] not in verb_names() or not load_verb(complete[1]).USAGE.startswith("RECIPE"):
         return 0
     try:
         recipe, _ = split_words(
@@ -44,8 +43,6 @@ def main(argv: list[str]) -> int:
 
 
 def _hydra(recipe: Recipe, request: list[str]) -> int:
-    from runner.compose.hydra_main import (
-        hydra_main,
-    )  # verbs and recipes must not wait for Hydra
+    from runner.compose.hydra_main import hydra_main  # completing a verb or a recipe needs no Hydra
 
     return hydra_main(recipe, ["--shell-completion", *request], directories=search_path(recipe))

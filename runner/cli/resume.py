@@ -1,12 +1,13 @@
-"""`runner resume`: a run's own declaration, with overrides that keep its meaning, launched again in its directory."""
+"""Continues a run: launches its own declaration, with overrides that do not make it another run, in its directory."""
 
+import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from runner.cli import attempt
-from runner.cli.arguments import Parser, split_words
+from runner.cli.arguments import run_words
 from runner.compose.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
 from runner.config.nearest import did_you_mean, listed
@@ -16,31 +17,25 @@ from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.storage.history import choose
 
-__all__ = ["main"]
+__all__ = ["resume"]
 
-MEANING = ("model", "data", "loss", "run.seed", "loader.shuffle")
-"""What makes a run this run and not another; a key covers what is inside it. So do the
-items of a step, as derived: batch.items."""
+IDENTITY = ("model", "data", "loss", "run.seed", "loader.shuffle")
+"""Keys, with all keys inside them, whose change makes it another run. So does a change of batch.items, also where it is
+derived."""
 PLACE = ("name", "run.dir")
-"""What the directory itself says."""
+"""Keys that name the run's directory."""
 
 
-def main(argv: list[str]) -> int:
+def resume(found: argparse.Namespace) -> int:
     """Continue a run.
 
     Raises:
-        SpecError: no run, overrides that cannot be applied, or changes of what the run means.
+        SpecError: the directory is not a run's, an override cannot be applied, or it would make this another run.
         CheckpointError: the checkpoint chosen with --from is corrupted.
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
-    parser = Parser(prog="runner resume", add_help=False, allow_abbrev=False)
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--allow", action="append", default=[])
-    parser.add_argument("--from", dest="resume_from")
-    found = parser.parse_intermixed_args(argv)
-    directory, overrides = split_words(found.words, prog="runner resume", first="DIR")
-    run_dir = _run_dir(Path(directory))
+    run_dir, overrides = run_words(found, prog="runner resume")
     changed = apply_overrides(_without_stop(store.load(run_dir.specs()[-1])), overrides)
     _check_checkpoint(run_dir, found.resume_from)
     spec = _read(changed, before=store.read(run_dir.specs()[-1]), allowed=found.allow)
@@ -49,27 +44,14 @@ def main(argv: list[str]) -> int:
     def freeze() -> Path:
         if found.resume_from is not None:
             choose(run_dir.checkpoints, found.resume_from)
-        return attempt.begin(run_dir, changed.stored, spec, command=["runner", "resume", *argv])
+        return attempt.begin(run_dir, changed.stored, spec, command=found.command)
 
     attempt.run(spec, freeze)
     return 0
 
 
-def _run_dir(path: Path) -> RunDir:
-    run_dir = RunDir(path.absolute())
-    if not run_dir.specs():
-        what = "is not a run's directory: it has no spec.yaml" if path.is_dir() else "is no directory"
-        raise SpecError(
-            Fault(
-                key="DIR",
-                message=f"{path} {what}. `runner train` prints a run's directory as its last line.",
-            )
-        )
-    return run_dir
-
-
 def _without_stop(stored: store.StoredSpec) -> store.StoredSpec:
-    """Where the earlier attempt was told to stop, this one goes on."""
+    """Without the stop of the earlier attempt, which this one continues beyond."""
     config = {**stored.config, "run": {**stored.config["run"], "stop_at_step": None}}
     return replace(stored, config=config)
 
@@ -102,7 +84,7 @@ def _refused(changes: Mapping[str, tuple[object, object]], *, allowed: Sequence[
         if _covered(key, PLACE):
             rule = f"{was!r} cannot become {becomes!r}: a run stays where it is. Train a new one with the new {key}."
             yield Fault(key=key, message=rule)
-        elif _covered(key, MEANING) and not _covered(key, allowed):
+        elif _covered(key, IDENTITY) and not _covered(key, allowed):
             yield _refusal(key, f"{was!r} would become {becomes!r}")
 
 

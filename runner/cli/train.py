@@ -1,9 +1,10 @@
-"""`runner train`: compose, check, claim a directory, freeze, launch."""
+"""Trains a recipe: compose, check, claim a directory, freeze, launch."""
 
+import argparse
 from pathlib import Path
 
 from runner.cli import attempt
-from runner.cli.arguments import TrainArguments, parse_train
+from runner.cli.arguments import TrainArguments, train_arguments
 from runner.compose.composed import Composed
 from runner.compose.fork import compose_in_fork
 from runner.compose.recipe import Recipe, find, search_path
@@ -11,28 +12,28 @@ from runner.config.run_dir import RunDir, claim, claim_named
 from runner.config.run_spec import RunSpec
 from runner.errors import SpecError
 
-__all__ = ["main"]
+__all__ = ["train"]
 
 
-def main(argv: list[str]) -> int:
+def train(found: argparse.Namespace) -> int:
     """Train, sweep, or print what Hydra's flags ask for.
 
     Raises:
-        SpecError: the declaration is wrong.
+        SpecError: the declaration has faults.
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
-    arguments = parse_train(argv)
+    arguments = train_arguments(found)
     recipe = find(arguments.recipe)
-    if arguments.shows:
+    if arguments.hydra_flags:
         return _show(recipe, arguments)
     if arguments.multirun:
-        # Here, as in _show: Hydra's modules must not become a single run's.
+        # Imported here, as in _show: a single run must not load Hydra's modules.
         from runner.cli.sweep import sweep
 
-        return sweep(recipe, arguments, command=["runner", "train", *argv])
+        return sweep(recipe, arguments, command=found.command)
     composed = compose_in_fork(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
-    return _train(composed, command=["runner", "train", *argv])
+    return _train(composed, command=found.command)
 
 
 def _train(composed: Composed, *, command: list[str]) -> int:
@@ -54,13 +55,13 @@ def _claimed(spec: RunSpec) -> Path:
 
 
 def _show(recipe: Recipe, arguments: TrainArguments) -> int:
-    """Hydra's own output; what cannot be composed is told as `train` would, except where --info is to find out why."""
+    """Print Hydra's own output. Faults of composing are raised as in a run, except with --info, which is for finding them."""
     from runner.compose.compose import compose
     from runner.compose.hydra_main import hydra_main
 
-    if "--cfg" in arguments.shows:
+    if "--cfg" in arguments.hydra_flags:
         composed = compose(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
         if composed.faults:
             raise SpecError(*composed.faults)
     directories = (*search_path(recipe), *arguments.config_dirs)
-    return hydra_main(recipe, [*arguments.shows, *arguments.overrides], directories=directories)
+    return hydra_main(recipe, [*arguments.hydra_flags, *arguments.overrides], directories=directories)

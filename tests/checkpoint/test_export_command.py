@@ -69,7 +69,7 @@ def test_a_size_that_is_none_is_told(capsys, size):
     ("argv", "words"),
     [
         ([], "command line: the following arguments are required: DIR. See: runner export --help"),
-        (["nowhere"], "DIR: nowhere is no directory. `runner train` prints a run's directory as its last line."),
+        (["nowhere"], "DIR: nowhere is not a directory. `runner train` prints a run's directory as its last line."),
         (["recipes"], "DIR: recipes is not a run's directory: it has no spec.yaml."),
         (["x", "--step", "two"], "command line: argument --step: invalid int value: 'two'"),
         (["x", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
@@ -119,7 +119,7 @@ def test_a_hook_that_needs_memory_is_told_with_both_ways_out(runner, trained, pr
 
 def test_help_is_there(capsys):
     assert main(["export", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: runner export DIR [--step N]")
+    assert capsys.readouterr().out.startswith("usage: runner export DIR [options]")
 
 
 def test_an_index_is_json(runner, trained):

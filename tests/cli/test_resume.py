@@ -76,7 +76,7 @@ def test_faults_of_overrides_are_told_as_train_tells_them(runner, run):
     assert code == 2
     assert "strategy: there is no option 'dpp'. Did you mean ddp?" in err
     assert "optimizr.lr: there is no such key. Did you mean optimizer.lr?" in err
-    assert "run.steps: 'abc' must be a number" in err
+    assert "run.steps: 'abc' must be a whole number" in err
 
 
 def test_another_optimizer_starts_from_its_own_defaults(runner, run):
@@ -88,7 +88,7 @@ def test_another_optimizer_starts_from_its_own_defaults(runner, run):
     ("argv", "words"),
     [
         (["recipes"], "DIR: recipes is not a run's directory: it has no spec.yaml"),
-        (["nowhere"], "DIR: nowhere is no directory"),
+        (["nowhere"], "DIR: nowhere is not a directory"),
         ([], "DIR: must be given: runner resume DIR"),
         (
             ["run", "--from", "step_9"],

@@ -57,14 +57,23 @@ def test_a_wrong_declaration_leaves_no_directory(runner, project):
     [
         (["train"], "RECIPE: must be given: runner train RECIPE. See: runner train --help"),
         (["train", "tniy"], "there is no recipe 'tniy'. Did you mean tiny?"),
-        (["train", "tiny", "twice"], "'twice' is neither a flag nor an override"),
+        (
+            ["train", "tiny", "twice"],
+            "'twice' is neither a flag nor an override (key=value), and RECIPE is already 'tiny'.",
+        ),
         (["train", "tiny", "--nope"], "unrecognized arguments: --nope. See: runner train --help"),
-        (["train", "tiny", "--resolve"], "--resolve goes with --cfg"),
+        (["train", "tiny", "--resolve"], "--resolve needs --cfg"),
         (["train", "tiny", "-cd", "nowhere"], "nowhere is not a directory"),
-        (["train", "tiny", "hydra.run.dir=x"], "hydra.run.dir: the runner claims directories itself. Use run.dir."),
-        (["train", "tiny", "-m", "hydra.sweep.dir=x"], "hydra.sweep.dir: the runner claims directories itself."),
+        (
+            ["train", "tiny", "hydra.run.dir=x"],
+            "hydra.run.dir: the runner creates output directories itself. Use run.dir.",
+        ),
+        (
+            ["train", "tiny", "-m", "hydra.sweep.dir=x"],
+            "hydra.sweep.dir: the runner creates output directories itself.",
+        ),
         (["tran", "tiny"], "there is no command 'tran'. Did you mean train?"),
-        (["recipes", "all"], "'all': runner recipes takes nothing"),
+        (["recipes", "all"], "unrecognized arguments: all. See: runner recipes --help"),
     ],
 )
 def test_a_command_line_that_cannot_be_read_is_told(runner, argv, words):

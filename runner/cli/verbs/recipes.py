@@ -1,28 +1,28 @@
-"""`runner recipes`: a line each."""
+"""List the recipes that can be given by name.
 
+These are the files in recipes/ of the working directory, and those that come with the runner.
+"""
+
+import argparse
 from pathlib import Path
 
 from runner.compose.recipe import recipe_files
-from runner.errors import Fault, SpecError
 
-__all__ = ["main"]
+USAGE = ""
 
 
-def main(argv: list[str]) -> int:
-    """Name and first comment line of every recipe that a bare name reaches."""
-    if argv:
-        raise SpecError(
-            Fault(
-                key="command line",
-                message=f"{argv[0]!r}: runner recipes takes nothing.",
-            )
-        )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None."""
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the name and the first comment line of every recipe."""
     files = recipe_files()
     width = max((len(name) for name in files), default=0)
     for name, path in files.items():
         print(f"{name:<{width}}  {_first_comment(path)}".rstrip())
     if not files:
-        print(f"There are none in {Path.cwd() / 'recipes'}.")
+        print(f"There are no recipes in {Path.cwd() / 'recipes'}.")
     return 0
 
 

@@ -1,37 +1,48 @@
-"""`runner check`: everything that is wrong with a recipe, or what it would run."""
+"""Report everything that is wrong with a recipe, without running it.
 
+Prints what would run if nothing is wrong. Starts no process and touches no device. Exit code: 0 nothing is wrong, 2
+something is.
+"""
+
+import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from runner.cli.arguments import Parser, split_words
-from runner.compose.compose import compose
+from runner.cli.arguments import add_recipe, recipe_words
+from runner.cli.help import OVERRIDES
 from runner.compose.recipe import find
-from runner.config.hooks import resolve
-from runner.config.read import GROUPS
-from runner.config.run_spec import RunSpec
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-__all__ = ["main"]
+    from runner.config.run_spec import RunSpec
+
+USAGE = "RECIPE [OVERRIDE ...]"
 
 
-def main(argv: list[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe and its overrides."""
+    parser.epilog = OVERRIDES
+    add_recipe(parser)
+
+
+def main(arguments: argparse.Namespace) -> int:
     """Print a summary.
 
     Raises:
         SpecError: with every fault at once.
     """
-    parser = Parser(prog="runner check", add_help=False, allow_abbrev=False)
-    parser.add_argument("words", nargs="*")
-    recipe, overrides = split_words(parser.parse_intermixed_args(argv).words, prog="runner check", first="RECIPE")
+    from runner.compose.compose import compose
+
+    recipe, overrides = recipe_words(arguments, prog="runner check")
     composed = compose(find(recipe), overrides)
-    spec = composed.read()
-    print(_summary(spec, choices=composed.stored().source.choices))
+    print(_summary(composed.read(), choices=composed.stored().source.choices))
     return 0
 
 
-def _summary(spec: RunSpec, *, choices: dict[str, object]) -> str:
+def _summary(spec: "RunSpec", *, choices: dict[str, object]) -> str:
+    from runner.config.read import GROUPS
+
     batch, world_size = spec.batch, spec.world_size
     ranks = batch.items // (batch.micro_items * batch.accumulate)
     hooks = (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
@@ -52,7 +63,7 @@ def _summary(spec: RunSpec, *, choices: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _plan(spec: RunSpec) -> Iterator[str]:
+def _plan(spec: "RunSpec") -> Iterator[str]:
     """What the precision will do to the model's layers, if it chooses among them."""
     try:
         yield from spec.precision.plan(lambda: _outline(spec))
@@ -60,9 +71,11 @@ def _plan(spec: RunSpec) -> Iterator[str]:
         yield f"layers: the model cannot be built without values ({error}); the run's log will say which are converted"
 
 
-def _outline(spec: RunSpec) -> "Module":
+def _outline(spec: "RunSpec") -> "Module":
     """The model without values, on torch's meta device: no memory, no device."""
     import torch
+
+    from runner.config.hooks import resolve
 
     with torch.device("meta"):
         model: Module = resolve(spec.model, spec.import_roots)()
