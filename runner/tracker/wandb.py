@@ -111,7 +111,7 @@ class WandB:
             "disable_code": not self.save_code,
             "finish_timeout": self.finish_timeout_s,
             "init_timeout": self.init_timeout_s,
-            "show_info": False,  # warnings and errors are still shown
+            "quiet": True,  # no summary at the end; warnings and errors are still shown
             "x_disable_stats": not self.system_metrics,
         }
         return wandb.init(
