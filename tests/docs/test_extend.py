@@ -34,6 +34,17 @@ def test_a_callback_ends_the_run_and_is_checked_with_the_recipe(runner):
     assert "callback=target looks at evaluations" in ended.stderr
 
 
+@pytest.mark.parametrize("placed", [[], ["strategy=ddp", "hardware.processes=2"]])
+def test_a_metric_is_merged_before_it_is_computed(runner, placed):
+    """13 test images a micro-batch: on two processes the last round has an empty slot on one of them."""
+    metric = ["metric=[worst]", "loss._target_=user_hooks.by_digit.compute_loss", "eval.micro_items=13"]
+    few = ["run.steps=30", "schedule.warmup_steps=2", "hardware=cpu"]
+    last = runner("train", "digits", *metric, *few, *placed).metrics()[-1]
+    digits = [last[f"eval/digit_{digit}"] for digit in range(10)]
+    assert last["eval/worst"] == min(digits)
+    assert min(digits) < max(digits)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_an_optimizer_resumes_and_goes_with_other_strategies(runner, strategy):
     common = ["points", "optimizer=signs", "run.steps=8"]
