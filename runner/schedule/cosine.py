@@ -9,7 +9,7 @@ import torch
 
 from runner.errors import Fault
 from runner.protocols import Scheduler
-from runner.schedule.factor import decay_scheduler, check_fields, warmup_faults
+from runner.schedule.factor import check_fields, decay_scheduler, warmup_faults
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
