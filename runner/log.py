@@ -1,4 +1,4 @@
-"""The runner's log: one logger, one line an event, a file for each rank; rank 0 speaks to the terminal too."""
+"""The runner's log: one logger, one line per event, one file per rank; rank 0 also logs to the terminal."""
 
 import logging
 import sys
@@ -7,18 +7,18 @@ from pathlib import Path
 __all__ = ["close", "logger", "setup"]
 
 logger = logging.getLogger("runner")
-"""Every module logs here."""
+"""The logger that every module uses."""
 
-_CAPTURED = logging.getLogger("py.warnings")  # where logging.captureWarnings sends what Python warns of
+_WARNINGS = logging.getLogger("py.warnings")  # receives Python warnings through logging.captureWarnings
 
 
 def setup(log_file: Path, *, rank: int, console: bool) -> None:
-    """Log to this rank's file, in place of where the log went before.
+    """Log to this rank's file. Replaces the handlers of an earlier call.
 
     Args:
-        log_file: appended to, so that an attempt that resumes follows the one before; its directory is made.
-        rank: names the rank in the file.
-        console: show rank 0's events on stderr too; other ranks never speak there.
+        log_file: opened for appending, so that a resumed run continues it; its directory is created.
+        rank: printed in each line of the file.
+        console: also log to stderr, on rank 0 only.
     """
     close()
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -27,18 +27,18 @@ def setup(log_file: Path, *, rank: int, console: bool) -> None:
     handlers: list[logging.Handler] = [file]
     if console and rank == 0:
         handlers.append(_Terminal())
-    for source in (logger, _CAPTURED):
+    for source in (logger, _WARNINGS):
         for handler in handlers:
             source.addHandler(handler)
         source.setLevel(logging.INFO)
-        # Hydra gives the root logger a handler on stdout: what reached it would be said twice.
+        # Hydra adds a stdout handler to the root logger, so propagated records would be printed twice.
         source.propagate = False
     logging.captureWarnings(True)
 
 
 def close() -> None:
-    """Let go of the file and the terminal. A log that was never set up is left as it is."""
-    for source in (logger, _CAPTURED):
+    """Remove and close the handlers. Does nothing if `setup` was not called."""
+    for source in (logger, _WARNINGS):
         for handler in tuple(source.handlers):
             source.removeHandler(handler)
             handler.close()
@@ -47,10 +47,10 @@ def close() -> None:
 
 
 class _OneLine(logging.Formatter):
-    """Puts a captured warning on one line: Python adds the line of source that warned, below it."""
+    """Joins the lines of a captured warning, to which Python appends the source line that issued it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name == _CAPTURED.name:
+        if record.name == _WARNINGS.name:
             record = logging.makeLogRecord(
                 {**record.__dict__, "msg": " ".join(record.getMessage().split()), "args": ()}
             )
@@ -58,7 +58,7 @@ class _OneLine(logging.Formatter):
 
 
 class _Terminal(logging.Handler):
-    """Writes to what sys.stderr is at that moment: a progress bar stands in for it and lifts lines above itself."""
+    """Writes to the current sys.stderr, which a progress bar replaces to print lines above itself."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ def test_a_model_that_returns_no_loss_is_told(output: type) -> None:
     with pytest.raises(HookError) as caught:
         own_loss(Model(output=output), {"input_ids": torch.tensor([1])})
     assert str(caught.value) == (
-        f"Model returned a {output.__name__} without a loss for a batch of input_ids. Give it what it computes one "
+        f"Model returned a {output.__name__} without a loss for a batch of input_ids. Add what it computes its loss "
         "from (transformers: labels), or write a loss hook."
     )
 
@@ -93,7 +93,7 @@ def test_a_model_that_returns_no_loss_is_told(output: type) -> None:
 @pytest.mark.parametrize("hook", [own_token_loss, own_causal_loss])
 def test_a_batch_without_labels_is_told(hook) -> None:
     with pytest.raises(
-        HookError, match=r"the batch \(input_ids\) has no tensor 'labels', by which the loss is counted"
+        HookError, match=r"the batch \(input_ids\) has no tensor 'labels', which gives the count of the loss"
     ):
         hook(Model(), {"input_ids": torch.tensor([1])})
     with pytest.raises(HookError, match=r"the batch \(a list\) has no tensor 'labels'"):

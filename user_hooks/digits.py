@@ -1,4 +1,4 @@
-"""Handwritten digits: a small convolutional network on scikit-learn's 1,797 real images of 8×8 pixels."""
+"""Handwritten digits: a small convolutional network on scikit-learn's 1,797 images of 8×8 pixels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +11,25 @@ from runner import Data, Loss
 
 
 def build_model(*, width: int = 32) -> nn.Module:
-    """A network from images [n, 1, 8, 8] to logits [n, 10]; `width` is its channels, a multiple of 4."""
+    """Build a network from images [n, 1, 8, 8] to logits [n, 10] with `width` channels, a multiple of 4."""
     return DigitNet(width)
 
 
 def build_data() -> Data:
-    """Four fifths of the images to train on, one fifth to test on: the same split in every run."""
+    """Load the images: four fifths for training, one fifth for evaluation, the same split in every run."""
     try:
-        from sklearn.datasets import load_digits  # here: `runner check` reads this file and needs no images
+        from sklearn.datasets import load_digits  # here, because `runner check` imports this file without it
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("The digits are scikit-learn's: pip install scikit-learn") from missing
+        raise ModuleNotFoundError("The images come with scikit-learn: pip install scikit-learn") from missing
     images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
-    images = images.float().view(-1, 1, 8, 8) / 16  # scikit-learn's pixels count from 0 to 16
+    images = images.float().view(-1, 1, 8, 8) / 16  # pixel values are 0 to 16
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order.tensor_split([len(labels) // 5])
-    return Data(train=Digits(images[train], labels[train]), eval=Digits(images[test], labels[test]), collate=as_is)
+    return Data(train=Digits(images[train], labels[train]), eval=Digits(images[test], labels[test]), collate=identity)
 
 
 def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
-    """Cross-entropy over the images of a batch, and how many of them are recognised."""
+    """Return the summed cross-entropy of a batch, and its accuracy as a metric."""
     images, labels = batch
     logits = model(images)
     total = F.cross_entropy(logits, labels, reduction="sum")
@@ -39,7 +39,7 @@ def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
 
 @dataclass(frozen=True)
 class Digits:
-    """A map-style dataset in memory that reads a whole batch at once."""
+    """An in-memory map-style dataset that returns a whole batch at once."""
 
     images: Tensor  # [n, 1, 8, 8], from 0 to 1
     labels: Tensor  # [n]
@@ -54,16 +54,16 @@ class Digits:
         return self.images[indices], self.labels[indices]
 
 
-def as_is(batch: Any) -> Any:
-    """Collate nothing: `__getitems__` returns a batch already."""
+def identity(batch: Any) -> Any:
+    """Return the batch unchanged: `__getitems__` has collated it already."""
     return batch
 
 
 class DigitNet(nn.Module):
-    """Three convolutions, the mean over pixels, a linear layer.
+    """Three convolutions, global average pooling and a linear layer.
 
-    GroupNorm instead of BatchNorm: what an image becomes must not depend on which images share its micro-batch,
-    or else the number of ranks would change the mathematics.
+    Uses GroupNorm instead of BatchNorm, whose output for an image depends on the other images of its micro-batch: the
+    result would depend on the number of ranks.
     """
 
     def __init__(self, width: int) -> None:
@@ -76,12 +76,12 @@ class DigitNet(nn.Module):
         self.head = nn.Linear(2 * width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [n, 1, 8, 8] to logits [n, 10]."""
+        """Map images [n, 1, 8, 8] to logits [n, 10]."""
         return self.head(self.features(images).mean(dim=(2, 3)))
 
 
 def convolution(channels_in: int, channels_out: int, *, stride: int) -> list[nn.Module]:
-    """A 3×3 convolution, normalised, with its non-linearity."""
+    """Return a 3×3 convolution with normalization and activation."""
     return [
         nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False),
         nn.GroupNorm(4, channels_out),

@@ -1,4 +1,4 @@
-"""A byte-level GPT on the help topics of Python's own standard library: real English that every machine has."""
+"""A byte-level GPT on the help topics of Python's standard library: real English text without a download."""
 
 import math
 from pydoc_data.topics import topics
@@ -10,49 +10,49 @@ from torch.nn.utils.rnn import pad_sequence
 
 from runner import Data, Loss
 
-EDGE = 0  # a byte that no text holds: it stands before each document, and fills short windows up
+BOUNDARY = 0  # a byte that occurs in no document: marks the start of each one, and pads short windows
 
 
 def build_model(*, width: int, depth: int, heads: int) -> nn.Module:
-    """A GPT from bytes [rows, length] to logits [rows, length, 256]; width / heads is an even number."""
+    """Build a GPT from bytes [rows, length] to logits [rows, length, 256]; width / heads must be even."""
     return GPT(width=width, depth=depth, heads=heads)
 
 
 def build_data(*, context: int) -> Data:
-    """Windows of at most `context` bytes; of the documents in the order of their names, every tenth is held out."""
-    documents = list(dict.fromkeys(topics[name] for name in sorted(topics)))  # "if" and "else" are one document
+    """Return windows of up to `context` bytes; every tenth document, in the order of their names, is held out."""
+    documents = list(dict.fromkeys(topics[name] for name in sorted(topics)))  # "if" and "else" share one
     held_out = documents[9::10]
     train = [document for document in documents if document not in held_out]
     return Data(train=windows(train, context), eval=windows(held_out, context), collate=pad)
 
 
 def compute_loss(model: nn.Module, windows: Tensor) -> Loss:
-    """Cross-entropy in nats, summed over the real bytes; how many they are differs from batch to batch."""
+    """Return the cross-entropy in nats, summed over all bytes except padding, and their number."""
     inputs, targets = windows[:, :-1], windows[:, 1:]
-    total = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=EDGE, reduction="sum")
-    count = (targets != EDGE).sum()
+    total = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=BOUNDARY, reduction="sum")
+    count = (targets != BOUNDARY).sum()
     return Loss(total, count, {"bits_per_byte": (total.detach() / math.log(2), count)})
 
 
 def windows(documents: list[str], context: int) -> list[Tensor]:
-    """Cut each document into windows of `context` bytes; its last is shorter. A list is a map-style dataset.
+    """Split each document into windows of `context` bytes, the last one shorter. A list is a map-style dataset.
 
-    Each window begins with the byte before it, so that every byte of a document is predicted exactly once.
+    Each window also contains the byte before it, so that every byte of a document is predicted exactly once.
     """
-    cut = []
+    result = []
     for document in documents:
-        text = torch.tensor([EDGE, *document.encode()], dtype=torch.uint8)
-        cut += [text[start : start + context + 1] for start in range(0, len(text) - 1, context)]
-    return cut
+        text = torch.tensor([BOUNDARY, *document.encode()], dtype=torch.uint8)
+        result += [text[start : start + context + 1] for start in range(0, len(text) - 1, context)]
+    return result
 
 
 def pad(windows: list[Tensor]) -> Tensor:
-    """Bring windows of unequal length to one batch [rows, longest]."""
-    return pad_sequence(windows, batch_first=True, padding_value=EDGE).long()
+    """Pad windows of different lengths to one batch [rows, longest]."""
+    return pad_sequence(windows, batch_first=True, padding_value=BOUNDARY).long()
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer, pre-norm, with rotary positions: windows may have any length."""
+    """A decoder-only, pre-norm transformer with rotary position embeddings; windows may have any length."""
 
     def __init__(self, *, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(width, 256, bias=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Bytes [rows, length] to logits [rows, length, 256] of the byte that follows each."""
+        """Map bytes [rows, length] to logits [rows, length, 256] for the byte that follows each."""
         x = self.embedding(inputs)
         for block in self.blocks:
             x = block(x)
@@ -70,7 +70,7 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Causal self-attention, then a feed-forward network, each added to the stream that it reads."""
+    """Causal self-attention and a feed-forward network, each with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -82,8 +82,8 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, length, width] to the same shape."""
-        # Padding stands at the end, so the causal mask alone keeps it from every byte that counts.
+        """Map [rows, length, width] to the same shape."""
+        # Padding is at the end, so the causal mask alone keeps the other bytes from attending to it.
         projected = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # each [rows, heads, length, width / heads]
         mixed = F.scaled_dot_product_attention(rotate(query), rotate(key), value, is_causal=True)
@@ -92,9 +92,9 @@ class Block(nn.Module):
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Turn pairs of features [..., length, features] by angles that grow with position (RoPE, Su et al. 2021).
+    """Apply rotary position embeddings (RoPE, Su et al. 2021) to [..., length, features].
 
-    Learned positions take far longer to be of use: 3.7 bits per byte after 200 steps, where this has 2.7.
+    Learned position embeddings train far more slowly: 3.7 bits per byte after 200 steps instead of 2.7.
     """
     length, features = x.shape[-2:]
     speeds = 10_000 ** -torch.linspace(0, 1, features // 2, device=x.device)

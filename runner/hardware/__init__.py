@@ -1,1 +1,1 @@
-"""The devices of one machine: one kind a file."""
+"""The group `hardware`: the devices of one machine. One option per file."""

@@ -1,4 +1,4 @@
-"""Whatever this machine has: CUDA devices before Metal before the host's cores."""
+"""The best hardware that this machine has: CUDA devices, else Apple's Metal, else the CPU."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,49 +19,49 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Auto:
-    """Pick the best kind of device that is there, with its defaults."""
+    """Selects the best available device type and uses the defaults of that option."""
 
     processes: int = 1
-    """Ranks on this machine."""
+    """Number of ranks on this machine."""
     threads: int | None = None
-    """Host threads of each rank; null = torch's choice for one rank, an even share of the cores for several."""
+    """CPU threads per rank; null = torch's default for one rank, an even share of the cores for several."""
 
     def __post_init__(self) -> None:
         check_processes(self.processes, self.threads)
 
     @property
     def found(self) -> CPU | CUDA | MPS:
-        """The kind of hardware that everything is handed on to."""
-        kind = CUDA if torch.cuda.is_available() else MPS if torch.backends.mps.is_available() else CPU
-        return kind(processes=self.processes, threads=self.threads)
+        """The option selected on this machine."""
+        option = CUDA if torch.cuda.is_available() else MPS if torch.backends.mps.is_available() else CPU
+        return option(processes=self.processes, threads=self.threads)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """As the kind found."""
+        """Delegates to the hardware found."""
         return self.found.check(spec)
 
     @property
     def backend(self) -> str:
-        """As the kind found."""
+        """Delegates to the hardware found."""
         return self.found.backend
 
     @property
     def can_fork(self) -> bool:
-        """As the kind found."""
+        """Delegates to the hardware found."""
         return self.found.can_fork
 
     @property
     def pins_memory(self) -> bool:
-        """As the kind found."""
+        """Delegates to the hardware found."""
         return self.found.pins_memory
 
     def count(self) -> int:
-        """As the kind found."""
+        """Delegates to the hardware found."""
         return self.found.count()
 
     def claim(self, local_rank: int) -> torch.device:
-        """As the kind found."""
+        """Delegates to the hardware found."""
         return self.found.claim(local_rank)
 
     def has_dtype(self, dtype: torch.dtype) -> bool:
-        """As the kind found."""
+        """Delegates to the hardware found."""
         return self.found.has_dtype(dtype)

@@ -1,4 +1,4 @@
-"""The host's own cores, one process each or sharing them."""
+"""The CPU cores of this machine, divided among its ranks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class CPU:
-    """Train on the host's cores; ranks talk over gloo."""
+    """Train on the CPU; ranks communicate over Gloo."""
 
     processes: int = 1
-    """Ranks on this machine."""
+    """Number of ranks on this machine."""
     threads: int | None = None
-    """Threads of each rank; null = torch's choice for one rank, an even share of the cores for several."""
+    """CPU threads per rank; null = torch's default for one rank, an even share of the cores for several."""
     oversubscribe: bool = False
     """Allow more processes than cores."""
 
@@ -29,35 +29,35 @@ class CPU:
         check_processes(self.processes, self.threads)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """No more processes than cores, unless said so."""
+        """Requires at most one process per core unless `oversubscribe` is set."""
         if not self.oversubscribe:
-            way_out = "Ask for fewer, or set hardware.oversubscribe=true."
+            way_out = "Use fewer, or set hardware.oversubscribe=true."
             yield from too_many(self.processes, self.count(), "cores", way_out)
 
     @property
     def backend(self) -> str:
-        """gloo."""
+        """Gloo, which runs on every machine."""
         return "gloo"
 
     @property
     def can_fork(self) -> bool:
-        """Nothing on the host forbids it."""
+        """True: there is no device driver that would not survive a fork."""
         return True
 
     @property
     def pins_memory(self) -> bool:
-        """No: the batch is where it is used."""
+        """False: batches are not copied to another device."""
         return False
 
     def count(self) -> int:
-        """One rank a core."""
+        """Returns the number of cores: one rank per core."""
         return num_cores()
 
     def claim(self, local_rank: int) -> torch.device:
-        """Take a share of the cores."""
+        """Limits this process to its share of the cores."""
         use_threads(self.threads, self.processes)
         return torch.device("cpu")
 
     def has_dtype(self, dtype: torch.dtype) -> bool:
-        """The host computes in every type, slowly in the narrow ones; it only stores those of eight bits."""
+        """True for all but the 8-bit floating-point dtypes, which the CPU only stores; 16-bit ones are slow."""
         return not dtype.is_floating_point or dtype.itemsize > 1

@@ -1,4 +1,4 @@
-"""CUDA (and ROCm) devices of this machine, one process each."""
+"""The CUDA (or ROCm) devices of this machine, one process per device."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,44 +16,44 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class CUDA:
-    """Train on CUDA devices; ranks talk over NCCL."""
+    """Train on CUDA devices; ranks communicate over NCCL."""
 
     processes: int = 1
-    """Ranks on this machine, one device each."""
+    """Number of ranks on this machine, one device each."""
     threads: int | None = None
-    """Host threads of each rank; null = torch's choice for one rank, an even share of the cores for several."""
+    """CPU threads per rank; null = torch's default for one rank, an even share of the cores for several."""
     tf32: bool = False
-    """Let float32 matrix products round their inputs to TF32: faster, about three decimal digits."""
+    """Allow TF32 in float32 matrix multiplications and convolutions: faster, with about three decimal digits."""
 
     def __post_init__(self) -> None:
         check_processes(self.processes, self.threads)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """As many devices as processes."""
-        way_out = "Ask for fewer, or use hardware=cpu."
+        """Requires one visible device per process."""
+        way_out = "Use fewer, or use hardware=cpu."
         yield from too_many(self.processes, self.count(), "CUDA devices", way_out)
 
     @property
     def backend(self) -> str:
-        """nccl."""
+        """NCCL, for CUDA and ROCm devices."""
         return "nccl"
 
     @property
     def can_fork(self) -> bool:
-        """No: counting devices may have initialised the driver, which does not survive a fork."""
+        """False: counting devices may have initialized the driver, which does not survive a fork."""
         return False
 
     @property
     def pins_memory(self) -> bool:
-        """Yes."""
+        """True: copies from page-locked memory to the device are asynchronous."""
         return True
 
     def count(self) -> int:
-        """Visible devices."""
+        """Returns the number of visible devices."""
         return torch.cuda.device_count()
 
     def claim(self, local_rank: int) -> torch.device:
-        """Take the device of this rank."""
+        """Selects the device whose index is the local rank."""
         use_threads(self.threads, self.processes)
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
@@ -61,7 +61,7 @@ class CUDA:
         return torch.device("cuda", local_rank)
 
     def has_dtype(self, dtype: torch.dtype) -> bool:
-        """bfloat16 from compute capability 8.0 (Ampere) on, float8 from 8.9 (Ada, Hopper) on."""
+        """bfloat16 needs compute capability 8.0 (Ampere), float8 needs 8.9 (Ada, Hopper)."""
         if dtype.is_floating_point and dtype.itemsize == 1:
             return torch.cuda.get_device_capability() >= (8, 9)
         return dtype is not torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)

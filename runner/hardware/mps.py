@@ -1,4 +1,4 @@
-"""The GPU of an Apple machine."""
+"""The Metal GPU of an Apple machine."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,47 +16,47 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class MPS:
-    """Train on Apple's Metal device; there is one, for one process."""
+    """Train on Apple's Metal GPU with a single process."""
 
     processes: int = 1
-    """Ranks on this machine: 1."""
+    """Number of ranks on this machine; always 1."""
     threads: int | None = None
-    """Host threads; null = torch's choice."""
+    """CPU threads; null = torch's default."""
 
     def __post_init__(self) -> None:
         check_processes(self.processes, self.threads)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """One process on the one device."""
-        way_out = "Metal runs one process; use hardware.processes=1, or hardware=cpu."
+        """Requires a Metal device and a single process."""
+        way_out = "Metal runs a single process: use hardware.processes=1, or hardware=cpu."
         yield from too_many(self.processes, self.count(), "Metal devices", way_out)
 
     @property
     def backend(self) -> str:
-        """gloo; never used by one process."""
+        """Gloo, which a single process never uses."""
         return "gloo"
 
     @property
     def can_fork(self) -> bool:
-        """No: Metal does not survive a fork."""
+        """False: Metal does not survive a fork."""
         return False
 
     @property
     def pins_memory(self) -> bool:
-        """No: host and device share their memory."""
+        """False: CPU and GPU share their memory."""
         return False
 
     def count(self) -> int:
-        """One where Metal is there."""
+        """Returns 1 if Metal is available, else 0."""
         return int(torch.backends.mps.is_available())
 
     def claim(self, local_rank: int) -> torch.device:
-        """Take the device."""
+        """Selects the Metal device."""
         use_threads(self.threads, self.processes)
         return torch.device("mps")
 
     def has_dtype(self, dtype: torch.dtype) -> bool:
-        """Metal has no float64; bfloat16 from macOS 14 on."""
+        """Metal has no float64 and no float8; bfloat16 needs macOS 14."""
         if dtype is torch.bfloat16:
             return torch.backends.mps.is_macos_or_newer(14, 0)
         return dtype is not torch.float64 and (not dtype.is_floating_point or dtype.itemsize > 1)

@@ -1,4 +1,4 @@
-"""What every kind of hardware checks alike."""
+"""Checks and thread settings that all hardware options share."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from runner.errors import Fault
 
 
 def check_processes(processes: int, threads: int | None) -> None:
-    """Own-field rules of a hardware part.
+    """Validate the fields that all hardware parts share.
 
     Raises:
-        ValueError: a number below one.
+        ValueError: a value is below 1.
     """
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1.")
@@ -21,19 +21,19 @@ def check_processes(processes: int, threads: int | None) -> None:
 
 
 def too_many(processes: int, available: int, what: str, way_out: str) -> Iterator[Fault]:
-    """A fault if more ranks are asked for than there are places."""
+    """Yield a fault if there are more processes than devices."""
     if processes > available:
-        rule = f"{processes} processes were asked for, but this machine has {available} {what}. {way_out}"
+        rule = f"{processes} processes need {processes} {what}, but this machine has {available}. {way_out}"
         yield Fault(key="hardware.processes", message=rule)
 
 
 def use_threads(threads: int | None, processes: int) -> None:
-    """Give this process its share of the cores; a single one keeps torch's own choice unless told otherwise."""
+    """Set torch's thread count to `threads` or to an even share of the cores; one process keeps torch's default."""
     if threads is None and processes == 1:
         return
     torch.set_num_threads(threads or max(1, num_cores() // processes))
 
 
 def num_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if os.name == "posix" and os.uname().sysname == "Linux" else os.cpu_count() or 1

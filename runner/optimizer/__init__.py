@@ -1,1 +1,1 @@
-"""Which optimizer updates the weights, and which weights decay."""
+"""The group `optimizer`: the algorithm that updates the weights, and its parameter groups. One option per file."""

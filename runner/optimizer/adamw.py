@@ -1,4 +1,4 @@
-"""AdamW: Loshchilov, Hutter (ICLR 2019), as torch.optim has it."""
+"""AdamW: torch.optim's implementation of Loshchilov and Hutter (ICLR 2019)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,23 +21,23 @@ class AdamW:
     """torch.optim.AdamW."""
 
     lr: float = 1e-3
-    """Learning rate that the schedule's factor multiplies."""
+    """Base learning rate, which the schedule multiplies by a factor."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean of the gradient and of its square."""
+    """Decay rates of the running averages of the gradient and its square."""
     eps: float = 1e-8
-    """Added to the denominator."""
+    """Added to the denominator for numerical stability."""
     weight_decay: float = 0.01
-    """Decoupled decay, times the learning rate, each step."""
+    """Decoupled weight decay coefficient, multiplied by the learning rate in each step."""
     no_decay: list[str] = field(default_factory=list)
-    """Regular expressions; a parameter in whose name one is found does not decay."""
+    """Regular expressions; a parameter whose name contains a match gets no weight decay."""
     groups: list[dict[str, Any]] = field(default_factory=list)
-    """Parameters with a rate or decay of their own: {match: pattern, lr_factor: 0.1, weight_decay: 0.0}; first wins."""
+    """Parameters with their own lr or decay: {match: pattern, lr_factor: 0.1, weight_decay: 0.0}; first match wins."""
     scale_lr: ScaleLR = ScaleLR.NONE
-    """How the rate follows batch.items. Changing hardware needs none: it leaves batch.items alone."""
+    """How lr scales with batch.items. Not needed for other hardware, which leaves batch.items unchanged."""
     base_items: int | None = None
-    """The batch.items that `lr` was found for; null = not said."""
+    """The batch.items that `lr` was tuned for; needed if `scale_lr` is not none."""
     fused: bool | None = None
-    """One kernel for all parameters; null = torch's choice by device: one for each operation (foreach) on a GPU."""
+    """Use torch's fused implementation; null = torch's default for the device, which is foreach on a GPU."""
 
     def __post_init__(self) -> None:
         if not self.lr >= 0:
@@ -50,11 +50,11 @@ class AdamW:
         check_scale(self.scale_lr, self.base_items)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Goes with everything."""
+        """Yields nothing: works with every other part."""
         return ()
 
     def build(self, named_parameters: Iterable[tuple[str, Parameter]], *, items: int) -> torch.optim.Optimizer:
-        """Over the parameters that require a gradient."""
+        """Builds the optimizer over the parameters that require a gradient."""
         lr = scaled(self.lr, self.scale_lr, base_items=self.base_items, items=items)
         return torch.optim.AdamW(
             parameter_groups(named_parameters, lr=lr, no_decay=self.no_decay, groups=self.groups),

@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters have a rate or a decay of their own, by patterns of their names."""
+"""Parameter groups: learning rates and weight decay per parameter, selected by patterns on parameter names."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,15 +9,15 @@ from torch.nn import Parameter
 from runner.errors import Fault, ModelError, SpecError
 
 GROUP_KEYS = ("match", "lr_factor", "weight_decay")
-SHOWN = 12  # names in an error
-Named = list[tuple[str, Parameter]]
+MAX_SHOWN = 12  # parameter names in an error message
+NamedParameters = list[tuple[str, Parameter]]
 
 
 def check_patterns(no_decay: Sequence[str], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Own-field rule of every optimizer part.
+    """Validate the fields that all optimizer parts share.
 
     Raises:
-        ValueError: a pattern that is no regular expression, or a group that says nothing or something else.
+        ValueError: a pattern is not a regular expression, or a group has unknown, missing or invalid keys.
     """
     for pattern in no_decay:
         _check_pattern("no_decay", pattern)
@@ -25,14 +25,14 @@ def check_patterns(no_decay: Sequence[str], groups: Sequence[Mapping[str, Any]])
         unknown = [key for key in group if key not in GROUP_KEYS]
         if unknown or "match" not in group or len(group) < 2:
             raise ValueError(
-                f"groups={dict(group)}: a group is written {{match: PATTERN, lr_factor: 0.1, weight_decay: 0.0}}, with "
-                "one or both of the last two."
+                f"groups={dict(group)}: write a group as {{match: PATTERN, lr_factor: 0.1, weight_decay: 0.0}}, with "
+                "lr_factor, weight_decay or both."
             )
         _check_pattern("groups", group["match"])
         for key in ("lr_factor", "weight_decay"):
             value = group.get(key, 0.0)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise ValueError(f"groups={dict(group)}: {key} must be a number of at least 0.")
+                raise ValueError(f"groups={dict(group)}: {key} must be a number ≥ 0.")
 
 
 def parameter_groups(
@@ -42,57 +42,59 @@ def parameter_groups(
     no_decay: Sequence[str],
     groups: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What torch's optimizers take: first the parameters that no group takes, then each group in its order.
+    """Build torch's parameter groups: first the parameters that match no group, then the groups in the given order.
 
-    A parameter goes into the first group whose pattern is found in its name (re.search). One in whose name a pattern of
-    `no_decay` is found gets weight_decay=0, unless its group has a decay.
+    A parameter belongs to the first group whose pattern matches anywhere in its name (re.search). A parameter whose
+    name matches a `no_decay` pattern gets weight_decay=0 unless its group sets weight_decay.
 
     Args:
-        lr: the rate that lr_factor multiplies.
+        lr: the base learning rate, which lr_factor multiplies.
 
     Raises:
-        ModelError: there is nothing to train.
-        SpecError: a group takes no parameter.
+        ModelError: no parameter requires a gradient.
+        SpecError: a group matches no parameter.
     """
-    trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    if not trained:
+    trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    if not trainable:
         raise ModelError("the model has no parameter that requires a gradient: there is nothing to train.")
-    rest = trained
-    made: list[dict[str, Any]] = []
+    rest = trainable
+    matched_groups: list[dict[str, Any]] = []
     for group in groups:
-        taken = [named for named in rest if re.search(group["match"], named[0])]
-        if not taken:
-            raise SpecError(_takes_nothing(group["match"], trained))
+        matched = [named for named in rest if re.search(group["match"], named[0])]
+        if not matched:
+            raise SpecError(_no_match(group["match"], trainable))
         rest = [named for named in rest if not re.search(group["match"], named[0])]
-        made += _split(taken, [] if "weight_decay" in group else no_decay, _settings(group, lr))
-    return _split(rest, no_decay, {}) + made
+        matched_groups += _split(matched, [] if "weight_decay" in group else no_decay, _options(group, lr))
+    return _split(rest, no_decay, {}) + matched_groups
 
 
-def _split(named: Named, no_decay: Sequence[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Those that decay as the rest does, and those that do not."""
-    spared = [one for one in named if any(re.search(pattern, one[0]) for pattern in no_decay)]
-    names = {name for name, _ in spared}
-    decays = [one for one in named if one[0] not in names]
-    groups: list[dict[str, Any]] = [{"params": decays, **settings}] if decays else []
-    return groups + ([{"params": spared, **settings, "weight_decay": 0.0}] if spared else [])
+def _split(named: NamedParameters, no_decay: Sequence[str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Split into up to two groups with the same options: one with the default weight decay and one without decay."""
+    undecayed = [one for one in named if any(re.search(pattern, one[0]) for pattern in no_decay)]
+    names = {name for name, _ in undecayed}
+    decayed = [one for one in named if one[0] not in names]
+    groups: list[dict[str, Any]] = [{"params": decayed, **options}] if decayed else []
+    return groups + ([{"params": undecayed, **options, "weight_decay": 0.0}] if undecayed else [])
 
 
-def _settings(group: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
+def _options(group: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
     if "lr_factor" in group:
-        assert lr is not None, "check() refuses factors of a rate that is not there"
-        settings["lr"] = lr * group["lr_factor"]
+        assert lr is not None, "check() rejects lr_factor for an optimizer without lr"
+        options["lr"] = lr * group["lr_factor"]
     if "weight_decay" in group:
-        settings["weight_decay"] = float(group["weight_decay"])
-    return settings
+        options["weight_decay"] = float(group["weight_decay"])
+    return options
 
 
-def _takes_nothing(pattern: str, trained: Named) -> Fault:
-    earlier = any(re.search(pattern, name) for name, _ in trained)
-    what = "is found only in names that earlier groups take" if earlier else "is found in no trained parameter's name"
-    names = [name for name, _ in trained]
-    more = f", … ({len(names)} in all)" if len(names) > SHOWN else ""
-    rule = f"{pattern!r} {what}. Correct or drop it. Names: {', '.join(names[:SHOWN])}{more}."
+def _no_match(pattern: str, trainable: NamedParameters) -> Fault:
+    names = [name for name, _ in trainable]
+    if any(re.search(pattern, name) for name in names):
+        what = "matches only parameters that earlier groups contain"
+    else:
+        what = "matches no trainable parameter"
+    more = f", … ({len(names)} in total)" if len(names) > MAX_SHOWN else ""
+    rule = f"{pattern!r} {what}. Correct or remove it. Parameters: {', '.join(names[:MAX_SHOWN])}{more}."
     return Fault(key="optimizer.groups", message=rule)
 
 
@@ -100,4 +102,4 @@ def _check_pattern(field: str, pattern: Any) -> None:
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise ValueError(f"{field} has {pattern!r}, which is no regular expression: {error}.") from None
+        raise ValueError(f"{field} contains {pattern!r}, which is not a valid regular expression: {error}.") from None

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, as torch.optim has it."""
+"""Stochastic gradient descent: torch.optim's implementation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,25 +21,25 @@ class SGD:
     """torch.optim.SGD."""
 
     lr: float = 1e-3
-    """Learning rate that the schedule's factor multiplies."""
+    """Base learning rate, which the schedule multiplies by a factor."""
     momentum: float = 0.0
-    """Decay of the running gradient; 0 = off."""
+    """Momentum factor; 0 = off."""
     nesterov: bool = False
-    """Nesterov's momentum; needs momentum > 0."""
+    """Use Nesterov momentum; needs momentum > 0 and dampening = 0."""
     dampening: float = 0.0
-    """How much of a new gradient momentum leaves out."""
+    """Dampening of the momentum: the fraction of each new gradient that it leaves out."""
     weight_decay: float = 0.0
-    """Added to the gradient, times the weight."""
+    """L2 penalty: this coefficient times the weight is added to the gradient."""
     no_decay: list[str] = field(default_factory=list)
-    """Regular expressions; a parameter in whose name one is found does not decay."""
+    """Regular expressions; a parameter whose name contains a match gets no weight decay."""
     groups: list[dict[str, Any]] = field(default_factory=list)
-    """Parameters with a rate or decay of their own: {match: pattern, lr_factor: 0.1, weight_decay: 0.0}; first wins."""
+    """Parameters with their own lr or decay: {match: pattern, lr_factor: 0.1, weight_decay: 0.0}; first match wins."""
     scale_lr: ScaleLR = ScaleLR.NONE
-    """How the rate follows batch.items. Changing hardware needs none: it leaves batch.items alone."""
+    """How lr scales with batch.items. Not needed for other hardware, which leaves batch.items unchanged."""
     base_items: int | None = None
-    """The batch.items that `lr` was found for; null = not said."""
+    """The batch.items that `lr` was tuned for; needed if `scale_lr` is not none."""
     fused: bool | None = None
-    """One kernel for all parameters; null = torch's choice by device: one for each operation (foreach) on a GPU."""
+    """Use torch's fused implementation; null = torch's default for the device, which is foreach on a GPU."""
 
     def __post_init__(self) -> None:
         if not self.lr >= 0:
@@ -54,11 +54,11 @@ class SGD:
         check_scale(self.scale_lr, self.base_items)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Goes with everything."""
+        """Yields nothing: works with every other part."""
         return ()
 
     def build(self, named_parameters: Iterable[tuple[str, Parameter]], *, items: int) -> torch.optim.Optimizer:
-        """Over the parameters that require a gradient."""
+        """Builds the optimizer over the parameters that require a gradient."""
         lr = scaled(self.lr, self.scale_lr, base_items=self.base_items, items=items)
         return torch.optim.SGD(
             parameter_groups(named_parameters, lr=lr, no_decay=self.no_decay, groups=self.groups),

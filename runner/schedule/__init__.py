@@ -1,1 +1,1 @@
-"""How learning rates move over the optimizer steps of a run."""
+"""The group `schedule`: the learning rate over the optimizer steps of a run. One option per file."""

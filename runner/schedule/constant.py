@@ -1,4 +1,4 @@
-"""The same learning rate throughout, after an optional warm-up."""
+"""Constant learning rate after an optional linear warm-up."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 from runner.errors import Fault
 from runner.protocols import Scheduler
-from runner.schedule.factor import FactorScheduler, FixedScheduler, check_fields, warmed_up
+from runner.schedule.factor import FactorScheduler, FixedScheduler, check_fields, warmup_factor
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -20,17 +20,17 @@ class Constant:
     """lr = base."""
 
     warmup_steps: int = 0
-    """Optimizer steps of linear warm-up; 0 = off."""
+    """Number of optimizer steps of linear warm-up; 0 = off."""
 
     def __post_init__(self) -> None:
         check_fields(self.warmup_steps, 1.0)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Goes with everything."""
+        """Yields nothing: works with every other part."""
         return ()
 
     def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
-        """Without warm-up nothing is touched at all."""
+        """Builds a scheduler for the warm-up; without one, it never touches the optimizer."""
         if self.warmup_steps == 0:
             return FixedScheduler()
-        return FactorScheduler(optimizer, lambda done: warmed_up(done, self.warmup_steps))
+        return FactorScheduler(optimizer, lambda steps_taken: warmup_factor(steps_taken, self.warmup_steps))

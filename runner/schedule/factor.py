@@ -1,4 +1,4 @@
-"""Learning rates as the base rate times a pure function of the optimizer steps done."""
+"""Schedules that multiply the base learning rate by a pure function of the number of optimizer steps taken."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, final
@@ -10,26 +10,26 @@ from runner.errors import Fault
 
 @final
 class FactorScheduler:
-    """Sets lr = base × factor(steps done) in every parameter group. Its state is the count of steps alone."""
+    """Sets lr = base × factor(steps taken) in every parameter group. Its only state is the number of steps taken."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
-        self._optimizer = optimizer  # not its groups: loading a state puts others in their place
+        self._optimizer = optimizer  # not its param_groups: load_state_dict replaces them
         self._bases = [group["lr"] for group in optimizer.param_groups]
         self._factor = factor
         self._steps = 0
         self._apply()
 
     def step(self) -> None:
-        """One optimizer step was taken."""
+        """Advances the schedule by one optimizer step."""
         self._steps += 1
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer steps done."""
+        """Returns the number of optimizer steps taken."""
         return {"steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue there; rates come from this run's spec, so a resumed run may change them."""
+        """Restores the step count only: learning rates come from the spec, so a resumed run may change them."""
         self._steps = state["steps"]
         self._apply()
 
@@ -41,25 +41,25 @@ class FactorScheduler:
 
 @final
 class FixedScheduler:
-    """Leaves learning rates as they are."""
+    """Leaves the learning rates unchanged."""
 
     def step(self) -> None:
-        """Nothing moves."""
+        """Does nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
+        """Has no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Does nothing, since there is no state."""
 
 
-def warmed_up(steps_done: int, warmup_steps: int) -> float:
-    """Factor of a linear warm-up: the first step runs at 1/warmup_steps, the last of them at 1."""
-    return min(1.0, (steps_done + 1) / warmup_steps) if warmup_steps else 1.0
+def warmup_factor(steps_taken: int, warmup_steps: int) -> float:
+    """Return the factor of a linear warm-up: 1/warmup_steps in the first step, 1 from step `warmup_steps` on."""
+    return min(1.0, (steps_taken + 1) / warmup_steps) if warmup_steps else 1.0
 
 
-def annealed(
+def decay_scheduler(
     optimizer: torch.optim.Optimizer,
     *,
     steps: int,
@@ -67,27 +67,31 @@ def annealed(
     final_factor: float,
     curve: Callable[[float], float],
 ) -> FactorScheduler:
-    """Warm up, then fall from 1 to `final_factor` along `curve`: from 1 to 0 while its argument goes from 0 to 1."""
+    """Build a scheduler that warms up, then decays the factor from 1 to `final_factor`.
 
-    def factor(done: int) -> float:
-        after = min(1.0, max(0, done - warmup_steps) / max(1, steps - warmup_steps))
-        return warmed_up(done, warmup_steps) * (final_factor + (1.0 - final_factor) * curve(after))
+    Args:
+        curve: the shape of the decay. Maps progress after the warm-up, from 0 to 1, to values from 1 to 0.
+    """
+
+    def factor(steps_taken: int) -> float:
+        progress = min(1.0, max(0, steps_taken - warmup_steps) / max(1, steps - warmup_steps))
+        return warmup_factor(steps_taken, warmup_steps) * (final_factor + (1.0 - final_factor) * curve(progress))
 
     return FactorScheduler(optimizer, factor)
 
 
 def warmup_faults(warmup_steps: int, steps: int) -> Iterator[Fault]:
-    """Warm-up must end before the run does."""
+    """Yield a fault if the warm-up does not fit in run.steps."""
     if warmup_steps > steps:
-        rule = f"{warmup_steps} steps of warm-up do not fit in run.steps={steps}. Use fewer."
+        rule = f"{warmup_steps} warm-up steps do not fit in run.steps={steps}. Use fewer."
         yield Fault(key="schedule.warmup_steps", message=rule)
 
 
 def check_fields(warmup_steps: int, final_factor: float) -> None:
-    """Own-field rules of the schedules with warm-up.
+    """Validate the fields that the schedules with warm-up share.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a value is out of range.
     """
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps={warmup_steps} must not be negative.")

@@ -1,4 +1,4 @@
-"""Any scheduler of torch's shape, named by `_target_`: a class that takes an optimizer and keyword arguments."""
+"""Any scheduler class with torch's interface, named by `_target_`: it takes an optimizer and keyword arguments."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ForeignSchedule:
-    """A scheduler class that is no part of the runner; it steps once for each optimizer step."""
+    """Adapter for a scheduler class that is not one of the runner's parts; it steps once per optimizer step."""
 
     target: str
     """Dotted path of a scheduler: torch.optim.lr_scheduler.OneCycleLR."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What it is built with, besides the optimizer."""
+    """Keyword arguments of the constructor."""
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Builds one beside an optimizer over a single number: its constructor knows best what it takes."""
+        """Requires that the constructor accepts the arguments, by building it for an SGD over a single scalar."""
         probe = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
         try:
             self.build(probe, steps=spec.run.steps)
         except (TypeError, ValueError) as error:
-            yield Fault(key="schedule", message=f"{self.target} refuses {dict(self.arguments)}: {error}")
+            yield Fault(key="schedule", message=f"{self.target} rejects {dict(self.arguments)}: {error}")
 
     def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
-        """Its length is what its own arguments say."""
+        """Builds the scheduler from its own arguments; `steps` is not used."""
         module, _, name = self.target.rpartition(".")
         scheduler: Scheduler = vars(import_module(module))[name](optimizer, **self.arguments)
         return scheduler

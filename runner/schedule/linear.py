@@ -1,4 +1,4 @@
-"""A straight line down to a final factor, after an optional warm-up."""
+"""Linear decay after an optional linear warm-up."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 from runner.errors import Fault
 from runner.protocols import Scheduler
-from runner.schedule.factor import annealed, check_fields, warmup_faults
+from runner.schedule.factor import check_fields, decay_scheduler, warmup_faults
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -20,23 +20,23 @@ class Linear:
     """lr = base × (1 − (1 − final_factor) × progress)."""
 
     warmup_steps: int = 0
-    """Optimizer steps of linear warm-up; 0 = off."""
+    """Number of optimizer steps of linear warm-up; 0 = off."""
     final_factor: float = 0.0
-    """What the base rate is multiplied by when all steps are done."""
+    """Factor of the base learning rate at the end of the run."""
 
     def __post_init__(self) -> None:
         check_fields(self.warmup_steps, self.final_factor)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Warm-up must end before the run does."""
+        """Requires the warm-up to fit in run.steps."""
         return warmup_faults(self.warmup_steps, spec.run.steps)
 
     def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
-        """Spans all steps of the run, wherever an attempt begins or ends."""
-        return annealed(
+        """Builds a schedule over all steps of the run, regardless of where an attempt starts or stops."""
+        return decay_scheduler(
             optimizer,
             steps=steps,
             warmup_steps=self.warmup_steps,
             final_factor=self.final_factor,
-            curve=lambda after: 1.0 - after,
+            curve=lambda progress: 1.0 - progress,
         )

@@ -55,9 +55,9 @@ def test_without_groups_there_is_one(part):
 
 
 def test_a_pattern_that_takes_nothing_names_what_there_is():
-    with pytest.raises(SpecError, match=r"'tail' is found in no trained parameter's name.*body\.weight, body\.bias"):
+    with pytest.raises(SpecError, match=r"'tail' matches no trainable parameter\..*body\.weight, body\.bias"):
         groups(AdamW(groups=[{"match": "tail", "lr_factor": 0.1}]))
-    with pytest.raises(SpecError, match="'body' is found only in names that earlier groups take"):
+    with pytest.raises(SpecError, match="'body' matches only parameters that earlier groups contain"):
         groups(AdamW(groups=[{"match": "body|head", "lr_factor": 0.1}, {"match": "body", "lr_factor": 0.2}]))
 
 
@@ -69,13 +69,16 @@ def test_a_model_without_trained_parameters_is_refused():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"groups": [{"match": "("}]}, "a group is written"),
-        ({"groups": [{"match": "(", "lr_factor": 1.0}]}, r"groups has '\(', which is no regular expression"),
-        ({"groups": [{"match": "a", "lr": 1.0}]}, "with one or both of the last two"),
-        ({"groups": [{"lr_factor": 1.0}]}, "a group is written"),
-        ({"groups": [{"match": "a", "lr_factor": -1}]}, "lr_factor must be a number of at least 0"),
-        ({"groups": [{"match": "a", "weight_decay": "x"}]}, "weight_decay must be a number of at least 0"),
-        ({"no_decay": ["["]}, r"no_decay has '\[', which is no regular expression"),
+        ({"groups": [{"match": "("}]}, "write a group as"),
+        (
+            {"groups": [{"match": "(", "lr_factor": 1.0}]},
+            r"groups contains '\(', which is not a valid regular expression",
+        ),
+        ({"groups": [{"match": "a", "lr": 1.0}]}, "with lr_factor, weight_decay or both"),
+        ({"groups": [{"lr_factor": 1.0}]}, "write a group as"),
+        ({"groups": [{"match": "a", "lr_factor": -1}]}, "lr_factor must be a number ≥ 0"),
+        ({"groups": [{"match": "a", "weight_decay": "x"}]}, "weight_decay must be a number ≥ 0"),
+        ({"no_decay": ["["]}, r"no_decay contains '\[', which is not a valid regular expression"),
         ({"scale_lr": ScaleLR.LINEAR}, "base_items=null, but scale_lr=linear needs it"),
         ({"base_items": 0}, "base_items=0 must be at least 1"),
     ],
@@ -104,9 +107,9 @@ class NoSpec:
 
 def test_another_librarys_optimizer_is_told_what_it_cannot_do():
     rprop = ForeignOptimizer(target="torch.optim.Rprop", no_decay=["bias"])
-    assert ["knows no weight_decay" in fault.message for fault in rprop.check(NoSpec())] == [True]
+    assert ["has no weight_decay" in fault.message for fault in rprop.check(NoSpec())] == [True]
     wrong = ForeignOptimizer(target="torch.optim.SGD", arguments={"lr": -1})
-    assert ["refuses {'lr': -1}" in fault.message for fault in wrong.check(NoSpec())] == [True]
+    assert ["rejects {'lr': -1}" in fault.message for fault in wrong.check(NoSpec())] == [True]
     defaults = ForeignOptimizer(target="torch.optim.Rprop", scale_lr=ScaleLR.SQRT, base_items=1)
     assert list(defaults.check(NoSpec())) == []
     assert groups(replace(RMSPROP, arguments={}, scale_lr=ScaleLR.LINEAR, base_items=4))[0][0] == pytest.approx(0.02)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from user_hooks.gpt2_pydoc import EDGE, IGNORED, build_data, collate, windows
+from user_hooks.gpt2_pydoc import BOUNDARY, IGNORED, build_data, collate, windows
 
 transformers = pytest.importorskip("transformers", reason="pip install 'hydra-runner[transformers]'")
 
@@ -104,7 +104,7 @@ def test_shards_in_half_precision_are_read_too(whole, export):
     model, info = transformers.GPT2LMHeadModel.from_pretrained(directory, output_loading_info=True)
     assert not any(info.values()), info
     assert model.dtype == torch.bfloat16
-    assert model.generation_config.eos_token_id == EDGE
+    assert model.generation_config.eos_token_id == BOUNDARY
 
 
 def test_a_model_whose_arguments_have_changed_is_not_described_falsely(whole, export, runner, tmp_path):
@@ -139,6 +139,6 @@ def test_every_byte_of_a_document_is_told_once():
     batch = collate(cut)
     assert batch["labels"].tolist()[2] == [*b"hij\0", IGNORED]
     assert batch["attention_mask"].tolist()[2] == [1, 1, 1, 1, 0]
-    assert batch["input_ids"].tolist()[2] == [*b"hij\0", EDGE]
+    assert batch["input_ids"].tolist()[2] == [*b"hij\0", BOUNDARY]
     told = [label for row in batch["labels"][:, 1:].tolist() for label in row if label != IGNORED]
     assert bytes(told) == text.encode() + b"\0"

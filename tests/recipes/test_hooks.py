@@ -96,7 +96,7 @@ def test_every_tenth_document_is_held_out_and_none_stands_on_both_sides() -> Non
 
 def test_the_documents_hold_no_byte_that_means_padding() -> None:
     data = pydoc_lm.build_data(context=128)
-    assert all((window[1:] != pydoc_lm.EDGE).all() for window in data.train + data.eval)
+    assert all((window[1:] != pydoc_lm.BOUNDARY).all() for window in data.train + data.eval)
 
 
 def test_windows_of_unequal_length_are_padded_behind() -> None:

@@ -69,7 +69,7 @@ def test_warm_up_that_does_not_fit_is_a_fault():
     for part in (Linear(warmup_steps=11), Cosine(warmup_steps=11)):
         (fault,) = part.check(spec)
         assert fault.key == "schedule.warmup_steps"
-        assert fault.message == "11 steps of warm-up do not fit in run.steps=10. Use fewer."
+        assert fault.message == "11 warm-up steps do not fit in run.steps=10. Use fewer."
 
 
 def test_what_a_foreign_scheduler_refuses_is_a_fault():
