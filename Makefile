@@ -18,11 +18,11 @@ BENCHMARKS := step_overhead synchronisation startup memory checkpoint checkpoint
 demo: $(VENV)/installed-demo  ## train the digits recipe to the end
 	scripts/demo.sh $(BIN)
 
-test: $(VENV)/installed-test  ## the whole suite but what is exhaustive
+test: lint  ## format, lint and types, then the whole suite but what is exhaustive
 	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
 	$(PYTEST) -m "not exhaustive"
 
-test-all: $(VENV)/installed-test  ## all of the suite; the matrices are a file each, so that its cells are handed out
+test-all: lint  ## the same with all of the suite; the matrices are a file each, so that its cells are handed out
 	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
 	$(PYTEST) --dist worksteal
 
@@ -31,7 +31,7 @@ lint: $(VENV)/installed-dev  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-test  ## ratios beside hand-written loops
+bench: $(VENV)/installed-dev  ## ratios beside hand-written loops
 	for one in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$one.py || exit 1; done
 
 clean:  ## what was built and installed; runs stay in outputs/
