@@ -55,7 +55,7 @@ def _claimed(spec: RunSpec) -> Path:
 
 
 def _show(recipe: Recipe, arguments: TrainArguments) -> int:
-    """Print Hydra's own output. Faults of composing are raised as in a run, except with --info, which is for finding them."""
+    """Print Hydra's own output. Faults of composing are raised as in a run, except with --info."""
     from runner.compose.compose import compose
     from runner.compose.hydra_main import hydra_main
 

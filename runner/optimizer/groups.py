@@ -1,10 +1,10 @@
 """Parameter groups: which parameters have a rate or a decay of their own, by patterns of their names."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from runner.errors import Fault, HookError, SpecError
 
@@ -35,6 +35,17 @@ def check_patterns(no_decay: Sequence[str], groups: Sequence[Mapping[str, Any]])
                 raise ValueError(f"groups={dict(group)}: {key} must be a number of at least 0.")
 
 
+def group_checks(groups: Sequence[Mapping[str, Any]]) -> Iterator[Callable[[Module], Iterable[Fault]]]:
+    """The `model_checks` of every optimizer part: each group must take a parameter."""
+
+    def check(model: Module) -> Iterator[Fault]:
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return _group_faults(trained, groups)
+
+    if groups:
+        yield check
+
+
 def parameter_groups(
     named_parameters: Iterable[tuple[str, Parameter]],
     *,
@@ -57,12 +68,12 @@ def parameter_groups(
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     if not trained:
         raise HookError("the model has no parameter that requires a gradient: there is nothing to train.")
+    if faults := list(_group_faults(trained, groups)):
+        raise SpecError(*faults)
     rest = trained
     made: list[dict[str, Any]] = []
     for group in groups:
         taken = [named for named in rest if re.search(group["match"], named[0])]
-        if not taken:
-            raise SpecError(_takes_nothing(group["match"], trained))
         rest = [named for named in rest if not re.search(group["match"], named[0])]
         made += _split(taken, [] if "weight_decay" in group else no_decay, _settings(group, lr))
     return _split(rest, no_decay, {}) + made
@@ -85,6 +96,16 @@ def _settings(group: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
     if "weight_decay" in group:
         settings["weight_decay"] = float(group["weight_decay"])
     return settings
+
+
+def _group_faults(trained: Named, groups: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+    """Groups that take no parameter."""
+    rest = trained
+    for group in groups:
+        left = [named for named in rest if not re.search(group["match"], named[0])]
+        if len(left) == len(rest):
+            yield _takes_nothing(group["match"], trained)
+        rest = left
 
 
 def _takes_nothing(pattern: str, trained: Named) -> Fault:

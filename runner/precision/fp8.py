@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -144,6 +144,17 @@ class FP8:
         """None: each matrix is scaled by itself."""
         return UNIT
 
+    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+        """Some layer must be converted."""
+        yield self._layer_faults
+
+    def _layer_faults(self, model: Module) -> Iterator[Fault]:
+        judged = self._filter.judge(model)
+        if all(layer.kept for layer in judged):
+            plan = "\n".join(lines(judged))
+            rule = f"precision=fp8 would convert no layer of this model. Use precision=bf16, or widen:\n{plan}"
+            yield Fault(key="precision", message=rule)
+
     def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
         """Which layers are converted, and why the others are not."""
         return lines(self._filter.judge(build_model()))
@@ -156,11 +167,8 @@ class FP8:
         """
         judged = self._filter.judge(model)
         chosen = {layer.name for layer in judged if not layer.kept}
-        if not chosen:
-            said = "\n".join(lines(judged))
-            raise HookError(
-                f"precision=fp8 would convert no layer of this model. Use precision=bf16, or widen:\n{said}"
-            )
+        if faults := list(self._layer_faults(model)):
+            raise HookError(faults[0].message)
         emulate = not hardware.has_dtype(torch.float8_e4m3fn) if self.emulate is None else self.emulate
         if emulate:
             logger.info("float8 is emulated, to try it out: slower than bfloat16, with the numbers of the hardware")

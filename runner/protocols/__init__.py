@@ -15,7 +15,7 @@ from runner.protocols.hooks import Data, Loss
 from runner.protocols.launch import Launch, Launcher
 from runner.protocols.mesh import Axes
 from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
-from runner.protocols.part import Part
+from runner.protocols.part import ChecksModel, Part
 from runner.protocols.precision import Precision, Scaler
 from runner.protocols.state import Progress, State, StoredTensor
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
@@ -28,6 +28,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "Checkpointer",
+    "ChecksModel",
     "Clip",
     "Data",
     "Hardware",

@@ -240,7 +240,7 @@ def test_units_that_share_a_parameter_become_one(build, tmp_path):
 
 
 def test_a_class_that_is_not_there_is_named_on_one_process_too(runner):
-    ended = runner("train", "points", "strategy=fsdp", "blocks.classes=[Blok]", code=1)
+    ended = runner("train", "points", "strategy=fsdp", "blocks.classes=[Blok]", code=2)
     assert "strategy.wrap_classes: ['Blok'] are not classes of modules of this model. It has: " in ended.stderr
     assert "Linear (2)" in ended.stderr
 
