@@ -5,6 +5,7 @@ ZeRO++ (Wang et al., 2023), by the library itself.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import Module, Parameter
 
 from runner.config.files import JsonFile
 from runner.errors import Fault
+from runner.model.blocks import class_faults
 from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
 from runner.strategy.deepspeed import library
 from runner.strategy.deepspeed.check import config_faults, offload_faults, run_faults, stage_faults
@@ -113,6 +115,11 @@ class DeepSpeed:
         sources = [of_spec(spec), *self._sources(spec.precision, spec.clip)]
         wrong = list(config_faults(sources))
         yield from wrong or offload_faults(join(sources), spec)
+
+    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+        """The model must have the mixture-of-experts blocks that are named."""
+        if self.moe_leaf_modules:
+            yield partial(class_faults, classes=self.moe_leaf_modules, key="strategy.moe_leaf_modules")
 
     def axes(self, num_ranks: int) -> Axes:
         """One axis, along which state is cut and items too."""

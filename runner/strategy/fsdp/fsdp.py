@@ -14,7 +14,7 @@ from torch.nn import Module, Parameter
 from runner.errors import Fault
 from runner.protocols import Axes, Clip, Loss, Precision, Trainable, World
 from runner.strategy.common.module_trainable import ModuleTrainable
-from runner.strategy.fsdp.units import Units, Wrap, units_of
+from runner.strategy.fsdp.units import Units, Wrap, asks_for_classes, units_of, wrap_faults
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -104,6 +104,11 @@ class FSDP:
         if self.shard_size == 1 and spec.world_size > 1:
             rule = "1 leaves every rank with the whole model: that is strategy=ddp. Use that, or a larger size."
             yield Fault(key="strategy.shard_size", message=rule)
+
+    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+        """The model must have the classes that are to be wrapped."""
+        if asks_for_classes(self.wrap, self.wrap_classes):
+            yield partial(wrap_faults, wrap=self.wrap, classes=self.wrap_classes, key="strategy")
 
     def axes(self, num_ranks: int) -> Axes:
         """One axis of shards; in front of it one of replicas, if the shards take fewer ranks than there are.
