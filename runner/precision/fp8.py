@@ -15,7 +15,7 @@ from runner.errors import Fault, HookError
 from runner.precision.fp8_layers import Filter, lines
 from runner.precision.outputs import return_float32
 from runner.precision.scaling import UNIT
-from runner.protocols import Hardware, Scaler
+from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -122,19 +122,9 @@ class FP8:
             yield Fault(key="precision", message=rule)
 
     @property
-    def param_dtype(self) -> torch.dtype:
-        """bfloat16, as a sharding strategy gathers what is not float8."""
-        return torch.bfloat16
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """float32: an update may be far smaller than its weight."""
-        return torch.float32
-
-    @property
-    def reduce_dtype(self) -> torch.dtype:
-        """float32."""
-        return torch.float32
+    def dtypes(self) -> Dtypes:
+        """As precision=bf16: only layers that are converted compute in float8."""
+        return Dtypes(param=torch.bfloat16, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """torch.autocast to bfloat16 around the float8 layers."""

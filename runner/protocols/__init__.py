@@ -16,7 +16,7 @@ from runner.protocols.launch import Launch, Launcher
 from runner.protocols.mesh import Axes
 from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
 from runner.protocols.part import ChecksModel, Part
-from runner.protocols.precision import Precision, Scaler
+from runner.protocols.precision import Dtypes, Precision, Scaler
 from runner.protocols.state import Progress, State, StoredTensor
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
 from runner.protocols.strategy import Strategy, Trainable
@@ -31,6 +31,7 @@ __all__ = [
     "ChecksModel",
     "Clip",
     "Data",
+    "Dtypes",
     "Hardware",
     "Launch",
     "Launcher",

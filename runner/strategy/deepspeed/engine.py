@@ -44,7 +44,7 @@ def build(
     deepspeed = library.load(world)
     joined = {**_on_this_device(joined, world), **told_of_batches(world.size)}
     is_cut = joined[ZERO + "stage"] == 3
-    dtype = precision.param_dtype
+    dtype = precision.dtypes.param
     alone = library.open_group(world)
     model, made = _make(build_model, joined, dtype=dtype, is_cut=is_cut, zero_init=zero_init, world=world)
     _mark_leaves(model, leaf_modules)

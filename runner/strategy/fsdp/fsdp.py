@@ -191,8 +191,8 @@ class FSDP:
         return ShardingPlan(
             mesh=world.mesh(self.axes(world.size)),
             free_after_forward=self.sharding is What.FULL_SHARD,
-            param_dtype=precision.param_dtype if self.gather is Gather.PRECISION else None,
-            reduce_dtype=precision.reduce_dtype,
+            param_dtype=precision.dtypes.param if self.gather is Gather.PRECISION else None,
+            reduce_dtype=precision.dtypes.reduce,
             offload=CPUOffloadPolicy(pin_memory=self.pin_memory and on_device) if self.offload else OffloadPolicy(),
             unused_parameters=self.unused_parameters,
         )
