@@ -15,6 +15,7 @@ from runner.config.read import read
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
+from runner.model.check import model_faults
 from runner.storage.history import choose
 
 __all__ = ["resume"]
@@ -76,6 +77,7 @@ def _read(changed: Overridden, *, before: RunSpec, allowed: Sequence[str]) -> Ru
         import_roots=stored.import_roots,
         origin=changed.origin,
         known_faults=[*changed.faults, *refused],
+        rules=[model_faults],
     )
 
 

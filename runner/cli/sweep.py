@@ -31,7 +31,7 @@ from runner.compose.recipe import Recipe, search_path
 from runner.config.run_dir import RunDir, claim, claim_named
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
-from runner.launch.fork import can_fork_ranks
+from runner.world.fork import can_fork_ranks
 
 __all__ = ["sweep"]
 

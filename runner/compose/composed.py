@@ -11,6 +11,7 @@ from runner.config.read import read
 from runner.config.run_spec import RunSpec
 from runner.config.store import Composition, StoredSpec, dump_yaml
 from runner.errors import Fault
+from runner.model.check import model_faults
 
 __all__ = ["Composed"]
 
@@ -46,6 +47,7 @@ class Composed:
             import_roots=roots,
             origin=self.origins.origin,
             known_faults=self.faults,
+            rules=[model_faults],
         )
 
     def stored(self) -> StoredSpec:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner.compose.composed import Composed
 from runner.compose.recipe import Recipe
-from runner.launch.fork import can_fork
+from runner.world.fork import can_fork
 
 __all__ = ["compose_in_fork"]
 

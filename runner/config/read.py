@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from runner.config import hooks
 from runner.config.imports import import_from
@@ -27,10 +27,13 @@ from runner.config.run_spec import (
 from runner.errors import Fault, SpecError
 from runner.protocols import Clip
 
-__all__ = ["GROUPS", "MANY_GROUPS", "Origin", "read"]
+__all__ = ["GROUPS", "MANY_GROUPS", "Origin", "Rule", "as_far_as_known", "read"]
 
+T = TypeVar("T")
 Origin = Callable[[str], str]
-"""From a dotted key to where its value came from; empty if nobody knows."""
+"""From a dotted key to where its value came from; empty if that is unknown."""
+Rule = Callable[[RunSpec], Iterable[Fault]]
+"""A rule of a room above this one. Asking the spec for something that could not be built ends it."""
 
 GROUPS: Mapping[str, str | None] = {
     "hardware": None,
@@ -61,8 +64,8 @@ HOOKS = tuple(hooks.POSITIONAL)
 KNOWN = ("name", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
 
 
-class _NotKnown(Exception):
-    """Something that could not be built was asked for; what asks cannot be judged."""
+class _NotKnown(AttributeError):
+    """Something that could not be built was asked for. An AttributeError, so that isinstance of a protocol is False."""
 
 
 class _Unknown:
@@ -102,6 +105,7 @@ def read(
     origin: Origin = no_origin,
     known_faults: Sequence[Fault] = (),
     check: bool = True,
+    rules: Sequence[Rule] = (),
 ) -> RunSpec:
     """Make a RunSpec of plain dicts, lists and scalars.
 
@@ -109,7 +113,8 @@ def read(
         config: composed and resolved, without Hydra's own node.
         import_roots: go ahead of everything else on sys.path from now on.
         known_faults: found while it was composed; raised together with those found here.
-        check: False trusts what was checked before: hooks are not looked up, files not read and parts not asked.
+        check: False trusts an earlier check: hooks are not imported, files not read and no rules applied.
+        rules: further rules, applied after those of sections and parts.
 
     Raises:
         SpecError: holds every fault that can be known.
@@ -135,7 +140,7 @@ def read(
         config=reading.config,
     )
     if check:
-        reading.faults += _checked(spec)
+        reading.faults += _checked(spec, rules)
     if reading.faults:
         raise SpecError(*(_with_origin(fault, origin) for fault in _distinct(reading.faults)))
     return spec
@@ -214,10 +219,10 @@ def _read_files_of(
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
     node = reading.config.get(key, {})
-    if check:
-        reading.faults += hooks.faults_of(node, key=key, import_roots=reading.import_roots)
+    faults = list(hooks.faults_of(node, key=key, import_roots=reading.import_roots)) if check else []
     whole = isinstance(node, Mapping) and TARGET in node
-    reading.take(key, hooks.hook_of(node) if whole else Hook(target=MISSING))
+    hook = hooks.hook_of(node) if whole else Hook(target=MISSING)
+    reading.take(key, None if faults else hook, faults)
 
 
 def _read_batch(reading: _Reading) -> None:
@@ -240,19 +245,21 @@ def _read_batch(reading: _Reading) -> None:
     )
 
 
-def _checked(spec: RunSpec) -> Iterator[Fault]:
-    """Rules across sections, then every part's own."""
-    yield from _as_far_as_known(lambda: run_faults(spec.run))
-    yield from _as_far_as_known(lambda: clip_faults(spec.clip))
+def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
+    """Rules across sections, then every part's own, then further ones."""
+    yield from as_far_as_known(lambda: run_faults(spec.run))
+    yield from as_far_as_known(lambda: clip_faults(spec.clip))
     parts = [vars(spec)[group] for group in GROUPS]
     for group in MANY_GROUPS:
         many = vars(spec)[group]
         parts += [] if many is UNKNOWN else list(many.values())
     for part in parts:
-        yield from _as_far_as_known(lambda part=part: part.check(spec))  # type: ignore[misc]
+        yield from as_far_as_known(lambda part=part: part.check(spec))  # type: ignore[misc]
+    for rule in rules:
+        yield from as_far_as_known(lambda rule=rule: rule(spec))  # type: ignore[misc]
 
 
-def _as_far_as_known(check: Callable[[], Any]) -> Iterator[Fault]:
+def as_far_as_known(check: Callable[[], Iterable[T]]) -> Iterator[T]:
     """What a check yields until it asks for something that could not be built."""
     try:
         yield from check()

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.launch.environment import environment, for_determinism
-from runner.launch.fork import can_fork_ranks
 from runner.launch.supervision import Supervision
+from runner.world.fork import can_fork_ranks
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec

@@ -1,7 +1,7 @@
-"""The repeated blocks of a model: what is sharded, recomputed or compiled as one piece."""
+"""The repeated blocks of a model: what is sharded, recomputed or compiled as one unit."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch.nn import Module
@@ -11,13 +11,13 @@ from runner.errors import Fault, SpecError
 
 @runtime_checkable
 class NamesItsBlocks(Protocol):
-    """A model that says which of its classes must stay in one piece, as transformers' do."""
+    """A model that names the classes of modules that must not be split, as those of transformers do."""
 
     _no_split_modules: Collection[str] | None
 
 
 def own_classes(model: Module) -> list[str]:
-    """The block classes that the model itself, or a model inside it, names in `_no_split_modules`, and that it has."""
+    """The classes that the model, or a model inside it, names in `_no_split_modules` and has modules of."""
     named: set[str] = set()
     for module in model.modules():
         if isinstance(module, NamesItsBlocks):
@@ -25,22 +25,41 @@ def own_classes(model: Module) -> list[str]:
     return sorted(named & {type(module).__name__ for module in model.modules()})
 
 
-def blocks_of(model: Module, classes: Sequence[str], *, key: str) -> list[Module]:
-    """The modules of these classes, parents before children.
+def class_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator[Fault]:
+    """A fault if the model has no module of some class; it lists the classes that there are.
 
     Args:
         classes: names as `type(module).__name__` gives them.
-        key: where the names were said, for the fault.
+        key: where the names are given.
+    """
+    present = Counter(type(module).__name__ for module in model.modules())
+    absent = [name for name in classes if name not in present]
+    if absent:
+        names = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in present.most_common())
+        rule = f"{absent} are not classes of modules of this model. It has: {names}."
+        yield Fault(key=key, message=rule)
+
+
+def block_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator[Fault]:
+    """A fault if `named_blocks` cannot find blocks."""
+    if classes:
+        yield from class_faults(model, classes, key=key)
+    elif not own_classes(model):
+        present = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
+        rule = (
+            f"which modules are blocks? The model has no _no_split_modules. Give the names of classes, of: {present}."
+        )
+        yield Fault(key=key, message=rule)
+
+
+def blocks_of(model: Module, classes: Sequence[str], *, key: str) -> list[Module]:
+    """The modules of these classes, parents before children.
 
     Raises:
-        SpecError: the model has no module of some class; lists the classes that it has.
+        SpecError: the model has no module of some class.
     """
-    there = Counter(type(module).__name__ for module in model.modules())
-    absent = [name for name in classes if name not in there]
-    if absent:
-        listed = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in there.most_common())
-        rule = f"{absent} are not classes of modules of this model. It has: {listed}."
-        raise SpecError(Fault(key=key, message=rule))
+    if faults := list(class_faults(model, classes, key=key)):
+        raise SpecError(*faults)
     return [module for module in model.modules() if type(module).__name__ in classes]
 
 
@@ -48,18 +67,19 @@ def named_blocks(model: Module, classes: Sequence[str], *, key: str) -> list[Mod
     """The outermost modules of these classes, or of those that the model names itself if none are given.
 
     Raises:
-        SpecError: a class is not there, or nobody names any.
+        SpecError: the model has no module of some class, or no classes are named.
     """
-    wanted = list(classes) or own_classes(model)
-    if not wanted:
-        there = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
-        rule = f"which modules are blocks? The model has no _no_split_modules; name its classes, of: {there}."
-        raise SpecError(Fault(key=key, message=rule))
-    return outermost(blocks_of(model, wanted, key=key))
+    if faults := list(block_faults(model, classes, key=key)):
+        raise SpecError(*faults)
+    return outermost(blocks_of(model, list(classes) or own_classes(model), key=key))
 
 
 def outermost(modules: Iterable[Module]) -> list[Module]:
-    """Those that lie in no other of them; parents must come before children."""
+    """Those that are inside no other of them.
+
+    Args:
+        modules: parents before children.
+    """
     inside: set[Module] = set()
     found = []
     for module in modules:

@@ -1,15 +1,15 @@
 """Any optimizer class with torch's interface, named by `_target_`: it takes parameter groups and keyword arguments."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from runner.errors import Fault
-from runner.optimizer.groups import check_patterns, parameter_groups
+from runner.optimizer.groups import check_patterns, group_checks, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class ForeignOptimizer:
         if scales_lr and not isinstance(defaults.get("lr"), int | float):
             rule = f"{self.target} has no lr to multiply. Set lr, or remove scale_lr and lr_factor from the groups."
             yield Fault(key="optimizer", message=rule)
+
+    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+        """Each group must take a parameter."""
+        return group_checks(self.groups)
 
     def build(self, named_parameters: Iterable[tuple[str, Parameter]], *, items: int) -> torch.optim.Optimizer:
         """Builds the optimizer over the parameters that require a gradient."""

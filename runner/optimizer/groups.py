@@ -1,10 +1,10 @@
 """Parameter groups: learning rates and weight decay per parameter, selected by patterns on parameter names."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from runner.errors import Fault, ModelError, SpecError
 
@@ -35,6 +35,17 @@ def check_patterns(no_decay: Sequence[str], groups: Sequence[Mapping[str, Any]])
                 raise ValueError(f"groups={dict(group)}: {key} must be a number ≥ 0.")
 
 
+def group_checks(groups: Sequence[Mapping[str, Any]]) -> Iterator[Callable[[Module], Iterable[Fault]]]:
+    """The `model_checks` of every optimizer part: each group must take a parameter."""
+
+    def check(model: Module) -> Iterator[Fault]:
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return _group_faults(trained, groups)
+
+    if groups:
+        yield check
+
+
 def parameter_groups(
     named_parameters: Iterable[tuple[str, Parameter]],
     *,
@@ -57,12 +68,12 @@ def parameter_groups(
     trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     if not trainable:
         raise ModelError("the model has no parameter that requires a gradient: there is nothing to train.")
+    if faults := list(_group_faults(trainable, groups)):
+        raise SpecError(*faults)
     rest = trainable
     matched_groups: list[dict[str, Any]] = []
     for group in groups:
         matched = [named for named in rest if re.search(group["match"], named[0])]
-        if not matched:
-            raise SpecError(_no_match(group["match"], trainable))
         rest = [named for named in rest if not re.search(group["match"], named[0])]
         matched_groups += _split(matched, [] if "weight_decay" in group else no_decay, _options(group, lr))
     return _split(rest, no_decay, {}) + matched_groups
@@ -85,6 +96,16 @@ def _options(group: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
     if "weight_decay" in group:
         options["weight_decay"] = float(group["weight_decay"])
     return options
+
+
+def _group_faults(trainable: NamedParameters, groups: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+    """Groups that match no parameter."""
+    rest = trainable
+    for group in groups:
+        left = [named for named in rest if not re.search(group["match"], named[0])]
+        if len(left) == len(rest):
+            yield _no_match(group["match"], trainable)
+        rest = left
 
 
 def _no_match(pattern: str, trainable: NamedParameters) -> Fault:

@@ -1,14 +1,14 @@
 """Stochastic gradient descent: torch.optim's implementation."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from runner.errors import Fault
-from runner.optimizer.groups import check_patterns, parameter_groups
+from runner.optimizer.groups import check_patterns, group_checks, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class SGD:
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Yields nothing: works with every other part."""
         return ()
+
+    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+        """Each group must take a parameter."""
+        return group_checks(self.groups)
 
     def build(self, named_parameters: Iterable[tuple[str, Parameter]], *, items: int) -> torch.optim.Optimizer:
         """Builds the optimizer over the parameters that require a gradient."""

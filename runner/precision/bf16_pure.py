@@ -12,7 +12,7 @@ from torch.nn import Module
 from runner.errors import Fault
 from runner.precision.casting import cast_floating, cast_outputs_to_float32
 from runner.precision.scaling import UNIT
-from runner.protocols import Hardware, Scaler
+from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -39,19 +39,9 @@ class BF16Pure:
             yield Fault(key="precision", message=rule)
 
     @property
-    def param_dtype(self) -> torch.dtype:
-        """bfloat16, as the weights are stored."""
-        return torch.bfloat16
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """bfloat16: updates below 1/256 of a weight are lost."""
-        return torch.bfloat16
-
-    @property
-    def reduce_dtype(self) -> torch.dtype:
-        """float32: sums over many ranks lose too much in eight bits of mantissa."""
-        return torch.float32
+    def dtypes(self) -> Dtypes:
+        """bfloat16 weights lose updates below 1/256 of a weight. Sums over ranks are float32."""
+        return Dtypes(param=torch.bfloat16, weight=torch.bfloat16, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Returns a torch.autocast to bfloat16 that is re-entered for each forward."""

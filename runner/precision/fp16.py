@@ -11,7 +11,7 @@ from torch.nn import Module
 from runner.errors import Fault
 from runner.precision.casting import cast_outputs_to_float32
 from runner.precision.scaling import UNIT, Growth, LossScaler
-from runner.protocols import Hardware, Scaler
+from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -63,19 +63,9 @@ class FP16:
             yield Fault(key="precision", message=rule)
 
     @property
-    def param_dtype(self) -> torch.dtype:
-        """float16, as a sharding strategy gathers the weights."""
-        return torch.float16
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """float32: an update may be far smaller than its weight."""
-        return torch.float32
-
-    @property
-    def reduce_dtype(self) -> torch.dtype:
-        """float32: a sum over many ranks overflows where its terms do not."""
-        return torch.float32
+    def dtypes(self) -> Dtypes:
+        """float32 where values accumulate: an update may be far smaller than its weight, a sum may overflow."""
+        return Dtypes(param=torch.float16, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Returns a torch.autocast to float16 that is re-entered for each forward."""

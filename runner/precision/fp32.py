@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from runner.errors import Fault
 from runner.precision.scaling import UNIT
-from runner.protocols import Hardware, Scaler
+from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -26,19 +26,9 @@ class FP32:
         return ()
 
     @property
-    def param_dtype(self) -> torch.dtype:
-        """float32."""
-        return torch.float32
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """float32."""
-        return torch.float32
-
-    @property
-    def reduce_dtype(self) -> torch.dtype:
-        """float32."""
-        return torch.float32
+    def dtypes(self) -> Dtypes:
+        """float32 throughout."""
+        return Dtypes(param=torch.float32, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Returns a null context, in which nothing is cast."""

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -15,7 +15,7 @@ from runner.errors import Fault, ModelError
 from runner.precision.casting import cast_outputs_to_float32
 from runner.precision.fp8_layers import Filter, describe
 from runner.precision.scaling import UNIT
-from runner.protocols import Hardware, Scaler
+from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -122,19 +122,9 @@ class FP8:
             yield Fault(key="precision", message=rule)
 
     @property
-    def param_dtype(self) -> torch.dtype:
-        """bfloat16, as a sharding strategy gathers what is not float8."""
-        return torch.bfloat16
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """float32: an update may be far smaller than its weight."""
-        return torch.float32
-
-    @property
-    def reduce_dtype(self) -> torch.dtype:
-        """float32."""
-        return torch.float32
+    def dtypes(self) -> Dtypes:
+        """As precision=bf16: only layers that are converted compute in float8."""
+        return Dtypes(param=torch.bfloat16, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Returns a torch.autocast to bfloat16 for everything but the float8 layers."""
@@ -143,6 +133,17 @@ class FP8:
     def scaler(self) -> Scaler:
         """Returns the unit scaler: each float8 matrix has a scale of its own."""
         return UNIT
+
+    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+        """Some layer must be converted."""
+        yield self._layer_faults
+
+    def _layer_faults(self, model: Module) -> Iterator[Fault]:
+        choices = self._filter.choose(model)
+        if all(layer.skip_reason for layer in choices):
+            layers = "\n".join(describe(choices))
+            rule = "precision=fp8 would convert no layer of this model. Use precision=bf16, or relax the filter:"
+            yield Fault(key="precision", message=f"{rule}\n{layers}")
 
     def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
         """Lists which layers are converted and why the others are not."""
@@ -156,12 +157,8 @@ class FP8:
         """
         choices = self._filter.choose(model)
         chosen = {layer.name for layer in choices if not layer.skip_reason}
-        if not chosen:
-            layers = "\n".join(describe(choices))
-            raise ModelError(
-                f"precision=fp8 would convert no layer of this model. Use precision=bf16, or relax the filter:\n"
-                f"{layers}"
-            )
+        if faults := list(self._layer_faults(model)):
+            raise ModelError(faults[0].message)
         emulate = not hardware.has_dtype(torch.float8_e4m3fn) if self.emulate is None else self.emulate
         if emulate:
             logger.info("float8 is emulated: the results are those of float8 hardware, but slower than bfloat16")

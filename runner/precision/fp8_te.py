@@ -15,7 +15,7 @@ from runner.errors import Fault
 from runner.precision.casting import cast_outputs_to_float32
 from runner.precision.fp8_layers import Filter, describe
 from runner.precision.scaling import UNIT
-from runner.protocols import Hardware, Scaler
+from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -96,19 +96,9 @@ class FP8TransformerEngine:
             yield Fault(key="precision", message=rule)
 
     @property
-    def param_dtype(self) -> torch.dtype:
-        """bfloat16, as a sharding strategy gathers the weights."""
-        return torch.bfloat16
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """float32: an update may be far smaller than its weight."""
-        return torch.float32
-
-    @property
-    def reduce_dtype(self) -> torch.dtype:
-        """float32."""
-        return torch.float32
+    def dtypes(self) -> Dtypes:
+        """As precision=bf16: only layers that are converted compute in float8."""
+        return Dtypes(param=torch.bfloat16, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Returns a context that autocasts to bfloat16 and, inside TransformerEngine's layers, to float8."""

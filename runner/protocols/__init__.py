@@ -38,8 +38,8 @@ from runner.protocols.media import Image, Table
 from runner.protocols.mesh import Axes, Axis
 from runner.protocols.metric import Meter, Metric
 from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
-from runner.protocols.part import Part
-from runner.protocols.precision import Precision, Scaler
+from runner.protocols.part import ChecksModel, Part
+from runner.protocols.precision import Dtypes, Precision, Scaler
 from runner.protocols.run import Outcome, Run, Trackers
 from runner.protocols.state import Progress, SavedState, State, Stateful, StoredTensor
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
@@ -70,8 +70,10 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "Checkpointer",
+    "ChecksModel",
     "Clip",
     "Data",
+    "Dtypes",
     "Hardware",
     "HasHandle",
     "HoldsTensors",

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from runner.protocols.hardware import Hardware
 from runner.protocols.part import Part
@@ -48,22 +49,25 @@ class Scaler(Stateful, Protocol):
         ...
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Dtypes:
+    """The types in which a precision holds and exchanges numbers."""
+
+    param: "torch.dtype"
+    """Of the weights as the forward sees them under a sharding strategy."""
+    weight: "torch.dtype"
+    """Of the weights that the optimizer updates, and of the state that it keeps for them."""
+    reduce: "torch.dtype"
+    """Of gradients while a sharding strategy sums them over ranks."""
+
+
 class Precision(Part, Protocol):
-    """In which types a model computes."""
+    """The types in which a model computes."""
 
     @property
-    def param_dtype(self) -> "torch.dtype":
-        """Of the weights as the forward sees them under a sharding strategy."""
-        ...
-
-    @property
-    def weight_dtype(self) -> "torch.dtype":
-        """Of the weights that the optimizer updates, and of what it keeps of them."""
-        ...
-
-    @property
-    def reduce_dtype(self) -> "torch.dtype":
-        """Of gradients while they are summed over ranks by a sharding strategy."""
+    def dtypes(self) -> Dtypes:
+        """The types of weights and of gradients on their way."""
         ...
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.launch import in_process, multi_process
-from runner.launch.fork import can_fork
 from runner.launch.local import Local
+from runner.world.fork import can_fork
 
 WORKER = "toy"
 

@@ -98,7 +98,7 @@ def test_a_hook_gets_float32_from_the_model_under_autocast(precision):
     precision(float32_outputs=False).convert(narrow, CPU())
     with precision().autocast("cpu"):
         assert model(torch.ones(1, 2)).dtype == torch.float32
-        assert narrow(torch.ones(1, 2)).dtype == precision().param_dtype
+        assert narrow(torch.ones(1, 2)).dtype == precision().dtypes.param
     with precision(enabled=False).autocast("cpu"):
         assert narrow(torch.ones(1, 2)).dtype == torch.float32
 

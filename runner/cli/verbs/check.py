@@ -13,8 +13,6 @@ from runner.cli.help import OVERRIDES
 from runner.compose.recipe import find
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from runner.config.run_spec import RunSpec
 
 USAGE = "RECIPE [OVERRIDE ...]"
@@ -64,19 +62,10 @@ def _summary(spec: "RunSpec", *, choices: dict[str, object]) -> str:
 
 
 def _plan(spec: "RunSpec") -> Iterator[str]:
-    """What the precision will do to the model's layers, if it chooses among them."""
+    """What the precision does to the model's layers, if it chooses among them."""
+    from runner.model.outline import NoOutline, build_outline
+
     try:
-        yield from spec.precision.plan(lambda: _outline(spec))
-    except (RuntimeError, NotImplementedError) as error:  # what torch raises where values are asked for that meta lacks
+        yield from spec.precision.plan(lambda: build_outline(spec))
+    except NoOutline as error:
         yield f"layers: the model cannot be built without values ({error}); the run's log will say which are converted"
-
-
-def _outline(spec: "RunSpec") -> "Module":
-    """The model without values, on torch's meta device: no memory, no device."""
-    import torch
-
-    from runner.config.hooks import resolve
-
-    with torch.device("meta"):
-        model: Module = resolve(spec.model, spec.import_roots)()
-    return model

@@ -91,8 +91,8 @@ def offload_faults(joined: Mapping[str, Any], spec: "RunSpec") -> Iterator[Fault
     if optimizer != "none" and spec.clip.value is not None:
         rule = f"{spec.clip.value} clips each element, which DeepSpeed does not where the optimizer is offloaded."
         yield Fault(key="clip.value", message=rule + " Use clip.norm, or strategy.offload_optimizer=none.")
-    if optimizer != "none" and spec.precision.weight_dtype != torch.float32:
-        narrow = str(spec.precision.weight_dtype).removeprefix("torch.")
+    if optimizer != "none" and spec.precision.dtypes.weight != torch.float32:
+        narrow = str(spec.precision.dtypes.weight).removeprefix("torch.")
         rule = f"{optimizer}: what is stepped on the host is kept in float32, but this precision keeps it in {narrow}."
         yield Fault(key="strategy.offload_optimizer", message=rule + " Use precision=bf16, or none.")
     for name, section, device in zip(("optimizer", "param"), OFFLOAD, (optimizer, param), strict=True):

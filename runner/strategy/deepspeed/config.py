@@ -74,7 +74,7 @@ def of_user(section: Mapping[str, Any], knob: str) -> dict[str, Entry]:
 
 def of_run(precision: Precision, clip: Clip) -> dict[str, Entry]:
     """What follows from the run and cannot be chosen again."""
-    seen, kept = precision.param_dtype, precision.weight_dtype
+    seen, kept = precision.dtypes.param, precision.dtypes.weight
     values = {
         "bf16.enabled": seen == torch.bfloat16,
         "bf16.bf16_master_weights_and_grads": kept == torch.bfloat16,
@@ -83,8 +83,8 @@ def of_run(precision: Precision, clip: Clip) -> dict[str, Entry]:
         "fp16.fp16_master_weights_and_grads": kept == torch.float16,
         "torch_autocast.enabled": False,
         # Rounds add up as the weights are kept, as they do in torch's .grad of such weights.
-        "data_types.grad_accum_dtype": NAMES[precision.reduce_dtype if kept == torch.float32 else kept],
-        "communication_data_type": NAMES[precision.reduce_dtype],
+        "data_types.grad_accum_dtype": NAMES[precision.dtypes.reduce if kept == torch.float32 else kept],
+        "communication_data_type": NAMES[precision.dtypes.reduce],
     }
     entries = {key: Entry(value, "precision") for key, value in values.items()}
     return {"gradient_clipping": Entry(clip.norm or 0.0, "clip.norm"), **entries}

@@ -2,13 +2,15 @@
 ZeRO++ (Wang et al., 2023), by the library itself.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from runner.config.files import JsonFile
 from runner.errors import Fault
+from runner.model.blocks import class_faults
 from runner.protocols import Axes, Axis, Builder, Clip, Placed, Precision, Trainable, World
 from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.deepspeed import library
@@ -27,6 +29,8 @@ from runner.strategy.deepspeed.config import (
 from runner.strategy.deepspeed.engine import Settings, place, prepare
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from runner.config.run_spec import RunSpec
 
 
@@ -110,6 +114,11 @@ class DeepSpeed:
         sources = [of_spec(spec), *self._sources(spec.precision, spec.clip)]
         wrong = list(config_faults(sources))
         yield from wrong or offload_faults(join(sources), spec)
+
+    def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
+        """The model must have the mixture-of-experts blocks that are named."""
+        if self.moe_leaf_modules:
+            yield partial(class_faults, classes=self.moe_leaf_modules, key="strategy.moe_leaf_modules")
 
     def axes(self, num_ranks: int) -> Axes:
         """One axis, along which both state and items are split."""

@@ -98,7 +98,7 @@ def prepare(settings: Settings, builder: Builder, world: World) -> ZeroTrainable
 def _make(settings: Settings, builder: Builder, world: World) -> _Made:
     """Build the model, partitioned if the stage does that, and complete the configuration with its sizes."""
     joined = {**_on_this_device(settings.joined, world), **told_of_batches(world.size)}
-    dtype = builder.precision.param_dtype
+    dtype = builder.precision.dtypes.param
     if settings.is_cut:
         config = nested(without_shape(joined))
         build = builder.build_whole_model

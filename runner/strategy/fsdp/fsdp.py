@@ -13,7 +13,7 @@ from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Precision, Trainable, World
 from runner.strategy.common.module_trainable import ModuleTrainable
 from runner.strategy.common.placed_module import PlacedModule
-from runner.strategy.fsdp.units import Units, Wrap, units_of
+from runner.strategy.fsdp.units import Units, Wrap, asks_for_classes, units_of, wrap_faults
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -105,6 +105,11 @@ class FSDP:
             rule = "1 leaves every rank with the whole model: that is strategy=ddp. Use that, or a larger size."
             yield Fault(key="strategy.shard_size", message=rule)
 
+    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+        """The model must have the classes that are to be wrapped."""
+        if asks_for_classes(self.wrap, self.wrap_classes):
+            yield partial(wrap_faults, wrap=self.wrap, classes=self.wrap_classes, key="strategy")
+
     def axes(self, num_ranks: int) -> Axes:
         """One axis of shards; in front of it one of replicas, if the shards take fewer ranks than there are.
 
@@ -172,8 +177,8 @@ class FSDP:
         return ShardingPlan(
             mesh=world.mesh(),
             free_after_forward=self.sharding is What.FULL_SHARD,
-            param_dtype=precision.param_dtype if self.gather is Gather.PRECISION else None,
-            reduce_dtype=precision.reduce_dtype,
+            param_dtype=precision.dtypes.param if self.gather is Gather.PRECISION else None,
+            reduce_dtype=precision.dtypes.reduce,
             offload=CPUOffloadPolicy(pin_memory=self.pin_memory and on_device) if self.offload else OffloadPolicy(),
             unused_parameters=self.unused_parameters,
         )

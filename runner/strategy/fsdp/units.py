@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch.nn import Module, ModuleDict, ModuleList, MultiheadAttention, Parameter, ParameterDict, ParameterList
 
 from runner.errors import Fault, SpecError
-from runner.model.blocks import blocks_of, own_classes
+from runner.model.blocks import blocks_of, class_faults, own_classes
 
 # A container has no forward of its own, so that nothing would gather its parameters; attention reads those of its
 # output projection without calling it. As torch.distributed.fsdp.wrap.size_based_auto_wrap_policy has it.
@@ -43,10 +43,26 @@ def units_of(model: Module, *, wrap: Wrap, classes: Sequence[str], min_params: i
     """Divide a model.
 
     Raises:
-        SpecError: a class that the model does not have.
+        SpecError: the model does not have the classes that units are found by.
     """
+    if faults := list(wrap_faults(model, wrap=wrap, classes=classes, key=key)):
+        raise SpecError(*faults)
     modules = list(_chosen(model, wrap=wrap, classes=classes, min_params=min_params, key=key))
     return _with_shared_kept_together(model, [module for module in modules if module is not model])
+
+
+def asks_for_classes(wrap: Wrap, classes: Sequence[str]) -> bool:
+    """Whether `wrap_faults` depends on the model."""
+    return wrap in (Wrap.CLASSES, Wrap.NO_SPLIT) or (wrap is Wrap.AUTO and bool(classes))
+
+
+def wrap_faults(model: Module, *, wrap: Wrap, classes: Sequence[str], key: str) -> Iterator[Fault]:
+    """Classes that units are found by and that the model does not have."""
+    if wrap is Wrap.CLASSES or (wrap is Wrap.AUTO and classes):
+        yield from class_faults(model, classes, key=f"{key}.wrap_classes")
+    elif wrap is Wrap.NO_SPLIT and not own_classes(model):
+        rule = "no_split, but the model names no classes of its own in _no_split_modules. Use classes, size or none."
+        yield Fault(key=f"{key}.wrap", message=rule)
 
 
 def _chosen(model: Module, *, wrap: Wrap, classes: Sequence[str], min_params: int, key: str) -> Sequence[Module]:
@@ -59,11 +75,7 @@ def _chosen(model: Module, *, wrap: Wrap, classes: Sequence[str], min_params: in
         return [module for module in model.modules() if module in large]
     if wrap is Wrap.CLASSES or (wrap is Wrap.AUTO and classes):
         return blocks_of(model, classes, key=f"{key}.wrap_classes")
-    named = own_classes(model)
-    if wrap is Wrap.NO_SPLIT and not named:
-        rule = "no_split, but the model names no classes of its own in _no_split_modules. Use classes, size or none."
-        raise SpecError(Fault(key=f"{key}.wrap", message=rule))
-    return blocks_of(model, named, key=f"{key}.wrap")
+    return blocks_of(model, own_classes(model), key=f"{key}.wrap")
 
 
 def _grow(module: Module, min_params: int, large: set[Module], *, seen: set[Parameter]) -> int:

@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import sys, threading
 from types import SimpleNamespace
-from runner.launch.fork import can_fork, can_fork_ranks
+from runner.world.fork import can_fork, can_fork_ranks
 
 print(can_fork(), can_fork_ranks(SimpleNamespace(can_fork=True)), can_fork_ranks(SimpleNamespace(can_fork=False)))
 assert "torch" not in sys.modules

@@ -1,0 +1,130 @@
+"""Rules about the model and its compiler that can be checked before launch.
+
+What cannot be decided without values is left to the workers, which raise the same faults.
+"""
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, final
+
+from runner.config.read import as_far_as_known
+from runner.config.run_spec import Compiled, Recompute, RunSpec
+from runner.errors import Fault
+from runner.model.outline import NoOutline, build_outline
+from runner.protocols import ChecksModel
+from runner.world.fork import can_fork
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+__all__ = ["model_faults"]
+
+
+@final
+class _Outline:
+    """The model of a spec on the meta device, built when it is first needed."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._built: dict[bool, Module | None] = {}
+
+    def check(self, check: "Callable[[Module], Iterable[Fault]]") -> list[Fault]:
+        """What a check finds; nothing if the model cannot be built without values."""
+        model = self.build()
+        faults = [] if model is None else list(check(model))
+        if not faults:
+            return []
+        # The precision may replace layers by layers of other classes, and a recipe may name those.
+        converted = self.build(converted=True)
+        return faults if converted is None else list(check(converted))
+
+    def build(self, *, converted: bool = False) -> "Module | None":
+        """The model, perhaps as the precision converts it; None if it cannot be built."""
+        if converted not in self._built:
+            try:
+                self._built[converted] = build_outline(self._spec, converted=converted)
+            except NoOutline:
+                self._built[converted] = None
+        return self._built[converted]
+
+
+Check = Callable[[_Outline], Iterable[Fault]]
+
+
+def model_faults(spec: RunSpec) -> list[Fault]:
+    """A rule for `config.read.read`: what the compiler, the blocks and the parts ask of the model, if they ask.
+
+    The model hook is called at most once, in a fork of this process where that is safe: whatever else it does there,
+    such as registering names or starting threads, does not reach the run.
+    """
+    gather = (_compiler_checks, _block_checks, _part_checks)
+    checks = [check for found in gather for check in as_far_as_known(partial(found, spec))]
+    if not checks:
+        return []
+    outline = _Outline(spec)
+    return _in_fork(lambda: [fault for check in checks for fault in check(outline)])
+
+
+def _compiler_checks(spec: RunSpec) -> Iterator[Check]:
+    if spec.compile.what is Compiled.NONE:
+        return
+
+    def check(outline: _Outline) -> list[Fault]:
+        from runner.model.compiling import compiler_faults
+
+        faults = list(compiler_faults(spec.compile))
+        if faults and outline.build() is not None:  # the hook may register a backend
+            faults = list(compiler_faults(spec.compile))
+        return faults
+
+    yield check
+
+
+def _block_checks(spec: RunSpec) -> Iterator[Check]:
+    if spec.activation_checkpointing.what is Recompute.NONE and spec.compile.what is not Compiled.BLOCKS:
+        return
+    classes = spec.blocks.classes
+
+    def check(outline: _Outline) -> list[Fault]:
+        from runner.model.blocks import block_faults
+
+        return outline.check(partial(block_faults, classes=classes, key="blocks.classes"))
+
+    yield check
+
+
+def _part_checks(spec: RunSpec) -> Iterator[Check]:
+    single = (spec.strategy, spec.precision, spec.optimizer, spec.schedule, spec.checkpoint)
+    for part in (*single, *spec.tracker.values(), *spec.callback.values()):
+        if isinstance(part, ChecksModel):
+            for rule in part.model_checks(spec):
+                yield lambda outline, rule=rule: outline.check(rule)  # type: ignore[misc]
+
+
+def _in_fork(find: Callable[[], list[Fault]]) -> list[Fault]:
+    """What `find` returns in a fork; nothing if the fork dies. Where forking is not safe, called here."""
+    if not can_fork():
+        return find()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def send() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sender.send(find())
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = context.Process(target=send)
+    process.start()
+    sender.close()
+    try:
+        faults: list[Fault] = receiver.recv()
+        process.join()
+    except EOFError:  # it died: what it would have found is left to the workers
+        return []
+    finally:
+        process.kill()
+    return faults
