@@ -20,21 +20,22 @@ def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World) -> d
     """What all meters measure on all evaluation sets; the same on every rank. Collective.
 
     Args:
-        world: the ranks that read different items.
+        world: all ranks of the run.
 
     Returns:
         Named eval/<metric>, or eval/<set>/<metric> if the sets are named.
     """
     # A device without float64 would round the sums: there the host reads every number as it comes.
     on_device = spec.hardware.has_dtype(torch.float64)
+    readers, summands = world.along(*world.axes.data), world.along(*world.axes.loss)
     options = loader_options(spec, data, world)
     values: dict[str, float] = {}
     for prefix, dataset in eval_sets(data).items():
         meters: dict[str, Meter] = {"": LossMeans(on_device=on_device)}
         meters |= {name: metric.build(on_device=on_device) for name, metric in spec.metric.items()}
-        _update(meters.values(), trainable, _micro_batches(dataset, prefix, options, spec, world))
+        _update(meters.values(), trainable, _micro_batches(dataset, prefix, options, spec, readers))
         for meter in meters.values():
-            meter.merge(world)
+            meter.merge(summands)
         values |= {f"{prefix}/{name}": value for name, value in _computed(meters).items()}
     return values
 

@@ -99,7 +99,7 @@ def _evaluate(session: Session) -> str:
         return ""
     training = session.training
     with training.listeners.around_eval(session):
-        metrics = evaluate(training.trainable, session.data, session.spec, session.loss_world)
+        metrics = evaluate(training.trainable, session.data, session.spec, session.world)
     session.record(metrics)
     session.console.evaluated(training.step, metrics)
     verdict = training.listeners.evaluated(session, metrics)

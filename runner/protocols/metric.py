@@ -19,7 +19,7 @@ class Meter(Protocol):
         """Combine with the meters of the other ranks, once, after the last update. Collective.
 
         Args:
-            world: the ranks that evaluated different items.
+            world: the ranks over which losses are summed: those that evaluated different items, or parts of the same.
         """
         ...
 

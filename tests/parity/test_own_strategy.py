@@ -76,3 +76,38 @@ def test_its_keys_are_checked_like_those_of_any_option(runner):
     ended = runner("check", "points", *ONCE, "strategy.sync_bufers=true", code=2)
     assert "strategy.sync_bufers" in ended.stderr + ended.stdout
     assert "sync_buffers" in ended.stderr + ended.stdout
+
+
+WIDE = ["strategy=wide", 'strategy.colwise=["0"]', 'strategy.rowwise=["3"]', "hardware=cpu", "hardware.oversubscribe=true"]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("loss", ["compute_loss", "mean_loss"])
+def test_a_tensor_axis_counts_each_item_once(runner, loss, ranks):
+    """Two ranks hold one model; four are two replicas of that, which read different items. Dropout would differ."""
+    common = ["train", "points", f"loss._target_=user_hooks.points.{loss}", "model.dropout=0", "clip.norm=0.3"]
+    common += [f"run.steps={STEPS}", "eval.every_steps=3", "batch.micro_items=3"]
+    alone, wide = runner(*common), runner(*common, *WIDE, f"hardware.processes={ranks}")
+    close(wide, alone)
+    for one, many in zip(alone.metrics(), wide.metrics(), strict=True):
+        assert many == pytest.approx(one, rel=1e-5)
+
+
+def test_the_peers_of_a_tensor_axis_draw_the_same_dropout(runner):
+    """The layer between the split ones drops the same rows on both, or their sums would belong to different inputs."""
+    common = ["train", "points", "model.dropout=0.5", f"run.steps={STEPS}", *WIDE, "hardware.processes=2"]
+    first, second = runner(*common), runner(*common)
+    assert first.metrics() == second.metrics()
+
+
+@pytest.mark.parametrize(("first", "then"), [(WIDE, ["strategy=ddp"]), (["strategy=ddp"], WIDE)])
+def test_a_split_models_checkpoint_resumes_under_ddp_and_the_other_way_round(runner, first, then):
+    common = ["train", "points", "model.dropout=0", f"run.steps={STEPS}", *first, "hardware.processes=2"]
+    expected = runner(*common)
+    stopped = runner(*common, f"run.stop_at_step={STOPPED_AT}")
+    close(runner("resume", str(stopped.run_dir.path), *then, "hardware.processes=2"), expected)
+
+
+def test_ranks_that_do_not_divide_are_a_fault_before_launch(runner):
+    ended = runner("check", "points", *WIDE, "strategy.tensor=3", "hardware.processes=2", code=2)
+    assert "strategy.tensor=3 does not divide the 2 ranks" in ended.stdout + ended.stderr
