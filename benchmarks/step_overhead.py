@@ -28,8 +28,8 @@ from runner.compose.compose import compose
 from runner.compose.recipe import find
 from runner.config.run_dir import RunDir
 from runner.data.order import permutation
-from runner.engine.build import build, open_records
 from runner.engine.loop import train
+from runner.engine.session import open_session
 from runner.world.solo import SoloWorld
 from runner.world.stop import StopRequest
 
@@ -53,15 +53,13 @@ def engine(overrides: list[str], directory: Path) -> tuple[float, float]:
     spec = compose(find(str(RECIPE)), [*overrides, f"run.steps={STEPS}", f"log.every_steps={LOG_EVERY}"]).read()
     run_dir = RunDir(directory)
     log.setup(run_dir.rank_log(0), rank=0, console=True)
-    session = build(spec, run_dir, SoloWorld(torch.device("cpu")), StopRequest())
-    open_records(session)
     with open(directory / "terminal", "w") as terminal, contextlib.redirect_stderr(terminal):
-        began = time.process_time()
-        train(session)
-        session.close()
-        taken = time.process_time() - began
+        with open_session(spec, run_dir, SoloWorld(torch.device("cpu")), StopRequest()) as session:
+            began = time.process_time()
+            session.outcome = train(session)
+        taken = time.process_time() - began  # trackers are closed by then
     log.close()
-    return taken, session.metrics["train/loss"]
+    return taken, session.training.metrics["train/loss"]
 
 
 def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901  one loop, as one would write it

@@ -29,8 +29,9 @@ from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.data.order import Shuffled
 from runner.data.steps import RankSteps
-from runner.engine.build import build
+from runner.engine.session import open_session
 from runner.protocols import World
+from runner.protocols.state import MODEL
 from runner.world.group import open_world
 from runner.world.stop import StopRequest
 
@@ -58,15 +59,15 @@ def spec_of(*, each: bool) -> RunSpec:
     return compose(find(str(RECIPE)), [f"{key}={value}" for key, value in overrides.items()]).read()
 
 
-def engine(spec: RunSpec, world: World, directory: Path) -> Loop:
-    """As the runner does it."""
-    session = build(spec, RunDir(directory), world, StopRequest())
-    steps = iter(session.source)
+def engine(spec: RunSpec, world: World, directory: Path, stack: contextlib.ExitStack) -> Loop:
+    """As the runner does it, until the stack is closed."""
+    session = stack.enter_context(open_session(spec, RunDir(directory), world, StopRequest()))
+    steps = iter(session.training.source)
 
     def step() -> None:
         session.take_step(next(steps), measure=False)
 
-    return step, list(session.trainable.model.parameters())
+    return step, list(session.trainable.models[MODEL].parameters())
 
 
 def by_hand(*, each: bool, world: World) -> Loop:
@@ -108,10 +109,12 @@ def rank(number: int, port: int, directory: str) -> None:
     run_dir = RunDir(Path(directory))
     log.setup(run_dir.rank_log(number), rank=number, console=False)
     specs = {each: spec_of(each=each) for each in (True, False)}
-    world = open_world(specs[True].hardware, timeout=timedelta(minutes=2))
+    axes = specs[True].strategy.axes(RANKS)
+    world = open_world(specs[True].hardware, axes, timeout=timedelta(minutes=2))
     loops = {}
+    stack = contextlib.ExitStack()
     for each, spec in specs.items():
-        loops["engine", each] = engine(spec, world, Path(directory))
+        loops["engine", each] = engine(spec, world, Path(directory), stack)
         loops["by hand", each] = by_hand(each=each, world=world)
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in loops}
     for number_of_turn in range(TURNS + 1):
@@ -126,6 +129,7 @@ def rank(number: int, port: int, directory: str) -> None:
     if world.is_main:
         report(times)
     loops.clear()
+    stack.close()
     world.close()
 
 

@@ -3,7 +3,7 @@
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 PROTOCOLS = (BeforeRun, AfterRun, AfterStep, AroundStep, AroundEval, AfterEval, AfterSave, Stateful, HoldsTensors)
 MOMENTS = ("before_run", "after_run", "after_step", "around_step", "around_eval", "after_eval", "after_save")
-NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 def build_listeners(callbacks: Mapping[str, Callback]) -> "Listeners":
@@ -77,6 +76,7 @@ class Listeners:
         self._after_save = tuple(one for one in everyone if isinstance(one, AfterSave))
         self._stateful = {name: one for name, one in named.items() if isinstance(one, Stateful)}
         self._with_tensors = {name: one for name, one in named.items() if isinstance(one, HoldsTensors)}
+        self.stands_around_steps = bool(self._around_step)
         self.after_step = tuple(one for one in everyone if isinstance(one, AfterStep))
 
     def start(self, run: Run, latest: Callable[[], Path | None]) -> None:
@@ -90,7 +90,7 @@ class Listeners:
 
     def around_step(self, run: Run) -> AbstractContextManager[None]:
         """Stand around a step."""
-        return _nested(one.around_step(run) for one in self._around_step) if self._around_step else NOTHING
+        return _nested(one.around_step(run) for one in self._around_step)
 
     def around_eval(self, run: Run) -> AbstractContextManager[None]:
         """Stand around an evaluation."""

@@ -83,7 +83,10 @@ class Session:
     def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         """One optimizer step, with what listens to steps."""
         listeners = self.training.listeners
-        with listeners.around_step(self):
+        if listeners.stands_around_steps:
+            with listeners.around_step(self):
+                loss, update = self._step(batches, measure=measure)
+        else:
             loss, update = self._step(batches, measure=measure)
         if update.stepped:
             for listener in listeners.after_step:
