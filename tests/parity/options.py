@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.protocols import State
-from runner.storage.checkpoints import Committed
+from runner.storage.checkpoints import Checkpoints
+from runner.storage.names import from_names, to_names
 from runner.world.solo import SoloWorld
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -30,8 +30,10 @@ def placed(strategy: str, ranks: int) -> list[str]:
 def tensors(ended, step: int, prefix: str = "model.") -> dict[str, torch.Tensor]:
     """Tensors of the checkpoint of a step, by name, whole however many ranks wrote them."""
     path = ended.run_dir.checkpoints / f"step_{step}"
-    committed = Committed(path.parent, SoloWorld(torch.device("cpu")))
-    stored = {name: found for name, found in committed.stored(path).items() if name.startswith(prefix)}
-    state = State(tensors={name: torch.empty(found.shape, dtype=found.dtype) for name, found in stored.items()})
-    committed.load(path, state)
-    return state.tensors
+    saved = Checkpoints(path.parent, SoloWorld(torch.device("cpu"))).open(path)
+    stored = {name: found for name, found in to_names(saved.stored).items() if name.startswith(prefix)}
+    read: dict[str, torch.Tensor] = {
+        name: torch.empty(found.shape, dtype=found.dtype) for name, found in stored.items()
+    }
+    saved.read(from_names(read))
+    return read
