@@ -33,7 +33,9 @@ import torch
 from torch import Tensor
 
 from runner.checkpoint.sharded import Sharded
-from runner.protocols import Progress, State, World
+from runner.protocols import Progress, World
+from runner.storage.checkpoints import Checkpoints
+from runner.storage.names import from_names
 from runner.world.solo import SoloWorld
 
 Tensors = dict[str, Tensor]
@@ -76,7 +78,7 @@ def save_raw(path: Path, tensors: Tensors) -> None:
 def save_ours(path: Path, tensors: Tensors, world: World = ALONE) -> None:
     """A committed checkpoint."""
     checkpointer = Sharded().open(path, world)
-    checkpointer.save(State(tensors=tensors), progress=Progress(step=1, position=1), metrics={})
+    checkpointer.save(from_names(tensors), progress=Progress(step=1, position=1), metrics={})
 
 
 def save_torch(path: Path, tensors: Tensors) -> None:
@@ -103,10 +105,10 @@ def load_raw(path: Path, tensors: Tensors) -> None:
 
 def load_ours(path: Path, tensors: Tensors) -> None:
     """Found, verified and loaded."""
-    checkpointer = Sharded().open(path, ALONE)
-    latest = checkpointer.latest()
+    checkpoints = Checkpoints(path / "checkpoints", ALONE)
+    latest = checkpoints.latest()
     assert latest is not None
-    checkpointer.load(latest, State(tensors=tensors))
+    checkpoints.open(latest).read(from_names(tensors))
 
 
 def load_torch(path: Path, tensors: Tensors) -> None:
@@ -159,7 +161,7 @@ def extra_memory(way: str, kind: str, gigabytes: float, path: Path) -> float:
 def child(way: str, kind: str, path: Path, gigabytes: float) -> None:
     """Print how much the peak grew. A tiny save and load come first, so that imports are not counted."""
     save, load = WAYS[way]
-    small = {"a": torch.zeros(8)}
+    small = {"model.a": torch.zeros(8)}
     with tempfile.TemporaryDirectory() as scratch:
         save(Path(scratch) / "warm", small)
         load(Path(scratch) / "warm", small)
@@ -229,18 +231,18 @@ def blocked(first: str, gigabytes: float, path: Path, rounds: int) -> tuple[list
     times: dict[str, list[float]] = {"save": [], "copy": []}
     for step in range(1, rounds + 2):
         for kind in ("save", "copy") if first == "save" else ("copy", "save"):
-            checkpointer.close()  # what was under way neither counts nor disturbs
+            checkpointer.wait()  # what was under way neither counts nor disturbs
             begin = time.perf_counter()
             if kind == "save":
                 progress = Progress(step=step, position=step)
-                checkpointer.save(State(tensors=tensors), progress=progress, metrics={})
+                checkpointer.save(from_names(tensors), progress=progress, metrics={})
             elif copies:
                 for name, tensor in tensors.items():
                     copies[name].copy_(tensor)
             else:
                 copies = {name: tensor.clone() for name, tensor in tensors.items()}
             times[kind].append(time.perf_counter() - begin)
-    checkpointer.close()
+    checkpointer.wait()
     return times["save"], times["copy"]
 
 
@@ -282,8 +284,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
         if not options.blocked:
-            measure(options.gigabytes, options.micro_batches, Path(where))
-        measure_blocked(options.gigabytes, max(1, options.micro_batches // 2), Path(where))
+            measure(options.gigabytes, options.rounds, Path(where))
+        measure_blocked(options.gigabytes, max(1, options.rounds // 2), Path(where))
 
 
 if __name__ == "__main__":

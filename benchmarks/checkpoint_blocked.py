@@ -14,18 +14,20 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from checkpoint_ranks import clean, in_ranks, local, seconds
-from runner.engine.restore import whole_state
+from checkpoint_ranks import RANKS, clean, in_ranks, local, seconds
 from torch import Tensor
 
 from runner.compose.compose import compose
 from runner.compose.recipe import find
 from runner.config.run_dir import RunDir
-from runner.engine.build import build
-from runner.engine.session import Session
+from runner.config.run_spec import RunSpec
+from runner.engine.session import Session, open_session
+from runner.storage.names import to_names
 from runner.strategy.deepspeed.flat_range import FlatRange
 from runner.world.group import GroupWorld
 from runner.world.stop import StopRequest
@@ -38,31 +40,44 @@ PAUSE_S = 3.0
 Times = dict[str, list[float]]
 
 
-def session_of(strategy: str, directory: Path, world: GroupWorld) -> Session:
-    """A run after its first step."""
+def spec_of(strategy: str) -> RunSpec:
+    """The run that is measured."""
     overrides = [
         f"strategy={strategy}", "hardware=cpu", "hardware.processes=2", "model._target_=mlp.build_tower",
         "~model.hidden", "optimizer=adamw", "checkpoint=sharded", "checkpoint.asynchronous=true",
         "checkpoint.keep_last=1",
     ]  # fmt: skip
-    spec = compose(find(str(RECIPE)), overrides).read()
-    session = build(spec, RunDir(directory), world, StopRequest())
-    session.take_step(next(iter(session.source)), measure=False)
-    session.checkpointer.poll(lambda: whole_state(session))  # as the loop does after its first step
-    time.sleep(PAUSE_S)
-    return session
+    return compose(find(str(RECIPE)), overrides).read()
+
+
+@contextmanager
+def session_of(strategy: str, directory: Path, world: GroupWorld) -> Iterator[Session]:
+    """A run after its first step."""
+    with open_session(spec_of(strategy), RunDir(directory), world, StopRequest()) as session:
+        session.take_step(next(iter(session.training.source)), measure=False)
+        session.checkpointer.poll(session.training.state_dict)  # as the loop does after its first step
+        time.sleep(PAUSE_S)
+        yield session
 
 
 def held(session: Session) -> list[Tensor]:
     """What this rank holds of the state, without a copy."""
-    tensors = whole_state(session).tensors.values()
+    tensors = to_names(session.training.state_dict()).values()
     return [tensor._elements() if isinstance(tensor, FlatRange) else local(tensor) for tensor in tensors]
 
 
 def blocked(world: GroupWorld, strategy: str, first: str, directory: Path) -> Times:
     """The slower rank's seconds of saves and copies in alternation; the one named first begins."""
     directory.mkdir(exist_ok=True)
-    session = session_of(strategy, directory, world)
+    with session_of(strategy, directory, world) as session:
+        times = alternate(session, world, first)
+    world.barrier()
+    clean(world, directory)
+    return times
+
+
+def alternate(session: Session, world: GroupWorld, first: str) -> Times:
+    """The slower rank's seconds of saves and copies; the one named first begins."""
     memory: list[Tensor] = []
 
     def copy() -> None:
@@ -75,17 +90,16 @@ def blocked(world: GroupWorld, strategy: str, first: str, directory: Path) -> Ti
             start += tensor.nbytes
 
     def save() -> None:
-        session.checkpointer.save(whole_state(session), progress=session.progress, metrics={})
+        training = session.training
+        session.checkpointer.save(training.state_dict(), progress=training.progress, metrics={})
 
     times: Times = {"save": [], "copy": []}
     for _ in range(SAVES):
         for kind in ("save", "copy") if first == "save" else ("copy", "save"):
-            session.checkpointer.close()  # what was under way neither counts nor disturbs
+            session.checkpointer.wait()  # what was under way neither counts nor disturbs
             times[kind].append(max(seconds(world, save if kind == "save" else copy)))
-            session.step += 1
-    session.checkpointer.close()
-    world.barrier()
-    clean(world, directory)
+            session.training.step += 1
+    session.checkpointer.wait()
     return times
 
 
@@ -93,9 +107,10 @@ def measure(strategy: str, rounds: int, where: Path) -> None:
     """Processes in turn, in which one or the other comes first to fresh memory."""
     firsts: Times = {"save": [], "copy": []}
     later: Times = {"save": [], "copy": []}
+    axes = spec_of(strategy).strategy.axes(RANKS)
     for _ in range(rounds):
         for first in ("save", "copy"):
-            times = in_ranks(blocked, strategy, first, where / first)
+            times = in_ranks(blocked, strategy, first, where / first, axes=axes)
             firsts[first].append(times[first][0])
             for kind in later:
                 later[kind] += times[kind][1:]
@@ -114,7 +129,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
         for strategy in options.strategies:
-            measure(strategy, options.micro_batches, Path(where))
+            measure(strategy, options.rounds, Path(where))
 
 
 if __name__ == "__main__":

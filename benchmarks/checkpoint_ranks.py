@@ -29,11 +29,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from runner.checkpoint.sharded import Sharded
-from runner.protocols import Axes, State
-from runner.world.group import GroupWorld
+from runner.protocols import Axes, Axis
+from runner.storage.checkpoints import Checkpoints
+from runner.storage.names import from_names
+from runner.world.group import GroupWorld, join_group
 
 RANKS = 2
+AXES = Axes(names=(Axis.SHARD,), sizes=(RANKS,), data=(Axis.SHARD,))
 
 
 class Block(nn.Module):
@@ -108,11 +110,11 @@ def seconds(world: GroupWorld, action: Callable[[], None]) -> list[float]:
 
 def check_saved(path: Path, tensors: Tensors, world: GroupWorld) -> None:
     """What was committed is what was there."""
-    checkpointer = Sharded().open(path, world)
-    latest = checkpointer.latest()
+    checkpoints = Checkpoints(path / "checkpoints", world)
+    latest = checkpoints.latest()
     assert latest is not None
     target = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    checkpointer.load(latest, State(tensors=target))
+    checkpoints.open(latest).read(from_names(target))
     assert all(torch.equal(local(target[name]), local(tensor)) for name, tensor in tensors.items())
 
 
@@ -126,7 +128,7 @@ def clean(world: GroupWorld, path: Path) -> None:
 
 def saves(world: GroupWorld, gigabytes: float, rounds: int, where: Path) -> dict[str, Any]:
     """All ways in turn, round after round; the slowest rank's seconds of each."""
-    tensors = build_shards(gigabytes, mesh(world))
+    tensors = build_shards(gigabytes, world.mesh())
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
         for way in turn(list(WAYS), number):
@@ -141,28 +143,25 @@ def saves(world: GroupWorld, gigabytes: float, rounds: int, where: Path) -> dict
     return {"times": times, "bytes": sum(tensor.nbytes for tensor in locals_of(tensors).values())}
 
 
-def mesh(world: GroupWorld) -> DeviceMesh:
-    """All ranks on one axis."""
-    return world.mesh(Axes(names=("data",), sizes=(world.size,), data=("data",)))
-
-
-def rank(number: int, port: int, answer: Any, action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def rank(
+    number: int, port: int, axes: Axes, answer: Any, action: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     """One of the processes: enters the group, acts, and rank 0 answers."""
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world = GroupWorld(torch.device("cpu"), "gloo", local_rank=number, timeout=timedelta(minutes=5))
+    world = join_group(torch.device("cpu"), axes=axes, backend="gloo", local_rank=number, timeout=timedelta(minutes=5))
     result = action(world, *arguments)
     if world.is_main:
         answer.put(result)
     world.close()
 
 
-def in_ranks(action: Callable[..., Any], *arguments: Any) -> Any:
-    """What rank 0 of fresh processes returns."""
+def in_ranks(action: Callable[..., Any], *arguments: Any, axes: Axes = AXES) -> Any:
+    """What rank 0 of fresh processes on this mesh returns."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answer = mp.get_context("spawn").Queue()
-    context = mp.start_processes(rank, (port, answer, action, arguments), RANKS, join=False, start_method="spawn")
+    context = mp.start_processes(rank, (port, axes, answer, action, arguments), RANKS, join=False, start_method="spawn")
     result = answer.get()
     while not context.join():
         pass
@@ -190,7 +189,7 @@ def main() -> None:
     parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
-        measure(options.gigabytes, options.micro_batches, Path(where))
+        measure(options.gigabytes, options.rounds, Path(where))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The committed checkpoints of a run: found, verified and read. The one way to read a checkpoint."""
+"""Find, verify and read the committed checkpoints of a run. Nothing else reads them back into a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ from runner.errors import CheckpointError
 from runner.protocols import State, StoredTensor, World
 from runner.storage.format import METADATA, STATE, Described, Manifest, decode_metadata, decode_state
 from runner.storage.history import newest, verify, way_out
+from runner.storage.memory import DTYPES
 from runner.storage.names import from_names, to_names
 from runner.storage.rank0 import on_rank_0
 
@@ -17,59 +18,69 @@ if TYPE_CHECKING:
 
 @final
 class Checkpoints:
-    """What has been committed under one directory."""
+    """The committed checkpoints in one directory."""
 
     def __init__(self, directory: Path, world: World) -> None:
         self._directory = directory
         self._world = world
 
     def latest(self) -> Path | None:
-        """The newest, or None. Collective.
+        """The newest checkpoint, or None if there is none. Collective.
+
+        It may be called while a save is under way in the background, whose checkpoint it finds once that is committed.
 
         Raises:
-            CheckpointError: it is corrupted; names the file and the next older commit.
+            CheckpointError: the newest checkpoint is corrupted. Names the file, and an older checkpoint that is intact.
         """
         return on_rank_0(self._world, lambda: newest(self._directory), path=self._directory)
 
     def open(self, path: Path) -> "SavedCheckpoint":
-        """One of them, for reading. All ranks read the same files, so that all of them find the same faults.
+        """Open a checkpoint for reading. Every rank reads the same JSON files, so every rank finds the same faults.
 
         Raises:
-            CheckpointError: it is corrupted; names the file and the next older commit.
+            CheckpointError: the checkpoint is corrupted (names the file, and an older checkpoint that is intact), or
+                holds a tensor that this version of runner does not know.
         """
         try:
             manifest = verify(path)
             described = decode_metadata(path, manifest.files[METADATA])
         except CheckpointError as error:
             raise CheckpointError(f"{error} {way_out(path)}") from error
-        return SavedCheckpoint(path, manifest, described, self._world)
+        try:
+            stored = from_names({name: StoredTensor(one.shape, DTYPES[one.dtype]) for name, one in described.items()})
+        except ValueError as error:
+            rule = "Resume with the version of runner that wrote it: see provenance.json."
+            raise CheckpointError(f"{path / METADATA}: {error} {rule}") from error
+        return SavedCheckpoint(path, stored, world=self._world, manifest=manifest, described=described)
 
 
 @final
 class SavedCheckpoint:
     """A committed checkpoint, open for reading."""
 
-    def __init__(self, path: Path, manifest: Manifest, described: Mapping[str, Described], world: World) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stored: State[StoredTensor],
+        *,
+        world: World,
+        manifest: Manifest,
+        described: Mapping[str, Described],
+    ) -> None:
         self.path = path
+        self.stored = stored
+        """Shape and dtype of every tensor; no values."""
+        self._world = world
         self._manifest = manifest
         self._described = described
-        self._world = world
-
-    @property
-    def stored(self) -> State[StoredTensor]:
-        """Shape and type of the tensors held."""
-        from runner.storage.memory import DTYPES
-
-        found = {name: StoredTensor(one.shape, DTYPES[one.dtype]) for name, one in self._described.items()}
-        return from_names(found)
 
     def read(self, state: "State[Tensor]") -> None:
-        """Fill the state's tensors in place and replace its values. Collective.
+        """Fill the tensors of this state in place and replace its values. Collective.
 
         Raises:
-            CheckpointError: the checkpoint lacks some of the tensors, or holds them with another shape or kind of type
-                (all are named); or it is corrupted (the file is named, and the next older commit), and the tensors may
-                then be filled in part.
+            CheckpointError: tensors are missing in the checkpoint, or have another shape or kind of dtype (names all of
+                them; nothing was read); or the checkpoint is corrupted (names the file, and an older checkpoint that is
+                intact; tensors may have been overwritten).
         """
         from runner.storage.read import misfits, read_tensors
 

@@ -47,16 +47,24 @@ def verify(path: Path) -> Manifest:
 def newest(checkpoints: Path) -> Path | None:
     """The newest committed checkpoint, or None if there is none.
 
+    A save may be under way in another thread, which renames and deletes here.
+
     Raises:
-        CheckpointError: it is corrupted; names the file, and the newest of the older ones that is not.
+        CheckpointError: it is corrupted. Names the file, and the newest older checkpoint that is intact.
     """
-    path = next(iter(manifests(checkpoints)), None)
-    if path is not None:
+    while True:
+        names = _names(checkpoints)
+        path = next(iter(manifests(checkpoints)), None)
+        if path is None:
+            return None
         try:
             verify(path)
         except CheckpointError as error:
-            raise CheckpointError(f"{error} {way_out(path)}") from error
-    return path
+            if _names(checkpoints) == names:
+                raise CheckpointError(f"{error} {way_out(path)}") from error
+        else:
+            return path
+        # Something was renamed meanwhile, perhaps this checkpoint, to make room for a newer one: look again.
 
 
 def way_out(corrupted: Path) -> str:
@@ -114,6 +122,11 @@ def choose(checkpoints: Path, name: str) -> Path:
 def last_serial(found: Mapping[Path, Manifest | CheckpointError]) -> int:
     """Of the newest commit; 0 if there is none."""
     return max((one.serial for one in found.values() if isinstance(one, Manifest)), default=0)
+
+
+def _names(checkpoints: Path) -> set[str]:
+    """Of everything in the directory; changes with every commit and every deletion."""
+    return {path.name for path in checkpoints.glob("*")}
 
 
 def _age(found: Manifest | CheckpointError) -> float:

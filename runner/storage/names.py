@@ -1,11 +1,16 @@
 """The typed state of a run as the flat names of a checkpoint's files, and back. Nothing else knows these names.
 
-model.<parameter>                   of the model of a run that has one; of others <model>.model.<parameter>
-optimizer.<parameter>.<key>         what the optimizer keeps for that parameter; of others <model>.optimizer.…
-callback.<name>.<key>               dots in the name are written as %2E
-rng.rank_<n>.<generator>
+    model.<parameter>               a parameter or persistent buffer
+    optimizer.<parameter>.<key>     what the optimizer keeps for that parameter: exp_avg, …
+    callback.<name>.<key>
+    rng.rank_<n>.<generator>
+
+These are the names of a run with one model, which is called `model`. The names of any other model are prefixed with its
+own: `<model>.model.<parameter>`, `<model>.optimizer.<parameter>.<key>`. The names of models and callbacks and the keys
+of optimizers are quoted: a dot becomes %2E and a percent sign %25. All other names keep their dots.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 from urllib.parse import unquote
@@ -15,6 +20,7 @@ from runner.protocols.state import MODEL
 
 T = TypeVar("T")
 
+KINDS = ("model", "optimizer", "callback", "rng")
 RANK = "rank_"
 
 
@@ -24,7 +30,11 @@ def to_names(state: State[T]) -> dict[str, T]:
 
 
 def from_names(tensors: Mapping[str, T]) -> State[T]:
-    """What `to_names` was made of; names that it would not give are left out."""
+    """The state whose tensors have these names in a file; the inverse of `to_names`, with empty values.
+
+    Raises:
+        ValueError: a name is none that `to_names` gives.
+    """
     state: State[T] = State()
     for name, tensor in tensors.items():
         _put(state, name, tensor)
@@ -33,33 +43,43 @@ def from_names(tensors: Mapping[str, T]) -> State[T]:
 
 def _names(state: State[T]) -> Iterator[tuple[str, T]]:
     for model, tensors in state.models.items():
-        yield from ((f"{_owner(model)}model.{name}", tensor) for name, tensor in tensors.items())
+        yield from ((f"{_prefix(model)}model.{name}", tensor) for name, tensor in tensors.items())
     for model, parameters in state.optimizers.items():
+        prefix = f"{_prefix(model)}optimizer"
         for parameter, slots in parameters.items():
-            yield from ((f"{_owner(model)}optimizer.{parameter}.{key}", tensor) for key, tensor in slots.items())
+            yield from ((f"{prefix}.{parameter}.{_quote(key)}", tensor) for key, tensor in slots.items())
     for callback, tensors in state.callbacks.items():
-        owner = callback.replace("%", "%25").replace(".", "%2E")
-        yield from ((f"callback.{owner}.{key}", tensor) for key, tensor in tensors.items())
+        yield from ((f"callback.{_quote(callback)}.{key}", tensor) for key, tensor in tensors.items())
     for rank, generators in state.rng.items():
         yield from ((f"rng.{RANK}{rank}.{name}", tensor) for name, tensor in generators.items())
 
 
-def _owner(model: str) -> str:
-    return "" if model == MODEL else f"{model}."
+def _prefix(model: str) -> str:
+    if model == MODEL:
+        return ""
+    if model in KINDS:  # from_names would take it for a kind, so quote its first letter as well
+        return f"%{ord(model[0]):02X}{model[1:]}."
+    return f"{_quote(model)}."
+
+
+def _quote(name: str) -> str:
+    return name.replace("%", "%25").replace(".", "%2E")
 
 
 def _put(state: State[T], name: str, tensor: T) -> None:
-    kind, _, rest = name.partition(".")
+    kind, dot, rest = name.partition(".")
     model = MODEL
-    if kind not in ("model", "optimizer", "callback", "rng"):
-        model, (kind, _, rest) = kind, rest.partition(".")
-    first, _, last = rest.partition(".")
-    if kind == "model":
+    if kind not in KINDS:
+        model, (kind, dot, rest) = unquote(kind), rest.partition(".")
+    first, inner_dot, last = rest.partition(".")
+    if kind == "model" and dot:
         state.models.setdefault(model, {})[rest] = tensor
-    elif kind == "optimizer":
+    elif kind == "optimizer" and inner_dot:
         parameter, _, key = rest.rpartition(".")
-        state.optimizers.setdefault(model, {}).setdefault(parameter, {})[key] = tensor
-    elif kind == "callback":
+        state.optimizers.setdefault(model, {}).setdefault(parameter, {})[unquote(key)] = tensor
+    elif kind == "callback" and inner_dot and model == MODEL:
         state.callbacks.setdefault(unquote(first), {})[last] = tensor
-    elif kind == "rng":
+    elif kind == "rng" and inner_dot and model == MODEL and re.fullmatch(rf"{RANK}\d+", first):
         state.rng.setdefault(int(first.removeprefix(RANK)), {})[last] = tensor
+    else:
+        raise ValueError(f"{name!r} is not the name of a tensor in a checkpoint.")

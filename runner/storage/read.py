@@ -1,6 +1,6 @@
-"""Tensors filled from a checkpoint under torch's planner.
+"""Fill tensors from a checkpoint, with torch's load planner.
 
-Importing torch.distributed.checkpoint takes half a second, so that this file is imported when something is read.
+Importing torch.distributed.checkpoint takes half a second, so this file is imported only when something is read.
 """
 
 from collections.abc import Iterator, Mapping

@@ -13,7 +13,7 @@ from runner.storage.rank0 import refusal
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Replace a CheckpointException, a BaseException that holds the error of each rank, by the first of them."""
+    """Raise the first rank's error instead of a CheckpointException, a BaseException that holds the errors of all."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

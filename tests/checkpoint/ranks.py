@@ -19,8 +19,10 @@ from torch.distributed.tensor import DTensor
 from runner.checkpoint.full import Full
 from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.errors import CheckpointError
-from runner.protocols import Axes, Progress, State
-from runner.world.group import GroupWorld
+from runner.protocols import Axes, Axis, Progress, State
+from runner.storage.names import to_names
+from runner.world.group import GroupWorld, join_group
+from tests.storage.states import latest, open_latest, opened, state_of
 
 PROGRESS = Progress(step=5, position=50)
 
@@ -33,7 +35,7 @@ def weights() -> dict[str, Tensor]:
 
 def sharded_model(world: GroupWorld) -> nn.Module:
     model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 1))
-    fully_shard(model, mesh=world.mesh(Axes(names=("data",), sizes=(world.size,), data=("data",))))
+    fully_shard(model, mesh=world.mesh())
     return model
 
 
@@ -41,14 +43,14 @@ def save_sharded(world: GroupWorld, directory: Path) -> None:
     """Each rank its share."""
     checkpointer = Sharded().open(directory, world)
     checkpointer.save(known_state(world), progress=PROGRESS, metrics={})
-    assert checkpointer.latest() == directory / "checkpoints/step_5"
+    assert latest(directory, world) == directory / "checkpoints/step_5"
 
 
 def save_full(world: GroupWorld, directory: Path) -> None:
     """All in one file."""
     checkpointer = Full().open(directory, world)
     checkpointer.save(known_state(world), progress=PROGRESS, metrics={})
-    assert checkpointer.latest() == directory / "checkpoints/step_5"
+    assert latest(directory, world) == directory / "checkpoints/step_5"
 
 
 def save_later(world: GroupWorld, directory: Path) -> None:
@@ -57,33 +59,34 @@ def save_later(world: GroupWorld, directory: Path) -> None:
     state = known_state(world)
     checkpointer.save(state, progress=PROGRESS, metrics={})
     with torch.no_grad():
-        for tensor in state.tensors.values():
+        for tensor in to_names(state).values():
             (tensor.to_local() if isinstance(tensor, DTensor) else tensor).zero_()
     state.values["epoch"] = 3
     assert [world.gather_objects((world.rank, n)) for n in range(50)] == [[(0, n), (1, n)] for n in range(50)]
-    checkpointer.close()
+    checkpointer.wait()
 
 
 def changes_between_saves(world: GroupWorld, directory: Path) -> None:
     """What is written where is remembered from save to save, until something changes, be it on one rank alone."""
     checkpointer = Sharded(asynchronous=directory.name == "later").open(directory, world)
-    mine = f"rng.rank_{world.rank}.x"
     states = [known_state(world) for _ in range(4)]
     for number, state in enumerate(states):
         grown = world.rank == 1 and number >= 2
-        state.tensors[mine] = torch.full((5 if grown else 3,), number)
-    states[3].tensors["callback.more"] = torch.full((2, 2), 7.0)
+        state.rng[world.rank]["x"] = torch.full((5 if grown else 3,), number)
+    states[3].callbacks["more"] = {"x": torch.full((2, 2), 7.0)}
     with torch.no_grad():
-        for tensor in states[1].tensors.values():  # as planned, with other contents
+        for tensor in to_names(states[1]).values():  # as planned, with other contents
             (tensor.to_local() if isinstance(tensor, DTensor) else tensor).fill_(9)
     for number, state in enumerate(states):
         checkpointer.save(state, progress=Progress(step=number + 1, position=0), metrics={})
-        path = checkpointer.latest()
-        assert path == directory / f"checkpoints/step_{number + 1}"
-        read = State(tensors={name: torch.zeros_like(tensor) for name, tensor in state.tensors.items()})
-        checkpointer.load(path, read)
-        assert all(torch.equal(local(read.tensors[name]), local(tensor)) for name, tensor in state.tensors.items())
-        assert ("callback.more" in checkpointer.stored(path)) == (number == 3)
+        checkpointer.wait()
+        saved = open_latest(directory, world)
+        assert saved.path == directory / f"checkpoints/step_{number + 1}"
+        tensors = to_names(state)
+        read = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        saved.read(state_of(read))
+        assert all(torch.equal(local(read[name]), local(tensor)) for name, tensor in tensors.items())
+        assert ("callback.more.x" in to_names(saved.stored)) == (number == 3)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -93,22 +96,23 @@ def local(tensor: Tensor) -> Tensor:
 def later_fails_on_one(world: GroupWorld, directory: Path) -> None:
     """What the disk of one rank refused, both hear by and by; the commit before stands."""
     checkpointer = Sharded(asynchronous=True).open(directory, world)
-    small = State(tensors={"w": torch.ones(2)})
+    small = state_of({"model.w": torch.ones(2)})
     checkpointer.save(small, progress=PROGRESS, metrics={})
-    large = State(tensors={f"rng.rank_{world.rank}.x": torch.ones(500_000 if world.rank else 1)})  # 2 MB on rank 1
-    checkpointer.close()
+    large = state_of({f"rng.rank_{world.rank}.x": torch.ones(500_000 if world.rank else 1)})  # 2 MB on rank 1
+    checkpointer.wait()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     checkpointer.save(large, progress=Progress(step=6, position=60), metrics={})
     message = failure(lambda: poll_until_it_fails(checkpointer, large))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "File too large. Free space there" in message, message
-    assert checkpointer.latest() == directory / "checkpoints/step_5"
+    assert latest(directory, world) == directory / "checkpoints/step_5"
     checkpointer.save(small, progress=Progress(step=7, position=70), metrics={})
-    assert checkpointer.latest() == directory / "checkpoints/step_7"
+    checkpointer.wait()
+    assert latest(directory, world) == directory / "checkpoints/step_7"
 
 
-def poll_until_it_fails(checkpointer: ShardedCheckpointer, state: State) -> None:
+def poll_until_it_fails(checkpointer: ShardedCheckpointer, state: State[Tensor]) -> None:
     """As a loop polls; the group's own timeout ends it."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -116,7 +120,7 @@ def poll_until_it_fails(checkpointer: ShardedCheckpointer, state: State) -> None
         time.sleep(0.01)
 
 
-def known_state(world: GroupWorld) -> State:
+def known_state(world: GroupWorld) -> State[Tensor]:
     """FSDP2 shards, a replicated tensor and one that only this rank has."""
     model = sharded_model(world)
     with torch.no_grad():
@@ -126,22 +130,20 @@ def known_state(world: GroupWorld) -> State:
             rows = whole.chunk(world.size)
             shard.to_local().copy_(rows[world.rank] if world.rank < len(rows) else whole[:0])
     tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
-    tensors["optimizer.step"] = torch.tensor(5.0)
+    tensors["optimizer.0.bias.step"] = torch.tensor(5.0)
     tensors[f"rng.rank_{world.rank}.torch"] = torch.full((4,), world.rank, dtype=torch.uint8)
-    return State(tensors=tensors, values={"epoch": 2})
+    return state_of(tensors, {"epoch": 2})
 
 
 def load_sharded(world: GroupWorld, directory: Path) -> None:
     """Into FSDP2 shards, whoever wrote it; each rank its own generator as well."""
     model = sharded_model(world)
-    checkpointer = Sharded().open(directory, world)
-    path = checkpointer.latest()
-    assert path is not None
+    saved = open_latest(directory, world)
     generator = torch.zeros(4, dtype=torch.uint8)
     tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
     tensors[f"rng.rank_{world.rank}.torch"] = generator
-    state = State(tensors=tensors)
-    checkpointer.load(path, state)
+    state = state_of(tensors)
+    saved.read(state)
     assert state.values == {"epoch": 2}
     assert generator.tolist() == 4 * [world.rank]
     for name, parameter in model.named_parameters():
@@ -151,43 +153,40 @@ def load_sharded(world: GroupWorld, directory: Path) -> None:
 
 def replicated(world: GroupWorld, directory: Path) -> None:
     """Tensors that both ranks have are stored once, the work shared; both get them back."""
-    tensors = {name: weight.clone() for name, weight in weights().items()}
+    tensors = {f"model.{name}": weight.clone() for name, weight in weights().items()}
     checkpointer = Sharded().open(directory, world)
-    checkpointer.save(State(tensors=tensors), progress=PROGRESS, metrics={})
-    path = checkpointer.latest()
-    assert path is not None
+    checkpointer.save(state_of(tensors), progress=PROGRESS, metrics={})
+    saved = open_latest(directory, world)
     held = []
     for rank in range(world.size):
-        with safe_open(path / f"rank_{rank}.safetensors", "pt") as file:
+        with safe_open(saved.path / f"rank_{rank}.safetensors", "pt") as file:
             held.append(set(file.keys()))
     assert all(held)
     assert held[0] & held[1] == set()
     assert held[0] | held[1] == tensors.keys()
     for tensor in tensors.values():
         tensor.zero_()
-    checkpointer.load(path, State(tensors=tensors))
-    assert all(torch.equal(tensors[name], weight) for name, weight in weights().items())
+    saved.read(state_of(tensors))
+    assert all(torch.equal(tensors[f"model.{name}"], weight) for name, weight in weights().items())
 
 
 def one_fails(world: GroupWorld, directory: Path) -> None:
     """What one rank cannot do, all ranks hear, and nothing is committed."""
     checkpointer = Sharded().open(directory, world)
-    bad = State(
-        tensors={f"rng.rank_{world.rank}.z": torch.ones(1, dtype=(torch.float32, torch.complex128)[world.rank])}
-    )
+    bad = state_of({f"rng.rank_{world.rank}.z": torch.ones(1, dtype=(torch.float32, torch.complex128)[world.rank])})
     message = failure(lambda: checkpointer.save(bad, progress=PROGRESS, metrics={}))
     assert message.startswith("state.tensors 'rng.rank_1.z' cannot be saved: safetensors has no complex128."), message
-    good = State(tensors={"w": torch.ones(2)}, values={"bad": {1}})
+    good = state_of({"model.w": torch.ones(2)}, {"bad": {1}})
     message = failure(lambda: checkpointer.save(good, progress=PROGRESS, metrics={}))
     assert message.startswith("state.values 'bad' cannot be saved"), message
-    assert checkpointer.latest() is None
+    assert latest(directory, world) is None
     good.values.clear()
     checkpointer.save(good, progress=PROGRESS, metrics={})
-    path = checkpointer.latest()
+    path = latest(directory, world)
     assert path is not None
-    asked = State(tensors={"w": torch.zeros(2), **({"x": torch.zeros(1)} if world.rank else {})})
-    message = failure(lambda: checkpointer.load(path, asked))
-    assert message == f"{path} is not a checkpoint of this model: x is not in it.", message
+    asked = state_of({"model.w": torch.zeros(2), **({"model.x": torch.zeros(1)} if world.rank else {})})
+    message = failure(lambda: opened(path, world).read(asked))
+    assert message == f"{path} is not a checkpoint of this model: model.x is not in it.", message
 
 
 def failure(action: object) -> str:
@@ -213,7 +212,9 @@ if __name__ == "__main__":
     )
     scenarios = {scenario.__name__: scenario for scenario in known}
     rank = int(os.environ["RANK"])
-    group = GroupWorld(torch.device("cpu"), "gloo", local_rank=rank, timeout=timedelta(seconds=45))
+    size = int(os.environ["WORLD_SIZE"])
+    axes = Axes(names=(Axis.SHARD,), sizes=(size,), data=(Axis.SHARD,))
+    group = join_group(torch.device("cpu"), axes=axes, backend="gloo", local_rank=rank, timeout=timedelta(seconds=45))
     scenarios[sys.argv[1]](group, Path(sys.argv[2]))
     group.close()
     os._exit(0)

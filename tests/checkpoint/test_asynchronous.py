@@ -14,8 +14,10 @@ from runner.checkpoint.staging import Staging
 from runner.checkpoint.writer import Piece
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
+from runner.storage.checkpoints import Checkpoints
 from runner.world.solo import SoloWorld
 from tests.conftest import Ended
+from tests.storage.states import open_latest, state_of
 
 
 @pytest.fixture
@@ -35,9 +37,11 @@ def small_files() -> Iterator[Callable[[], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_what_is_committed_is_the_state_at_the_save(tmp_path: Path, later: ShardedCheckpointer) -> None:
+def test_what_is_committed_is_the_state_at_the_save(
+    tmp_path: Path, later: ShardedCheckpointer, checkpoints: Checkpoints
+) -> None:
     weight = torch.zeros(500_000)
-    state = State(tensors={"w": weight, "t": weight[:6].view(2, 3).T}, values={"nested": {"step": 0}})
+    state = state_of({"model.w": weight, "model.t": weight[:6].view(2, 3).T}, {"nested": {"step": 0}})
     metrics = {"eval/loss": 0.0}
     for step in (1, 2, 3):
         weight.fill_(step)
@@ -47,24 +51,25 @@ def test_what_is_committed_is_the_state_at_the_save(tmp_path: Path, later: Shard
         weight.fill_(-1.0)
         state.values["nested"]["step"] = -1
         metrics["eval/loss"] = -1.0
-    later.close()
+    later.wait()
     for step in (1, 2, 3):
         path = tmp_path / "checkpoints" / f"step_{step}"
-        read = State(tensors={"w": torch.zeros(500_000), "t": torch.zeros(3, 2)})
-        later.load(path, read)
-        assert read.tensors["w"].unique().tolist() == [step]
-        assert read.tensors["t"].unique().tolist() == [step]
+        w, t = torch.zeros(500_000), torch.zeros(3, 2)
+        read = state_of({"model.w": w, "model.t": t})
+        checkpoints.open(path).read(read)
+        assert w.unique().tolist() == [step]
+        assert t.unique().tolist() == [step]
         assert read.values == {"nested": {"step": step}}
         assert f'"metrics": {{"eval/loss": {step}.0}}' in (path / "state.json").read_text()
 
 
-@pytest.mark.parametrize("hear", ["save", "poll", "close", "latest"])
+@pytest.mark.parametrize("hear", ["save", "poll", "wait"])
 def test_a_disk_that_refuses_is_heard_of_and_the_commit_before_stands(
-    hear: str, later: ShardedCheckpointer, small_files: Callable[[], None]
+    hear: str, later: ShardedCheckpointer, checkpoints: Checkpoints, small_files: Callable[[], None]
 ) -> None:
-    state = State(tensors={"w": torch.ones(500_000)})  # 2 MB
+    state = state_of({"model.w": torch.ones(500_000)})  # 2 MB
     later.save(state, progress=at(1), metrics={})
-    later.close()
+    later.wait()
     small_files()
     later.save(state, progress=at(2), metrics={})
 
@@ -75,27 +80,28 @@ def test_a_disk_that_refuses_is_heard_of_and_the_commit_before_stands(
     calls: dict[str, Callable[[], object]] = {
         "save": lambda: later.save(state, progress=at(3), metrics={}),
         "poll": poll,
-        "close": later.close,
-        "latest": later.latest,
+        "wait": later.wait,
     }
     with pytest.raises(CheckpointError, match=r"File too large. Free space there, or keep fewer"):
         calls[hear]()
-    path = later.latest()
+    path = checkpoints.latest()
     assert path is not None
     assert list(path.parent.iterdir()) == [path]
     assert path.name == "step_1"
 
 
 def test_what_cannot_be_stored_is_refused_at_once(later: ShardedCheckpointer) -> None:
-    with pytest.raises(CheckpointError, match=r"state.tensors 'z' cannot be saved: safetensors has no complex128"):
-        later.save(State(tensors={"z": torch.ones(1, dtype=torch.complex128)}), progress=at(1), metrics={})
+    with pytest.raises(
+        CheckpointError, match=r"state.tensors 'model.z' cannot be saved: safetensors has no complex128"
+    ):
+        later.save(state_of({"model.z": torch.ones(1, dtype=torch.complex128)}), progress=at(1), metrics={})
 
 
 def test_a_value_that_json_cannot_say_is_heard_of(later: ShardedCheckpointer) -> None:
     later.save(State(values={"bad": {1}}), progress=at(1), metrics={})
     with pytest.raises(CheckpointError, match=r"state.values 'bad' cannot be saved"):
-        later.close()
-    later.close()  # said once
+        later.wait()
+    later.wait()  # said once
 
 
 def test_what_an_action_raises_is_raised_by_who_waits() -> None:
@@ -132,16 +138,19 @@ def test_memory_that_was_reserved_is_what_copies_go_to() -> None:
     assert [copy.sum().item() for copy in copies] == [0.0, 100_000.0]
 
 
-def test_the_first_poll_prepares_a_save_and_refuses_what_cannot_be_stored(later: ShardedCheckpointer) -> None:
-    with pytest.raises(CheckpointError, match=r"state.tensors 'z' cannot be saved: safetensors has no complex128"):
-        later.poll(lambda: State(tensors={"z": torch.ones(1, dtype=torch.complex128)}))
+def test_the_first_poll_prepares_a_save_and_refuses_what_cannot_be_stored(
+    tmp_path: Path, later: ShardedCheckpointer, world: SoloWorld
+) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"state.tensors 'model.z' cannot be saved: safetensors has no complex128"
+    ):
+        later.poll(lambda: state_of({"model.z": torch.ones(1, dtype=torch.complex128)}))
     later.poll(lambda: pytest.fail("it asks once"))
-    later.save(State(tensors={"w": torch.ones(5)}), progress=at(1), metrics={})
-    path = later.latest()
-    assert path is not None
-    read = State(tensors={"w": torch.zeros(5)})
-    later.load(path, read)
-    assert read.tensors["w"].tolist() == [1.0] * 5
+    later.save(state_of({"model.w": torch.ones(5)}), progress=at(1), metrics={})
+    later.wait()
+    w = torch.zeros(5)
+    open_latest(tmp_path, world).read(state_of({"model.w": w}))
+    assert w.tolist() == [1.0] * 5
 
 
 def test_a_run_that_saves_later_continues_bit_by_bit(runner: Callable[..., Ended]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from runner.checkpoint.full import Full
 from runner.checkpoint.none import NoCheckpoint
@@ -15,7 +16,9 @@ from runner.checkpoint.sharded import Sharded
 from runner.config.parts import build_part, build_section
 from runner.config.sections import key_names
 from runner.protocols import Progress, State
+from runner.storage.names import to_names
 from runner.world.solo import SoloWorld
+from tests.storage.states import latest, open_latest
 
 CONF = Path(__file__).parents[2] / "conf" / "checkpoint"
 
@@ -79,19 +82,21 @@ def test_none_refuses_to_be_asked_for_checkpoints() -> None:
 def test_none_saves_nothing(tmp_path: Path, world: SoloWorld) -> None:
     checkpointer = NoCheckpoint().open(tmp_path, world)
     checkpointer.save(State(values={"a": 1}), progress=Progress(step=1, position=1), metrics={})
-    assert checkpointer.latest() is None
-    checkpointer.close()
+    checkpointer.poll(lambda: pytest.fail("it never asks for a state"))
+    checkpointer.wait()
+    assert latest(tmp_path, world) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_none_continues_from_what_was_saved_before(
-    tmp_path: Path, save: Callable[..., Path], world: SoloWorld, blank: State
+def test_none_leaves_what_was_saved_before_to_be_continued_from(
+    tmp_path: Path, save: Callable[..., Path], world: SoloWorld, blank: State[Tensor]
 ) -> None:
     path = save(3)
-    checkpointer = NoCheckpoint().open(tmp_path, world)
-    assert checkpointer.latest() == path
-    assert checkpointer.stored(path).keys() == blank.tensors.keys()
-    checkpointer.load(path, blank)
+    NoCheckpoint().open(tmp_path, world)
+    saved = open_latest(tmp_path, world)
+    assert saved.path == path
+    assert to_names(saved.stored).keys() == to_names(blank).keys()
+    saved.read(blank)
     assert blank.values == {"step": 3}
 
 

@@ -12,6 +12,7 @@ from runner.errors import CheckpointError
 from runner.protocols import Progress, State
 from runner.storage.format import Manifest
 from runner.world.solo import SoloWorld
+from tests.storage.states import state_of
 
 
 def found(*losses: float | None) -> dict[Path, Manifest | CheckpointError]:
@@ -61,7 +62,7 @@ def test_saving_drops_older_ones_but_the_best(tmp_path: Path, world: SoloWorld) 
 def test_nothing_is_dropped_when_the_newer_one_fails(tmp_path: Path, world: SoloWorld) -> None:
     checkpointer = Sharded(retention=Retention(keep_last=1)).open(tmp_path, world)
     checkpointer.save(State(), progress=Progress(step=1, position=0), metrics={})
-    bad = State(tensors={"z": torch.ones(1, dtype=torch.complex128)})
+    bad = state_of({"model.z": torch.ones(1, dtype=torch.complex128)})
     with pytest.raises(CheckpointError, match="complex128"):
         checkpointer.save(bad, progress=Progress(step=2, position=0), metrics={})
     assert names(tmp_path) == {"step_1"}

@@ -1,6 +1,7 @@
 """What is saved comes back, bit for bit, and anyone can read it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
 from runner.storage.memory import DTYPES
+from runner.world.solo import SoloWorld
+from tests.storage.states import open_latest, state_of
 
 PROGRESS = Progress(step=7, position=70)
 
@@ -22,87 +25,66 @@ def bits(tensor: Tensor) -> list[int]:
     return flat
 
 
-def round_trip(checkpointer: ShardedCheckpointer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    checkpointer.save(State(tensors=tensors), progress=PROGRESS, metrics={})
-    back = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
-    path = checkpointer.latest()
-    assert path is not None
-    checkpointer.load(path, State(tensors=back))
-    return back
+RoundTrip = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@pytest.fixture
+def round_trip(tmp_path: Path, checkpointer: ShardedCheckpointer, world: SoloWorld) -> RoundTrip:
+    """Save a model's tensors, and read them into others."""
+
+    def save_and_read(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        checkpointer.save(State(models={"model": tensors}), progress=PROGRESS, metrics={})
+        back = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
+        open_latest(tmp_path, world).read(State(models={"model": back}))
+        return back
+
+    return save_and_read
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_every_type_comes_back_bit_for_bit(name: str, checkpointer: ShardedCheckpointer) -> None:
+def test_every_type_comes_back_bit_for_bit(name: str, round_trip: RoundTrip) -> None:
     raw = torch.randint(0, 2 if name == "bool" else 256, (48,), dtype=torch.uint8)
     tensor = raw.view(DTYPES[name])
-    back = round_trip(checkpointer, {"t": tensor, "scalar": tensor[0].clone(), "empty": tensor[:0].reshape(0, 3)})
+    back = round_trip({"t": tensor, "scalar": tensor[0].clone(), "empty": tensor[:0].reshape(0, 3)})
     assert bits(back["t"]) == bits(tensor)
     assert bits(back["scalar"]) == bits(tensor[0])
     assert back["empty"].shape == (0, 3)
 
 
-def test_a_tensor_that_is_not_contiguous_comes_back(checkpointer: ShardedCheckpointer) -> None:
+def test_a_tensor_that_is_not_contiguous_comes_back(round_trip: RoundTrip) -> None:
     columns = torch.arange(12.0).reshape(3, 4).T
-    assert torch.equal(round_trip(checkpointer, {"t": columns})["t"], columns)
+    assert torch.equal(round_trip({"t": columns})["t"], columns)
 
 
-def test_a_target_that_is_not_contiguous_is_filled(checkpointer: ShardedCheckpointer) -> None:
-    checkpointer.save(State(tensors={"t": torch.arange(12.0).reshape(3, 4)}), progress=PROGRESS, metrics={})
+def test_a_target_that_is_not_contiguous_is_filled(
+    tmp_path: Path, checkpointer: ShardedCheckpointer, world: SoloWorld
+) -> None:
+    checkpointer.save(State(models={"model": {"t": torch.arange(12.0).reshape(3, 4)}}), progress=PROGRESS, metrics={})
     memory = torch.zeros(4, 3)
-    path = checkpointer.latest()
-    assert path is not None
-    checkpointer.load(path, State(tensors={"t": memory.T}))
+    open_latest(tmp_path, world).read(State(models={"model": {"t": memory.T}}))
     assert torch.equal(memory.T, torch.arange(12.0).reshape(3, 4))
 
 
-def test_parameters_are_filled_in_place(checkpointer: ShardedCheckpointer) -> None:
+def test_parameters_are_filled_in_place(tmp_path: Path, checkpointer: ShardedCheckpointer, world: SoloWorld) -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    checkpointer.save(State(tensors={"p": parameter}), progress=PROGRESS, metrics={})
+    checkpointer.save(State(models={"model": {"p": parameter}}), progress=PROGRESS, metrics={})
     with torch.no_grad():
         parameter.zero_()
-    path = checkpointer.latest()
-    assert path is not None
-    checkpointer.load(path, State(tensors={"p": parameter}))
+    open_latest(tmp_path, world).read(State(models={"model": {"p": parameter}}))
     assert parameter.tolist() == [1.0, 2.0]
 
 
-def test_thousands_of_small_tensors_come_back(checkpointer: ShardedCheckpointer) -> None:
+def test_thousands_of_small_tensors_come_back(round_trip: RoundTrip) -> None:
     tensors = {f"t{n}": torch.full((n % 5,), float(n)) for n in range(2500)}
-    back = round_trip(checkpointer, tensors)
+    back = round_trip(tensors)
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
 
 
-def test_a_tensor_larger_than_a_batch_comes_back(checkpointer: ShardedCheckpointer) -> None:
+def test_a_tensor_larger_than_a_batch_comes_back(round_trip: RoundTrip) -> None:
     large = torch.arange(10 << 20, dtype=torch.int32)  # 40 MiB; a batch is 32
-    back = round_trip(checkpointer, {"before": torch.ones(3), "large": large, "after": torch.ones(5)})
+    back = round_trip({"before": torch.ones(3), "large": large, "after": torch.ones(5)})
     assert torch.equal(back["large"], large)
     assert torch.equal(back["after"], torch.ones(5))
-
-
-def test_weights_may_be_loaded_in_another_precision(checkpointer: ShardedCheckpointer) -> None:
-    checkpointer.save(State(tensors={"w": torch.tensor([1.0, 2.5])}), progress=PROGRESS, metrics={})
-    half = torch.zeros(2, dtype=torch.bfloat16)
-    path = checkpointer.latest()
-    assert path is not None
-    checkpointer.load(path, State(tensors={"w": half}))
-    assert half.tolist() == [1.0, 2.5]
-
-
-def test_values_are_replaced_by_those_stored(checkpointer: ShardedCheckpointer) -> None:
-    checkpointer.save(State(values={"epoch": 3, "names": ["a"]}), progress=PROGRESS, metrics={})
-    values = {"epoch": 0, "stale": True}
-    path = checkpointer.latest()
-    assert path is not None
-    checkpointer.load(path, State(values=values))
-    assert values == {"epoch": 3, "names": ["a"]}
-
-
-def test_stored_says_shapes_and_types(checkpointer: ShardedCheckpointer) -> None:
-    tensors = {"w": torch.zeros(2, 3, dtype=torch.bfloat16), "n": torch.tensor(1)}
-    checkpointer.save(State(tensors=tensors), progress=PROGRESS, metrics={})
-    path = checkpointer.latest()
-    assert path is not None
-    assert checkpointer.stored(path) == {"w": ((2, 3), torch.bfloat16), "n": ((), torch.int64)}
 
 
 def test_anyone_reads_the_payload_with_safe_open(tmp_path: Path, checkpointer: ShardedCheckpointer) -> None:
@@ -111,15 +93,15 @@ def test_anyone_reads_the_payload_with_safe_open(tmp_path: Path, checkpointer: S
         "f64": torch.tensor([0.5]),
         "bf": torch.ones(2).bfloat16(),
     }
-    checkpointer.save(State(tensors=tensors), progress=PROGRESS, metrics={})
+    checkpointer.save(State(models={"model": tensors}), progress=PROGRESS, metrics={})
     with safe_open(tmp_path / "checkpoints/step_7/rank_0.safetensors", "pt") as file:
         read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert read.keys() == tensors.keys()
-    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert read.keys() == {f"model.{name}" for name in tensors}
+    assert all(torch.equal(read[f"model.{name}"], tensor) for name, tensor in tensors.items())
 
 
 def test_the_rest_is_json(tmp_path: Path, checkpointer: ShardedCheckpointer) -> None:
-    checkpointer.save(State(tensors={"w": torch.ones(2)}), progress=PROGRESS, metrics={"eval/loss": 0.5})
+    checkpointer.save(State(models={"model": {"w": torch.ones(2)}}), progress=PROGRESS, metrics={"eval/loss": 0.5})
     path = tmp_path / "checkpoints/step_7"
     names = {"rank_0.safetensors", "metadata.json", "state.json", "manifest.json"}
     assert {file.name for file in path.iterdir()} == names
@@ -131,33 +113,19 @@ def test_the_rest_is_json(tmp_path: Path, checkpointer: ShardedCheckpointer) -> 
     assert state["metrics"] == {"eval/loss": 0.5}
 
 
-def test_all_that_does_not_fit_is_named(checkpointer: ShardedCheckpointer) -> None:
-    stored = {"a": torch.zeros(2), "b": torch.zeros(2), "n": torch.tensor(1)}
-    checkpointer.save(State(tensors=stored), progress=PROGRESS, metrics={})
-    path = checkpointer.latest()
-    assert path is not None
-    here = {"a": torch.zeros(3), "x": torch.zeros(1), "y": torch.zeros(1), "n": torch.tensor(1.0)}
-    with pytest.raises(CheckpointError) as caught:
-        checkpointer.load(path, State(tensors=here))
-    assert str(caught.value) == (
-        f"{path} is not a checkpoint of this model: a has shape [2] in it, here [3]; "
-        "n has type int64 in it, here torch.float32; x is not in it; y is not in it."
-    )
-
-
 def test_what_is_not_a_tensor_is_refused_by_name(tmp_path: Path, checkpointer: ShardedCheckpointer) -> None:
-    wrong = State(tensors={"good": torch.ones(1), "bad": [1, 2]})  # type: ignore[dict-item]
+    wrong = State(models={"model": {"good": torch.ones(1), "bad": [1, 2]}})  # type: ignore[dict-item]
     with pytest.raises(
-        CheckpointError, match=r"state.tensors 'bad' cannot be saved: it is not a tensor. Only tensors go"
+        CheckpointError, match=r"state.tensors 'model.bad' cannot be saved: it is not a tensor. Only tensors go"
     ):
         checkpointer.save(wrong, progress=PROGRESS, metrics={})
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_a_type_that_safetensors_lacks_is_refused_by_name(checkpointer: ShardedCheckpointer) -> None:
-    wrong = State(tensors={"z": torch.ones(1, dtype=torch.complex128)})
+    wrong = state_of({"model.z": torch.ones(1, dtype=torch.complex128)})
     with pytest.raises(
-        CheckpointError, match=r"state.tensors 'z' cannot be saved: safetensors has no complex128. Types"
+        CheckpointError, match=r"state.tensors 'model.z' cannot be saved: safetensors has no complex128. Types"
     ):
         checkpointer.save(wrong, progress=PROGRESS, metrics={})
 

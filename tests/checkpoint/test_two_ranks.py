@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from runner.checkpoint.sharded import Sharded
-from runner.protocols import Progress, State
+from runner.protocols import Progress
+from runner.storage.names import to_names
 from runner.world.solo import SoloWorld
+from tests.storage.states import open_latest, state_of
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 
@@ -55,19 +57,17 @@ EXPECTED = {
 def test_shards_of_two_ranks_load_on_one_and_on_two(save: str, tmp_path: Path, world: SoloWorld) -> None:
     on_two_ranks(save, tmp_path)
     tensors = {name: torch.zeros_like(tensor) for name, tensor in EXPECTED.items()}
-    checkpointer = Sharded().open(tmp_path, world)
-    path = checkpointer.latest()
-    assert path is not None
-    checkpointer.load(path, State(tensors=tensors))
+    saved = open_latest(tmp_path, world)
+    saved.read(state_of(tensors))
     assert all(torch.equal(tensors[name], tensor) for name, tensor in EXPECTED.items())
-    names = {*EXPECTED, "optimizer.step", "rng.rank_0.torch", "rng.rank_1.torch"}
-    assert checkpointer.stored(path).keys() == names
+    names = {*EXPECTED, "optimizer.0.bias.step", "rng.rank_0.torch", "rng.rank_1.torch"}
+    assert to_names(saved.stored).keys() == names
     on_two_ranks("load_sharded", tmp_path)
 
 
 def test_what_one_rank_saved_loads_into_shards_of_two(tmp_path: Path, world: SoloWorld) -> None:
     generators = {f"rng.rank_{rank}.torch": torch.full((4,), rank, dtype=torch.uint8) for rank in range(2)}
-    state = State(tensors={**EXPECTED, **generators}, values={"epoch": 2})
+    state = state_of({**EXPECTED, **generators}, {"epoch": 2})
     Sharded().open(tmp_path, world).save(state, progress=Progress(step=5, position=50), metrics={})
     on_two_ranks("load_sharded", tmp_path)
 

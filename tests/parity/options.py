@@ -32,6 +32,8 @@ def tensors(ended, step: int, prefix: str = "model.") -> dict[str, torch.Tensor]
     path = ended.run_dir.checkpoints / f"step_{step}"
     saved = Checkpoints(path.parent, SoloWorld(torch.device("cpu"))).open(path)
     stored = {name: found for name, found in to_names(saved.stored).items() if name.startswith(prefix)}
-    state = from_names({name: torch.empty(found.shape, dtype=found.dtype) for name, found in stored.items()})
-    saved.read(state)
-    return to_names(state)
+    read: dict[str, torch.Tensor] = {
+        name: torch.empty(found.shape, dtype=found.dtype) for name, found in stored.items()
+    }
+    saved.read(from_names(read))
+    return read

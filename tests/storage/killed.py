@@ -15,33 +15,35 @@ from pathlib import Path
 
 import torch
 
-import runner.checkpoint.transfer  # noqa: F401  # imported before the forks
+import runner.checkpoint.transfer  # imported before the forks
+import runner.storage.read  # noqa: F401
 from runner.checkpoint.retention import Retention
 from runner.checkpoint.sharded import Sharded
 from runner.protocols import Progress, State
+from runner.storage.names import to_names
 from runner.world.solo import SoloWorld
+from tests.storage.states import open_latest, state_of
 
 WORLD = SoloWorld(torch.device("cpu"))
 OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "os.scandir"}
 
 
-def state_at(value: int) -> State:
+def state_at(value: int) -> State[torch.Tensor]:
     """2 MB that are full of one number."""
-    tensors = {"w": torch.full((500_000,), float(value)), "n": torch.tensor(value)}
-    return State(tensors=tensors, values={"value": value})
+    tensors = {"model.w": torch.full((500_000,), float(value)), "model.n": torch.tensor(value)}
+    return state_of(tensors, {"value": value})
 
 
 def newest_value(run_dir: Path) -> int:
     """Load the newest commit as a resumed run would; all of it must be of one save."""
-    checkpointer = Sharded(retention=Retention(keep_last=1)).open(run_dir, WORLD)
-    path = checkpointer.latest()
-    assert path is not None, "no commit is left"
+    Sharded(retention=Retention(keep_last=1)).open(run_dir, WORLD)
+    saved = open_latest(run_dir, WORLD)
     state = state_at(-1)
-    checkpointer.load(path, state)
+    saved.read(state)
     value = int(state.values["value"])
-    assert torch.equal(state.tensors["w"], torch.full((500_000,), float(value)))
-    assert int(state.tensors["n"]) == value
-    assert [one.name for one in path.parent.iterdir() if "." in one.name] == [], "leftovers"
+    assert torch.equal(to_names(state)["model.w"], torch.full((500_000,), float(value)))
+    assert int(to_names(state)["model.n"]) == value
+    assert [one.name for one in saved.path.parent.iterdir() if "." in one.name] == [], "leftovers"
     return value
 
 
@@ -60,7 +62,7 @@ def save(run_dir: Path, *, step: int, value: int, asynchronous: bool = False) ->
     """One save of a run that keeps one checkpoint."""
     checkpointer = Sharded(retention=Retention(keep_last=1), asynchronous=asynchronous).open(run_dir, WORLD)
     checkpointer.save(state_at(value), progress=Progress(step=step, position=0), metrics={})
-    checkpointer.close()
+    checkpointer.wait()
 
 
 def die_at(operation: int) -> None:

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import Progress, State
+from runner.storage.checkpoints import Checkpoints
 from runner.storage.commit import commit
 from runner.storage.format import File, Manifest
 from runner.storage.rank0 import refusal
 from runner.world.solo import SoloWorld
+from tests.storage.states import open_latest, state_of
 
 Save = Callable[..., Path]
 
@@ -42,13 +45,14 @@ def test_leftovers_are_removed_when_the_run_is_opened(tmp_path: Path, save: Save
 
 
 def test_a_commit_that_was_stepping_aside_comes_back(
-    tmp_path: Path, save: Save, world: SoloWorld, blank: State
+    tmp_path: Path, save: Save, world: SoloWorld, blank: State[Tensor]
 ) -> None:
     path = save(1)
     path.rename(path.with_name("step_1.replaced-0a1b2c3d"))
-    opened = Sharded().open(tmp_path, world)
-    assert opened.latest() == path
-    opened.load(path, blank)
+    Sharded().open(tmp_path, world)
+    saved = open_latest(tmp_path, world)
+    assert saved.path == path
+    saved.read(blank)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -63,7 +67,7 @@ def no_large_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_large_files")
 def test_a_file_that_may_not_grow_leaves_the_last_commit(
-    checkpointer: ShardedCheckpointer, save: Save, blank: State
+    checkpointer: ShardedCheckpointer, checkpoints: Checkpoints, save: Save, blank: State[Tensor]
 ) -> None:
     path = save(1)
     with pytest.raises(CheckpointError) as caught:
@@ -74,8 +78,8 @@ def test_a_file_that_may_not_grow_leaves_the_last_commit(
         "File too large. Free space there, or keep fewer: checkpoint.keep_last, checkpoint.keep_best."
     )
     assert list(path.parent.iterdir()) == [path]  # what was half written gave its space back
-    assert checkpointer.latest() == path
-    checkpointer.load(path, blank)
+    assert checkpoints.latest() == path
+    checkpoints.open(path).read(blank)
 
 
 @pytest.fixture
@@ -96,10 +100,10 @@ def test_a_full_disk_leaves_the_last_commit(small_disk: Path, world: SoloWorld) 
     checkpointer.save(State(values={"step": 1}), progress=Progress(step=1, position=0), metrics={})
     with pytest.raises(CheckpointError, match=r"No space left on device. Free space there, or keep fewer"):
         checkpointer.save(large(), progress=Progress(step=2, position=0), metrics={})
-    path = small_disk / "checkpoints" / "step_1"
-    assert checkpointer.latest() == path
-    state = State()
-    checkpointer.load(path, state)
+    saved = open_latest(small_disk, world)
+    assert saved.path == small_disk / "checkpoints" / "step_1"
+    state = State[Tensor]()
+    saved.read(state)
     assert state.values == {"step": 1}
     checkpointer.save(State(), progress=Progress(step=3, position=0), metrics={})  # there is room again
 
@@ -126,6 +130,6 @@ def test_a_payload_that_rank_0_cannot_see_is_not_committed(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [partial]
 
 
-def large() -> State:
+def large() -> State[Tensor]:
     """4 MB."""
-    return State(tensors={"w": torch.zeros(1_000_000)})
+    return state_of({"model.w": torch.zeros(1_000_000)})

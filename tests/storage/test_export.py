@@ -16,12 +16,13 @@ from torch import Tensor
 
 from runner.checkpoint.sharded import Sharded
 from runner.errors import CheckpointError
-from runner.protocols import Progress, State
+from runner.protocols import Progress
 from runner.storage.commit import begin, commit
 from runner.storage.export import export_weights, fresh_directory, model_tensors
 from runner.storage.format import METADATA, STATE, Chunk, Described, File, Manifest, encode_metadata, encode_state
 from runner.storage.format import hash_of as xxh3
 from runner.world.solo import SoloWorld
+from tests.storage.states import state_of
 
 Save = Callable[[dict[str, Tensor]], Path]
 GB = 10**9
@@ -41,7 +42,7 @@ def saved(tmp_path: Path) -> Save:
 
     def save(weights: dict[str, Tensor]) -> Path:
         tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
-        state = State(tensors={**tensors, "optimizer.embed.weight.exp_avg": torch.ones(4, 3)})
+        state = state_of({**tensors, "optimizer.embed.weight.exp_avg": torch.ones(4, 3)})
         checkpointer = Sharded().open(tmp_path, SoloWorld(torch.device("cpu")))
         checkpointer.save(state, progress=Progress(step=1, position=1), metrics={})
         return tmp_path / "checkpoints" / "step_1"

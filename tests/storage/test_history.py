@@ -4,41 +4,42 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import State
+from runner.storage.checkpoints import Checkpoints
 from runner.storage.history import choose, find
 
 Save = Callable[..., Path]
 
 
-def test_without_checkpoints_there_is_no_latest(checkpointer: ShardedCheckpointer) -> None:
-    assert checkpointer.latest() is None
+def test_without_checkpoints_there_is_no_latest(checkpoints: Checkpoints) -> None:
+    assert checkpoints.latest() is None
 
 
-def test_steps_are_numbers_not_words(checkpointer: ShardedCheckpointer, save: Save) -> None:
+def test_steps_are_numbers_not_words(checkpoints: Checkpoints, save: Save) -> None:
     save(9)
     path = save(10)
-    assert checkpointer.latest() == path
+    assert checkpoints.latest() == path
 
 
-def test_the_newest_is_the_last_committed_not_the_highest_step(checkpointer: ShardedCheckpointer, save: Save) -> None:
+def test_the_newest_is_the_last_committed_not_the_highest_step(checkpoints: Checkpoints, save: Save) -> None:
     save(20)
     save(40)
     path = save(30)  # the run went back to 20
-    assert checkpointer.latest() == path
+    assert checkpoints.latest() == path
 
 
 def test_a_step_that_is_reached_again_replaces_the_older_commit(
-    checkpointer: ShardedCheckpointer, save: Save, blank: State
+    checkpoints: Checkpoints, save: Save, blank: State[Tensor]
 ) -> None:
     save(1)
     save(2)
     path = save(1)
-    assert checkpointer.latest() == path
+    assert checkpoints.latest() == path
     assert sorted(one.name for one in path.parent.iterdir()) == ["step_1", "step_2"]
-    checkpointer.load(path, blank)
+    checkpoints.open(path).read(blank)
     assert blank.values == {"step": 1}
 
 
@@ -63,23 +64,23 @@ def test_find_offers_an_older_one_for_a_corrupted_one(tmp_path: Path, save: Save
 
 
 def test_what_was_chosen_stays_the_newest(
-    tmp_path: Path, checkpointer: ShardedCheckpointer, save: Save, blank: State
+    tmp_path: Path, checkpoints: Checkpoints, save: Save, blank: State[Tensor]
 ) -> None:
     path = save(1)
     save(2)
     assert choose(tmp_path / "checkpoints", "step_1") == path
-    assert checkpointer.latest() == path
-    checkpointer.load(path, blank)
+    assert checkpoints.latest() == path
+    checkpoints.open(path).read(blank)
     later = save(3)
-    assert checkpointer.latest() == later
+    assert checkpoints.latest() == later
 
 
 def test_choosing_gets_past_a_manifest_that_cannot_be_read(
-    tmp_path: Path, checkpointer: ShardedCheckpointer, save: Save
+    tmp_path: Path, checkpoints: Checkpoints, save: Save
 ) -> None:
     path = save(1)
     (save(2) / "manifest.json").write_text("")
     with pytest.raises(CheckpointError, match=r"--from step_1"):
-        checkpointer.latest()
+        checkpoints.latest()
     choose(tmp_path / "checkpoints", "step_1")
-    assert checkpointer.latest() == path
+    assert checkpoints.latest() == path

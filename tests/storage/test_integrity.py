@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.checkpoint.sharded import ShardedCheckpointer
-from runner.checkpoint.transfer import read_tensors
 from runner.errors import CheckpointError
 from runner.protocols import State
+from runner.storage.checkpoints import Checkpoints
 from runner.storage.format import decode_manifest, decode_metadata
+from runner.storage.names import to_names
+from runner.storage.read import read_tensors
 from runner.world.solo import SoloWorld
 
 Save = Callable[..., Path]
@@ -30,53 +31,53 @@ def flip(file: Path, place: int) -> None:
 
 
 def test_a_flipped_bit_names_file_tensor_and_older_commit(
-    checkpointer: ShardedCheckpointer, save: Save, blank: State
+    checkpoints: Checkpoints, save: Save, blank: State[Tensor]
 ) -> None:
     save(1)
     path = save(2)
     flip(path / "rank_0.safetensors", -1)
-    assert checkpointer.latest() == path  # sizes are right: only reading can tell
+    assert checkpoints.latest() == path  # sizes are right: only reading can tell
     with pytest.raises(CheckpointError) as caught:
-        checkpointer.load(path, blank)
+        checkpoints.open(path).read(blank)
     fault = f"{path}/rank_0.safetensors is corrupted: the hash of tensor 'model.a' is not that of what was written."
     assert str(caught.value) == f"{fault} {OLDER}"
 
 
-def test_a_flipped_bit_in_the_header_is_found(checkpointer: ShardedCheckpointer, save: Save, blank: State) -> None:
+def test_a_flipped_bit_in_the_header_is_found(checkpoints: Checkpoints, save: Save, blank: State[Tensor]) -> None:
     path = save(2)
     flip(path / "rank_0.safetensors", 20)
     with pytest.raises(
         CheckpointError, match=r"rank_0.safetensors is corrupted: its header .* No older checkpoint is whole"
     ):
-        checkpointer.load(path, blank)
+        checkpoints.open(path).read(blank)
 
 
 @pytest.mark.parametrize("name", ["state.json", "metadata.json"])
-def test_a_changed_json_file_is_found(name: str, checkpointer: ShardedCheckpointer, save: Save, blank: State) -> None:
+def test_a_changed_json_file_is_found(name: str, checkpoints: Checkpoints, save: Save, blank: State[Tensor]) -> None:
     save(1)
     path = save(2)
     flip(path / name, -4)
     with pytest.raises(CheckpointError) as caught:
-        checkpointer.load(path, blank)
+        checkpoints.open(path).read(blank)
     assert str(caught.value) == f"{path}/{name} is corrupted: its hash is not the one in manifest.json. {OLDER}"
 
 
-def test_a_truncated_file_is_found_before_it_is_read(checkpointer: ShardedCheckpointer, save: Save) -> None:
+def test_a_truncated_file_is_found_before_it_is_read(checkpoints: Checkpoints, save: Save) -> None:
     save(1)
     file = save(2) / "rank_0.safetensors"
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(CheckpointError) as caught:
-        checkpointer.latest()
+        checkpoints.latest()
     assert str(caught.value) == f"{file} has {size - 5} bytes instead of {size}. {OLDER}"
 
 
-def test_a_missing_file_is_found_before_it_is_read(checkpointer: ShardedCheckpointer, save: Save) -> None:
+def test_a_missing_file_is_found_before_it_is_read(checkpoints: Checkpoints, save: Save) -> None:
     save(1)
     path = save(2)
     (path / "rank_0.safetensors").unlink()
     with pytest.raises(CheckpointError) as caught:
-        checkpointer.latest()
+        checkpoints.latest()
     assert str(caught.value) == f"{path}/rank_0.safetensors is missing. {OLDER}"
 
 
@@ -89,56 +90,56 @@ def test_a_missing_file_is_found_before_it_is_read(checkpointer: ShardedCheckpoi
         ('{"format": 9}', "has format 9; this version of runner reads format 1."),
     ],
 )
-def test_a_manifest_that_is_none_is_found(text: str, fault: str, checkpointer: ShardedCheckpointer, save: Save) -> None:
+def test_a_manifest_that_is_none_is_found(text: str, fault: str, checkpoints: Checkpoints, save: Save) -> None:
     save(1)
     path = save(2)
     (path / "manifest.json").write_text(text)
     with pytest.raises(CheckpointError) as caught:
-        checkpointer.latest()
+        checkpoints.latest()
     assert str(caught.value).startswith(f"{path}/manifest.json {fault}")
     assert str(caught.value).endswith(OLDER)
 
 
-def test_a_missing_manifest_is_found(checkpointer: ShardedCheckpointer, save: Save) -> None:
+def test_a_missing_manifest_is_found(checkpoints: Checkpoints, save: Save) -> None:
     path = save(1)
     (path / "manifest.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"manifest.json is missing or cannot be read: No such file or directory."
     ):
-        checkpointer.latest()
+        checkpoints.latest()
 
 
-def test_an_older_commit_that_is_corrupted_too_is_not_offered(checkpointer: ShardedCheckpointer, save: Save) -> None:
+def test_an_older_commit_that_is_corrupted_too_is_not_offered(checkpoints: Checkpoints, save: Save) -> None:
     for step in (1, 2, 3):
         save(step)
     for path in (save(2), save(3)):
         (path / "state.json").unlink()
     with pytest.raises(CheckpointError) as caught:
-        checkpointer.latest()
+        checkpoints.latest()
     assert str(caught.value).endswith(OLDER)
 
 
 def read(world: SoloWorld, path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read the payload alone, as `load` does once it has seen that sizes are right."""
+    """Read the payload alone, as a saved checkpoint does once it has seen that sizes are right."""
     manifest = decode_manifest(path)
     described = decode_metadata(path, manifest.files["metadata.json"])
     read_tensors(world, path, tensors, described=described, files=manifest.files)
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_said(world: SoloWorld, save: Save, blank: State) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_said(world: SoloWorld, save: Save, blank: State[Tensor]) -> None:
     file = save(1) / "rank_0.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(
         CheckpointError, match=r"rank_0.safetensors is truncated: tensor 'model.a' ends after 43 of 48 bytes."
     ):
-        read(world, file.parent, blank.tensors)
+        read(world, file.parent, to_names(blank))
 
 
-def test_a_file_that_vanishes_while_it_is_read_is_said(world: SoloWorld, save: Save, blank: State) -> None:
+def test_a_file_that_vanishes_while_it_is_read_is_said(world: SoloWorld, save: Save, blank: State[Tensor]) -> None:
     file = save(1) / "rank_0.safetensors"
     file.unlink()
     with pytest.raises(CheckpointError, match=r"rank_0.safetensors cannot be read: No such file or directory."):
-        read(world, file.parent, blank.tensors)
+        read(world, file.parent, to_names(blank))
 
 
 def test_what_torch_raises_itself_comes_through_with_rank_and_path(world: SoloWorld, save: Save) -> None:
@@ -149,18 +150,18 @@ def test_what_torch_raises_itself_comes_through_with_rank_and_path(world: SoloWo
 
 
 def test_no_pickle_is_ever_loaded(
-    checkpointer: ShardedCheckpointer, save: Save, blank: State, planted: Callable[[], bytes]
+    checkpoints: Checkpoints, save: Save, blank: State[Tensor], planted: Callable[[], bytes]
 ) -> None:
     """Pickles planted where torch's own readers would look, and in place of each of our files."""
     path = save(1)
     for name in (".metadata", "__0_0.distcp", "state.pt"):
         (path / name).write_bytes(planted())
-    checkpointer.load(path, blank)
+    checkpoints.open(path).read(blank)
     for name in ("rank_0.safetensors", "state.json", "metadata.json", "manifest.json"):
         original = (path / name).read_bytes()
         (path / name).write_bytes(planted().ljust(len(original))[: len(original)])
         with pytest.raises(CheckpointError):
-            checkpointer.load(path, blank)
+            checkpoints.open(path).read(blank)
         (path / name).write_bytes(original)
     assert LOADED == []
 
