@@ -124,13 +124,13 @@ def _run_agent(agent: Agent) -> RunResult | None:
         gc.unfreeze()
 
 
-def _entrypoint(worker: str, spec_path: Path, *, fork: bool) -> tuple[str | Callable[..., None], tuple[str, ...]]:
+def _entrypoint(worker: str, spec_path: Path, *, fork: bool) -> tuple[str | Callable[..., None], tuple[Any, ...]]:
     """The function that the agent calls in a fork of this process, or the program that it starts, with arguments."""
     if not fork:
-        return sys.executable, ("-m", rank.__name__, worker, str(spec_path))
+        return sys.executable, ("-m", rank.__name__, worker, str(spec_path), str(os.getpid()))
     for module in (*PRELOAD, worker):
         importlib.import_module(module)
-    return rank.enter, (worker, str(spec_path))
+    return rank.enter, (worker, str(spec_path), os.getpid())
 
 
 @contextmanager

@@ -1,5 +1,9 @@
-"""One rank of several, from start to exit: in a forked process or as `python -m runner.launch.rank MODULE SPEC`."""
+"""One rank of several, from start to exit: in a forked process or as `python -m runner.launch.rank MODULE SPEC`.
 
+A third argument is the process id of the launcher, with which the rank ends; by default that is its parent.
+"""
+
+import ctypes
 import faulthandler
 import importlib
 import os
@@ -12,9 +16,12 @@ from runner.config.run_dir import RunDir
 from runner.errors import HookError, RankError
 from runner.world.identity import find_identity
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-def enter(worker: str, spec_path: str) -> None:
+
+def enter(worker: str, spec_path: str, launcher_pid: int) -> None:
     """Run the worker module's `main` in a process made for it, and return when it does."""
+    _end_with(launcher_pid)
     _leave_terminal()
     run_dir, rank = RunDir(Path(spec_path).parent), _own_rank()
     run_dir.logs.mkdir(exist_ok=True)
@@ -62,6 +69,14 @@ def _leave_terminal() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def _end_with(launcher_pid: int) -> None:
+    """Let the system kill this rank when its launcher ends, however that ends. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher_pid:
+            os._exit(1)  # it ended before the line above
+
+
 def _redirect_to(descriptor: int) -> None:
     """Send stdout and stderr to this file, whether Python, C++ or a child process writes to them."""
     sys.stdout.flush()
@@ -76,9 +91,10 @@ def main() -> None:
     Interpreter exit is skipped: 7 of 30 finished ranks died there with SIGABRT, 0 of 30 that left by os._exit.
     """
     _own_rank()  # its error is printed here; those that follow go to the rank's log
+    worker, spec_path, *given = sys.argv[1:]
     code = 1
     try:
-        enter(*sys.argv[1:])
+        enter(worker, spec_path, int(given[0]) if given else os.getppid())
         code = 0
     finally:
         sys.stdout.flush()

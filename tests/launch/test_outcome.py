@@ -80,3 +80,13 @@ def test_a_rank_that_nothing_numbered_says_so(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "RankError: this process has no rank: start it with torchrun, srun or mpirun" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_a_rank_whose_launcher_died_while_it_started_ends(tmp_path: Path) -> None:
+    """Here its launcher is said to be a process that is not its parent any more."""
+    words = ["-m", "runner.launch.rank", "toy", str(tmp_path / "spec.yaml"), "1"]
+    numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, *words], env={**os.environ, **numbers}, timeout=60, check=False)
+    assert done.returncode == 1
+    assert not (tmp_path / "logs").exists()
