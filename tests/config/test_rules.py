@@ -51,7 +51,11 @@ def test_auto_is_as_large_as_can_be_until_the_run_finds_what_fits():
 @pytest.mark.parametrize(
     ("keys", "key", "words"),
     [
-        ({"accumulate": 2}, "batch.micro_items", "auto finds how many of batch.items fit: give batch.items"),
+        (
+            {"accumulate": 2},
+            "batch.micro_items",
+            "auto finds how many of batch.items fit into memory. Give batch.items",
+        ),
         ({"items": 64, "accumulate": 2}, "batch.micro_items", "and leave batch.accumulate null"),
         ({"items": 63}, "batch.items", "63 is not a multiple of data ranks = 2. Use 62 or 64."),
     ],
