@@ -19,7 +19,7 @@ from runner.errors import HookError
         ({"model._target_": "???"}, "model._target_", "must be given: the dotted path of a function"),
         ({"model": 3}, "model", "3 is not a hook"),
         ({"model.width": "???"}, "model.width", "must be given"),
-        ({"model._partial_": True}, "model._partial_", "the engine calls the hook itself"),
+        ({"model._partial_": True}, "model._partial_", "the engine calls the hook. Delete it"),
         ({"model.width": {"_target_": "spec_parts.Plainn"}}, "model.width._target_", "Did you mean Plain?"),
         ({"model.width": {"_target_": "spec_parts.loss", "model": 1}}, "model.width.batch", "needs 'batch'"),
         ({"model.width": [{"_target_": "spec_parts.Plain", "_args_": []}]}, "model.width.0._args_", "not supported"),
