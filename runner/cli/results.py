@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: a table on the terminal, and results.json in its directory."""
+"""The results of a sweep: a table on the terminal, and results.json in its directory."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def report(directory: Path) -> int:
     jobs = [_job(path) for path in _job_dirs(directory)]
     (directory / "results.json").write_text(json.dumps(jobs, indent=2) + "\n")
     console = Console()
-    # A log has no width: cut nothing there.
+    # A log file has no width, so nothing is cut there.
     (console if console.is_terminal else Console(width=1000)).print(_table(jobs))
     return sum(job["state"] == "failed" for job in jobs)
 
@@ -50,7 +50,7 @@ def _job(path: Path) -> dict[str, Any]:
 
 
 def _table(jobs: list[dict[str, Any]]) -> Table:
-    """A column for each overridden key and each measure of evaluation (of training, where nothing was evaluated)."""
+    """A column for each overridden key and each metric of evaluation (of training, if nothing was evaluated)."""
     given = [dict(override.partition("=")[::2] for override in job["overrides"]) for job in jobs]
     keys = list(dict.fromkeys(key for overrides in given for key in overrides))
     names = sorted({name for job in jobs for name in job["metrics"]})

@@ -1,7 +1,7 @@
-"""`runner train -m`: Hydra's sweeper and launcher choose the jobs; each job is a process tree of its own.
+"""`runner train -m`: Hydra's sweeper and launcher choose the jobs; each job runs in a process tree of its own.
 
-A job that fails is told at once and the others go on. Nothing leaks from one job to the next, since each begins as a
-fresh copy of this process (or as a new one, where a copy is not safe).
+A job that fails is reported at once and the others continue. Jobs share no state: each starts as a fork of this
+process, or as a new process where forking is not safe.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ __all__ = ["sweep"]
 TRIED_VALUES = 64
 """Values of one swept key that are composed before the sweep begins (40 ms each)."""
 GRACE_S = 5.0
-"""How long an interrupted job may take to stop its ranks."""
+"""Seconds that an interrupted job has to stop its ranks."""
 OBJECTIVES = ("eval/loss", "train/loss")
-"""What a sweeper that searches is told of a job: the first of these that it measured."""
+"""Metrics that a job returns to a sweeper that optimizes: the first of these that it measured."""
 
 
 def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> int:
@@ -68,9 +68,7 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
         f"hydra.sweep.dir={quoted(str(directory))}",
         *_job_name(recipe, fixed),
     ]
-    before = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a scheduler's SIGTERM ends the jobs as Ctrl-C does
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the jobs as Ctrl-C does
     try:
         code = hydra_main(
             recipe,
@@ -91,13 +89,13 @@ def _job_name(recipe: Recipe, overrides: list[str]) -> list[str]:
 
 
 def _split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Those with one value, and for each of the others the overrides that it stands for."""
+    """Overrides with one value, and for each override with several the single ones that it stands for."""
     fixed, swept = [], {}
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
-            fixed.append(text)  # composing tells what is wrong with it
+            fixed.append(text)  # composing reports what is wrong with it
             continue
         if not override.is_sweep_override():
             fixed.append(text)
@@ -120,7 +118,7 @@ def _check_values(
             faults += [fault for fault in tried.faults if fault not in faults]
     run = base.config.get("run")
     if isinstance(run, dict) and run.get("dir") is not None:
-        rule = f"{run['dir']!r} names the directory of one run; a sweep has many. Use sweep.dir, or null."
+        rule = f"{run['dir']!r} names the directory of one run, but a sweep has many. Use sweep.dir, or null."
         faults.append(Fault(key="run.dir", message=rule, origin=base.origins.origin("run.dir")))
     if faults:
         raise SpecError(*faults)
@@ -150,7 +148,7 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
     except SpecError as wrong:
         run_dir.write_status("failed", step=0, metrics={})
         print(
-            f"job {run_dir.path.name} is declared wrongly:\n{wrong}",
+            f"job {run_dir.path.name} has an invalid declaration:\n{wrong}",
             file=sys.stderr,
             flush=True,
         )
@@ -172,7 +170,7 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
 
 def _refuse_nodes(spec: RunSpec) -> None:
     if spec.launch.nodes > 1:
-        rule = f"a sweep (-m) runs its jobs on one machine, not on {spec.launch.nodes}. Train each value by itself."
+        rule = f"a sweep (-m) runs its jobs on one machine, not on {spec.launch.nodes}. Train each value separately."
         raise SpecError(Fault(key="launch.nodes", message=rule))
 
 
@@ -195,11 +193,11 @@ def _run_in_child(spec_path: Path, spec: RunSpec) -> int:
 
 
 def _stop(process: BaseProcess) -> None:
-    """Let it end its ranks in order, then end what is left of its group."""
+    """Let a job end its ranks, then kill what is left of its process group."""
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join(GRACE_S)
-    with contextlib.suppress(ProcessLookupError):  # nothing is left, as it should be
+    with contextlib.suppress(ProcessLookupError):  # nothing is left
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
 

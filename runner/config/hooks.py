@@ -1,7 +1,7 @@
-"""The user's three functions: found, checked without being called, and made ready to be called.
+"""The user's three functions: finds them, checks them without calling them, and binds their arguments.
 
-A node with a `_target_` names a callable and its keyword arguments. An argument may itself be such a node: it is built
-first. `_partial_: true` hands over the callable with its arguments instead of calling it.
+A node with a `_target_` names a callable and its keyword arguments. An argument may itself be such a node and is built
+first; with `_partial_: true` it is not called but becomes a functools.partial.
 """
 
 import functools
@@ -17,13 +17,13 @@ from runner.errors import Fault, HookError
 __all__ = ["POSITIONAL", "faults_of", "hook_of", "resolve"]
 
 POSITIONAL = {"model": 0, "data": 0, "loss": 2}
-"""How many arguments the engine gives each hook before those of the recipe: loss(model, batch, **arguments)."""
+"""Positional arguments that the engine passes to each hook: loss(model, batch, **arguments)."""
 PARTIAL = "_partial_"
 UNSUPPORTED = ("_args_", "_recursive_", "_convert_")
 
 
 def hook_of(node: Mapping[str, Any]) -> Hook:
-    """The section of a recipe as a hook."""
+    """The hook of a section."""
     return Hook(
         target=str(node[TARGET]),
         arguments={name: value for name, value in node.items() if name != TARGET},
@@ -31,10 +31,10 @@ def hook_of(node: Mapping[str, Any]) -> Hook:
 
 
 def resolve(hook: Hook, import_roots: Sequence[str]) -> Callable[..., Any]:
-    """The hook's callable with the recipe's arguments bound; nested `_target_` arguments are built now.
+    """Bind the recipe's arguments to the hook's callable; nested `_target_` arguments are built now.
 
     Raises:
-        HookError: something that it names cannot be imported.
+        HookError: a target cannot be imported.
     """
     import_from(import_roots)
     try:
@@ -48,7 +48,7 @@ def resolve(hook: Hook, import_roots: Sequence[str]) -> Callable[..., Any]:
 
 
 def _value(node: Any) -> Any:
-    """An argument as the hook gets it: nested targets built, everything else as it was written."""
+    """An argument as the hook gets it: nested targets are built, everything else is passed as it is."""
     if isinstance(node, Mapping):
         named = {name: _value(value) for name, value in node.items() if name not in (TARGET, PARTIAL)}
         if TARGET not in node:
@@ -61,17 +61,17 @@ def _value(node: Any) -> Any:
 
 
 def faults_of(node: Any, *, key: str, import_roots: Sequence[str]) -> Iterator[Fault]:
-    """What is wrong with a hook's section. Imports the modules that it names; calls nothing."""
+    """The faults of a hook's section. Imports the modules that it names; calls nothing."""
     if not isinstance(node, Mapping):
         yield Fault(
             key=key,
-            message=f"{node!r} is not a hook: it needs a _target_ and may have arguments.",
+            message=f"{node!r} is not a hook: it must be a mapping with a _target_ and arguments.",
         )
         return
     if PARTIAL in node:
         yield Fault(
             key=f"{key}.{PARTIAL}",
-            message=f"is for arguments; the engine calls the hook itself. Delete it: ~{key}.{PARTIAL}",
+            message=f"is for arguments only: the engine calls the hook. Delete it: ~{key}.{PARTIAL}",
         )
     yield from _callable_faults(node, key=key, positional=POSITIONAL[key], roots=import_roots)
 
@@ -109,7 +109,7 @@ def _binding_faults(
     try:
         function = locate(target)
     except NotFound as missing:
-        where = f" Looked in {', '.join(roots)}, then where Python looks." if roots else ""
+        where = f" Looked in {', '.join(roots)}, then on sys.path." if roots else ""
         yield Fault(
             key=f"{key}.{TARGET}",
             message=f"{target} cannot be imported: {missing}{where}",
@@ -133,7 +133,7 @@ def _argument_faults(value: Any, *, key: str, roots: Sequence[str]) -> Iterator[
             if name in value:
                 yield Fault(
                     key=f"{key}.{name}",
-                    message=f"{name} is not supported: build it in a function of yours.",
+                    message=f"{name} is not supported. Build the object in a function of your own.",
                 )
         rest = {name: inner for name, inner in value.items() if name not in UNSUPPORTED}
         yield from _callable_faults(rest, key=key, positional=0, roots=roots)

@@ -1,4 +1,4 @@
-"""From a dotted path to what it names, as Python would import it with a run's import roots ahead of everything else."""
+"""Imports objects by dotted path, with a run's import roots first on sys.path."""
 
 import importlib
 import sys
@@ -13,19 +13,19 @@ __all__ = ["NotFound", "import_from", "locate"]
 
 
 class NotFound(Exception):
-    """A dotted path that names nothing. The message says how far it led and why it ended there."""
+    """A dotted path cannot be imported. The message says which part of it, and why."""
 
 
 def import_from(roots: Sequence[str]) -> None:
-    """Put directories ahead of what Python would search by itself, in their own order. Twice is as good as once."""
+    """Put directories first on sys.path, in their order; calling it again changes nothing."""
     sys.path[:] = [*roots, *(path for path in sys.path if path not in roots)]
 
 
 def locate(path: str) -> Any:
-    """What a dotted path names: the longest part of it that is a module, then attributes.
+    """Import what a dotted path names: the longest part of it that is a module, then attributes.
 
     Raises:
-        NotFound: no such module, no such attribute, or the module fails while it is imported.
+        NotFound: there is no such module or attribute, or importing the module fails.
     """
     parts = path.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -71,13 +71,13 @@ def _module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == name:
             raise NotFound(f"there is no module {name!r}.") from error
-        raise NotFound(f"module {name!r} imports {error.name!r}, which is not there{_line(error)}.") from error
-    except Exception as error:  # a user's module may raise anything while it is imported; it is told with its line
+        raise NotFound(f"module {name!r} imports {error.name!r}, which is not installed{_line(error)}.") from error
+    except Exception as error:  # a user's module may raise anything while it is imported
         raise NotFound(f"importing {name!r} failed with {type(error).__name__}: {error}{_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:
-    """Where in a user's file an import went wrong."""
+    """The file and line at which an import failed."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     outside = [frame for frame in frames if frame.filename != __file__]
     return f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, code and command. One entry an attempt."""
+"""Provenance of a run: versions, machine, code and command, with an entry for each attempt."""
 
 import hashlib
 import inspect
@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 def describe(spec: RunSpec, *, command: list[str]) -> dict[str, Any]:
-    """One attempt, in what JSON can say."""
+    """The entry of an attempt, as JSON values."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
@@ -48,18 +48,18 @@ def describe(spec: RunSpec, *, command: list[str]) -> dict[str, Any]:
 
 
 def describe_code(spec: RunSpec) -> dict[str, Any]:
-    """What machines that train one model together must have alike."""
+    """What must be equal on all machines of a run."""
     hooks = {Path(file).name: digest for file, digest in hook_hashes(spec).items()}
     return {"python": _python(), "versions": _versions(), "hooks": hooks}
 
 
 def record(path: Path, attempt: Mapping[str, Any]) -> None:
-    """Append an attempt to the list in a file, in one rename."""
+    """Append an attempt to the list in a file, atomically."""
     _write(path, [*read(path), attempt])
 
 
 def note(path: Path, key: str, value: Any) -> None:
-    """Add something that came to light during the last attempt, in one rename."""
+    """Add something found during the last attempt to its entry, atomically."""
     *before, last = read(path)
     _write(path, [*before, {**last, key: value}])
 
@@ -71,7 +71,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def hook_hashes(spec: RunSpec) -> dict[str, str]:
-    """Source file of each hook, and its SHA-256. Modules that have no file are left out."""
+    """The SHA-256 of each hook's source file, by path. Modules without a file are left out."""
     hashes: dict[str, str] = {}
     for hook in (spec.model, spec.data, spec.loss):
         try:

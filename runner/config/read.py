@@ -1,4 +1,4 @@
-"""From a composed configuration to a RunSpec, or to every fault in it at once."""
+"""Builds a RunSpec from a composed configuration, or raises every fault in it at once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,7 +44,7 @@ GROUPS: Mapping[str, str | None] = {
     "schedule": "runner.schedule.foreign.ForeignSchedule",
     "checkpoint": None,
 }
-"""Groups of which a run has one option, each with the part that takes in foreign targets, if it has one."""
+"""Groups of which a run has one option, each with the part that wraps a target which is not a part, if it has one."""
 MANY_GROUPS = ("tracker", "metric", "callback")
 """Groups of which a run has any number of options, each under its own name."""
 SECTIONS: Mapping[str, type[Any]] = {
@@ -69,7 +69,7 @@ class _NotKnown(AttributeError):
 
 
 class _Unknown:
-    """Stands where a part or section could not be built, so that checks of all the others can still run."""
+    """Stands for a part or section that could not be built, so that checks of all others can still run."""
 
     def __getattr__(self, name: str) -> Any:
         raise _NotKnown(name)
@@ -80,21 +80,21 @@ UNKNOWN: Any = _Unknown()
 
 @dataclass(kw_only=True)
 class _Reading:
-    """What has been made of a configuration so far, and what was wrong with it."""
+    """What has been built from a configuration so far, and its faults."""
 
     config: Mapping[str, Any]
     import_roots: tuple[str, ...]
-    made: dict[str, Any] = field(default_factory=dict)
+    built: dict[str, Any] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
     def take(self, key: str, value: Any, faults: Sequence[Fault] = ()) -> None:
-        """Keep what was built for a key; what could not be built stays unknown."""
-        self.made[key] = UNKNOWN if value is None else value
+        """Record what was built for a key; None = it could not be built."""
+        self.built[key] = UNKNOWN if value is None else value
         self.faults += faults
 
 
 def no_origin(_key: str) -> str:
-    """Nobody knows."""
+    """The origin of a value that is not known."""
     return ""
 
 
@@ -107,17 +107,17 @@ def read(
     check: bool = True,
     rules: Sequence[Rule] = (),
 ) -> RunSpec:
-    """Make a RunSpec of plain dicts, lists and scalars.
+    """Build a RunSpec from plain dicts, lists and scalars.
 
     Args:
         config: composed and resolved, without Hydra's own node.
-        import_roots: go ahead of everything else on sys.path from now on.
-        known_faults: found while it was composed; raised together with those found here.
+        import_roots: put first on sys.path, for good.
+        known_faults: found while the configuration was composed; raised together with those found here.
         check: False trusts an earlier check: hooks are not imported, files not read and no rules applied.
         rules: further rules, applied after those of sections and parts.
 
     Raises:
-        SpecError: holds every fault that can be known.
+        SpecError: with every fault.
     """
     import_from(import_roots)
     reading = _Reading(config=config, import_roots=tuple(import_roots), faults=list(known_faults))
@@ -135,7 +135,7 @@ def read(
         _read_hook(reading, key, check=check)
     _read_batch(reading)
     spec = RunSpec(
-        **{key: reading.made[key] for key in KNOWN},
+        **{key: reading.built[key] for key in KNOWN},
         import_roots=reading.import_roots,
         config=reading.config,
     )
@@ -149,7 +149,7 @@ def read(
 def _read_names(reading: _Reading) -> None:
     name = reading.config.get("name")
     good = isinstance(name, str | int) and str(name) not in ("", MISSING, ".", "..") and "/" not in str(name)
-    rule = "must be given: text without a slash; it names the run's directory."
+    rule = "must be given: text without a slash, part of the name of the run's directory."
     reading.take(
         "name",
         str(name) if good else None,
@@ -200,9 +200,9 @@ def _read_many(reading: _Reading, group: str) -> None:
 def _read_files(reading: _Reading) -> None:
     """Put the content of files that parts name into the parts, and into the configuration that will be frozen."""
     reading.config = config = dict(reading.config)
-    _read_files_of(reading, GROUPS, reading.made, config)
+    _read_files_of(reading, GROUPS, reading.built, config)
     for group in MANY_GROUPS:
-        parts = reading.made[group]
+        parts = reading.built[group]
         if parts is not UNKNOWN and parts:
             config[group] = dict(config[group])
             _read_files_of(reading, parts, parts, config[group], above=f"{group}.")
@@ -226,11 +226,11 @@ def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
 
 
 def _read_batch(reading: _Reading) -> None:
-    """Replace the keys of the batch as written by the batch as it is cut among the strategy's data ranks."""
+    """Replace the keys of the batch by the batch as it is divided among the strategy's data ranks."""
     try:
-        keys, world_size = reading.made["batch"], reading.made["launch"].nodes * reading.made["hardware"].processes
+        keys, world_size = reading.built["batch"], reading.built["launch"].nodes * reading.built["hardware"].processes
         given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)
-        axes = reading.made["strategy"].axes(world_size)
+        axes = reading.built["strategy"].axes(world_size)
     except _NotKnown:
         reading.take("batch", None)
         return
@@ -268,7 +268,7 @@ def as_far_as_known(check: Callable[[], Iterable[T]]) -> Iterator[T]:
 
 
 def _distinct(faults: Sequence[Fault]) -> list[Fault]:
-    """In order, each once: two parts may find the same."""
+    """Without duplicates: two parts may find the same fault."""
     return list(dict.fromkeys(faults))
 
 

@@ -1,4 +1,4 @@
-"""What must hold across sections and parts, and in which ranges a section's numbers lie."""
+"""Rules across sections and parts, and the ranges of numbers in sections."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from runner.protocols import Clip
 __all__ = ["BatchKeys", "clip_faults", "divide", "range_faults", "run_faults"]
 
 AUTO = "auto"
-"""For batch.micro_items: as many as fit into memory."""
+"""The value of batch.micro_items that means: as many as fit into memory."""
 SMALLEST = {
     "batch.items": 1,
     "batch.micro_items": 1,
@@ -27,12 +27,12 @@ SMALLEST = {
     "guard.max_skipped": 1,
     "activation_checkpointing.every": 1,
 }
-"""The least value of each whole number of a section; null passes where null is allowed."""
+"""The smallest value of each whole number of a section, where it is not null."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchKeys:
-    """The section `batch` as it is written, before what is null is derived."""
+    """The section `batch` as it is given, before null values are derived."""
 
     items: int | None = None
     micro_items: int | Literal["auto"] | None = None
@@ -40,7 +40,7 @@ class BatchKeys:
 
 
 def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
-    """Numbers of one section that are too small."""
+    """A fault for each number of a section that is too small."""
     for name, value in values.items():
         least = SMALLEST.get(f"{section}.{name}")
         if least is not None and isinstance(value, int) and value < least:
@@ -51,7 +51,7 @@ def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def clip_faults(clip: Clip) -> Iterator[Fault]:
-    """Limits that would stop every step."""
+    """A fault for each limit that no gradient can satisfy."""
     for name, value in (("norm", clip.norm), ("value", clip.value)):
         if value is not None and not value > 0:
             yield Fault(
@@ -61,18 +61,18 @@ def clip_faults(clip: Clip) -> Iterator[Fault]:
 
 
 def run_faults(run: Run) -> Iterator[Fault]:
-    """Lengths that contradict each other."""
+    """Faults of lengths that contradict each other."""
     if run.stop_at_step is not None and run.stop_at_step > run.steps:
-        rule = f"{run.stop_at_step} lies beyond run.steps={run.steps}. Use at most {run.steps}, or null for all steps."
+        rule = f"{run.stop_at_step} is beyond run.steps={run.steps}. Use at most {run.steps}, or null for all steps."
         yield Fault(key="run.stop_at_step", message=rule)
 
 
 def divide(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
-    """Derive what is null: items = micro_items × accumulate × data ranks.
+    """Derive null values: items = micro_items × accumulate × data ranks.
 
     Args:
         keys: all at least 1 where they are not null.
-        data_ranks: into how many shares the strategy cuts the items of a step.
+        data_ranks: ranks among which the strategy divides the items of a step.
     """
     if isinstance(keys.micro_items, str):
         return _divide_automatically(keys, data_ranks=data_ranks)
@@ -80,9 +80,7 @@ def divide(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
     if items is None:
         if micro_items is None or accumulate is None:
             missing = "batch.micro_items" if micro_items is None else "batch.accumulate"
-            rule = (
-                f"must be given, or {missing} too, from which it follows with the other." if keys != BatchKeys() else ""
-            )
+            rule = f"must be given, or also {missing}, so that it can be derived." if keys != BatchKeys() else ""
             return Fault(
                 key="batch.items",
                 message=rule or "must be given: the items of one optimizer step over all ranks.",
@@ -112,9 +110,9 @@ def divide(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
 
 
 def _divide_automatically(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
-    """As large as it can be, for now."""
+    """The largest micro-batch, which the run then reduces to what fits."""
     if keys.items is None or keys.accumulate is not None:
-        rule = "finds how many of batch.items fit: give batch.items, and leave batch.accumulate null."
+        rule = "finds how many of batch.items fit into memory. Give batch.items, and leave batch.accumulate null."
         return Fault(key="batch.micro_items", message=f"{AUTO} {rule}")
     if keys.items % data_ranks:
         return Fault(key="batch.items", message=_not_a_multiple(keys.items, data_ranks, f"data ranks = {data_ranks}"))

@@ -1,4 +1,4 @@
-"""What a run is: every section of a recipe, typed. `config/read.py` makes one of a composed configuration."""
+"""The declaration of a run: every section of a recipe, typed. `config/read.py` builds one from a configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from runner.protocols import (
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
-    """One of the user's functions, and what the recipe hands to it. `config/hooks.py` finds and calls it."""
+    """One of the user's functions, and its arguments in the recipe. `config/hooks.py` finds it."""
 
     target: str
     """Dotted path of a callable: user_hooks.digits.build_model."""
@@ -32,48 +32,48 @@ class Hook:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Items of one optimizer step and how they are cut. Two of the first and the other two follow."""
+    """Items of one optimizer step, and how they are divided into micro-batches."""
 
     items: int
     """Global batch of one optimizer step."""
     micro_items: int
-    """What one rank forwards at once."""
+    """Items that one rank forwards at once."""
     accumulate: int
-    """Accumulation rounds of a full step: items / (micro_items × data ranks)."""
+    """Micro-batches of one rank in a full step: items / (micro_items × data ranks)."""
     auto: bool = False
-    """micro_items is the most that it can be: the run finds what fits into memory before its first step."""
+    """Whether micro_items is an upper limit: the run finds what fits into memory before its first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How long, from which seed, where."""
+    """How long a run is, its seed, and its directory."""
 
     steps: int
     """Optimizer steps of the whole run; schedules span them."""
     seed: int
     deterministic: bool
-    """Only deterministic kernels: two runs of one spec are bitwise equal on one kind of hardware."""
+    """Use deterministic kernels only: two runs of one spec are bitwise equal on one kind of hardware."""
     stop_at_step: int | None
-    """End this attempt after that step with a commit; the schedule keeps its length. null = off."""
+    """End this attempt after that step, with a checkpoint; the schedule keeps its length. null = off."""
     dir: str | None
-    """The run's directory; it must not exist. null = outputs/<name>/<date>/<time>-<id>."""
+    """The run's directory, which must not exist. null = outputs/<name>/<date>/<time>-<id>."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """How items are read and put into order."""
+    """How items are read and ordered."""
 
     workers: int
     """Processes that read items ahead of each rank; 0 = read in the rank itself."""
     prefetch: int
     """Micro-batches that each worker keeps ready."""
     shuffle: bool
-    """A fresh order each epoch, from run.seed; false = the dataset's own order."""
+    """Draw a new order for each epoch, from run.seed; false = the dataset's own order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """When to evaluate."""
+    """When a run is evaluated."""
 
     every_steps: int | None
     """Optimizer steps between evaluations; null = off."""
@@ -84,102 +84,102 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """When to record."""
+    """When a run is recorded."""
 
     every_steps: int
-    """Optimizer steps between records; the only steps on which the host waits for the device."""
+    """Optimizer steps between records; only on these steps the host waits for the device."""
 
 
 class NonFinite(Enum):
-    """What becomes of a step whose loss or gradient norm is not finite."""
+    """What happens to a step whose loss or gradient norm is not finite."""
 
     STOP = "stop"
-    """The run ends, before anything of it is committed, and says where it came from."""
+    """The run ends before the step is committed, with an error that says where the value came from."""
     SKIP = "skip"
-    """The step is left out and its items with it. The host waits for the device in every step."""
+    """The step is skipped, with its items. The host waits for the device in every step."""
     IGNORE = "ignore"
-    """It is taken."""
+    """The step is applied."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """What is done about numbers that are not finite."""
+    """What is done about values that are not finite."""
 
     non_finite: NonFinite = NonFinite.STOP
-    """About a loss or a gradient norm."""
+    """What to do if a loss or a gradient norm is not finite."""
     max_skipped: int = 10
-    """Steps left out in a row after which the run ends, with non_finite=skip."""
+    """With non_finite=skip, end the run after this many skipped steps in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Which modules of the model are its repeated blocks: what is recomputed, compiled or sharded as one piece."""
+    """Which modules are the repeated blocks of the model: what is recomputed, compiled or sharded as one unit."""
 
     classes: list[str] = field(default_factory=list)
-    """Names of their classes; empty = those that the model names itself in `_no_split_modules`."""
+    """Names of their classes; empty = those in the model's own `_no_split_modules`."""
 
 
 class Recompute(Enum):
-    """Of which activations a backward computes anew what the forward did not keep."""
+    """Which activations are not kept in forward and are computed again in backward."""
 
     NONE = "none"
-    """None: all are kept."""
+    """None."""
     BLOCKS = "blocks"
-    """Those inside each block; only what enters it is kept."""
+    """All inside a block; only its inputs are kept."""
     SELECTIVE = "selective"
-    """The cheap ones inside each block; what matrix products, convolutions and attention give is kept."""
+    """The cheap ones inside a block; outputs of matrix products, convolutions and attention are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationCheckpointing:
-    """Memory for time: activations that are computed again in backward instead of being kept."""
+    """Trades time for memory: activations are computed again in backward instead of being kept."""
 
     what: Recompute = Recompute.NONE
-    """Which."""
+    """Which activations are computed again."""
     every: int = 1
-    """Only each n-th block; 1 = all."""
+    """Checkpoint only every n-th block; 1 = all."""
 
 
 class Compiled(Enum):
-    """What torch.compile makes one graph of."""
+    """What torch.compile compiles as one graph."""
 
     NONE = "none"
     """Nothing."""
     BLOCKS = "blocks"
-    """Each block: equal ones are compiled once."""
+    """Each block; equal ones are compiled once."""
     MODEL = "model"
     """The whole model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compile:
-    """What torch.compile does with the model."""
+    """How torch.compile compiles the model."""
 
     what: Compiled = Compiled.NONE
-    """How much of it."""
+    """What is compiled as one graph."""
     backend: str = "inductor"
-    """Which compiler."""
+    """Compiler backend."""
     mode: str | None = None
-    """Of inductor: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs. null = default."""
+    """Mode of inductor: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs. null = default."""
     dynamic: bool | None = None
-    """Compile for all shapes at once; null = when a second shape is met."""
+    """Compile for dynamic shapes; null = once a second shape occurs."""
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.backend != "inductor":
-            raise ValueError(f"mode={self.mode} is inductor's, but compile.backend={self.backend}. Use null.")
+            raise ValueError(f"mode={self.mode} is a mode of inductor, but compile.backend={self.backend}. Use null.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Where a sweep (-m) goes."""
+    """Where a sweep (-m) is written."""
 
     dir: str | None
-    """The sweep's directory; it must not exist. null = multirun/<name>/<date>/<time>-<id>."""
+    """The sweep's directory, which must not exist. null = multirun/<name>/<date>/<time>-<id>."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A whole run, typed and without contradictions."""
+    """The declaration of a whole run, typed and checked."""
 
     name: str
     model: Hook
@@ -207,12 +207,12 @@ class RunSpec:
     metric: Mapping[str, Metric]
     callback: Mapping[str, Callback]
     import_roots: tuple[str, ...]
-    """Directories that hooks are imported from, first to last, ahead of what Python would find by itself."""
+    """Directories that hooks are imported from, first to last, before the rest of sys.path."""
     config: Mapping[str, Any]
-    """The composed configuration that this was made of, with what stood in files that it names: plain dicts, lists and
-    scalars. This is what is frozen."""
+    """The composed configuration that this was built from, with the content of files that it names: plain dicts, lists
+    and scalars. This is what is frozen."""
 
     @property
     def world_size(self) -> int:
-        """Ranks of the whole run."""
+        """The number of ranks of the run."""
         return self.launch.nodes * self.hardware.processes

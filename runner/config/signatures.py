@@ -13,18 +13,18 @@ __all__ = ["binding_errors"]
 def binding_errors(
     function: Callable[..., Any], name: str, *, positional: int, named: Iterable[str]
 ) -> Iterator[tuple[str, str]]:
-    """Everything that keeps `function(*so_many_positional, **named)` from binding.
+    """Why a function cannot be called with these arguments.
 
     Args:
-        name: what the recipe calls the function.
+        name: of the function, in the recipe.
 
     Yields:
-        The argument (or the empty string for the positional ones) and a sentence about it.
+        The name of an argument (empty for positional ones) and a message about it.
     """
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
-        return  # built-ins without a signature: only calling them would tell
+        return  # a built-in without a signature
     called = f"{name}{_shown(signature)}"
     parameters = list(signature.parameters.values())
     takes = [p for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
@@ -42,7 +42,7 @@ def binding_errors(
         if argument in given:
             yield (
                 argument,
-                f"{called} is given {argument} by the runner: a recipe must not give it too.",
+                f"{called} gets {argument} from the runner: a recipe must not give it.",
             )
         elif not anything and argument not in {p.name for p in free}:
             yield (
@@ -54,11 +54,11 @@ def binding_errors(
         if parameter.default is Parameter.empty and parameter.name not in named:
             yield (
                 parameter.name,
-                f"{called} needs {parameter.name!r}, and nothing gives it.",
+                f"{called} needs {parameter.name!r}, which is not given.",
             )
 
 
 def _shown(signature: inspect.Signature) -> str:
-    """Names and defaults; annotations of long signatures would bury them."""
+    """A signature without annotations."""
     bare = [p.replace(annotation=Parameter.empty) for p in signature.parameters.values()]
     return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))

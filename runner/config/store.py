@@ -1,4 +1,4 @@
-"""A run's declaration on disk: written once by the launching process, read by every worker and by `resume`.
+"""The spec file of a run: written once by the launching process, read by every worker and by `resume`.
 
 Plain YAML without tags. Reading it needs neither Hydra nor OmegaConf.
 """
@@ -22,21 +22,21 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """What a configuration was composed of."""
+    """What a configuration was composed from."""
 
     recipe: str
     """The recipe's file."""
     overrides: list[str] = field(default_factory=list)
-    """As they stood on the command line."""
+    """Those of the command line, in order."""
     choices: dict[str, Any] = field(default_factory=dict)
-    """Group to option."""
+    """The option of each group."""
     search_path: list[str] = field(default_factory=list)
-    """Directories that were searched for groups and options, first to last."""
+    """Directories that were searched for groups, first to last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSpec:
-    """Everything that stands in a spec file."""
+    """The content of a spec file."""
 
     config: dict[str, Any]
     import_roots: list[str]
@@ -55,10 +55,10 @@ def save(path: Path, stored: StoredSpec) -> None:
 
 
 def load(path: Path) -> StoredSpec:
-    """What stands in a spec file.
+    """Load a spec file.
 
     Raises:
-        RunnerError: it is not one, or one of a later version.
+        RunnerError: it is not a spec file, or has another format.
     """
     try:
         page = load_yaml(path.read_text())
@@ -67,7 +67,7 @@ def load(path: Path) -> StoredSpec:
     if not isinstance(page, dict) or page.get("format") != FORMAT:
         found = page.get("format") if isinstance(page, dict) else None
         raise RunnerError(
-            f"{path} is not a spec file of format {FORMAT} (it says {found}). Use the version that wrote it."
+            f"{path} is not a spec file of format {FORMAT} (its format is {found}). Use the version that wrote it."
         )
     source = Composition(**page["source"])
     return StoredSpec(
@@ -78,11 +78,11 @@ def load(path: Path) -> StoredSpec:
 
 
 def read(path: Path) -> RunSpec:
-    """A worker's way to its spec: typed as it was checked before launch, and put import roots on sys.path.
+    """Load a spec file as a RunSpec, without checking it again, and put its import roots on sys.path.
 
     Raises:
         RunnerError: it is not a spec file.
-        SpecError: it was changed by hand, and not well.
+        SpecError: it has faults, after a change by hand.
     """
     stored = load(path)
     return read_config(
@@ -94,7 +94,7 @@ def read(path: Path) -> RunSpec:
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both; MISSING stands for a key that is not there."""
+    """The old and new values of all dotted keys that differ; MISSING stands for a key that is absent."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return {
         key: (before.get(key, MISSING), after.get(key, MISSING))
@@ -112,12 +112,12 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def load_yaml(text: str) -> Any:
-    """Safe YAML by the C parser where libyaml is there (ten times faster)."""
+    """Load YAML safely, with the C parser where libyaml is available (ten times faster)."""
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def dump_yaml(value: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Plain YAML in the order given."""
+    """Dump plain YAML, in the order of the keys."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return str(
         yaml.dump(

@@ -40,7 +40,7 @@ def test_a_job_that_is_declared_wrongly_fails_alone(runner):
     _, jobs = results(out)
     assert code == 1
     assert [job["state"] for job in jobs] == ["done", "failed"]
-    assert "job 1 is declared wrongly:\nrun.steps: 'abc' must be a number." in err
+    assert "job 1 has an invalid declaration:\nrun.steps: 'abc' must be a whole number." in err
 
 
 def test_overrides_that_no_job_can_have_end_the_sweep_before_it_begins(runner, project):
@@ -48,7 +48,7 @@ def test_overrides_that_no_job_can_have_end_the_sweep_before_it_begins(runner, p
     assert code == 2
     assert "there is no option 'adamww'. Did you mean adamw?" in err
     assert "modle.width: there is no such key" in err
-    assert "run.dir: 'x' names the directory of one run; a sweep has many. Use sweep.dir" in err
+    assert "run.dir: 'x' names the directory of one run, but a sweep has many. Use sweep.dir" in err
     assert not (project / "multirun").exists()
 
 

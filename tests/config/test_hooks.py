@@ -11,7 +11,7 @@ from runner.errors import HookError
     ("changes", "key", "words"),
     [
         ({"model.widht": 1}, "model.widht", "build_model(width=3, depth=1) does not take 'widht'. Did you mean width?"),
-        ({"loss.model": 1}, "loss.model", "is given model by the runner"),
+        ({"loss.model": 1}, "loss.model", "gets model from the runner"),
         ({"loss._target_": "spec_parts.loss_of_batch"}, "loss._target_", "must take 2 positional arguments first"),
         ({"model._target_": "spec_parts.NUMBER"}, "model._target_", "is a int, which cannot be called"),
         ({"model._target_": "spec_parts.build_modle"}, "model._target_", "Did you mean build_model?"),
@@ -19,7 +19,7 @@ from runner.errors import HookError
         ({"model._target_": "???"}, "model._target_", "must be given: the dotted path of a function"),
         ({"model": 3}, "model", "3 is not a hook"),
         ({"model.width": "???"}, "model.width", "must be given"),
-        ({"model._partial_": True}, "model._partial_", "the engine calls the hook itself"),
+        ({"model._partial_": True}, "model._partial_", "the engine calls the hook. Delete it"),
         ({"model.width": {"_target_": "spec_parts.Plainn"}}, "model.width._target_", "Did you mean Plain?"),
         ({"model.width": {"_target_": "spec_parts.loss", "model": 1}}, "model.width.batch", "needs 'batch'"),
         ({"model.width": [{"_target_": "spec_parts.Plain", "_args_": []}]}, "model.width.0._args_", "not supported"),
@@ -34,7 +34,7 @@ def test_a_hook_that_cannot_be_called_is_told(faults, changes, key, words):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("import nothing_like_it", "imports 'nothing_like_it', which is not there"),
+        ("import nothing_like_it", "imports 'nothing_like_it', which is not installed"),
         ("def build(:", "failed with SyntaxError"),
         ("x = 1\ny = 1 / 0", "spec_broken.py, line 2"),
     ],

@@ -58,7 +58,7 @@ def test_all_faults_are_told_at_once(faults):
         ({"run.steps": 2.5}, "run.steps", "2.5 must be a whole number"),
         ({"run.seed": -1}, "run.seed", "-1 is too small: it must be at least 0"),
         ({"run.deterministic": "maybe"}, "run.deterministic", "'maybe' must be true or false"),
-        ({"run.stop_at_step": 9}, "run.stop_at_step", "9 lies beyond run.steps=8. Use at most 8"),
+        ({"run.stop_at_step": 9}, "run.stop_at_step", "9 is beyond run.steps=8. Use at most 8"),
         ({"batch.micro_items": 0}, "batch.micro_items", "0 is too small: it must be at least 1"),
         ({"eval.every_steps": 0}, "eval.every_steps", "0 is too small"),
         ({"clip.value": 0.0}, "clip.value", "0.0 must be above 0. Use null"),
@@ -110,7 +110,7 @@ def test_what_a_foreign_class_does_not_take_is_a_fault_with_a_way_out(faults, ad
     assert "does not take 'betas'" in found["optimizer.betas"]
     assert "Delete it: ~optimizer.betas" in found["optimizer.betas"]
     assert "Did you mean momentum?" in found["optimizer.momentun"]
-    assert "is given params by the runner" in found["optimizer.params"]
+    assert "gets params from the runner" in found["optimizer.params"]
 
 
 def test_every_fault_says_where_its_value_came_from(config, parts):

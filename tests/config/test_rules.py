@@ -26,8 +26,8 @@ def test_two_numbers_give_the_third(keys, ranks, expected):
     ("keys", "ranks", "key", "words"),
     [
         ({}, 1, "batch.items", "must be given: the items of one optimizer step over all ranks"),
-        ({"micro_items": 8}, 1, "batch.items", "must be given, or batch.accumulate too"),
-        ({"accumulate": 8}, 1, "batch.items", "must be given, or batch.micro_items too"),
+        ({"micro_items": 8}, 1, "batch.items", "must be given, or also batch.accumulate, so that it can be derived"),
+        ({"accumulate": 8}, 1, "batch.items", "must be given, or also batch.micro_items, so that"),
         ({"items": 63}, 2, "batch.items", "63 is not a multiple of data ranks = 2. Use 62 or 64."),
         ({"items": 63, "micro_items": 8}, 2, "batch.items", "micro_items × data ranks = 8 × 2 = 16. Use 48 or 64."),
         ({"items": 7, "micro_items": 8}, 1, "batch.items", "Use 8."),
@@ -51,7 +51,11 @@ def test_auto_is_as_large_as_can_be_until_the_run_finds_what_fits():
 @pytest.mark.parametrize(
     ("keys", "key", "words"),
     [
-        ({"accumulate": 2}, "batch.micro_items", "auto finds how many of batch.items fit: give batch.items"),
+        (
+            {"accumulate": 2},
+            "batch.micro_items",
+            "auto finds how many of batch.items fit into memory. Give batch.items",
+        ),
         ({"items": 64, "accumulate": 2}, "batch.micro_items", "and leave batch.accumulate null"),
         ({"items": 63}, "batch.items", "63 is not a multiple of data ranks = 2. Use 62 or 64."),
     ],

@@ -35,7 +35,7 @@ def test_reading_a_spec_imports_neither_hydra_nor_omegaconf(config, parts):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a: [", "cannot be read"), ("format: 9", "is not a spec file of format 1 .it says 9.")]
+    ("text", "words"), [("a: [", "cannot be read"), ("format: 9", "is not a spec file of format 1 .its format is 9.")]
 )
 def test_a_file_that_is_no_spec_is_named(tmp_path, text, words):
     (tmp_path / "spec.yaml").write_text(text)

@@ -136,5 +136,7 @@ def test_a_compiler_that_is_not_there_is_named_with_those_that_are(part, message
 
 
 def test_a_mode_is_inductors():
-    with pytest.raises(ValueError, match=r"mode=max-autotune is inductor's, but compile\.backend=eager\. Use null\."):
+    with pytest.raises(
+        ValueError, match=r"mode=max-autotune is a mode of inductor, but compile\.backend=eager\. Use null\."
+    ):
         Compile(backend="eager", mode="max-autotune")

@@ -78,7 +78,13 @@ def test_its_keys_are_checked_like_those_of_any_option(runner):
     assert "sync_buffers" in ended.stderr + ended.stdout
 
 
-WIDE = ["strategy=wide", 'strategy.colwise=["0"]', 'strategy.rowwise=["3"]', "hardware=cpu", "hardware.oversubscribe=true"]
+WIDE = [
+    "strategy=wide",
+    'strategy.colwise=["0"]',
+    'strategy.rowwise=["3"]',
+    "hardware=cpu",
+    "hardware.oversubscribe=true",
+]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
