@@ -3,7 +3,7 @@
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 PROTOCOLS = (BeforeRun, AfterRun, AfterStep, AroundStep, AroundEval, AfterEval, AfterSave, Stateful, HoldsTensors)
 MOMENTS = ("before_run", "after_run", "after_step", "around_step", "around_eval", "after_eval", "after_save")
-NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 def build_listeners(callbacks: Mapping[str, Callback]) -> "Listeners":
@@ -72,7 +71,7 @@ class Listeners:
         self._everyone = everyone
         self._running: list[AfterRun] = []
         self._last_saved: Path | None = None
-        self._around_step = tuple(one for one in everyone if isinstance(one, AroundStep))
+        self.around_steps = tuple(one for one in everyone if isinstance(one, AroundStep))
         self._around_eval = tuple(one for one in everyone if isinstance(one, AroundEval))
         self._after_eval = tuple(one for one in everyone if isinstance(one, AfterEval))
         self._after_save = tuple(one for one in everyone if isinstance(one, AfterSave))
@@ -90,8 +89,8 @@ class Listeners:
                 self._running.append(one)
 
     def around_step(self, run: Run) -> AbstractContextManager[None]:
-        """Stand around a step."""
-        return _nested(one.around_step(run) for one in self._around_step) if self._around_step else NOTHING
+        """Stand around a step. Whoever takes steps asks `around_steps` first: even a null context costs 0.3 us."""
+        return _nested(one.around_step(run) for one in self.around_steps)
 
     def around_eval(self, run: Run) -> AbstractContextManager[None]:
         """Stand around an evaluation."""

@@ -82,7 +82,10 @@ class Session:
 
     def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         """One optimizer step."""
-        with self.listeners.around_step(self):
+        if self.listeners.around_steps:
+            with self.listeners.around_step(self):
+                loss, update = self._take_step(batches, measure=measure)
+        else:
             loss, update = self._take_step(batches, measure=measure)
         if update.stepped:
             for listener in self.listeners.after_step:
