@@ -70,13 +70,12 @@ class Listeners:
         self._everyone = everyone
         self._running: list[AfterRun] = []
         self._last_saved: Path | None = None
-        self._around_step = tuple(one for one in everyone if isinstance(one, AroundStep))
+        self.around_steps = tuple(one for one in everyone if isinstance(one, AroundStep))
         self._around_eval = tuple(one for one in everyone if isinstance(one, AroundEval))
         self._after_eval = tuple(one for one in everyone if isinstance(one, AfterEval))
         self._after_save = tuple(one for one in everyone if isinstance(one, AfterSave))
         self._stateful = {name: one for name, one in named.items() if isinstance(one, Stateful)}
         self._with_tensors = {name: one for name, one in named.items() if isinstance(one, HoldsTensors)}
-        self.stands_around_steps = bool(self._around_step)
         self.after_step = tuple(one for one in everyone if isinstance(one, AfterStep))
 
     def start(self, run: Run, latest: Callable[[], Path | None]) -> None:
@@ -89,8 +88,8 @@ class Listeners:
                 self._running.append(one)
 
     def around_step(self, run: Run) -> AbstractContextManager[None]:
-        """Stand around a step."""
-        return _nested(one.around_step(run) for one in self._around_step)
+        """Stand around a step. Whoever takes steps asks `around_steps` first: even a null context costs 0.3 us."""
+        return _nested(one.around_step(run) for one in self.around_steps)
 
     def around_eval(self, run: Run) -> AbstractContextManager[None]:
         """Stand around an evaluation."""

@@ -83,7 +83,7 @@ class Session:
     def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         """One optimizer step, with what listens to steps."""
         listeners = self.training.listeners
-        if listeners.stands_around_steps:
+        if listeners.around_steps:
             with listeners.around_step(self):
                 loss, update = self._step(batches, measure=measure)
         else:
