@@ -20,7 +20,7 @@ from runner.launch.outcome import check_done, final_state
     [
         (Interrupted(), "preempted"),
         (KeyboardInterrupt(), "preempted"),
-        (RunFailed(), "failed"),
+        (RunFailed("the run failed"), "failed"),
         (OSError(), "failed"),
     ],
     ids=lambda value: type(value).__name__,

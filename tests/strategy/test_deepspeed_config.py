@@ -164,7 +164,7 @@ def test_a_file_is_judged_with_everything_else(runner, project):
     (project / "ds.json").write_text('{"zero_optimization": {"stage": 2, "stage": 2}, "a": 1, "a": 2}')
     common = ["strategy=deepspeed_zero2", "clip.norm=-1", "strategy.offload_param=cpu"]
     for name, words in (
-        ("ds.json", "strategy.config_file: ds.json says twice: stage, a. Leave each once in its section."),
+        ("ds.json", "strategy.config_file: ds.json has duplicate keys: stage, a. Keep one of each."),
         ("absent.json", "strategy.config_file: absent.json cannot be read: No such file or directory. Give the path"),
     ):
         said = faults(runner, *common, f"strategy.config_file={name}")

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.checkpoint.transfer import Transfer, read_tensors
+from runner.checkpoint.transfer import Transfer
+from runner.storage.read import read_tensors
 from runner.strategy.deepspeed.flat_range import Box, FlatRange, boxes
 from runner.world.solo import SoloWorld
 

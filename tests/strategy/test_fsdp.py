@@ -277,13 +277,13 @@ def test_a_shared_parameter_belongs_to_the_outer_of_two_units_or_to_neither():
     model = build_model()
     units = units_of(model, wrap=Wrap.CLASSES, classes=["Linear"], min_params=1, key="strategy")
     assert [model.bottom, model.top] in units.groups  # neither lies in the other: together
-    assert units.elsewhere == {}
+    assert units.owner_of_shared == {}
     model = nn.Sequential(Outer())
     units = units_of(model, wrap=Wrap.CLASSES, classes=["Linear", "Outer"], min_params=1, key="strategy")
     assert units.groups == [[model[0].inner], [model[0]]]
-    assert units.elsewhere == {model[0].weight: model[0]}
+    assert units.owner_of_shared == {model[0].weight: model[0]}
     units = units_of(model, wrap=Wrap.CLASSES, classes=["Linear"], min_params=1, key="strategy")
-    assert units.elsewhere == {model[0].weight: None}
+    assert units.owner_of_shared == {model[0].weight: None}
 
 
 # ── Bad input ───────────────────────────────────────────────────────────────────────────────────────────────────────
