@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.launch import single_node
 from runner.launch.attached import AttachedJob
@@ -21,34 +22,15 @@ if TYPE_CHECKING:
 class Local:
     """Run hardware.processes ranks here."""
 
-    max_restarts: int = 0
-    """How often all ranks are started again after one failed; they continue from the last checkpoint."""
-    grace_s: float = 30.0
-    """Seconds from SIGTERM to SIGKILL: the time to reach the end of a step and save a checkpoint."""
-    interrupt_s: float = 4.0
-    """The same after Ctrl-C, where a person waits."""
-    monitor_interval_s: float = 0.1
-    """Seconds between two checks of the ranks."""
+    supervision: Supervision = flattened(Supervision)
+    """Restarts and timeouts."""
     fork: bool = True
     """Fork ranks from this process where that is safe; false = always start new interpreters."""
-
-    def __post_init__(self) -> None:
-        _ = self.supervision
 
     @property
     def nodes(self) -> int:
         """This machine."""
         return 1
-
-    @property
-    def supervision(self) -> Supervision:
-        """Restarts and timeouts."""
-        return Supervision(
-            max_restarts=self.max_restarts,
-            grace_s=self.grace_s,
-            interrupt_s=self.interrupt_s,
-            monitor_interval_s=self.monitor_interval_s,
-        )
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Any spec that its hardware can hold can be launched here."""

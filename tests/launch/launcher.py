@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from runner.config.parts import build_section
 from runner.errors import RunnerError
 from runner.launch import in_process, multi_process
 from runner.launch.local import Local
@@ -14,13 +15,16 @@ WORKER = "toy"
 
 
 def main() -> int:
-    spec_path, processes, local = Path(sys.argv[1]), int(sys.argv[2]), Local(**json.loads(sys.argv[3]))
+    spec_path, processes = Path(sys.argv[1]), int(sys.argv[2])
+    local = build_section(Local, json.loads(sys.argv[3]), key="launch").value
+    assert local is not None
+    times = local.supervision
     try:
-        if processes == 1 and local.max_restarts == 0:
-            in_process.run(spec_path, interrupt_s=local.interrupt_s, grace_s=local.grace_s, worker=WORKER)
+        if processes == 1 and times.max_restarts == 0:
+            in_process.run(spec_path, interrupt_s=times.interrupt_s, grace_s=times.grace_s, worker=WORKER)
         else:
             fork = local.fork and can_fork()
-            multi_process.run(spec_path, local.supervision, processes=processes, fork=fork, worker=WORKER)
+            multi_process.run(spec_path, times, processes=processes, fork=fork, worker=WORKER)
     except RunnerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -7,7 +7,7 @@ import pytest
 from launching import Launcher
 
 from runner.launch.environment import environment
-from runner.launch.local import Local
+from runner.launch.supervision import Supervision
 
 
 @pytest.mark.parametrize(("processes", "fork"), [(1, True), (2, True), (2, False)])
@@ -30,7 +30,7 @@ def test_a_run_ends_well_and_says_nothing(launch: Launcher, processes: int, fork
 )
 def test_a_value_out_of_range_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match="^" + message.replace(".", r"\.") + "$"):
-        Local(**options)  # type: ignore[arg-type]
+        Supervision(**options)  # type: ignore[arg-type]
 
 
 def test_the_environment_is_put_back(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from runner.config.sections import flattened
 from runner.errors import Fault, SpecError
 from runner.launch.nodes.hosts import Endpoint, Host, endpoint, is_here, read_hostfile
 from runner.launch.supervision import Supervision
@@ -36,14 +37,8 @@ class Nodes:
     """Seconds to wait for the other machines."""
     lost_s: float = 60.0
     """Seconds without a heartbeat after which a machine counts as lost, and the run ends."""
-    max_restarts: int = 0
-    """How often all ranks are started again after one failed; they continue from the last checkpoint."""
-    grace_s: float = 30.0
-    """Seconds from SIGTERM to SIGKILL: the time to reach the end of a step and save a checkpoint."""
-    interrupt_s: float = 4.0
-    """The same after Ctrl-C, where a person waits."""
-    monitor_interval_s: float = 0.1
-    """Seconds between two checks of the ranks."""
+    supervision: Supervision = flattened(Supervision)
+    """Restarts and timeouts."""
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -53,17 +48,6 @@ class Nodes:
         for name, seconds in (("join_s", self.join_s), ("lost_s", self.lost_s)):
             if seconds <= 0:
                 raise ValueError(f"{name}={seconds} must be above 0.")
-        _ = self.supervision
-
-    @property
-    def supervision(self) -> Supervision:
-        """Restarts and timeouts."""
-        return Supervision(
-            max_restarts=self.max_restarts,
-            grace_s=self.grace_s,
-            interrupt_s=self.interrupt_s,
-            monitor_interval_s=self.monitor_interval_s,
-        )
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """The rendezvous must be known, and the hostfile must have room for the ranks."""
