@@ -52,7 +52,9 @@ def build_shards(gigabytes: float, mesh: DeviceMesh) -> Tensors:
     size = 0
     number = 0
     while size < gigabytes * 1e9:
-        for name, parameter in fully_shard(Block(), mesh=mesh).named_parameters():
+        block = Block()
+        fully_shard(block, mesh=mesh)
+        for name, parameter in block.named_parameters():
             shard = parameter.detach()
             assert isinstance(shard, DTensor)
             tensors[f"model.{number}.{name}"] = shard
@@ -88,7 +90,7 @@ def save_dcp(path: Path, tensors: Tensors, world: GroupWorld) -> None:
     """torch's distributed checkpoint with its own file writer, which fsyncs."""
     import torch.distributed.checkpoint as dcp
 
-    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path))
+    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path))  # type: ignore[attr-defined]  # public
 
 
 WAYS: dict[str, Callable[[Path, Tensors, GroupWorld], None]] = {
@@ -162,7 +164,8 @@ def in_ranks(action: Callable[..., Any], *arguments: Any) -> Any:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answer = mp.get_context("spawn").Queue()
-    context = mp.start_processes(rank, (port, answer, action, arguments), RANKS, join=False, start_method="spawn")
+    arguments_of_rank = (port, answer, action, arguments)
+    context = mp.start_processes(rank, arguments_of_rank, RANKS, join=False, start_method="spawn")  # type: ignore[attr-defined]  # public
     result = answer.get()
     while not context.join():
         pass

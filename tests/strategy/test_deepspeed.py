@@ -5,6 +5,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -298,7 +299,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_whole(tmp_path):
             name: StoredTensor(tuple(shape), torch.float32) for name, shape in {**shapes, **changed}.items() if shape
         }
         stored["model.seen"] = StoredTensor((), torch.float32)
-        values = {"optimizer": {"numbers": {}, "groups": [], "built_groups": []}}
+        values: dict[str, Any] = {"optimizer": {"numbers": {}, "groups": [], "built_groups": []}}
 
         def read(state):
             for name, tensor in state.tensors.items():
