@@ -93,7 +93,7 @@ def save_dcp(path: Path, tensors: Tensors) -> None:
     """torch's distributed checkpoint with its own file writer, which fsyncs."""
     import torch.distributed.checkpoint as dcp  # here: a process that measures a first save must not have it already
 
-    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path), no_dist=True)
+    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path), no_dist=True)  # type: ignore[attr-defined]  # public
 
 
 def load_raw(path: Path, tensors: Tensors) -> None:
@@ -121,7 +121,7 @@ def load_dcp(path: Path, tensors: Tensors) -> None:
     """torch's distributed checkpoint with its own file reader."""
     import torch.distributed.checkpoint as dcp
 
-    dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=True)  # type: ignore[attr-defined]  # public
 
 
 Action = Callable[[Path, Tensors], None]

@@ -54,7 +54,9 @@ def build_shards(gigabytes: float, mesh: DeviceMesh) -> Tensors:
     size = 0
     number = 0
     while size < gigabytes * 1e9:
-        for name, parameter in fully_shard(Block(), mesh=mesh).named_parameters():
+        block = Block()
+        fully_shard(block, mesh=mesh)
+        for name, parameter in block.named_parameters():
             shard = parameter.detach()
             assert isinstance(shard, DTensor)
             tensors[f"model.{number}.{name}"] = shard
@@ -90,7 +92,7 @@ def save_dcp(path: Path, tensors: Tensors, world: GroupWorld) -> None:
     """torch's distributed checkpoint with its own file writer, which fsyncs."""
     import torch.distributed.checkpoint as dcp
 
-    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path))
+    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path))  # type: ignore[attr-defined]  # public
 
 
 WAYS: dict[str, Callable[[Path, Tensors, GroupWorld], None]] = {
@@ -161,7 +163,7 @@ def in_ranks(action: Callable[..., Any], *arguments: Any, axes: Axes = AXES) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answer = mp.get_context("spawn").Queue()
-    context = mp.start_processes(rank, (port, axes, answer, action, arguments), RANKS, join=False, start_method="spawn")
+    context = mp.start_processes(rank, (port, axes, answer, action, arguments), RANKS, join=False, start_method="spawn")  # type: ignore[attr-defined]  # public
     result = answer.get()
     while not context.join():
         pass

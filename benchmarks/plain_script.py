@@ -3,6 +3,7 @@
 import os
 import sys
 from functools import partial
+from typing import Any
 
 import mlp
 import torch
@@ -15,7 +16,7 @@ def main() -> None:
     marker = sys.argv[1]
     model = mlp.build_model()
     data = mlp.build_data()
-    batches = {"batch_size": 32, "shuffle": True}
+    batches: dict[str, Any] = {"batch_size": 32, "shuffle": True}
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
         torch.set_num_threads(1)

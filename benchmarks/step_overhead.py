@@ -13,7 +13,6 @@ import contextlib
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -99,7 +98,7 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
             if variant == "clip":
                 norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             elif step % LOG_EVERY == 0:
-                norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+                norm = nn.utils.get_total_norm([one.grad for one in model.parameters() if one.grad is not None])
             lr = optimizer.param_groups[0]["lr"]
             if scaler:
                 scaler.step(optimizer)
@@ -160,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -148,7 +148,7 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        torch.multiprocessing.spawn(rank, (port, directory), nprocs=RANKS)
+        torch.multiprocessing.spawn(rank, (port, directory), nprocs=RANKS)  # type: ignore[attr-defined]  # public
 
 
 if __name__ == "__main__":

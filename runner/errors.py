@@ -126,6 +126,6 @@ class RunFailed(RunnerError):
         cause: the name of the class that the rank raised, as its failure file has it; "" = not known.
     """
 
-    def __init__(self, message: str, *, cause: str = "") -> None:
+    def __init__(self, message: str = "", *, cause: str = "") -> None:
         super().__init__(message)
         self.exit_code = next((kind.exit_code for kind in CAUSES if kind.__name__ == cause), RunnerError.exit_code)

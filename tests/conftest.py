@@ -56,7 +56,12 @@ class Started:
     def wait(self, timeout_s: float) -> Ended:
         """Its end; past the timeout its whole tree is killed and its output shown."""
         struck = threading.Event()
-        alarm = threading.Timer(timeout_s, lambda: (struck.set(), self.kill()))
+
+        def strike() -> None:
+            struck.set()
+            self.kill()
+
+        alarm = threading.Timer(timeout_s, strike)
         alarm.start()
         code = self.answer()["code"]
         alarm.cancel()

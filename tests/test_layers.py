@@ -41,7 +41,6 @@ COMMON_WORDS = {"none", "cpu"}  # `device.type == "cpu"` asks where a tensor's b
 CLOSED_BY_TYPES = (
     # A part is checked beside the whole spec, and a spec holds parts: the protocols name RunSpec, and it names them.
     {"runner.protocols*", "runner.config.run_spec"},
-    {"runner.launch.nodes", "runner.launch.together"},
 )
 """Circles that only annotations close (`if TYPE_CHECKING`)."""
 MAX_LINES = 300

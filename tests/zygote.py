@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from typing import Any
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def _say(answer: dict[str, int]) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def _be_the_command(asked: dict) -> None:
+def _be_the_command(asked: dict[str, Any]) -> None:
     os.setsid()
     for path, descriptor in ((os.devnull, 0), (asked["stdout"], 1), (asked["stderr"], 2)):
         opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -103,13 +103,13 @@ def test_a_metric_that_is_not_there_names_those_that_are() -> None:
     ],
 )
 def test_the_check_finds_what_cannot_work(part: EarlyStop, every_steps: int | None, key: str, says: str) -> None:
-    (fault,) = part.check(Spec(Evaluations(every_steps)))  # type: ignore[arg-type]
+    (fault,) = part.check(Spec(Evaluations(every_steps)))
     assert fault.key == key
     assert re.search(says, fault.message)
 
 
 def test_the_check_finds_nothing_where_it_works() -> None:
-    assert list(EarlyStop().check(Spec(Evaluations(50)))) == []  # type: ignore[arg-type]
+    assert list(EarlyStop().check(Spec(Evaluations(50)))) == []
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def test_what_no_average_can_be_made_with_is_refused(name, value):
 class Pieces:
     """A model whose only weight is a FlatRange: as much of a trainable as is asked."""
 
-    def state(self) -> State:
+    def state(self) -> State[Tensor]:
         weight = FlatRange(lambda: torch.zeros(2), shape=(4,), start=0, length=2, dtype=torch.float32)
-        return State(tensors={"model.weight": weight})
+        return State(models={"model": {"weight": weight}})
 
 
 def test_weights_in_pieces_are_refused():

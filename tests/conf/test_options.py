@@ -36,8 +36,8 @@ def test_every_group_of_the_skeleton_has_options() -> None:
 
 @PARAMETRIZE
 def test_it_names_a_final_frozen_keyword_only_dataclass(option: Path) -> None:
+    assert dataclasses.is_dataclass(part_of(option))
     part = part_of(option)
-    assert dataclasses.is_dataclass(part)
     assert part.__dataclass_params__.frozen
     assert part.__final__
     assert all(field.kw_only for field in dataclasses.fields(part))

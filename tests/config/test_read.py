@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ def adapter(monkeypatch):
 def test_a_right_configuration_becomes_typed(config, parts):
     config["checkpoint"] = {"_target_": "spec_parts.Plain", "rate": "1e-3", "color": "blue", "pair": [0, 1]}
     spec = read(config, import_roots=[str(parts)])
-    assert (spec.checkpoint.rate, spec.checkpoint.color.value, spec.checkpoint.pair) == (0.001, "blue", (0.0, 1.0))
+    plain: Any = spec.checkpoint
+    assert (plain.rate, plain.color.value, plain.pair) == (0.001, "blue", (0.0, 1.0))
     assert spec.batch.micro_items == 12
     assert spec.model.target == "spec_parts.build_model"
     assert spec.model.arguments == {"width": 4}
@@ -97,7 +99,7 @@ def test_a_number_out_of_range_hides_only_the_rules_that_need_it(faults):
 
 def test_a_foreign_class_goes_through_the_groups_adapter(config, parts, adapter):
     config["optimizer"] = {**RIVAL, "lr": 0.2, "no_decay": ["bias"]}
-    optimizer = read(config, import_roots=[str(parts)]).optimizer
+    optimizer: Any = read(config, import_roots=[str(parts)]).optimizer
     assert dataclasses.asdict(optimizer) == {
         "target": "spec_parts.Rival",
         "arguments": {"lr": 0.2},

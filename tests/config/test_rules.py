@@ -19,6 +19,7 @@ from runner.errors import Fault
 )
 def test_two_numbers_give_the_third(keys, ranks, expected):
     batch = divide(BatchKeys(**keys), data_ranks=ranks)
+    assert isinstance(batch, Batch)
     assert (batch.items, batch.micro_items, batch.accumulate) == expected
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections import UserDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import pytest
@@ -82,7 +82,7 @@ class Pair(NamedTuple):
     name: str
 
 
-class Encoding(UserDict):
+class Encoding(UserDict[str, Any]):
     """A batch object that moves itself, as transformers' BatchEncoding does."""
 
     def to(self, device, *, non_blocking):

@@ -88,6 +88,7 @@ def test_recomputing_keeps_only_what_enters_each_block():
 def test_blocks_are_those_named_else_those_the_model_names():
     model = build_model(blocks=2)
     assert own_classes(model) == ["Block"]
+    assert isinstance(model.blocks, nn.ModuleList)
     assert named_blocks(model, [], key="blocks.classes") == list(model.blocks)
     assert named_blocks(model, ["LayerNorm"], key="blocks.classes") == [block.norm for block in model.blocks]
     nested = nn.Sequential(nn.Sequential(nn.Linear(1, 1)))

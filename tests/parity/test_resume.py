@@ -16,7 +16,7 @@ PAIR = ["strategy=ddp", "hardware.processes=2"]
 
 def tensors(ended, step):
     """Everything that the checkpoint of a step holds, by name, from all of its files."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for path in (ended.run_dir.checkpoints / f"step_{step}").glob("*.safetensors"):
         found |= load_file(path)
     return found

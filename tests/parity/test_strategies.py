@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 
 def weights(ended, step):
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path in (ended.run_dir.checkpoints / f"step_{step}").glob("*.safetensors"):
         tensors |= {name: tensor for name, tensor in load_file(path).items() if name.startswith("model.")}
     return tensors

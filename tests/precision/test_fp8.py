@@ -5,6 +5,7 @@ import sys
 import types
 from contextlib import contextmanager
 from enum import Enum
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def engine(monkeypatch):
 
     class Linear(nn.Linear):
         def __init__(self, *features, bias, params_dtype):
-            super().__init__(*features, bias=bias, dtype=params_dtype)
+            super().__init__(*features, bias=bias, dtype=params_dtype)  # type: ignore[misc]  # two numbers
 
         def get_extra_state(self):
             return torch.zeros(3, dtype=torch.uint8)
@@ -157,7 +158,7 @@ def engine(monkeypatch):
         calls.enabled.append(enabled)
         yield
 
-    package = {
+    package: dict[str, Any] = {
         "transformer_engine": types.ModuleType("transformer_engine"),
         "transformer_engine.pytorch": types.SimpleNamespace(Linear=Linear, LayerNorm=Norm, fp8_autocast=fp8_autocast),
         "transformer_engine.common": types.SimpleNamespace(

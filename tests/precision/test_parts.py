@@ -1,7 +1,7 @@
 """What each option of the group says of itself, and what it refuses."""
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ class Pair(NamedTuple):
     other: object
 
 
-class Output(OrderedDict):
+class Output(OrderedDict[str, Any]):
     """As transformers' ModelOutput: fields by keyword."""
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import nn
@@ -40,7 +41,7 @@ TEMPLATE = {
 
 
 def model_of(**config):
-    model = nn.Linear(1, 1)
+    model: Any = nn.Linear(1, 1)
     model.config = SimpleNamespace(**config)
     return model
 

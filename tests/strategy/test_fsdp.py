@@ -114,7 +114,7 @@ def test_groups_hold_replicas_of_shards(tmp_path):
 
 def whole_gradients(world, part):
     """Bytes of gradients that this rank holds when the last of three rounds begins: shards, and whole ones."""
-    seen = []
+    seen: list[tuple[int, int]] = []
 
     def watching_loss(model, batch):
         units = [module for module in model.modules() if hasattr(module, "_get_fsdp_state")]

@@ -72,7 +72,7 @@ def by_hand(loss, *, steps, clip=None, optimizer=None):
     for _ in range(steps):
         result = loss(model, (X, Y, COUNTS))
         (result.total / result.count if isinstance(result, Loss) else result).backward()
-        norms.append(nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()]))
+        norms.append(nn.utils.get_total_norm([one.grad for one in model.parameters() if one.grad is not None]))
         if clip and clip.value:
             nn.utils.clip_grad_value_(model.parameters(), clip.value)
         if clip and clip.norm:

@@ -220,7 +220,7 @@ def test_two_hosts_by_a_hostfile_and_a_resume_by_arrival(
 def test_every_strategy_trains_over_two_hosts_as_in_two_processes(
     node: StartNode, runner: Callable[..., Any], strategy: str
 ) -> None:
-    words = ("train", "points", f"strategy={strategy}", "batch.micro_items=3")
+    words: tuple[str, ...] = ("train", "points", f"strategy={strategy}", "batch.micro_items=3")
     if strategy == "single":
         pytest.skip("one process")
     if strategy.startswith("hsdp"):

@@ -1,5 +1,6 @@
 """Points in the plane, each with a weight of its own: a loss that counts what it sums."""
 
+import itertools
 import os
 import random
 import signal
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runner import Data, Loss
+
+CALLS = itertools.count(1)
+"""Of the losses that fail at one of them."""
 
 
 class Points:
@@ -67,19 +71,16 @@ def infinite_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Ten
 
 def failing_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], rank: str = "0", step: int = 3) -> Tensor:
     """Raises on one rank at one step."""
-    failing_loss.calls += 1
-    if os.environ.get("RANK", "0") == rank and failing_loss.calls == step:
+    call = next(CALLS)
+    if os.environ.get("RANK", "0") == rank and call == step:
         raise ZeroDivisionError("the hook divides by zero")
     return mean_loss(model, batch)
 
 
-failing_loss.calls = 0
-
-
 def failing_once(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """SIGKILLs rank 1 in the sixth step of the first attempt."""
-    failing_loss.calls += 1
+    call = next(CALLS)
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
-    if os.environ.get("RANK") == "1" and first and failing_loss.calls == 7:  # five steps, an evaluation, and then
+    if os.environ.get("RANK") == "1" and first and call == 7:  # five steps, an evaluation, and then
         os.kill(os.getpid(), signal.SIGKILL)
     return mean_loss(model, batch)

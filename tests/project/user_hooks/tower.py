@@ -22,6 +22,8 @@ class Tower(nn.Module):
     Five is no multiple of two: shards are uneven, and the top's bias of 2 leaves nothing for a third rank.
     """
 
+    seen: Tensor
+
     def __init__(self, width: int, blocks: int, *, names_blocks: bool) -> None:
         super().__init__()
         if names_blocks:
