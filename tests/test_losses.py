@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def test_a_mean_over_items_is_passed_on(output: type) -> None:
 @pytest.mark.parametrize(
     ("hook", "shift", "counts"), [(own_token_loss, False, (4, 2, 1)), (own_causal_loss, True, (3, 1, 0))]
 )
-def test_uneven_micro_batches_give_the_gradient_of_one_large_batch(hook, shift: bool, counts: tuple[int, ...]) -> None:
+def test_uneven_micro_batches_give_the_gradient_of_one_large_batch(
+    hook: Any, shift: bool, counts: tuple[int, ...]
+) -> None:
     model = Model(shift=shift)
     whole = model(**batch(*UNEVEN))["loss"]
     (expected,) = torch.autograd.grad(whole, model.scores.weight)
@@ -91,7 +94,7 @@ def test_a_model_that_returns_no_loss_is_told(output: type) -> None:
 
 
 @pytest.mark.parametrize("hook", [own_token_loss, own_causal_loss])
-def test_a_batch_without_labels_is_told(hook) -> None:
+def test_a_batch_without_labels_is_told(hook: Any) -> None:
     with pytest.raises(
         HookError, match=r"the batch \(input_ids\) has no tensor 'labels', which gives the count of the loss"
     ):

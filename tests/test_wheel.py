@@ -21,7 +21,7 @@ def run(*command: str, cwd: Path) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_an_installed_wheel_trains_in_an_empty_directory(tmp_path):
+def test_an_installed_wheel_trains_in_an_empty_directory(tmp_path: Path) -> None:
     """The libraries come from this environment by path, which brings no editable install along; the runner does not."""
     wheels, environment, empty = tmp_path / "wheels", tmp_path / "environment", tmp_path / "empty"
     run(

@@ -1,6 +1,7 @@
 """The average of the weights: what it is, that evaluation sees it and leaves no trace, that it survives everything."""
 
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from runner.callback.ema import EMA, Start
 from runner.errors import ModelError
 from runner.protocols import State
 from runner.strategy.deepspeed.flat_range import FlatRange
+from tests.conftest import Ended
 from tests.parity.options import placed, tensors
 from tests.parity.test_resume import assert_same_run, stopped_and_resumed
 
@@ -24,13 +26,13 @@ NOISE = ["loss._target_=user_hooks.points.noisy_loss", "model.dropout=0.2", "sch
         (Start.DEBIAS, [0.0, 0.9 * 0.1 / 0.19, 0.9 * 0.19 / 0.271]),
     ],
 )
-def test_how_much_of_the_average_stays_at_the_first_updates(start, decays):
+def test_how_much_of_the_average_stays_at_the_first_updates(start: Any, decays: Any) -> None:
     part = EMA(decay=0.9, start=start)
     assert [part.decay_of(update) for update in (1, 2, 3)] == pytest.approx(decays)
     assert part.decay_of(10_000) == pytest.approx(0.9)
 
 
-def test_debiased_averages_are_adams():
+def test_debiased_averages_are_adams() -> None:
     part, average, moment = EMA(decay=0.9, start=Start.DEBIAS), 5.0, 0.0
     for update, weight in enumerate([3.0, -1.0, 4.0, 1.5], start=1):
         decay = part.decay_of(update)
@@ -40,7 +42,7 @@ def test_debiased_averages_are_adams():
 
 
 @pytest.mark.parametrize(("name", "value"), [("decay", 1.0), ("decay", -0.1), ("every_steps", 0)])
-def test_what_no_average_can_be_made_with_is_refused(name, value):
+def test_what_no_average_can_be_made_with_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value} must"):
         EMA(**{name: value})
 
@@ -49,17 +51,17 @@ def test_what_no_average_can_be_made_with_is_refused(name, value):
 class Pieces:
     """A model whose only weight is a FlatRange: as much of a trainable as is asked."""
 
-    def state(self) -> State[Tensor]:
+    def state_dict(self) -> State[torch.Tensor]:
         weight = FlatRange(lambda: torch.zeros(2), shape=(4,), start=0, length=2, dtype=torch.float32)
         return State(models={"model": {"weight": weight}})
 
 
-def test_weights_in_pieces_are_refused():
+def test_weights_in_pieces_are_refused() -> None:
     with pytest.raises(ModelError, match=r"keeps weight in pieces that only a checkpoint can read\. Use strategy=fsdp"):
         EMA().build().tensors(Pieces())
 
 
-def test_it_is_the_average_of_the_weights_of_each_step(runner):
+def test_it_is_the_average_of_the_weights_of_each_step(runner: Callable[..., Ended]) -> None:
     weights = runner("train", "points", "checkpoint.every_steps=1", "checkpoint.keep_last=null")
     ended = runner("train", "points", *AVERAGED, "callback.ema.start=copy")
     average = tensors(weights, 1)
@@ -74,7 +76,7 @@ def test_it_is_the_average_of_the_weights_of_each_step(runner):
         assert torch.equal(tensor, tensors(weights, 10)[name]), "training does not see the average"
 
 
-def test_an_evaluation_sees_it_and_training_never_does(runner):
+def test_an_evaluation_sees_it_and_training_never_does(runner: Callable[..., Ended]) -> None:
     plain = runner("train", "points").metrics()
     ended = runner("train", "points", *AVERAGED).metrics()
     duplicate = runner("train", "points", *AVERAGED, "callback.ema.evaluate_with=model").metrics()
@@ -84,14 +86,14 @@ def test_an_evaluation_sees_it_and_training_never_does(runner):
 
 
 @pytest.mark.parametrize("place", [placed("single", 1), placed("fsdp", 2)], ids=["single", "fsdp"])
-def test_stopping_in_mid_epoch_changes_no_bit(runner, place):
+def test_stopping_in_mid_epoch_changes_no_bit(runner: Callable[..., Ended], place: Any) -> None:
     options = [*NOISE, *AVERAGED, *place, "callback.ema.every_steps=2"]
     expected = runner("train", "points", *options)
     assert_same_run(stopped_and_resumed(runner, 3, *options), expected, 10)
     assert_same_run(stopped_and_resumed(runner, 6, *options), expected, 10)
 
 
-def test_sharded_and_whole_averages_are_the_same_and_continue_each_other(runner):
+def test_sharded_and_whole_averages_are_the_same_and_continue_each_other(runner: Callable[..., Ended]) -> None:
     expected = runner("train", "points", *AVERAGED)
     stopped = runner("train", "points", *AVERAGED, *placed("fsdp", 2), "run.stop_at_step=4")
     resumed = runner("resume", str(stopped.run_dir.path), *placed("ddp", 2))
@@ -104,14 +106,14 @@ def test_sharded_and_whole_averages_are_the_same_and_continue_each_other(runner)
         assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_a_resumed_run_may_begin_it(runner):
+def test_a_resumed_run_may_begin_it(runner: Callable[..., Ended]) -> None:
     stopped = runner("train", "points", "run.stop_at_step=4")
     resumed = runner("resume", str(stopped.run_dir.path), "callback=[ema]", "callback.ema.start=copy")
     assert tensors(resumed, 10, "callback.").keys()
     assert all(tensor.isfinite().all() for tensor in tensors(resumed, 10, "callback.").values())
 
 
-def test_scaler_schedule_and_average_resume_together_in_mid_epoch(runner):
+def test_scaler_schedule_and_average_resume_together_in_mid_epoch(runner: Callable[..., Ended]) -> None:
     """A scale that grows each third step: its place in that count must come back, too."""
     options = [*NOISE, *AVERAGED, "precision=fp16", "precision.init_scale=1e9", "precision.growth_interval=3"]
     expected = runner("train", "points", *options, timeout_s=120)

@@ -1,9 +1,14 @@
 """`runner check` and `runner recipes`: what is wrong, what would run, what there is. No process, no directory."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 
-def test_every_fault_at_once_with_where_it_came_from(runner, project):
+def test_every_fault_at_once_with_where_it_came_from(
+    runner: Callable[..., tuple[int, str, str]], project: Path
+) -> None:
     recipe = project / "recipes" / "tiny.yaml"
     recipe.write_text(recipe.read_text().replace("run: {steps: 5}", "run: {steps: 5, sed: 1}"))
     code, out, err = runner(
@@ -17,7 +22,7 @@ def test_every_fault_at_once_with_where_it_came_from(runner, project):
     assert "precision: there is no option 'fp8x'" in err
 
 
-def test_a_right_declaration_is_summed_up(runner, project):
+def test_a_right_declaration_is_summed_up(runner: Callable[..., tuple[int, str, str]], project: Path) -> None:
     code, out, err = runner("check", "tiny", "batch.micro_items=16")
     assert (code, err) == (0, "")
     assert "64 items = 16 micro_items × 4 accumulate × 1 data ranks (1 processes)" in out
@@ -25,7 +30,7 @@ def test_a_right_declaration_is_summed_up(runner, project):
     assert not (project / "outputs").exists()
 
 
-def test_recipes_have_a_line_each(runner):
+def test_recipes_have_a_line_each(runner: Callable[..., tuple[int, str, str]]) -> None:
     assert "tiny" in runner("recipes")[1]
     assert next(line for line in runner("recipes")[1].splitlines() if line.startswith("tiny")).endswith(
         "A line through noise."
@@ -43,7 +48,9 @@ def test_recipes_have_a_line_each(runner):
         ("deepspeed", "strategy=deepspeed_zero1 or strategy=deepspeed_zero2 or strategy=deepspeed_zero3"),
     ],
 )
-def test_an_option_asked_for_by_another_librarys_name_is_found(runner, called, means):
+def test_an_option_asked_for_by_another_librarys_name_is_found(
+    runner: Callable[..., tuple[int, str, str]], called: str, means: str
+) -> None:
     """The one fault: keys given beside it cannot be judged."""
     code, _, said = runner("check", "tiny", f"strategy={called}", "strategy.stage=0")
     assert code == 2
@@ -51,7 +58,9 @@ def test_an_option_asked_for_by_another_librarys_name_is_found(runner, called, m
     assert "strategy.stage" not in said
 
 
-def test_an_option_of_ones_own_may_have_other_names_too(runner, project):
+def test_an_option_of_ones_own_may_have_other_names_too(
+    runner: Callable[..., tuple[int, str, str]], project: Path
+) -> None:
     folder = project / "conf" / "strategy"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mine.yaml").write_text("# Aliases: theirs\n_target_: runner.strategy.single.Single\n")

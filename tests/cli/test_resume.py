@@ -1,7 +1,9 @@
 """`runner resume`: from the directory alone, with changes that keep the run what it is."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from runner.config import store
 
 
 @pytest.fixture
-def run(runner, project):
+def run(runner: Callable[..., tuple[int, str, str]], project: Path) -> Any:
     runner("train", "tiny", "run.dir=run", "run.stop_at_step=3")
     return project / "run"
 
@@ -18,7 +20,7 @@ def last(run: Path) -> store.StoredSpec:
     return store.load(max(run.glob("spec.attempt_*.yaml")))
 
 
-def test_the_next_attempt_stands_beside_the_first(runner, run):
+def test_the_next_attempt_stands_beside_the_first(runner: Callable[..., tuple[int, str, str]], run: Any) -> None:
     before = (run / "spec.yaml").read_text()
     code, out, _ = runner("resume", "run", "run.steps=9", "strategy=ddp", "hardware.processes=2", "optimizer.lr=0.5")
     assert (code, out.splitlines()[-1]) == (0, str(run))
@@ -30,20 +32,24 @@ def test_the_next_attempt_stands_beside_the_first(runner, run):
     assert len(json.loads((run / "provenance.json").read_text())) == 2
 
 
-def test_where_the_earlier_attempt_was_told_to_stop_the_next_goes_on(runner, run):
+def test_where_the_earlier_attempt_was_told_to_stop_the_next_goes_on(
+    runner: Callable[..., tuple[int, str, str]], run: Any
+) -> None:
     runner("resume", "run")
     assert last(run).config["run"]["stop_at_step"] is None
     runner("resume", "run", "run.stop_at_step=4")
     assert last(run).config["run"]["stop_at_step"] == 4
 
 
-def test_a_chain_of_attempts_keeps_every_change(runner, run):
+def test_a_chain_of_attempts_keeps_every_change(runner: Callable[..., tuple[int, str, str]], run: Any) -> None:
     runner("resume", "run", "tracker=[tensorboard]")
     runner("resume", "run", "run.steps=8")
     assert (list(last(run).config["tracker"]), last(run).config["run"]["steps"]) == (["tensorboard"], 8)
 
 
-def test_what_would_make_it_another_run_is_refused_all_at_once(runner, run):
+def test_what_would_make_it_another_run_is_refused_all_at_once(
+    runner: Callable[..., tuple[int, str, str]], run: Any
+) -> None:
     code, _, err = runner(
         "resume", "run", "model.width=5", "batch.items=32", "run.seed=1", "name=x", "data._target_=cli_hooks.loss"
     )
@@ -57,21 +63,23 @@ def test_what_would_make_it_another_run_is_refused_all_at_once(runner, run):
     assert not list(run.glob("spec.attempt_*"))
 
 
-def test_items_of_a_step_count_as_they_are_derived(runner, run):
+def test_items_of_a_step_count_as_they_are_derived(runner: Callable[..., tuple[int, str, str]], run: Any) -> None:
     code, _, err = runner("resume", "run", "batch.items=null", "batch.micro_items=64", "batch.accumulate=2")
     assert code == 2
     assert "batch.items: 64 items a step would become 128" in err
     assert runner("resume", "run", "batch.items=null", "batch.micro_items=16", "batch.accumulate=4")[0] == 0
 
 
-def test_what_is_allowed_may_change(runner, run):
+def test_what_is_allowed_may_change(runner: Callable[..., tuple[int, str, str]], run: Any) -> None:
     assert (
         runner("resume", "run", "model.width=5", "batch.items=32", "--allow", "model", "--allow", "batch.items")[0] == 0
     )
     assert (last(run).config["model"]["width"], last(run).config["batch"]["items"]) == (5, 32)
 
 
-def test_faults_of_overrides_are_told_as_train_tells_them(runner, run):
+def test_faults_of_overrides_are_told_as_train_tells_them(
+    runner: Callable[..., tuple[int, str, str]], run: Any
+) -> None:
     code, _, err = runner("resume", "run", "strategy=dpp", "optimizr.lr=1", "run.steps=abc")
     assert code == 2
     assert "strategy: there is no option 'dpp'. Did you mean ddp?" in err
@@ -79,7 +87,7 @@ def test_faults_of_overrides_are_told_as_train_tells_them(runner, run):
     assert "run.steps: 'abc' must be a whole number" in err
 
 
-def test_another_optimizer_starts_from_its_own_defaults(runner, run):
+def test_another_optimizer_starts_from_its_own_defaults(runner: Callable[..., tuple[int, str, str]], run: Any) -> None:
     assert runner("resume", "run", "optimizer._target_=torch.optim.RMSprop", "optimizer.lr=0.1")[0] == 0
     assert last(run).config["optimizer"] == {"_target_": "torch.optim.RMSprop", "lr": 0.1}
 
@@ -96,14 +104,18 @@ def test_another_optimizer_starts_from_its_own_defaults(runner, run):
         ),
     ],
 )
-def test_what_cannot_be_resumed_is_named(runner, run, argv, words):
+def test_what_cannot_be_resumed_is_named(
+    runner: Callable[..., tuple[int, str, str]], run: Any, argv: Any, words: str
+) -> None:
     (run / "checkpoints" / "step_8").mkdir(parents=True)
     code, _, err = runner("resume", *argv)
     assert code == 2
     assert words in err
 
 
-def test_a_hook_that_has_changed_is_a_warning(runner, run, project):
+def test_a_hook_that_has_changed_is_a_warning(
+    runner: Callable[..., tuple[int, str, str]], run: Any, project: Path
+) -> None:
     assert runner("resume", "run")[2] == ""
     (project / "cli_hooks.py").write_text((project / "cli_hooks.py").read_text() + "\n# changed\n")
     assert f"warning: {project / 'cli_hooks.py'} has changed since the last attempt" in runner("resume", "run")[2]

@@ -1,6 +1,7 @@
 """`runner train`: a directory of its own, everything written before the launch, and the exit code of what happened."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from runner.config import store
 
 
-def test_a_run_is_frozen_before_it_is_launched(runner, project):
+def test_a_run_is_frozen_before_it_is_launched(runner: Callable[..., tuple[int, str, str]], project: Path) -> None:
     code, out, _ = runner("train", "tiny", "run.steps=7")
     path = Path(out.splitlines()[-1])
     assert code == 0
@@ -29,7 +30,9 @@ def test_a_run_is_frozen_before_it_is_launched(runner, project):
     ("fail", "code", "state", "words"),
     [("failed", 1, "failed", "rank 0: it broke"), ("interrupted", 130, "preempted", "stopped at step 3")],
 )
-def test_how_a_run_ended_is_told_three_ways(runner, fail, code, state, words):
+def test_how_a_run_ended_is_told_three_ways(
+    runner: Callable[..., tuple[int, str, str]], fail: str, code: int, state: str, words: str
+) -> None:
     left, out, err = runner("train", "tiny", f"launch.fail={fail}")
     assert left == code
     assert words in err
@@ -37,14 +40,14 @@ def test_how_a_run_ended_is_told_three_ways(runner, fail, code, state, words):
     assert json.loads((Path(out.splitlines()[-1]) / "status.json").read_text())["state"] == state
 
 
-def test_a_directory_that_is_named_must_not_exist(runner, project):
+def test_a_directory_that_is_named_must_not_exist(runner: Callable[..., tuple[int, str, str]], project: Path) -> None:
     assert runner("train", "tiny", "run.dir=a/b")[1].splitlines()[-1] == str(project / "a" / "b")
     code, _, err = runner("train", "tiny", "run.dir=a/b")
     assert code == 2
     assert f"run.dir: {project / 'a' / 'b'} exists already. Choose another directory" in err
 
 
-def test_a_wrong_declaration_leaves_no_directory(runner, project):
+def test_a_wrong_declaration_leaves_no_directory(runner: Callable[..., tuple[int, str, str]], project: Path) -> None:
     code, _, err = runner("train", "tiny", "optimizer.lr=abc", "modle.width=3")
     assert code == 2
     assert "optimizer.lr: 'abc' must be a number" in err
@@ -76,7 +79,9 @@ def test_a_wrong_declaration_leaves_no_directory(runner, project):
         (["recipes", "all"], "unrecognized arguments: all. See: runner recipes --help"),
     ],
 )
-def test_a_command_line_that_cannot_be_read_is_told(runner, argv, words):
+def test_a_command_line_that_cannot_be_read_is_told(
+    runner: Callable[..., tuple[int, str, str]], argv: list[str], words: str
+) -> None:
     code, _, err = runner(*argv)
     assert code == 2
     assert words in err

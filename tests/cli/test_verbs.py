@@ -1,6 +1,9 @@
 """Verbs are found in their files, and their help is generated from what they declare."""
 
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +33,7 @@ def main(arguments):
 
 
 @pytest.fixture
-def greet(tmp_path, monkeypatch):
+def greet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (tmp_path / "verbs").mkdir()
     (tmp_path / "verbs" / "greet.py").write_text(GREET)
     monkeypatch.setattr(verbs, "__path__", [*verbs.__path__, str(tmp_path / "verbs")])
@@ -38,7 +41,9 @@ def greet(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "runner.cli.verbs.greet", raising=False)
 
 
-def test_a_new_verb_is_one_file(runner, greet, monkeypatch):
+def test_a_new_verb_is_one_file(
+    runner: Callable[..., tuple[int, str, str]], greet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, _ = runner("greet", "--times", "2", "you")
     assert (code, out) == (3, "runner greet --times 2 you hello you hello you \n")
     assert "  greet NAME [options]                   Greet somebody\n" in runner("--help")[1]
@@ -53,7 +58,7 @@ def test_a_new_verb_is_one_file(runner, greet, monkeypatch):
 
 
 @pytest.mark.parametrize("name", verb_names())
-def test_every_verb_documents_each_argument(name):
+def test_every_verb_documents_each_argument(name: Any) -> None:
     verb = load_verb(name)
     assert verb.__doc__
     parser = parser_of(name, verb, command=[])
@@ -61,5 +66,5 @@ def test_every_verb_documents_each_argument(name):
     assert verb.USAGE.split()[:1] in ([], ["RECIPE"], ["DIR"])
 
 
-def test_the_types_of_an_export_are_those_that_can_be_written():
+def test_the_types_of_an_export_are_those_that_can_be_written() -> None:
     assert export.DTYPES == FLOATS

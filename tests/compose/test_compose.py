@@ -1,5 +1,8 @@
 """One composition: the user's files first, every bad override told, every value's source known."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
 
@@ -8,38 +11,38 @@ from runner.compose.recipe import find, shipped_root
 from runner.errors import SpecError
 
 
-def composed(*overrides, **options):
+def composed(*overrides: Any, **options: Any) -> Any:
     return compose(find("tiny"), overrides, **options)
 
 
-def faults(*overrides):
+def faults(*overrides: Any) -> Any:
     return {fault.key: fault.message for fault in composed(*overrides).faults}
 
 
-def write(path, text):
+def write(path: Any, text: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
-def test_option_then_recipe_then_command_line(project):
+def test_option_then_recipe_then_command_line(project: Path) -> None:
     assert composed().config["optimizer"]["lr"] == 0.05
     assert composed("optimizer=adamw", "optimizer.lr=0.1").config["optimizer"]["lr"] == 0.1
     assert composed("optimizer=adamw").config["optimizer"]["_target_"] == "runner.optimizer.adamw.AdamW"
 
 
-def test_the_users_option_hides_the_shipped_one(project):
+def test_the_users_option_hides_the_shipped_one(project: Path) -> None:
     write(project / "conf" / "optimizer" / "sgd.yaml", "_target_: mine.SGD\nlr: 1.0\nspecial: 3\n")
     assert composed().config["optimizer"] == {"_target_": "mine.SGD", "lr": 0.05, "special": 3}
 
 
-def test_two_recipes_in_one_process_do_not_see_each_others_directories(project):
+def test_two_recipes_in_one_process_do_not_see_each_others_directories(project: Path) -> None:
     write(project / "far" / "recipes" / "far.yaml", (project / "recipes" / "tiny.yaml").read_text())
     write(project / "far" / "conf" / "optimizer" / "odd.yaml", "_target_: odd.Odd\n")
     assert compose(find("far/recipes/far.yaml"), ["optimizer=odd"]).faults == ()
     assert "there is no option 'odd'" in faults("optimizer=odd")["optimizer"]
 
 
-def test_a_directory_of_the_command_line_is_searched_last(project):
+def test_a_directory_of_the_command_line_is_searched_last(project: Path) -> None:
     write(project / "extra" / "optimizer" / "odd.yaml", "_target_: odd.Odd\n")
     write(project / "extra" / "optimizer" / "sgd.yaml", "_target_: odd.Hidden\n")
     extra = [project / "extra"]
@@ -47,7 +50,7 @@ def test_a_directory_of_the_command_line_is_searched_last(project):
     assert composed(config_dirs=extra).config["optimizer"]["_target_"] == "runner.optimizer.sgd.SGD"
 
 
-def test_hydras_own_search_path_works_from_the_command_line_and_from_the_recipe(project):
+def test_hydras_own_search_path_works_from_the_command_line_and_from_the_recipe(project: Path) -> None:
     write(project / "extra" / "optimizer" / "odd.yaml", "_target_: odd.Odd\n")
     where = f"file://{project / 'extra'}"
     assert composed("optimizer=odd", f"hydra.searchpath=[{where}]").config["optimizer"]["_target_"] == "odd.Odd"
@@ -56,7 +59,7 @@ def test_hydras_own_search_path_works_from_the_command_line_and_from_the_recipe(
     assert composed("optimizer=odd").config["optimizer"]["_target_"] == "odd.Odd"
 
 
-def test_several_of_a_kind_stand_under_their_own_names(project):
+def test_several_of_a_kind_stand_under_their_own_names(project: Path) -> None:
     assert list(composed("tracker=[tensorboard,wandb]").config["tracker"]) == ["tensorboard", "wandb"]
     assert composed("tracker=[]").config.get("tracker", {}) == {}
 
@@ -75,19 +78,19 @@ def test_several_of_a_kind_stand_under_their_own_names(project):
         ("model.width=${oops.x}", "model.width", "cannot be resolved: Interpolation key 'oops.x' not found"),
     ],
 )
-def test_a_bad_override_is_told_with_the_nearest_name(project, override, key, words):
+def test_a_bad_override_is_told_with_the_nearest_name(project: Path, override: str, key: str, words: str) -> None:
     found = faults(override)
     assert list(found) == [key]
     assert words in found[key]
 
 
-def test_bad_overrides_and_bad_values_are_told_together(project):
+def test_bad_overrides_and_bad_values_are_told_together(project: Path) -> None:
     with pytest.raises(SpecError) as wrong:
         composed("modle.width=1", "strategy=dpp", "a=[", "run.steps=abc", "batch.items=-1").read()
     assert {fault.key for fault in wrong.value.faults} >= {"modle.width", "strategy", "a", "run.steps", "batch.items"}
 
 
-def test_a_recipe_that_cannot_be_composed_is_named(project):
+def test_a_recipe_that_cannot_be_composed_is_named(project: Path) -> None:
     recipe = project / "recipes" / "tiny.yaml"
     recipe.write_text(recipe.read_text().replace("optimizer: sgd", "optimizer: sgdd"))
     with pytest.raises(SpecError, match=r"recipe: .*optimizer/sgdd") as wrong:
@@ -96,7 +99,7 @@ def test_a_recipe_that_cannot_be_composed_is_named(project):
     assert wrong.value.faults[1].origin == str(recipe)
 
 
-def test_every_value_knows_its_file_or_the_command_line(project):
+def test_every_value_knows_its_file_or_the_command_line(project: Path) -> None:
     origin = composed("strategy=ddp", "run.steps=7", "tracker=[tensorboard]").sources.origin
     conf = shipped_root() / "conf"
     assert origin("run.steps") == "the command line"
@@ -107,29 +110,29 @@ def test_every_value_knows_its_file_or_the_command_line(project):
     assert origin("run.seed") == str(conf / "base.yaml")
 
 
-def test_another_target_keeps_only_what_is_given_beside_it(project):
+def test_another_target_keeps_only_what_is_given_beside_it(project: Path) -> None:
     optimizer = composed("optimizer._target_=torch.optim.RMSprop", "+optimizer.alpha=0.9").config["optimizer"]
     assert optimizer == {"_target_": "torch.optim.RMSprop", "lr": 0.05, "alpha": 0.9}
 
 
-def test_another_target_in_a_recipe_keeps_only_what_the_recipe_gives(project):
+def test_another_target_in_a_recipe_keeps_only_what_the_recipe_gives(project: Path) -> None:
     recipe = project / "recipes" / "tiny.yaml"
     recipe.write_text(recipe.read_text().replace("{lr: 0.05}", "{_target_: torch.optim.RMSprop, lr: 0.01}"))
     assert composed().config["optimizer"] == {"_target_": "torch.optim.RMSprop", "lr": 0.01}
 
 
-def test_an_option_that_extends_another_keeps_all_of_both(project):
+def test_an_option_that_extends_another_keeps_all_of_both(project: Path) -> None:
     write(project / "conf" / "optimizer" / "fast.yaml", "defaults: [sgd, _self_]\nmomentum: 0.9\n")
     optimizer = composed("optimizer=fast").config["optimizer"]
     assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, False)
 
 
-def test_interpolations_are_resolved_and_hydras_own_are_known(project):
+def test_interpolations_are_resolved_and_hydras_own_are_known(project: Path) -> None:
     config = composed("+model.depth=${model.width}", "+model.job=${hydra:job.name}").config
     assert (config["model"]["depth"], config["model"]["job"]) == (4, "tiny")
 
 
-def test_the_hydra_directory_is_as_hydra_writes_it(project):
+def test_the_hydra_directory_is_as_hydra_writes_it(project: Path) -> None:
     composed("run.steps=7", "hydra.verbose=true").write_hydra_dir(project)
     pages = {
         name: yaml.safe_load((project / ".hydra" / f"{name}.yaml").read_text())

@@ -1,6 +1,9 @@
 """A file that a part is told of is read once, when the spec is composed; what stood in it is what is frozen."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,20 +13,20 @@ from runner.config.read import read
 
 
 @pytest.fixture(params=["checkpoint", "tracker.first"])
-def told(request, config, parts, monkeypatch):
+def told(request: pytest.FixtureRequest, config: dict[str, Any], parts: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A configuration whose part is told of file.json in the working directory, the part's node and the part."""
     monkeypatch.chdir(parts)
     group, _, name = request.param.partition(".")
     node = {"_target_": "spec_parts.Told", "file": "file.json"}
     config[group] = {name: node} if name else node
 
-    def found(holder):
+    def found(holder: Any) -> Any:
         return holder[group][name] if name else holder[group]
 
     return config, found
 
 
-def test_the_frozen_spec_holds_what_stood_in_the_file(told, parts, tmp_path):
+def test_the_frozen_spec_holds_what_stood_in_the_file(told: Any, parts: Path, tmp_path: Path) -> None:
     config, found = told
     (parts / "file.json").write_text(json.dumps({"width": 3, "rates": [1e-8, None]}))
     spec = read(config, import_roots=[str(parts)])
@@ -39,7 +42,9 @@ def test_the_frozen_spec_holds_what_stood_in_the_file(told, parts, tmp_path):
         assert again.config == spec.config
 
 
-def test_a_part_judges_what_stands_in_its_file(faults, parts, monkeypatch):
+def test_a_part_judges_what_stands_in_its_file(
+    faults: Callable[[dict[str, Any]], dict[str, str]], parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(parts)
     (parts / "file.json").write_text('{"width": 9}')
     node = {"_target_": "spec_parts.Told", "file": "file.json"}
@@ -56,7 +61,13 @@ def test_a_part_judges_what_stands_in_its_file(faults, parts, monkeypatch):
         (b"\xff\xfe", "is not JSON: it is not text."),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_with_all_else(faults, parts, monkeypatch, text, words):
+def test_what_is_wrong_with_a_file_is_told_with_all_else(
+    faults: Callable[[dict[str, Any]], dict[str, str]],
+    parts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: bytes | str | None,
+    words: str,
+) -> None:
     monkeypatch.chdir(parts)
     if text is not None:
         (parts / "file.json").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -67,11 +78,11 @@ def test_what_is_wrong_with_a_file_is_told_with_all_else(faults, parts, monkeypa
 
 
 @pytest.mark.parametrize("value", [{"content": {}}, {"path": "a", "content": 1}, 3])
-def test_what_is_no_path_is_refused(faults, value):
+def test_what_is_no_path_is_refused(faults: Callable[[dict[str, Any]], dict[str, str]], value: Any) -> None:
     found = faults({"checkpoint": {"_target_": "spec_parts.Told", "file": value}})
     assert found["checkpoint.file"].endswith("must be the path of a JSON file or null.")
 
 
-def test_a_file_that_was_never_read_is_no_empty_one():
+def test_a_file_that_was_never_read_is_no_empty_one() -> None:
     with pytest.raises(AssertionError, match=r"file.json was not read when the spec was composed"):
         _ = JsonFile(path="file.json").parsed

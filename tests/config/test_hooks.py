@@ -1,5 +1,9 @@
 """Hooks are found and bound without being called, and called with what the recipe says."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from runner.config.hooks import resolve
@@ -25,7 +29,9 @@ from runner.errors import HookError
         ({"model.width": [{"_target_": "spec_parts.Plain", "_args_": []}]}, "model.width.0._args_", "not supported"),
     ],
 )
-def test_a_hook_that_cannot_be_called_is_told(faults, changes, key, words):
+def test_a_hook_that_cannot_be_called_is_told(
+    faults: Callable[[dict[str, Any]], dict[str, str]], changes: Any, key: str, words: str
+) -> None:
     found = faults(changes)
     assert list(found) == [key]
     assert words in found[key]
@@ -39,14 +45,16 @@ def test_a_hook_that_cannot_be_called_is_told(faults, changes, key, words):
         ("x = 1\ny = 1 / 0", "spec_broken.py, line 2"),
     ],
 )
-def test_a_module_that_fails_is_told_with_its_error_and_where_it_was_looked_for(faults, parts, source, words):
+def test_a_module_that_fails_is_told_with_its_error_and_where_it_was_looked_for(
+    faults: Callable[[dict[str, Any]], dict[str, str]], parts: Path, source: str, words: str
+) -> None:
     (parts / "spec_broken.py").write_text(source)
     message = faults({"model._target_": "spec_broken.build"})["model._target_"]
     assert words in message
     assert f"Looked in {parts}" in message
 
 
-def test_nested_targets_are_built_before_the_hook_is_called(parts):
+def test_nested_targets_are_built_before_the_hook_is_called(parts: Path) -> None:
     (parts / "spec_nested.py").write_text(
         "def double(x): return 2 * x\ndef outer(*, inner, make, plain): return inner, make(5), plain"
     )
@@ -59,6 +67,6 @@ def test_nested_targets_are_built_before_the_hook_is_called(parts):
     assert hook() == ([12], 10, {"a": 1})
 
 
-def test_a_hook_that_is_gone_when_a_worker_needs_it_is_an_error(parts):
+def test_a_hook_that_is_gone_when_a_worker_needs_it_is_an_error(parts: Path) -> None:
     with pytest.raises(HookError, match=r"spec_parts\.gone cannot be used: .* has no 'gone'"):
         resolve(Hook(target="spec_parts.gone"), [str(parts)])

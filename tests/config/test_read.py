@@ -1,6 +1,7 @@
 """Every kind of fault is found, told with key, value, rule and way out, and hides no other."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ RIVAL = {"_target_": "spec_parts.Rival"}
 
 
 @pytest.fixture
-def adapter(monkeypatch):
+def adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runner.config.read.GROUPS", {**GROUPS, "optimizer": "spec_parts.Adapter"})
 
 
-def test_a_right_configuration_becomes_typed(config, parts):
+def test_a_right_configuration_becomes_typed(config: dict[str, Any], parts: Path) -> None:
     config["checkpoint"] = {"_target_": "spec_parts.Plain", "rate": "1e-3", "color": "blue", "pair": [0, 1]}
     spec = read(config, import_roots=[str(parts)])
     plain: Any = spec.checkpoint
@@ -28,7 +29,7 @@ def test_a_right_configuration_becomes_typed(config, parts):
     assert list(spec.tracker) == ["first"]
 
 
-def test_all_faults_are_told_at_once(faults):
+def test_all_faults_are_told_at_once(faults: Callable[[dict[str, Any]], dict[str, str]]) -> None:
     found = faults(
         {
             "nmae": "x",
@@ -80,24 +81,30 @@ def test_all_faults_are_told_at_once(faults):
         ({"hardware.processes": 13}, "hardware.processes", "13 ranks cannot be arranged. Use 12 or 14."),
     ],
 )  # fmt: skip
-def test_a_fault_names_key_value_rule_and_way_out(faults, changes, key, words):
+def test_a_fault_names_key_value_rule_and_way_out(
+    faults: Callable[[dict[str, Any]], dict[str, str]], changes: Any, key: str, words: str
+) -> None:
     found = faults(changes)
     assert list(found) == [key]
     assert words in found[key]
 
 
-def test_what_cannot_be_built_does_not_hide_the_checks_of_other_parts(faults):
+def test_what_cannot_be_built_does_not_hide_the_checks_of_other_parts(
+    faults: Callable[[dict[str, Any]], dict[str, str]],
+) -> None:
     assert set(faults({"strategy._target_": "no.such", "checkpoint.width": 9})) == {
         "strategy._target_",
         "checkpoint.width",
     }
 
 
-def test_a_number_out_of_range_hides_only_the_rules_that_need_it(faults):
+def test_a_number_out_of_range_hides_only_the_rules_that_need_it(
+    faults: Callable[[dict[str, Any]], dict[str, str]],
+) -> None:
     assert set(faults({"run.steps": 0, "clip.norm": 0.0, "checkpoint.width": 9})) == {"run.steps", "clip.norm"}
 
 
-def test_a_foreign_class_goes_through_the_groups_adapter(config, parts, adapter):
+def test_a_foreign_class_goes_through_the_groups_adapter(config: dict[str, Any], parts: Path, adapter: Any) -> None:
     config["optimizer"] = {**RIVAL, "lr": 0.2, "no_decay": ["bias"]}
     optimizer: Any = read(config, import_roots=[str(parts)]).optimizer
     assert dataclasses.asdict(optimizer) == {
@@ -107,7 +114,9 @@ def test_a_foreign_class_goes_through_the_groups_adapter(config, parts, adapter)
     }
 
 
-def test_what_a_foreign_class_does_not_take_is_a_fault_with_a_way_out(faults, adapter):
+def test_what_a_foreign_class_does_not_take_is_a_fault_with_a_way_out(
+    faults: Callable[[dict[str, Any]], dict[str, str]], adapter: Any
+) -> None:
     found = faults({"optimizer": {**RIVAL, "betas": [0, 1], "momentun": 1, "params": 1}})
     assert "does not take 'betas'" in found["optimizer.betas"]
     assert "Delete it: ~optimizer.betas" in found["optimizer.betas"]
@@ -115,12 +124,12 @@ def test_what_a_foreign_class_does_not_take_is_a_fault_with_a_way_out(faults, ad
     assert "gets params from the runner" in found["optimizer.params"]
 
 
-def test_every_fault_says_where_its_value_came_from(config, parts):
+def test_every_fault_says_where_its_value_came_from(config: dict[str, Any], parts: Path) -> None:
     config["run"]["steps"] = 0
     with pytest.raises(SpecError, match="from a file of mine"):
         read(config, import_roots=[str(parts)], origin=lambda key: f"a file of mine, {key}")
 
 
-def test_a_worker_reads_without_looking_at_hooks(config, tmp_path: Path):
+def test_a_worker_reads_without_looking_at_hooks(config: dict[str, Any], tmp_path: Path) -> None:
     config["model"]["_target_"] = "spec_nowhere.build"
     assert read(config, import_roots=[str(tmp_path)], check=False).model.target == "spec_nowhere.build"

@@ -1,5 +1,7 @@
 """batch.items = micro_items × accumulate × data ranks, from any two of the first three."""
 
+from typing import Any
+
 import pytest
 
 from runner.config.rules import BatchKeys, divide
@@ -17,7 +19,7 @@ from runner.errors import Fault
         ({"items": 48, "micro_items": 8, "accumulate": 3}, 2, (48, 8, 3)),
     ],
 )
-def test_two_numbers_give_the_third(keys, ranks, expected):
+def test_two_numbers_give_the_third(keys: Any, ranks: int, expected: Any) -> None:
     batch = divide(BatchKeys(**keys), data_ranks=ranks)
     assert isinstance(batch, Batch)
     assert (batch.items, batch.micro_items, batch.accumulate) == expected
@@ -36,14 +38,14 @@ def test_two_numbers_give_the_third(keys, ranks, expected):
         ({"items": 64, "micro_items": 8, "accumulate": 3}, 2, "batch.accumulate", "3 disagrees with items"),
     ],
 )
-def test_numbers_that_do_not_divide_name_the_nearest_that_do(keys, ranks, key, words):
+def test_numbers_that_do_not_divide_name_the_nearest_that_do(keys: Any, ranks: int, key: str, words: str) -> None:
     fault = divide(BatchKeys(**keys), data_ranks=ranks)
     assert isinstance(fault, Fault)
     assert fault.key == key
     assert words in fault.message
 
 
-def test_auto_is_as_large_as_can_be_until_the_run_finds_what_fits():
+def test_auto_is_as_large_as_can_be_until_the_run_finds_what_fits() -> None:
     assert divide(BatchKeys(items=64, micro_items="auto"), data_ranks=2) == Batch(
         items=64, micro_items=32, accumulate=1, auto=True
     )
@@ -61,7 +63,7 @@ def test_auto_is_as_large_as_can_be_until_the_run_finds_what_fits():
         ({"items": 63}, "batch.items", "63 is not a multiple of data ranks = 2. Use 62 or 64."),
     ],
 )
-def test_auto_needs_the_items_of_a_step_alone(keys, key, words):
+def test_auto_needs_the_items_of_a_step_alone(keys: Any, key: str, words: str) -> None:
     fault = divide(BatchKeys(**keys, micro_items="auto"), data_ranks=2)
     assert isinstance(fault, Fault)
     assert fault.key == key

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ class Retention:
     keep_last: int | None = 3
     metric: str = "eval/loss"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.keep_last is not None and self.keep_last < 1:
             raise ValueError(f"keep_last={self.keep_last} must be at least 1.")
 
@@ -28,7 +30,7 @@ class Network:
     port: int = 80
     config: JsonFile | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.port < 1:
             raise ValueError(f"port={self.port} must be positive.")
 
@@ -47,7 +49,7 @@ class Store:
     limits: Limits = Limits(high=9.0)
     backup: Network | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.limits.high > 10:
             raise ValueError(f"limits.high={self.limits.high} must be at most 10.")
         if self.retention.metric == "none":
@@ -57,15 +59,15 @@ class Store:
 NETWORK = {"host": "a"}
 
 
-def build(**values):
+def build(**values: Any) -> Any:
     return build_section(Store, {"network": NETWORK, **values}, key="store")
 
 
-def faults(**values):
+def faults(**values: Any) -> Any:
     return {fault.key: fault.message for fault in build(**values).faults}
 
 
-def test_keys_of_a_flattened_field_stand_at_the_parts_own_level():
+def test_keys_of_a_flattened_field_stand_at_the_parts_own_level() -> None:
     built = build(keep_last="5", every_steps=10)
     assert built.faults == []
     assert built.value == Store(
@@ -75,7 +77,7 @@ def test_keys_of_a_flattened_field_stand_at_the_parts_own_level():
     assert leaf_names(Store)[:4] == ["every_steps", "keep_last", "metric", "network.host"]
 
 
-def test_a_nested_section_is_a_mapping_and_keeps_the_defaults_of_its_field():
+def test_a_nested_section_is_a_mapping_and_keeps_the_defaults_of_its_field() -> None:
     built = build(limits={"low": -1}, backup={"host": "b", "port": "8"})
     assert built.faults == []
     assert built.value.limits == Limits(low=-1.0, high=9.0)
@@ -83,7 +85,7 @@ def test_a_nested_section_is_a_mapping_and_keeps_the_defaults_of_its_field():
     assert build(backup=None).value.backup is None
 
 
-def test_flattened_and_nested_fields_have_the_defaults_of_the_dataclass():
+def test_flattened_and_nested_fields_have_the_defaults_of_the_dataclass() -> None:
     assert build().value == Store(network=Network(host="a"))
     assert Store(network=Network(host="a")).retention.metric == "train/loss"
 
@@ -107,13 +109,13 @@ def test_flattened_and_nested_fields_have_the_defaults_of_the_dataclass():
         ({"limits": {"high": 11}}, "store.limits.high", "limits.high=11.0 must be at most 10."),
     ],
 )
-def test_a_fault_names_the_key_as_it_stands_in_yaml(values, key, words):
+def test_a_fault_names_the_key_as_it_stands_in_yaml(values: Any, key: str, words: str) -> None:
     found = faults(**values)
     assert list(found) == [key]
     assert words in found[key]
 
 
-def test_all_faults_of_all_levels_are_found():
+def test_all_faults_of_all_levels_are_found() -> None:
     found = faults(evry=1, keep_last=0, network={"host": 1, "port": "x"}, limits={"low": "y"}, backup={"port": 0})
     assert found.keys() == {
         "store.evry", "store.keep_last", "store.network.port", "store.limits.low", "store.backup.host",
@@ -121,7 +123,7 @@ def test_all_faults_of_all_levels_are_found():
     assert {fault.key for fault in build_section(Store, {}, key="store").faults} == {"store.network"}
 
 
-def test_a_key_that_two_fields_have_is_refused():
+def test_a_key_that_two_fields_have_is_refused() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Twice:
         metric: str = ""
@@ -131,7 +133,7 @@ def test_a_key_that_two_fields_have_is_refused():
         entries(Twice)
 
 
-def test_only_a_dataclass_can_be_flattened():
+def test_only_a_dataclass_can_be_flattened() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Wrong:
         names: list[str] = flattened(list)
@@ -151,7 +153,9 @@ class Holder:
     nested: Files = field(default_factory=Files)
 
 
-def test_files_inside_sections_are_read_and_frozen_in_their_places(tmp_path, monkeypatch):
+def test_files_inside_sections_are_read_and_frozen_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.json").write_text('{"a": 1}')
     node = {"_target_": "x", "file": "a.json", "nested": {"file": "missing.json"}}
@@ -169,7 +173,7 @@ def test_files_inside_sections_are_read_and_frozen_in_their_places(tmp_path, mon
     assert read_files(again.value, result.node, key="store").part is again.value
 
 
-def test_a_worker_reads_the_sections_that_were_frozen(config, parts):
+def test_a_worker_reads_the_sections_that_were_frozen(config: dict[str, Any], parts: Path) -> None:
     (parts / "spec_sections.py").write_text(SECTIONS)
     (parts / "file.json").write_text(json.dumps({"b": 2}))
     config["checkpoint"] = {
@@ -178,8 +182,9 @@ def test_a_worker_reads_the_sections_that_were_frozen(config, parts):
     spec = read(config, import_roots=[str(parts)])
     worker = read(spec.config, import_roots=[str(parts)], check=False)
     assert worker.checkpoint == spec.checkpoint
-    assert worker.checkpoint.inner.file.parsed == {"b": 2}
-    assert worker.checkpoint.shared.keep_last == 2
+    checkpoint: Any = worker.checkpoint
+    assert checkpoint.inner.file.parsed == {"b": 2}
+    assert checkpoint.shared.keep_last == 2
 
 
 SECTIONS = """

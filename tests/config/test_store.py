@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +13,12 @@ from runner.config.read import read
 from runner.errors import RunnerError
 
 
-def stored(config, root, **changes):
+def stored(config: Any, root: Any, **changes: Any) -> Any:
     values = {"import_roots": [str(root)], "source": store.Composition(recipe="toy.yaml")}
     return store.StoredSpec(config=config, **{**values, **changes})
 
 
-def test_a_spec_comes_back_as_it_was(config, parts):
+def test_a_spec_comes_back_as_it_was(config: dict[str, Any], parts: Path) -> None:
     config["checkpoint"] = {"_target_": "spec_parts.Plain", "rate": 1e-8, "names": ["a", "ä"], "limit": None}
     path = parts / "spec.yaml"
     store.save(path, stored(config, parts))
@@ -25,7 +27,7 @@ def test_a_spec_comes_back_as_it_was(config, parts):
     assert (again.config, again.batch, again.checkpoint) == (before.config, before.batch, before.checkpoint)
 
 
-def test_reading_a_spec_imports_neither_hydra_nor_omegaconf(config, parts):
+def test_reading_a_spec_imports_neither_hydra_nor_omegaconf(config: dict[str, Any], parts: Path) -> None:
     path = parts / "spec.yaml"
     store.save(path, stored(config, parts))
     code = f"import sys; from pathlib import Path; from runner.config import store; store.read(Path({str(path)!r})); "
@@ -37,13 +39,13 @@ def test_reading_a_spec_imports_neither_hydra_nor_omegaconf(config, parts):
 @pytest.mark.parametrize(
     ("text", "words"), [("a: [", "cannot be read"), ("format: 9", "is not a spec file of format 1 .its format is 9.")]
 )
-def test_a_file_that_is_no_spec_is_named(tmp_path, text, words):
+def test_a_file_that_is_no_spec_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "spec.yaml").write_text(text)
     with pytest.raises(RunnerError, match=f"spec.yaml {words}"):
         store.load(tmp_path / "spec.yaml")
 
 
-def test_a_difference_is_told_by_its_dotted_key():
+def test_a_difference_is_told_by_its_dotted_key() -> None:
     old = {"a": {"b": 1, "c": {}}, "d": [1]}
     assert store.diff(old, {"a": {"b": 2, "c": {}}, "e": None}) == {
         "a.b": (1, 2),
@@ -52,7 +54,9 @@ def test_a_difference_is_told_by_its_dotted_key():
     }
 
 
-def test_provenance_has_one_entry_an_attempt(config, parts, tmp_path, monkeypatch):
+def test_provenance_has_one_entry_an_attempt(
+    config: dict[str, Any], parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # no git repository: that must not fail
     spec = read(config, import_roots=[str(parts)])
     path = tmp_path / "provenance.json"

@@ -1,5 +1,8 @@
 """A whole spec, for what is opened by one."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from runner.compose.compose import compose
@@ -7,7 +10,7 @@ from runner.compose.recipe import find
 
 
 @pytest.fixture
-def toy_spec(project, monkeypatch):
+def toy_spec(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The recipe `points` in steps of 10 items."""
     monkeypatch.chdir(project)
     return compose(find("points"), ["batch.items=10", "hardware=cpu"]).read()

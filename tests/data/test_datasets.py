@@ -1,5 +1,7 @@
 """What a data hook may return, and what is said of what it may not."""
 
+from typing import Any
+
 import pytest
 
 from runner import Data
@@ -8,15 +10,15 @@ from runner.errors import DataError, HookError
 
 
 class Stream:
-    def open_source(self, request):
+    def open_source(self, request: Any) -> None:
         raise AssertionError("a check opens nothing")
 
 
-def check(returned, *, wants_eval=False):
+def check(returned: Any, *, wants_eval: bool = False) -> Any:
     return check_data(returned, "hooks.load", wants_eval=wants_eval)
 
 
-def test_what_can_be_trained_on_passes():
+def test_what_can_be_trained_on_passes() -> None:
     for data in (
         Data(train=[1]),
         Data(train=Stream()),
@@ -26,12 +28,12 @@ def test_what_can_be_trained_on_passes():
         assert check(data) is data
 
 
-def test_only_a_data_object_is_one():
+def test_only_a_data_object_is_one() -> None:
     with pytest.raises(HookError, match=r"hooks\.load returned a list, but must return runner\.Data\(train="):
         check([1, 2])
 
 
-def test_a_dataset_without_length_is_refused():
+def test_a_dataset_without_length_is_refused() -> None:
     with pytest.raises(DataError, match=r"'train' dataset \(generator\) has no length.*Return a map-style dataset"):
         num_items((i for i in range(3)), "train")
 
@@ -40,29 +42,29 @@ def test_a_dataset_without_length_is_refused():
     ("data", "name"),
     [(Data(train=[]), "train"), (Data(train=[1], eval=[]), "eval"), (Data(train=[1], eval={"b": []}), "eval/b")],
 )
-def test_an_empty_dataset_is_refused(data, name):
+def test_an_empty_dataset_is_refused(data: Any, name: str) -> None:
     with pytest.raises(DataError, match=f"'{name}' dataset is empty. Return at least one item"):
         check(data)
 
 
-def test_evaluations_in_mid_run_need_something_to_evaluate_on():
+def test_evaluations_in_mid_run_need_something_to_evaluate_on() -> None:
     with pytest.raises(DataError, match=r"eval\.every_steps is set, but hooks\.load returned no eval dataset"):
         check(Data(train=[1]), wants_eval=True)
 
 
-def test_sets_are_told_apart_by_their_names():
+def test_sets_are_told_apart_by_their_names() -> None:
     assert eval_sets(Data(train=[1])) == {}
     assert eval_sets(Data(train=[1], eval=[2])) == {"eval": [2]}
     assert eval_sets(Data(train=[1], eval={"near": [2], "far": [3]})) == {"eval/near": [2], "eval/far": [3]}
 
 
-def test_a_mapping_without_sets_is_refused():
+def test_a_mapping_without_sets_is_refused() -> None:
     with pytest.raises(DataError, match=r"eval is an empty mapping\. Name at least one dataset.*or return eval=None"):
         check(Data(train=[1], eval={}))
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "a b", 0, "ä"])
-def test_a_name_that_no_metric_can_have_is_refused(name):
+def test_a_name_that_no_metric_can_have_is_refused(name: int | str) -> None:
     with pytest.raises(DataError, match=r"eval has a set named .*eval/<set>/loss.*Rename it") as refused:
         check(Data(train=[1], eval={name: [2]}))
     assert repr(name) in str(refused.value)

@@ -20,31 +20,31 @@ CPU = torch.device("cpu")
 class Squares:
     """item i is i², and a random number drawn while it is read."""
 
-    def __len__(self):
+    def __len__(self) -> Any:
         return 10
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return {"square": index**2, "noise": torch.rand(()).item() + random.random() + numpy.random.rand()}
 
 
 class ManySquares(Squares):
-    def __getitems__(self, indices):
+    def __getitems__(self, indices: Any) -> Any:
         return [{"square": index**2, "noise": 0.0} for index in indices]
 
 
-def _micro_batches(*, rank=0, ranks=1, steps=4, position=0):
+def _micro_batches(*, rank: int = 0, ranks: int = 1, steps: int = 4, position: int = 0) -> Any:
     order = Shuffled(10, seed=0)
     plans = RankSteps(order=order, step_items=4, micro_items=2, rank=rank, ranks=ranks).starting_at(position)
     return [micro for _ in range(steps) for micro in next(plans).micro_batches]
 
 
-def _load(dataset, micro_batches, workers):
+def _load(dataset: Any, micro_batches: Any, workers: Any) -> Any:
     options = LoaderOptions(collate=default_collate, device=CPU, workers=workers, prefetch=2, pin_memory=False)
     return list(load(dataset, micro_batches, options, seed=7))
 
 
 @pytest.mark.parametrize("dataset", [Squares(), ManySquares()])
-def test_workers_hand_out_what_the_rank_itself_reads(dataset):
+def test_workers_hand_out_what_the_rank_itself_reads(dataset: Any) -> None:
     micro_batches = _micro_batches()
     alone, ahead = _load(dataset, micro_batches, 0), _load(dataset, micro_batches, 2)
     assert (
@@ -54,8 +54,8 @@ def test_workers_hand_out_what_the_rank_itself_reads(dataset):
         assert one.batch["square"].tolist() == other.batch["square"].tolist() == [i**2 for i in micro.indices]
 
 
-def test_random_numbers_drawn_in_workers_depend_on_the_item_and_epoch_alone():
-    def noise(workers, **kwargs):
+def test_random_numbers_drawn_in_workers_depend_on_the_item_and_epoch_alone() -> None:
+    def noise(workers: Any, **kwargs: Any) -> Any:
         micro_batches = _micro_batches(**kwargs)
         batches = _load(Squares(), micro_batches, workers)
         drawn = [batch.batch["noise"].tolist() for batch in batches]
@@ -69,7 +69,7 @@ def test_random_numbers_drawn_in_workers_depend_on_the_item_and_epoch_alone():
     assert len(set(one.values())) == len(one), "an item draws anew in each epoch"
 
 
-def test_readers_leave_the_ranks_own_generator_alone():
+def test_readers_leave_the_ranks_own_generator_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -85,11 +85,11 @@ class Pair(NamedTuple):
 class Encoding(UserDict[str, Any]):
     """A batch object that moves itself, as transformers' BatchEncoding does."""
 
-    def to(self, device, *, non_blocking):
+    def to(self, device: Any, *, non_blocking: Any) -> Any:
         return Encoding({key: value.to(device, non_blocking=non_blocking) for key, value in self.items()})
 
 
-def test_nested_batches_keep_their_shape_when_they_move():
+def test_nested_batches_keep_their_shape_when_they_move() -> None:
     meta = torch.device("meta")
     batch = {"pair": Pair(torch.ones(2), "a"), "list": [torch.ones(1), 3], "own": Encoding(x=torch.ones(3))}
     moved = to_device(batch, meta, non_blocking=False)

@@ -1,9 +1,13 @@
 """A stream that a user wrote keeps the promises of a dataset. Its file is the one that docs/own_stream.md shows."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.conftest import Ended
 from tests.docs.test_commands import CHECKOUT, FILE
 
 STREAM = [
@@ -32,17 +36,17 @@ def loss(model, windows):
 
 
 @pytest.fixture(autouse=True)
-def files_of_the_page(project):
+def files_of_the_page(project: Path) -> None:
     for name, content in FILE.findall((CHECKOUT / "docs" / "own_stream.md").read_text()):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(content)
 
 
-def losses(ended):
+def losses(ended: Any) -> Any:
     return [line["train/loss"] for line in ended.metrics()]
 
 
-def test_it_trains_alike_on_one_and_two_ranks_and_continues_with_either(runner):
+def test_it_trains_alike_on_one_and_two_ranks_and_continues_with_either(runner: Callable[..., Ended]) -> None:
     alone = runner("train", *STREAM)
     assert len(losses(alone)) == 8
     assert len({*losses(alone)}) == 8
@@ -52,20 +56,22 @@ def test_it_trains_alike_on_one_and_two_ranks_and_continues_with_either(runner):
     assert losses(resumed) == pytest.approx(losses(alone), rel=1e-5)
 
 
-def test_it_continues_in_mid_run_to_the_bit(runner):
+def test_it_continues_in_mid_run_to_the_bit(runner: Callable[..., Ended]) -> None:
     whole = runner("train", *STREAM)
     stopped = runner("train", *STREAM, "run.stop_at_step=3")
     assert runner("resume", str(stopped.run_dir.path)).metrics() == whole.metrics()
 
 
 @pytest.fixture
-def sick(project):
+def sick(project: Path) -> Any:
     """A loss that is infinite for windows that begin with a w."""
     (project / "user_hooks" / "sick_text.py").write_text(SICK)
     return [*STREAM, "loss._target_=user_hooks.sick_text.loss", "checkpoint.every_steps=2", f"run.dir={project / 'r'}"]
 
 
-def test_a_loss_that_is_not_finite_is_reported_without_items(project, runner, sick):
+def test_a_loss_that_is_not_finite_is_reported_without_items(
+    project: Path, runner: Callable[..., Ended], sick: Any
+) -> None:
     ended = runner("train", *sick, *PAIR, code=1)
     (event,) = json.loads((project / "r" / "guard.json").read_text())
     (found,) = event["found"]
@@ -74,7 +80,7 @@ def test_a_loss_that_is_not_finite_is_reported_without_items(project, runner, si
     assert f"step {event['step']} is not finite. {where}" in ended.stderr
 
 
-def test_a_step_that_is_not_finite_can_be_left_out(project, runner, sick):
+def test_a_step_that_is_not_finite_can_be_left_out(project: Path, runner: Callable[..., Ended], sick: Any) -> None:
     ended = runner("train", *sick, "guard.non_finite=skip", "guard.max_skipped=100")
     events = json.loads((project / "r" / "guard.json").read_text())
     assert events

@@ -1,7 +1,9 @@
 """A source: steps from a state, its state, and what is said where it cannot go on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ class Seat:
     device: torch.device = CPU
 
 
-def request(*, rank=0, ranks=1, workers=0, step_items=4, micro_items=2):
+def request(*, rank: int = 0, ranks: int = 1, workers: int = 0, step_items: int = 4, micro_items: int = 2) -> Any:
     options = LoaderOptions(collate=default_collate, device=CPU, workers=workers, prefetch=2, pin_memory=False)
     return SourceRequest(
         step_items=step_items,
@@ -39,17 +41,17 @@ def request(*, rank=0, ranks=1, workers=0, step_items=4, micro_items=2):
     )
 
 
-def indexed(**changes):
+def indexed(**changes: Any) -> Any:
     return IndexedSource(ITEMS, Shuffled(len(ITEMS), seed=3), request(**changes))
 
 
-def values(step):
+def values(step: Any) -> Any:
     """The items of a step, and how many of each micro-batch count."""
     return [(micro.batch.tolist(), micro.items) for micro in step.micro_batches], step.items
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_state_after_any_step_continues_with_the_next_one(workers):
+def test_the_state_after_any_step_continues_with_the_next_one(workers: int) -> None:
     whole = indexed()
     expected, states = [], []
     for step in islice(whole, 7):
@@ -63,16 +65,17 @@ def test_the_state_after_any_step_continues_with_the_next_one(workers):
         assert resumed.position == whole.position
 
 
-def test_the_items_of_a_step_can_be_named_later():
+def test_the_items_of_a_step_can_be_named_later() -> None:
     source = indexed(rank=1, ranks=2)
     step = next(iter(source))
     plan = plan_at(source, source.position - step.items)
+    assert plan is not None
     assert [[10 * index for index in micro.indices] for micro in plan.micro_batches] == [
         micro.batch.tolist() for micro in step.micro_batches
     ]
 
 
-def test_the_state_of_another_kind_of_source_is_refused():
+def test_the_state_of_another_kind_of_source_is_refused() -> None:
     with pytest.raises(
         CheckpointError, match=r"a source with offset, position, but this run reads a map-style.*Resume"
     ):
@@ -82,30 +85,30 @@ def test_the_state_of_another_kind_of_source_is_refused():
 class Letters:
     """A source without an index, over as many letters as there are."""
 
-    def __init__(self, request, text):
+    def __init__(self, request: Any, text: Any) -> None:
         self.position, self._request, self._text = 0, request, text
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         size = self._request.step_items
         while self.position < len(self._text):
             letters = [ord(letter) for letter in self._text[self.position : self.position + size]]
             self.position += len(letters)
             yield step_batches(letters, self._request)
 
-    def state_dict(self):
+    def state_dict(self) -> Any:
         return {"position": self.position}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Any) -> None:
         self.position = state["position"]
 
 
-def test_a_source_without_an_index_names_no_items():
+def test_a_source_without_an_index_names_no_items() -> None:
     source = Letters(request(), "abcdef")
     next(iter(source))
     assert plan_at(source, 0) is None
 
 
-def test_a_source_that_ends_is_told_of():
+def test_a_source_that_ends_is_told_of() -> None:
     steps = endless(Letters(request(), "abcdef"))
     assert [next(steps).items, next(steps).items] == [4, 2]
     with pytest.raises(DataError, match=r"source \(Letters\) ended after 6 items.*begin again.*or lower run\.steps"):
@@ -113,7 +116,7 @@ def test_a_source_that_ends_is_told_of():
 
 
 @pytest.mark.parametrize("length", [8, 5, 1])
-def test_a_streams_step_is_split_as_that_of_a_dataset_is(length):
+def test_a_streams_step_is_split_as_that_of_a_dataset_is(length: int) -> None:
     """Together the ranks count every item once, in micro-batches as many on each; a filler repeats an item."""
     ranks = [step_batches([*range(length)], request(rank=rank, ranks=3, micro_items=1)) for rank in range(3)]
     assert {step.items for step in ranks} == {length}
@@ -124,24 +127,24 @@ def test_a_streams_step_is_split_as_that_of_a_dataset_is(length):
 
 
 class Opener:
-    def __init__(self, opened):
+    def __init__(self, opened: Any) -> None:
         self.opened = opened
 
-    def open_source(self, request):
+    def open_source(self, request: Any) -> Any:
         return self.opened
 
 
 class Nothing:
-    def state_dict(self):
+    def state_dict(self) -> Any:
         return {}
 
 
-def test_what_is_no_source_is_told_by_what_it_lacks(toy_spec):
+def test_what_is_no_source_is_told_by_what_it_lacks(toy_spec: Any) -> None:
     with pytest.raises(DataError, match=r"Opener\.open_source returned a Nothing without position, __iter__, load_st"):
         open_source(toy_spec, Data(train=Opener(Nothing())), Seat())
 
 
-def test_a_run_opens_what_the_data_hook_returned(toy_spec):
+def test_a_run_opens_what_the_data_hook_returned(toy_spec: Any) -> None:
     letters = Letters(request(), "abc")
     assert open_source(toy_spec, Data(train=Opener(letters)), Seat()) is letters
     source = open_source(toy_spec, Data(train=ITEMS), Seat())

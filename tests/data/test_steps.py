@@ -1,5 +1,7 @@
 """Law 5: steps are a pure function of (order, position), split among the ranks without loss."""
 
+from typing import Any
+
 import numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,14 +12,16 @@ from runner.data.steps import RankSteps, single_pass, split
 SMALL = st.integers(1, 7)
 
 
-def test_a_short_step_is_split_evenly_and_a_rank_without_items_runs_along():
+def test_a_short_step_is_split_evenly_and_a_rank_without_items_runs_along() -> None:
     assert split(8, ranks=2, micro_items=2) == [(0, 2), (2, 2), (4, 2), (6, 2)]
     assert split(5, ranks=2, micro_items=4) == [(0, 3), (3, 2)]
     assert split(1, ranks=2, micro_items=4) == [(0, 1), (0, 0)]
 
 
 @given(items=st.integers(1, 40), ranks=SMALL, micro_items=SMALL)
-def test_a_split_covers_every_item_once_with_equally_many_slots_for_each_rank(items, ranks, micro_items):
+def test_a_split_covers_every_item_once_with_equally_many_slots_for_each_rank(
+    items: Any, ranks: Any, micro_items: Any
+) -> None:
     slots = split(items, ranks=ranks, micro_items=micro_items)
     assert len(slots) % ranks == 0
     assert [first + offset for first, length in slots for offset in range(length)] == list(range(items))
@@ -25,7 +29,17 @@ def test_a_split_covers_every_item_once_with_equally_many_slots_for_each_rank(it
     assert max(length for _, length in slots) - min(length for _, length in slots) <= 1
 
 
-def _rank_steps(num_items, *, ranks, rank, micro_items, accumulate, position, steps, shuffle=True):
+def _rank_steps(
+    num_items: Any,
+    *,
+    ranks: Any,
+    rank: Any,
+    micro_items: Any,
+    accumulate: Any,
+    position: Any,
+    steps: Any,
+    shuffle: bool = True,
+) -> Any:
     step_items = ranks * micro_items * accumulate
     order = order_of(num_items, seed=5, shuffle=shuffle)
     rank_steps = RankSteps(order=order, step_items=step_items, micro_items=micro_items, rank=rank, ranks=ranks)
@@ -35,7 +49,9 @@ def _rank_steps(num_items, *, ranks, rank, micro_items, accumulate, position, st
 
 @given(num_items=st.integers(1, 60), ranks=SMALL, micro_items=SMALL, accumulate=st.integers(1, 3))
 @settings(deadline=None)
-def test_all_ranks_together_read_every_item_once_an_epoch(num_items, ranks, micro_items, accumulate):
+def test_all_ranks_together_read_every_item_once_an_epoch(
+    num_items: Any, ranks: Any, micro_items: Any, accumulate: Any
+) -> None:
     step_items = ranks * micro_items * accumulate
     steps = -(-num_items // step_items)
     for epoch in range(2):
@@ -57,7 +73,9 @@ def test_all_ranks_together_read_every_item_once_an_epoch(num_items, ranks, micr
 
 @given(data=st.data(), num_items=st.integers(1, 50), epochs=st.integers(1, 3))
 @settings(deadline=None, max_examples=200)
-def test_stopping_anywhere_and_going_on_at_another_world_size_reads_the_same_global_order(data, num_items, epochs):
+def test_stopping_anywhere_and_going_on_at_another_world_size_reads_the_same_global_order(
+    data: Any, num_items: Any, epochs: Any
+) -> None:
     """K3 in small: random worlds follow each other; together they read what one uninterrupted world of one reads."""
     whole = [i for epoch in range(epochs) for i in permutation(num_items, seed=5, epoch=epoch).tolist()]
     position, seen = 0, []
@@ -84,7 +102,7 @@ def test_stopping_anywhere_and_going_on_at_another_world_size_reads_the_same_glo
     assert seen[: len(whole)] == whole
 
 
-def test_evaluation_reads_every_item_once_in_its_own_order():
+def test_evaluation_reads_every_item_once_in_its_own_order() -> None:
     for ranks in (1, 2, 3):
         passes = [list(single_pass(10, micro_items=4, rank=rank, ranks=ranks)) for rank in range(ranks)]
         assert len({len(one) for one in passes}) == 1
@@ -97,10 +115,10 @@ class Countdown:
 
     num_items = 5
 
-    def indices(self, epoch, start, stop):
+    def indices(self, epoch: Any, start: Any, stop: Any) -> Any:
         return numpy.array([4 - place for place in range(start, stop)])
 
 
-def test_any_order_of_two_members_can_be_read():
+def test_any_order_of_two_members_can_be_read() -> None:
     steps = RankSteps(order=Countdown(), step_items=2, micro_items=2, rank=0, ranks=1).starting_at(2)
     assert [next(steps).micro_batches[0].indices for _ in range(4)] == [[2, 1], [0], [4, 3], [2, 1]]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ PAGES = [page for page in MARKDOWN if COMMANDS.search(page.read_text())]
 
 @pytest.mark.timeout(TIMEOUT_S + 20)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_the_page_works(page, tmp_path):
+def test_every_command_of_the_page_works(page: Any, tmp_path: Path) -> None:
     text = page.read_text()
     for name, content in FILE.findall(text):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)

@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from typing import Any
 
 import pytest
 import yaml
@@ -77,7 +78,7 @@ WANTED = {
 STRATEGIES = {"FSDP": "?sdp*", "DeepSpeed": "deepspeed*", "Keyword handlers": "ddp"}
 
 
-def rows(section):
+def rows(section: Any) -> Any:
     """First and second column of the tables under a heading."""
     text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
     return ROW.findall(text)
@@ -87,14 +88,14 @@ SECTIONS = [heading for heading in re.findall(r"^## (.+)$", PAGE, re.MULTILINE) 
 
 
 @cache
-def loaded(pattern):
+def loaded(pattern: Any) -> Any:
     """The files, as they stand."""
     found = [yaml.safe_load(path.read_text()) for path in CONF.glob(pattern)]
     assert found, pattern
     return found
 
 
-def is_key(key, strategies):
+def is_key(key: Any, strategies: Any) -> Any:
     """Whether base.yaml has it, or an option of its group; all options that match, for strategies."""
     group, _, name = key.partition(".")
     if group == "strategy":
@@ -105,13 +106,13 @@ def is_key(key, strategies):
 
 
 @pytest.mark.parametrize("section", WANTED)
-def test_the_page_has_every_key_of_the_documentation(section):
+def test_the_page_has_every_key_of_the_documentation(section: str) -> None:
     named = {quoted for first, _ in rows(section) for quoted in QUOTED.findall(first)}
     assert sorted(set(WANTED[section].split()) - named) == []
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_key_that_the_page_gives_exists(section):
+def test_every_key_that_the_page_gives_exists(section: Any) -> None:
     given = [quoted for _, second in rows(section) for quoted in QUOTED.findall(second)]
     assert given
     for quoted in given:
@@ -123,6 +124,6 @@ def test_every_key_that_the_page_gives_exists(section):
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_row_has_an_answer(section):
+def test_every_row_has_an_answer(section: Any) -> None:
     for first, second in rows(section):
         assert len(second) > 3, first

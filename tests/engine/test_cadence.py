@@ -1,6 +1,7 @@
 """Which step boundaries matter."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -10,7 +11,16 @@ from runner.world.solo import SoloWorld
 WORLD = SoloWorld(torch.device("cpu"))
 
 
-def cadence(*, steps=20, stop_at=None, log=10, evaluate=None, save=None, minutes=None, start=0):
+def cadence(
+    *,
+    steps: int = 20,
+    stop_at: Any = None,
+    log: int = 10,
+    evaluate: Any = None,
+    save: Any = None,
+    minutes: Any = None,
+    start: int = 0,
+) -> Any:
     spec = SimpleNamespace(
         run=SimpleNamespace(steps=steps, stop_at_step=stop_at),
         log=SimpleNamespace(every_steps=log),
@@ -20,7 +30,7 @@ def cadence(*, steps=20, stop_at=None, log=10, evaluate=None, save=None, minutes
     return Cadence(spec, start=start)
 
 
-def boundaries(cadence, *, start=0):
+def boundaries(cadence: Any, *, start: int = 0) -> Any:
     """The steps at which the loop stops to look, once the clock's first poll is over."""
     step, found = start, []
     while step < cadence.end:
@@ -30,15 +40,15 @@ def boundaries(cadence, *, start=0):
     return found
 
 
-def test_between_boundaries_nothing_is_due():
+def test_between_boundaries_nothing_is_due() -> None:
     assert boundaries(cadence(log=10, evaluate=15, save=7)) == [1, 7, 10, 14, 15, 20]
 
 
-def test_cadences_count_from_the_runs_beginning_not_the_attempts():
+def test_cadences_count_from_the_runs_beginning_not_the_attempts() -> None:
     assert boundaries(cadence(log=10, save=7, start=8), start=8) == [9, 10, 14, 20]
 
 
-def test_the_last_step_of_an_attempt_is_logged_and_saved_but_evaluated_only_at_the_runs_end():
+def test_the_last_step_of_an_attempt_is_logged_and_saved_but_evaluated_only_at_the_runs_end() -> None:
     stopped = cadence(stop_at=13)
     assert stopped.end == 13
     assert (stopped.logs(13), stopped.saves(13), stopped.evaluates(13)) == (True, True, False)
@@ -46,13 +56,13 @@ def test_the_last_step_of_an_attempt_is_logged_and_saved_but_evaluated_only_at_t
     assert (whole.logs(20), whole.saves(20), whole.evaluates(20)) == (True, True, True)
 
 
-def test_a_wish_is_heard_at_the_next_poll():
+def test_a_wish_is_heard_at_the_next_poll() -> None:
     one = cadence(log=100)
     assert one.poll(1, WORLD, stop=True).stop
     assert not one.poll(1, WORLD, stop=True).polled, "the next poll lies ahead"
 
 
-def test_a_checkpoint_by_the_clock_is_due_once_its_minutes_have_passed():
+def test_a_checkpoint_by_the_clock_is_due_once_its_minutes_have_passed() -> None:
     one = cadence(minutes=1e-9)
     assert one.poll(1, WORLD, stop=False).save
     assert not cadence(minutes=1e9).poll(1, WORLD, stop=False).save

@@ -1,8 +1,13 @@
 """Evaluations of whole runs: one set or several by name, and what meters add."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.conftest import Ended
 
 HOOKS = """
 from runner import Data, Loss
@@ -22,21 +27,21 @@ PAIR = ["strategy=ddp", "hardware.processes=2"]
 
 
 @pytest.fixture(autouse=True)
-def hooks(project):
+def hooks(project: Path) -> None:
     (project / "user_hooks" / "sets.py").write_text(HOOKS)
 
 
-def evaluated(ended):
+def evaluated(ended: Any) -> dict[str, Any]:
     return {name: value for line in ended.metrics() for name, value in line.items() if name.startswith("eval/")}
 
 
-def sets(**sizes):
+def sets(**sizes: Any) -> Any:
     written = ",".join(f"{name}:{size}" for name, size in sizes.items())
     return ["data._target_=user_hooks.sets.named", f"+data.sizes={{{written}}}", "run.steps=5", "hardware=cpu"]
 
 
 @pytest.mark.parametrize("placed", [[], PAIR])
-def test_each_named_set_is_measured_as_if_it_were_alone(runner, placed):
+def test_each_named_set_is_measured_as_if_it_were_alone(runner: Callable[..., Ended], placed: Any) -> None:
     """17 points are the set that the recipe has, without a name."""
     plain = evaluated(runner("train", "points", "run.steps=5", "hardware=cpu", *placed))
     both = evaluated(runner("train", "points", *sets(one=1, all=17), "metric=[perplexity]", *placed))
@@ -50,7 +55,7 @@ def test_each_named_set_is_measured_as_if_it_were_alone(runner, placed):
         assert both[f"eval/{one}/perplexity"] == math.exp(both[f"eval/{one}/loss"])
 
 
-def test_early_stopping_lists_the_names_of_the_sets(runner):
+def test_early_stopping_lists_the_names_of_the_sets(runner: Callable[..., Ended]) -> None:
     options = ["callback=[early_stop]", "eval.every_steps=1"]
     ended = runner("train", "points", *sets(near=3, far=4), *options, code=1)
     assert "callback.early_stop.metric=eval/loss" in ended.stderr
@@ -59,12 +64,12 @@ def test_early_stopping_lists_the_names_of_the_sets(runner):
     assert runner("train", "points", *sets(near=3, far=4), *better).run_dir.read_status()["state"] == "done"
 
 
-def test_a_bad_name_of_a_set_ends_the_run_before_its_first_step(runner):
+def test_a_bad_name_of_a_set_ends_the_run_before_its_first_step(runner: Callable[..., Ended]) -> None:
     ended = runner("train", "points", "data._target_=user_hooks.sets.bad_name", "hardware=cpu", code=1)
     assert "the data hook's eval has a set named 'a/b'" in ended.stderr
 
 
-def test_two_metrics_of_one_name_are_told(runner):
+def test_two_metrics_of_one_name_are_told(runner: Callable[..., Ended]) -> None:
     options = ["metric=[perplexity]", "loss._target_=user_hooks.sets.perplexed", "hardware=cpu"]
     ended = runner("train", "points", *options, code=1)
     assert "metric.perplexity gives 'perplexity', and so does another metric or the loss hook" in ended.stderr

@@ -1,10 +1,14 @@
 """batch.micro_items=auto under a real limit of memory: what is found fits, the next larger does not."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.conftest import Ended
 from tests.parity.options import placed, tensors
 
 HOOKS = [
@@ -18,11 +22,11 @@ TRAIN = ["train", "points", *HOOKS, "batch.items=24", "run.steps=2"]
 DIVISORS = [1, 2, 3, 4, 6, 8, 12, 24]
 
 
-def found(ended):
+def found(ended: Any) -> Any:
     return json.loads(ended.run_dir.provenance.read_text())[-1]["batch"]
 
 
-def test_the_largest_that_fits_is_found_and_the_next_does_not_fit(runner, project):
+def test_the_largest_that_fits_is_found_and_the_next_does_not_fit(runner: Callable[..., Ended], project: Path) -> None:
     limit = "+data.room_mib=420"
     ended = runner(*TRAIN, "batch.micro_items=auto", limit)
     batch = found(ended)
@@ -42,20 +46,20 @@ def test_the_largest_that_fits_is_found_and_the_next_does_not_fit(runner, projec
     assert ended.metrics() == same.metrics()
 
 
-def test_where_all_of_it_fits_it_is_one_round(runner):
+def test_where_all_of_it_fits_it_is_one_round(runner: Callable[..., Ended]) -> None:
     ended = runner("train", "points", "batch.micro_items=auto", "run.steps=3")
     assert found(ended) == {"items": 12, "micro_items": 12, "accumulate": 1, "auto": False}
     assert ended.metrics() == runner("train", "points", "run.steps=3").metrics()
 
 
-def test_not_even_one_item_says_what_it_needs(runner, project):
+def test_not_even_one_item_says_what_it_needs(runner: Callable[..., Ended], project: Path) -> None:
     ended = runner(*TRAIN, "batch.micro_items=auto", "+data.room_mib=24", f"run.dir={project / 'run'}", code=7)
     assert "batch.micro_items=auto: not even one item fits" in ended.stderr
     assert "you tried to allocate 16777216 bytes" in ended.stderr
     assert "Use activation_checkpointing.what=blocks" in ended.stderr
 
 
-def test_a_strategy_that_cannot_be_rehearsed_says_so_before_launch(runner):
+def test_a_strategy_that_cannot_be_rehearsed_says_so_before_launch(runner: Callable[..., Ended]) -> None:
     ended = runner("check", "points", "strategy=deepspeed_zero1", "batch.micro_items=auto", code=2)
     assert "auto rehearses steps without the other ranks" in ended.stderr
     ended = runner("check", "points", "strategy=ddp", "hardware.processes=2", "batch.micro_items=auto")
@@ -63,7 +67,7 @@ def test_a_strategy_that_cannot_be_rehearsed_says_so_before_launch(runner):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_ranks_agree_on_what_fits_on_all(runner, strategy):
+def test_ranks_agree_on_what_fits_on_all(runner: Callable[..., Ended], strategy: str) -> None:
     rooms = ["+data.room_mib=1000", "+data.room_of_rank_1_mib=500"]
     ended = runner(*TRAIN, "batch.micro_items=auto", *placed(strategy, 2), *rooms)
     small = runner(*TRAIN, "batch.micro_items=auto", *placed(strategy, 2), rooms[0])
@@ -72,7 +76,7 @@ def test_ranks_agree_on_what_fits_on_all(runner, strategy):
 
 
 @pytest.mark.parametrize(("strategy", "room"), [("single", 500), ("ddp", 620), ("fsdp", 560)])
-def test_a_run_of_what_was_found_lasts_to_its_end(runner, strategy, room):
+def test_a_run_of_what_was_found_lasts_to_its_end(runner: Callable[..., Ended], strategy: str, room: int) -> None:
     lasting = [*TRAIN, *placed(strategy, 2), "+model.mib=16", "+model.dropout=0", "optimizer=adamw", "run.steps=5"]
     whole = ["eval.every_steps=3", "eval.micro_items=1", "checkpoint.every_steps=4"]
     ended = runner(*lasting, *whole, "batch.micro_items=auto", f"+data.room_mib={room}")
@@ -82,7 +86,7 @@ def test_a_run_of_what_was_found_lasts_to_its_end(runner, strategy, room):
         assert mine == pytest.approx(theirs, rel=1e-5)  # fp32 sums in another order
 
 
-def test_what_callbacks_keep_is_counted(runner):
+def test_what_callbacks_keep_is_counted(runner: Callable[..., Ended]) -> None:
     heavy = [*TRAIN, "+model.mib=48", "batch.micro_items=auto", "+data.room_mib=600"]
     plain, averaged = runner(*heavy), runner(*heavy, "callback=[ema]")
     assert 1 <= found(averaged)["micro_items"] < found(plain)["micro_items"]

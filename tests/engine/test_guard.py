@@ -1,12 +1,16 @@
 """What is not finite ends the run or is left out, and where it came from is in the run's directory."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from runner.data.order import Shuffled
 from runner.data.steps import RankSteps
+from tests.conftest import Ended
 from tests.parity.options import tensors
 
 SICK = 31  # tests/project/user_hooks/sick.py
@@ -36,15 +40,15 @@ def sick_step(ranks: int = 1, micro_items: int = 12) -> tuple[int, int, int, lis
     raise AssertionError("not in the first epoch")
 
 
-def guarded(ended):
+def guarded(ended: Any) -> Any:
     return json.loads(ended.run_dir.guard.read_text())
 
 
-def finite(tensors):
+def finite(tensors: Any) -> Any:
     return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
-def test_a_sharded_model_is_looked_into_too(project, runner):
+def test_a_sharded_model_is_looked_into_too(project: Path, runner: Callable[..., Ended]) -> None:
     step, rank, _, items = sick_step(ranks=2, micro_items=6)
     where = project / "run"
     runner(*TRAIN, "strategy=fsdp", "hardware.processes=2", "checkpoint.every_steps=1", f"run.dir={where}", code=6)
@@ -54,7 +58,9 @@ def test_a_sharded_model_is_looked_into_too(project, runner):
 
 
 @pytest.mark.parametrize("saved", ["checkpoint.every_steps=null", "checkpoint.every_steps=1"])
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_came_from(project, runner, saved):
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_came_from(
+    project: Path, runner: Callable[..., Ended], saved: str
+) -> None:
     step, _, _, items = sick_step()
     ended = runner(*TRAIN, saved, f"run.dir={project / 'run'}", code=6)
     assert f"step {step} is not finite. On rank 0, micro-batch 0, items {', '.join(map(str, items))} of" in ended.stderr
@@ -68,7 +74,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_came_from(pro
         assert finite(tensors(ended, int(path.name.removeprefix("step_")))), "what is not finite is never committed"
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_too(project, runner):
+def test_a_gradient_that_is_not_finite_stops_the_run_too(project: Path, runner: Callable[..., Ended]) -> None:
     step, _, _, items = sick_step()
     ended = runner(*TRAIN, "+model.middle=root", f"run.dir={project / 'run'}", code=6)
     assert "the gradient is not finite; it arose on the way back" in ended.stderr
@@ -77,7 +83,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(project, runner):
     assert (event["step"], found["items"], found["module"]) == (step, items, "middle (Root)")
 
 
-def test_of_two_ranks_the_one_with_the_item_is_named(project, runner):
+def test_of_two_ranks_the_one_with_the_item_is_named(project: Path, runner: Callable[..., Ended]) -> None:
     step, rank, number, items = sick_step(ranks=2, micro_items=3)
     for middle in ("divide", "root"):
         where = project / middle
@@ -88,7 +94,7 @@ def test_of_two_ranks_the_one_with_the_item_is_named(project, runner):
         assert (found["rank"], found["micro_batch"], found["items"]) == (rank, number, items), ended.stderr
 
 
-def test_a_step_that_is_left_out_moves_nothing(runner):
+def test_a_step_that_is_left_out_moves_nothing(runner: Callable[..., Ended]) -> None:
     ended = runner(*TRAIN, "guard.non_finite=skip", "run.steps=9")
     step, *_ = sick_step()
     events = guarded(ended)
@@ -100,20 +106,20 @@ def test_a_step_that_is_left_out_moves_nothing(runner):
     assert "left out: not finite. On rank 0" in ended.stderr
 
 
-def test_a_run_that_leaves_out_step_after_step_ends(project, runner):
+def test_a_run_that_leaves_out_step_after_step_ends(project: Path, runner: Callable[..., Ended]) -> None:
     options = ["guard.non_finite=skip", "guard.max_skipped=3", "+data.all_items=true", f"run.dir={project / 'run'}"]
     ended = runner(*TRAIN, *options, code=6)
     assert "guard.max_skipped=3 steps in a row were left out, and the next is not finite either" in ended.stderr
     assert len(guarded(ended)) == 3
 
 
-def test_ignored_is_ignored(runner):
+def test_ignored_is_ignored(runner: Callable[..., Ended]) -> None:
     ended = runner(*TRAIN, "guard.non_finite=ignore")
     assert not ended.run_dir.guard.exists()
     assert not torch.stack([tensor.sum() for tensor in tensors(ended, 10).values()]).isfinite().all()
 
 
-def test_what_does_not_come_again_is_said_to_be_so(project, runner):
+def test_what_does_not_come_again_is_said_to_be_so(project: Path, runner: Callable[..., Ended]) -> None:
     (project / "user_hooks" / "once.py").write_text(
         "import torch\nfrom user_hooks.points import mean_loss\n"
         "calls = 0\n"

@@ -1,6 +1,7 @@
 """Listeners: each is called at the moments that it implements, in order, and never for what it does not."""
 
 import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from runner.engine.listeners import build_listeners
 from runner.errors import HookError
 from runner.protocols import Outcome
+from tests.conftest import Ended
 
 DIARY = '''
 import json
@@ -118,7 +120,9 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_every_rank_is_called_at_every_moment_in_order(runner, diary, processes):
+def test_every_rank_is_called_at_every_moment_in_order(
+    runner: Callable[..., Ended], diary: None, processes: int
+) -> None:
     placed = ["strategy=ddp", "hardware.processes=2"] if processes == 2 else []
     ended = runner("train", "points", *KEPT, *placed)
     for rank in range(processes):
@@ -127,26 +131,26 @@ def test_every_rank_is_called_at_every_moment_in_order(runner, diary, processes)
     assert logged == [{"step": 2, "diary/calls": 2.0}], "only rank 0 records"
 
 
-def test_its_tensors_and_state_go_on_after_a_resume(runner, diary):
+def test_its_tensors_and_state_go_on_after_a_resume(runner: Callable[..., Ended], diary: None) -> None:
     stopped = runner("train", "points", *KEPT, "run.stop_at_step=1")
     resumed = runner("resume", str(stopped.run_dir.path))
     assert pages(resumed.run_dir.path)[4:6] == [["after_run", "done"], ["before_run", 1]]
     assert resumed.metrics()[-1] == {"step": 2, "diary/calls": 2.0}
 
 
-def test_an_asynchronous_save_is_told_once_it_is_committed(runner, diary):
+def test_an_asynchronous_save_is_told_once_it_is_committed(runner: Callable[..., Ended], diary: None) -> None:
     ended = runner("train", "points", *KEPT, "checkpoint.asynchronous=true")
     saved = [page for page in pages(ended.run_dir.path) if page[0] == "after_save"]
     assert saved[-1] == ["after_save", "step_2"]
 
 
-def test_one_that_fails_ends_the_run_and_hears_of_it_once(runner, diary):
+def test_one_that_fails_ends_the_run_and_hears_of_it_once(runner: Callable[..., Ended], diary: None) -> None:
     ended = runner("train", "points", *KEPT, "callback.diary.raises=after_step", code=1)
     assert "the diary is torn at after_step" in ended.stderr
     assert pages(ended.run_dir.path)[-1] == ["after_run", "failed"]
 
 
-def test_what_fails_after_a_failure_does_not_hide_it(runner, diary):
+def test_what_fails_after_a_failure_does_not_hide_it(runner: Callable[..., Ended], diary: None) -> None:
     failing = ["loss._target_=user_hooks.points.failing_loss", "callback.diary.raises=after_run"]
     ended = runner("train", "points", *KEPT, *failing, "run.steps=5", code=1)
     failure = json.loads(next(ended.run_dir.failures.glob("*.json")).read_text())
@@ -154,7 +158,7 @@ def test_what_fails_after_a_failure_does_not_hide_it(runner, diary):
     assert "Writing failed after the run had failed" in ended.run_dir.rank_log(0).read_text()
 
 
-def test_one_that_fails_at_the_end_fails_the_run(runner, diary):
+def test_one_that_fails_at_the_end_fails_the_run(runner: Callable[..., Ended], diary: None) -> None:
     ended = runner("train", "points", *KEPT, "callback.diary.raises=after_run", code=1)
     assert ended.run_dir.read_status()["state"] == "failed"
     assert "the diary is torn at after_run" in ended.stderr
@@ -166,19 +170,19 @@ class Builds:
 
     listener: Any
 
-    def check(self, spec):
+    def check(self, spec: Any) -> Any:
         return ()
 
-    def build(self):
+    def build(self) -> Any:
         return self.listener
 
 
 class Misspelt:
-    def after_evaluation(self, run, metrics): ...
+    def after_evaluation(self, run: Any, metrics: Any) -> None: ...
 
 
 class Idle:
-    def helper(self): ...
+    def helper(self) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -191,44 +195,45 @@ class Idle:
         (Idle(), r"callback\.mine: Idle listens to nothing\. Implement at least one of before_run, after_run"),
     ],
 )
-def test_one_that_would_never_be_called_is_refused(listener, says):
+def test_one_that_would_never_be_called_is_refused(listener: Any, says: str) -> None:
     with pytest.raises(HookError, match=says):
         build_listeners({"mine": Builds(listener)})
 
 
-def test_without_listeners_nothing_stands_around_a_step():
+def test_without_listeners_nothing_stands_around_a_step() -> None:
     listeners = build_listeners({})
-    assert listeners.after_step == listeners.around_steps == ()
+    assert listeners.after_step == ()
+    assert listeners.around_steps == ()
     assert listeners.evaluated(None, {}) == ""
 
 
 class Ending:
-    def __init__(self, heard):
+    def __init__(self, heard: Any) -> None:
         self.heard = heard
 
-    def after_run(self, run, outcome):
+    def after_run(self, run: Any, outcome: Any) -> None:
         self.heard.append(outcome)
 
 
 class Around:
-    def __init__(self, heard, name):
+    def __init__(self, heard: Any, name: Any) -> None:
         self.heard, self.name = heard, name
 
     @contextmanager
-    def around_step(self, run):
+    def around_step(self, run: Any) -> Iterator[Any]:
         self.heard.append(f"enter {self.name}")
         yield
         self.heard.append(f"leave {self.name}")
 
 
-def test_one_that_never_began_hears_of_no_end():
+def test_one_that_never_began_hears_of_no_end() -> None:
     heard: list[Outcome] = []
     listeners = build_listeners({"one": Builds(Ending(heard))})
     listeners.fail(None)
     assert heard == []
 
 
-def test_the_first_stands_outermost():
+def test_the_first_stands_outermost() -> None:
     heard: list[str] = []
     with build_listeners({name: Builds(Around(heard, name)) for name in "ab"}).around_step(None):
         heard.append("step")

@@ -1,5 +1,9 @@
 """Means over many micro-batches: exact, in the memory of one, and without waiting for the device."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from runner.engine.measure import means
 from runner.protocols import MicroBatchLoss
 from runner.world.solo import SoloWorld
+from tests.conftest import Ended
 
 ALONE = SoloWorld(torch.device("cpu"))
 
@@ -33,7 +38,7 @@ def compute_loss(model, batch):
 """
 
 
-def weighed(number):
+def weighed(number: Any) -> Iterator[Any]:
     """So many micro-batches, of which the first is a mean, the second a total, the third a filler, and so on."""
     generator = torch.Generator().manual_seed(0)
     for index in range(number):
@@ -47,7 +52,7 @@ def weighed(number):
 
 
 @pytest.mark.parametrize("on_device", [False, True])
-def test_means_are_to_the_bit_those_of_python_floats(on_device):
+def test_means_are_to_the_bit_those_of_python_floats(on_device: bool) -> None:
     sums = {"loss": [0.0, 0.0], "accuracy": [0.0, 0.0], "share": [0.0, 0.0]}
     for value, weight, count, _, metrics in weighed(1000):
         for name, (more, counted) in {"loss": (value.item() * weight, count), **metrics}.items():
@@ -58,7 +63,9 @@ def test_means_are_to_the_bit_those_of_python_floats(on_device):
     }
 
 
-def test_evaluation_holds_as_many_tensors_at_its_end_as_at_its_beginning(project, runner):
+def test_evaluation_holds_as_many_tensors_at_its_end_as_at_its_beginning(
+    project: Path, runner: Callable[..., Ended]
+) -> None:
     (project / "user_hooks" / "alive.py").write_text(ALIVE)
     hooks = ["data._target_=user_hooks.alive.build_data", "loss._target_=user_hooks.alive.compute_loss"]
     runner("train", "points", *hooks, "eval.micro_items=1", "eval.every_steps=1", "run.steps=1")
@@ -69,25 +76,25 @@ def test_evaluation_holds_as_many_tensors_at_its_end_as_at_its_beginning(project
 class _Reads(TorchDispatchMode):
     """Counts how often the host asks for a number."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.number = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.number += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
 
 
-def test_the_host_reads_sums_and_not_micro_batches():
+def test_the_host_reads_sums_and_not_micro_batches() -> None:
     with _Reads() as reads:
         means(weighed(300), ALONE, on_device=True)
     assert reads.number == 5  # total and count of loss, accuracy and share; of accuracy the count is no tensor
 
 
-def test_a_metric_that_a_model_keeps_is_added_as_it_is_at_that_moment():
+def test_a_metric_that_a_model_keeps_is_added_as_it_is_at_that_moment() -> None:
     kept = torch.zeros((), requires_grad=True)
 
-    def losses():
+    def losses() -> Iterator[Any]:
         for _ in range(3):
             yield MicroBatchLoss(torch.ones(()), 1, 1, False, {"kept": (kept, 1)})
             kept.data += 1

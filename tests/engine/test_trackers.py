@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from runner.engine.metrics_file import open_metrics_file
 from runner.engine.trackers import NoTrackers, OpenTrackers
 from runner.errors import HookError
 from runner.protocols import Outcome, Table
+from tests.conftest import Ended, Started
 
 WITNESS = '''
 from dataclasses import dataclass
@@ -78,14 +81,14 @@ def the_run(project: Path) -> RunDir:
     return RunDir(spec.parent)
 
 
-def test_metrics_are_recorded_whatever_the_trackers_are(runner):
+def test_metrics_are_recorded_whatever_the_trackers_are(runner: Callable[..., Ended]) -> None:
     plain = runner("train", "points", "run.steps=4", "tracker=[]")
     other = runner("train", "points", "run.steps=4", "tracker=[tensorboard]")
     assert plain.metrics() == other.metrics()
     assert [line["step"] for line in plain.metrics()] == [1, 2, 3, 4, 4]
 
 
-def test_a_run_that_is_done_says_so_and_keeps_its_id_over_a_resume(runner):
+def test_a_run_that_is_done_says_so_and_keeps_its_id_over_a_resume(runner: Callable[..., Ended]) -> None:
     stopped = runner("train", "points", "tracker=[witness]", "run.steps=3", "run.stop_at_step=1", "eval.at_end=false")
     resumed = runner("resume", str(stopped.run_dir.path))
     run_id = (resumed.run_dir.path / "run_id").read_text().strip()
@@ -107,7 +110,7 @@ PLACED = pytest.mark.parametrize(
 
 
 @PLACED
-def test_a_run_that_fails_says_so(runner, placed):
+def test_a_run_that_fails_says_so(runner: Callable[..., Ended], placed: Any) -> None:
     """Rank 0 fails: one that only loses its peers may be killed before it can tell."""
     failing = "loss._target_=user_hooks.points.failing_loss"
     ended = runner("train", "points", "tracker=[witness]", failing, *placed, code=1)
@@ -116,7 +119,7 @@ def test_a_run_that_fails_says_so(runner, placed):
 
 
 @PLACED
-def test_a_run_that_is_preempted_says_so(project, start, placed):
+def test_a_run_that_is_preempted_says_so(project: Path, start: Callable[..., Started], placed: Any) -> None:
     endless = ["run.steps=100000000", "log.every_steps=1000", "eval.every_steps=null"]
     started = start("train", "points", "tracker=[witness]", *endless, *placed)
     deadline = time.monotonic() + 60
@@ -129,7 +132,7 @@ def test_a_run_that_is_preempted_says_so(project, start, placed):
     assert run_dir.read_status()["state"] == "preempted"
 
 
-def test_a_tracker_that_fails_is_reported_once_and_ends_nothing(runner):
+def test_a_tracker_that_fails_is_reported_once_and_ends_nothing(runner: Callable[..., Ended]) -> None:
     trackers = ["tracker=[witness,second]", "tracker.witness.fails=log"]
     ended = runner("train", "points", *trackers, "run.steps=3", "eval.at_end=false")
     log = ended.run_dir.rank_log(0).read_text()
@@ -141,13 +144,15 @@ def test_a_tracker_that_fails_is_reported_once_and_ends_nothing(runner):
     assert [line["step"] for line in ended.metrics()] == [1, 2, 3]
 
 
-def test_a_tracker_that_fails_to_close_leaves_the_run_done(runner):
+def test_a_tracker_that_fails_to_close_leaves_the_run_done(runner: Callable[..., Ended]) -> None:
     ended = runner("train", "points", "tracker=[witness,second]", "tracker.witness.fails=close", "run.steps=2")
     assert "ConnectionError: nobody answers" in ended.run_dir.rank_log(0).read_text()
     assert said(ended.run_dir)[-2:] == ["close done", "close done"]
 
 
-def test_a_tracker_that_cannot_be_opened_is_an_error_and_closes_those_that_were(runner, project):
+def test_a_tracker_that_cannot_be_opened_is_an_error_and_closes_those_that_were(
+    runner: Callable[..., Ended], project: Path
+) -> None:
     ended = runner("train", "points", "tracker=[second,witness]", "tracker.witness.fails=open", code=1)
     assert "the witness cannot see" in ended.stderr
     assert said(the_run(project))[1:] == ["close failed"]
@@ -156,9 +161,9 @@ def test_a_tracker_that_cannot_be_opened_is_an_error_and_closes_those_that_were(
 class Plain:
     """A tracker of numbers only."""
 
-    def log(self, values, *, step): ...
+    def log(self, values: Any, *, step: Any) -> None: ...
 
-    def close(self, outcome): ...
+    def close(self, outcome: Any) -> None: ...
 
 
 class Library:
@@ -166,23 +171,23 @@ class Library:
 
     handle = "the library's own"
 
-    def __init__(self):
-        self.tables = []
+    def __init__(self) -> None:
+        self.tables: list[Any] = []
 
-    def log(self, values, *, step): ...
+    def log(self, values: Any, *, step: Any) -> None: ...
 
-    def log_tables(self, tables, *, step):
+    def log_tables(self, tables: Any, *, step: Any) -> None:
         self.tables.append((step, tables))
 
-    def close(self, outcome): ...
+    def close(self, outcome: Any) -> None: ...
 
 
-def opened(tmp_path, **trackers):
+def opened(tmp_path: Path, **trackers: Any) -> Any:
     metrics = open_metrics_file(tmp_path / "metrics.jsonl", step=0)
     return OpenTrackers(metrics, trackers, now=lambda: (7, 0.5))
 
 
-def test_tables_go_to_those_that_take_them_at_the_current_step(tmp_path):
+def test_tables_go_to_those_that_take_them_at_the_current_step(tmp_path: Path) -> None:
     library = Library()
     trackers = opened(tmp_path, plain=Plain(), library=library)
     table = Table(columns=["a"], rows=[[1]])
@@ -191,7 +196,7 @@ def test_tables_go_to_those_that_take_them_at_the_current_step(tmp_path):
     assert library.tables == [(7, {"t": table})]
 
 
-def test_what_no_tracker_takes_is_said_once(tmp_path, caplog):
+def test_what_no_tracker_takes_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trackers = opened(tmp_path, plain=Plain())
     for _ in range(2):
         trackers.log_text({"note": "hello"})
@@ -205,7 +210,7 @@ def test_what_no_tracker_takes_is_said_once(tmp_path, caplog):
     ]
 
 
-def test_the_librarys_own_object_is_had_by_name(tmp_path):
+def test_the_librarys_own_object_is_had_by_name(tmp_path: Path) -> None:
     trackers = opened(tmp_path, plain=Plain(), library=Library())
     assert trackers.handle("library") == "the library's own"
     with pytest.raises(HookError, match=r"tracker=plain has no object of a library's own\. Use the methods"):

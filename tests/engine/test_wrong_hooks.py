@@ -1,8 +1,11 @@
 """What a hook may not return is told with the hook's name, what it returned, and what it must return."""
 
 import re
+from collections.abc import Callable
 
 import pytest
+
+from tests.conftest import Ended
 
 WRONG = [
     ("model", "not_a_module", 3, "user_hooks.wrong.not_a_module returned a Tensor, but must return a torch.nn.Module"),
@@ -24,14 +27,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("hook", "name", "code", "message"), WRONG, ids=[name for _, name, *_ in WRONG])
-def test_a_wrong_hook_is_told(runner, hook, name, code, message):
+def test_a_wrong_hook_is_told(runner: Callable[..., Ended], hook: str, name: str, code: int, message: str) -> None:
     wrong = [f"{hook}._target_=user_hooks.wrong.{name}"] + (["~model.dropout"] if hook == "model" else [])
     failed = runner("train", "points", "run.steps=2", *wrong, code=code)
     assert message in failed.stderr
     assert failed.run_dir.read_status()["state"] == "failed"
 
 
-def test_the_failing_ranks_traceback_comes_first_with_its_step(runner):
+def test_the_failing_ranks_traceback_comes_first_with_its_step(runner: Callable[..., Ended]) -> None:
     failed = runner(
         "train",
         "points",
@@ -48,7 +51,7 @@ def test_the_failing_ranks_traceback_comes_first_with_its_step(runner):
     assert '"step": 2' in told.read_text()
 
 
-def test_the_run_ends_early_when_its_metric_stops_improving_on_all_ranks(runner):
+def test_the_run_ends_early_when_its_metric_stops_improving_on_all_ranks(runner: Callable[..., Ended]) -> None:
     options = ["callback=[early_stop]", "callback.early_stop.patience=2", "callback.early_stop.min_delta=100.0"]
     ended = runner("train", "points", "eval.every_steps=1", *options, "strategy=ddp", "hardware.processes=2")
     # The first evaluation is the best; the second and third are no hundred better.
@@ -58,7 +61,7 @@ def test_the_run_ends_early_when_its_metric_stops_improving_on_all_ranks(runner)
     assert "ended after step 3" in ended.stderr
 
 
-def test_a_group_of_ranks_that_lost_one_goes_on_from_its_last_commit(runner):
+def test_a_group_of_ranks_that_lost_one_goes_on_from_its_last_commit(runner: Callable[..., Ended]) -> None:
     expected = runner("train", "points", "strategy=ddp", "hardware.processes=2")
     failing = ["loss._target_=user_hooks.points.failing_once", "launch.max_restarts=1"]
     ended = runner("train", "points", *failing, "strategy=ddp", "hardware.processes=2")
@@ -67,7 +70,7 @@ def test_a_group_of_ranks_that_lost_one_goes_on_from_its_last_commit(runner):
     assert ended.metrics()[-1]["step"] == expected.metrics()[-1]["step"]
 
 
-def test_the_exit_code_is_that_of_the_rank_that_failed_first(runner):
+def test_the_exit_code_is_that_of_the_rank_that_failed_first(runner: Callable[..., Ended]) -> None:
     wrong = "loss._target_=user_hooks.wrong.metric_named_loss"
     failed = runner("train", "points", "run.steps=2", wrong, "strategy=ddp", "hardware.processes=2", code=3)
     assert re.search(r"^rank \d failed at step \d: HookError: the loss hook returned", failed.stderr, re.MULTILINE)

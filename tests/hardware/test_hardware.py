@@ -1,5 +1,7 @@
 """Hardware parts: what they refuse, and how they share cores."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from runner.hardware.mps import MPS
 from runner.hardware.shared import num_cores
 
 
-def test_more_processes_than_cores_is_a_fault_unless_it_is_meant():
+def test_more_processes_than_cores_is_a_fault_unless_it_is_meant() -> None:
     processes = num_cores() + 1
     (fault,) = CPU(processes=processes).check(None)
     assert fault.key == "hardware.processes"
@@ -22,14 +24,14 @@ def test_more_processes_than_cores_is_a_fault_unless_it_is_meant():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA devices")
-def test_hardware_that_is_absent_is_a_fault():
+def test_hardware_that_is_absent_is_a_fault() -> None:
     (fault,) = CUDA().check(None)
     assert fault.message.startswith("1 processes need 1 CUDA devices, but this machine has 0.")
     assert "hardware=cpu" in fault.message
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without Metal")
-def test_metal_that_is_absent_is_a_fault():
+def test_metal_that_is_absent_is_a_fault() -> None:
     (fault,) = MPS().check(None)
     assert fault.message.startswith("1 processes need 1 Metal devices, but this machine has 0.")
 
@@ -42,13 +44,13 @@ def test_metal_that_is_absent_is_a_fault():
         ({"threads": 0}, "threads=0 must be at least 1, or null for an even share of the cores"),
     ],
 )
-def test_a_number_below_one_is_refused(kind, fields, message):
+def test_a_number_below_one_is_refused(kind: Any, fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**fields)
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a bare machine")
-def test_auto_is_the_host_where_there_is_nothing_else():
+def test_auto_is_the_host_where_there_is_nothing_else() -> None:
     auto = Auto(processes=2)
     assert auto.found == CPU(processes=2)
     assert (auto.backend, auto.can_fork, auto.pins_memory, auto.count()) == ("gloo", True, False, num_cores())

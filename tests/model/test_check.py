@@ -1,6 +1,12 @@
 """Faults that show only on the model are found before launch: exit code 2, and no run directory."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
+
+from tests.conftest import Ended
 
 TOWER = ["model._target_=user_hooks.tower.build_model", "~model.dropout"]
 UNNAMED = [*TOWER, "+model.names_blocks=false"]
@@ -34,19 +40,21 @@ CHECKPOINTED = "activation_checkpointing.what=blocks"
     ],
 )
 @pytest.mark.parametrize("verb", ["train", "check"])
-def test_the_launching_process_says_so(runner, project, verb, argv, said):
+def test_the_launching_process_says_so(
+    runner: Callable[..., Ended], project: Path, verb: str, argv: Any, said: str
+) -> None:
     ended = runner(verb, "points", *argv, code=2)
     assert ended.stderr.startswith(said)
     assert not (project / "outputs").exists()
 
 
-def test_resuming_checks_the_model_too(runner):
+def test_resuming_checks_the_model_too(runner: Callable[..., Ended]) -> None:
     run = str(runner("train", "points", "run.steps=4", "run.stop_at_step=2").run_dir.path)
     ended = runner("resume", run, "compile.what=blocks", "compile.backend=eager", code=2)
     assert ended.stderr.startswith("blocks.classes: which modules are blocks?")
 
 
-def test_they_are_told_with_all_other_faults(runner):
+def test_they_are_told_with_all_other_faults(runner: Callable[..., Ended]) -> None:
     argv = [*TOWER, CHECKPOINTED, "blocks.classes=[Blok]", FSDP, "optimizer.lr=abc", "compile.what=model"]
     ended = runner("check", "points", *argv, "compile.backend=inducter", code=2)
     keys = {line.partition(":")[0] for line in ended.stderr.splitlines() if not line.startswith(" ")}
@@ -54,46 +62,46 @@ def test_they_are_told_with_all_other_faults(runner):
 
 
 @pytest.mark.parametrize("verb", ["train", "check"])
-def test_a_model_that_needs_values_is_left_to_the_workers(runner, verb):
+def test_a_model_that_needs_values_is_left_to_the_workers(runner: Callable[..., Ended], verb: str) -> None:
     by_value = ["model._target_=user_hooks.points.build_by_value", CHECKPOINTED]
     ended = runner(verb, "points", *by_value, "blocks.classes=[Blok]", code=0 if verb == "check" else 1)
     assert verb == "check" or "['Blok'] are not classes of modules of this model" in ended.stderr
 
 
-def test_a_model_that_nothing_is_asked_of_is_not_built(runner, project):
+def test_a_model_that_nothing_is_asked_of_is_not_built(runner: Callable[..., Ended], project: Path) -> None:
     hooks = project / "user_hooks" / "points.py"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", "    print('built')\n    return nn.Seq"))
     assert "built" not in runner("check", "points", FSDP).stdout
     assert runner("check", "points", "compile.what=blocks", "blocks.classes=[Linear]").stdout.count("built") == 1
 
 
-def test_a_backend_that_the_hook_registers_is_accepted(runner, project):
+def test_a_backend_that_the_hook_registers_is_accepted(runner: Callable[..., Ended], project: Path) -> None:
     hooks = project / "user_hooks" / "points.py"
     register = "    torch._dynamo.register_backend(lambda graph, _: graph, name='own')\n    return nn.Seq"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", register))
     runner("train", "points", "compile.what=model", "compile.backend=own", "run.steps=1")
 
 
-def test_a_class_that_the_precision_puts_in_is_accepted(runner):
+def test_a_class_that_the_precision_puts_in_is_accepted(runner: Callable[..., Ended]) -> None:
     pytest.importorskip("torchao")
     argv = [*TOWER, "+model.width=16", "precision=fp8", CHECKPOINTED, "blocks.classes=[Float8Linear]"]
     assert "nothing is wrong" in runner("check", "points", *argv).stdout
 
 
-def test_a_float8_run_that_would_convert_nothing_is_refused(runner, project):
+def test_a_float8_run_that_would_convert_nothing_is_refused(runner: Callable[..., Ended], project: Path) -> None:
     pytest.importorskip("torchao")
     ended = runner("train", "points", "precision=fp8", code=2)
     assert ended.stderr.startswith("precision: precision=fp8 would convert no layer of this model.")
     assert not (project / "outputs").exists()
 
 
-def test_mixture_of_experts_blocks_that_are_not_there_are_refused(runner):
+def test_mixture_of_experts_blocks_that_are_not_there_are_refused(runner: Callable[..., Ended]) -> None:
     pytest.importorskip("deepspeed")
     ended = runner("check", "points", "strategy=deepspeed_zero3", "strategy.moe_leaf_modules=[Experts]", code=2)
     assert ended.stderr.startswith("strategy.moe_leaf_modules: ['Experts'] are not classes of modules of this model.")
 
 
-def test_a_hook_that_ends_its_process_is_left_to_the_workers(runner, project):
+def test_a_hook_that_ends_its_process_is_left_to_the_workers(runner: Callable[..., Ended], project: Path) -> None:
     hooks = project / "user_hooks" / "points.py"
     leave = "    if torch.empty(0).is_meta:\n        os._exit(7)\n    return nn.Seq"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", leave))

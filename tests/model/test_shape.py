@@ -1,5 +1,7 @@
 """What is done to any model before a strategy sees it: blocks found, recomputed, compiled; names as they were."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -15,23 +17,23 @@ from tests.project.user_hooks.tower import Block, build_model
 X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
 
 
-def seeded_model(**arguments):
+def seeded_model(**arguments: Any) -> Any:
     torch.manual_seed(0)
     return build_model(**arguments)
 
 
-def gradients(model):
+def gradients(model: Any) -> dict[str, Any]:
     model(X).square().sum().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def assert_same(ours, theirs):
+def assert_same(ours: Any, theirs: Any) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("selective", [False, True])
-def test_recomputing_changes_no_bit_and_no_name(selective):
+def test_recomputing_changes_no_bit_and_no_name(selective: bool) -> None:
     model = seeded_model()
     recompute(model.blocks, selective=selective)
     assert type(model.blocks[0]) is Block
@@ -40,15 +42,15 @@ def test_recomputing_changes_no_bit_and_no_name(selective):
 
 
 class Noisy(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.line = nn.Linear(2, 2)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return nn.functional.dropout(self.line(x), 0.5)
 
 
-def test_what_is_recomputed_draws_the_same_random_numbers():
+def test_what_is_recomputed_draws_the_same_random_numbers() -> None:
     torch.manual_seed(0)
     model = Noisy()
     plain = [Noisy()]
@@ -64,11 +66,11 @@ def test_what_is_recomputed_draws_the_same_random_numbers():
 class Stateful:
     """Bytes that the forward keeps for backward."""
 
-    def __init__(self, model):
+    def __init__(self, model: Any) -> None:
         self.bytes = 0
         own = {parameter.data_ptr() for parameter in model.parameters()} | {X.data_ptr()}
 
-        def pack(tensor):
+        def pack(tensor: Any) -> Any:
             if tensor.data_ptr() not in own:
                 self.bytes += tensor.numel() * tensor.element_size()
             return tensor
@@ -77,7 +79,7 @@ class Stateful:
             model(X)
 
 
-def test_recomputing_keeps_only_what_enters_each_block():
+def test_recomputing_keeps_only_what_enters_each_block() -> None:
     plain, whole = seeded_model(blocks=4), seeded_model(blocks=4)
     recompute(whole.blocks, selective=False)
     saved = Stateful(plain).bytes - Stateful(whole).bytes
@@ -85,7 +87,7 @@ def test_recomputing_keeps_only_what_enters_each_block():
     assert saved >= 4 * (4 * 5 + 2 * 4 * 3 * 5) * 4
 
 
-def test_blocks_are_those_named_else_those_the_model_names():
+def test_blocks_are_those_named_else_those_the_model_names() -> None:
     model = build_model(blocks=2)
     assert own_classes(model) == ["Block"]
     assert isinstance(model.blocks, nn.ModuleList)
@@ -95,12 +97,12 @@ def test_blocks_are_those_named_else_those_the_model_names():
     assert named_blocks(nested, ["Sequential"], key="blocks.classes") == [nested]
 
 
-def test_blocks_that_nobody_names_are_asked_for():
+def test_blocks_that_nobody_names_are_asked_for() -> None:
     with pytest.raises(SpecError, match=r"blocks.classes: which modules are blocks\? .* of: Block, LayerNorm, Linear"):
         named_blocks(build_model(names_blocks=False), [], key="blocks.classes")
 
 
-def test_compiling_in_place_keeps_classes_and_names():
+def test_compiling_in_place_keeps_classes_and_names() -> None:
     model = seeded_model()
     compile_in_place([model], Compile(what=Compiled.MODEL, backend="eager"))
     before = counters["stats"]["unique_graphs"]
@@ -113,7 +115,7 @@ def test_compiling_in_place_keeps_classes_and_names():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch._dynamo's
 @pytest.mark.parametrize("selective", [False, True])
-def test_a_recomputed_block_is_compiled_with_its_recomputation(selective):
+def test_a_recomputed_block_is_compiled_with_its_recomputation(selective: bool) -> None:
     model = seeded_model(blocks=2)
     recompute(model.blocks, selective=selective)
     compile_in_place(model.blocks, Compile(what=Compiled.BLOCKS, backend="aot_eager"))
@@ -131,12 +133,12 @@ def test_a_recomputed_block_is_compiled_with_its_recomputation(selective):
         (Compile(what=Compiled.MODEL, mode="fast"), "compile.mode: fast: there is no such mode"),
     ],
 )
-def test_a_compiler_that_is_not_there_is_named_with_those_that_are(part, message):
+def test_a_compiler_that_is_not_there_is_named_with_those_that_are(part: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         compile_in_place([build_model()], part)
 
 
-def test_a_mode_is_inductors():
+def test_a_mode_is_inductors() -> None:
     with pytest.raises(
         ValueError, match=r"mode=max-autotune is a mode of inductor, but compile\.backend=eager\. Use null\."
     ):

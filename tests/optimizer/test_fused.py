@@ -1,5 +1,6 @@
 """One kernel for all parameters, or torch's own choice: the same steps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from runner.optimizer.adamw import AdamW
 from runner.optimizer.sgd import SGD
+from tests.conftest import Ended
 
 
 def after_steps(part: Any) -> tuple[torch.optim.Optimizer, dict[str, torch.Tensor]]:
@@ -23,7 +25,7 @@ def after_steps(part: Any) -> tuple[torch.optim.Optimizer, dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("part", [AdamW, SGD])
-def test_a_fused_optimizer_takes_the_steps_of_the_default(part):
+def test_a_fused_optimizer_takes_the_steps_of_the_default(part: Any) -> None:
     fused, weights = after_steps(part(lr=0.1, fused=True))
     default, expected = after_steps(part(lr=0.1))
     assert fused.defaults["fused"] is True
@@ -33,7 +35,7 @@ def test_a_fused_optimizer_takes_the_steps_of_the_default(part):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_a_recipe_asks_for_it_by_a_key(runner, name):
+def test_a_recipe_asks_for_it_by_a_key(runner: Callable[..., Ended], name: str) -> None:
     common = ["train", "points", f"optimizer={name}", "clip.norm=0.1"]
     fused, default = (runner(*common, f"optimizer.fused={value}").metrics() for value in ("true", "null"))
     assert losses(fused) == pytest.approx(losses(default), rel=1e-5)

@@ -1,7 +1,9 @@
 """Which parameters have which rate and decay, and what a pattern or a scale that makes no sense is told."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from runner.optimizer.adamw import AdamW
 from runner.optimizer.foreign import ForeignOptimizer
 from runner.optimizer.scale import ScaleLR
 from runner.optimizer.sgd import SGD
+from tests.conftest import Ended
 
 MODEL = nn.ModuleDict({"body": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "head": nn.Linear(2, 1)})
 NAMES = {id(parameter): name for name, parameter in MODEL.named_parameters()}
@@ -34,7 +37,7 @@ def groups(part: Any, items: int = 8) -> list[tuple[float, float, list[str]]]:
 
 
 @PARTS
-def test_the_first_pattern_that_is_found_gives_rate_and_decay(part):
+def test_the_first_pattern_that_is_found_gives_rate_and_decay(part: Any) -> None:
     own = [
         {"match": "^body", "lr_factor": 0.1},
         {"match": "bias", "lr_factor": 2.0, "weight_decay": 0.25},
@@ -50,18 +53,18 @@ def test_the_first_pattern_that_is_found_gives_rate_and_decay(part):
 
 
 @PARTS
-def test_without_groups_there_is_one(part):
+def test_without_groups_there_is_one(part: Any) -> None:
     assert groups(part) == [(1.0, 0.5, [*NAMES.values()])]
 
 
-def test_a_pattern_that_takes_nothing_names_what_there_is():
+def test_a_pattern_that_takes_nothing_names_what_there_is() -> None:
     with pytest.raises(SpecError, match=r"'tail' matches no trainable parameter\..*body\.weight, body\.bias"):
         groups(AdamW(groups=[{"match": "tail", "lr_factor": 0.1}]))
     with pytest.raises(SpecError, match="'body' matches only parameters that earlier groups contain"):
         groups(AdamW(groups=[{"match": "body|head", "lr_factor": 0.1}, {"match": "body", "lr_factor": 0.2}]))
 
 
-def test_a_model_without_trained_parameters_is_refused():
+def test_a_model_without_trained_parameters_is_refused() -> None:
     with pytest.raises(ModelError, match="there is nothing to train"):
         AdamW().build([("frozen", nn.Parameter(torch.zeros(1), requires_grad=False))], items=8)
 
@@ -83,7 +86,7 @@ def test_a_model_without_trained_parameters_is_refused():
         ({"base_items": 0}, "base_items=0 must be at least 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(fields, words):
+def test_what_makes_no_sense_is_refused(fields: Any, words: str) -> None:
     for part in (AdamW, SGD):
         with pytest.raises(ValueError, match=words):
             part(**fields)
@@ -95,7 +98,7 @@ def test_what_makes_no_sense_is_refused(fields, words):
 @pytest.mark.parametrize(
     ("scale", "rate"), [(ScaleLR.NONE, 1.0), (ScaleLR.LINEAR, 4.0), (ScaleLR.SQRT, math.sqrt(4.0))]
 )
-def test_the_rate_follows_the_items_of_a_step_as_chosen(part, scale, rate):
+def test_the_rate_follows_the_items_of_a_step_as_chosen(part: Any, scale: Any, rate: Any) -> None:
     part = replace(part, scale_lr=scale, base_items=64, groups=[{"match": "head", "lr_factor": 0.5}])
     assert [group[0] for group in groups(part, items=256)] == [rate, rate / 2]
 
@@ -105,7 +108,7 @@ class NoSpec:
     """Nothing of a spec is read."""
 
 
-def test_another_librarys_optimizer_is_told_what_it_cannot_do():
+def test_another_librarys_optimizer_is_told_what_it_cannot_do() -> None:
     rprop = ForeignOptimizer(target="torch.optim.Rprop", no_decay=["bias"])
     assert ["has no weight_decay" in fault.message for fault in rprop.check(NoSpec())] == [True]
     wrong = ForeignOptimizer(target="torch.optim.SGD", arguments={"lr": -1})
@@ -115,7 +118,7 @@ def test_another_librarys_optimizer_is_told_what_it_cannot_do():
     assert groups(replace(RMSPROP, arguments={}, scale_lr=ScaleLR.LINEAR, base_items=4))[0][0] == pytest.approx(0.02)
 
 
-def test_a_whole_run_logs_the_scaled_rate_and_resumes_its_groups(runner):
+def test_a_whole_run_logs_the_scaled_rate_and_resumes_its_groups(runner: Callable[..., Ended]) -> None:
     options = [
         "optimizer.scale_lr=linear",
         "optimizer.base_items=6",
@@ -128,7 +131,7 @@ def test_a_whole_run_logs_the_scaled_rate_and_resumes_its_groups(runner):
     assert resumed.metrics() == runner("train", "points", *options).metrics()
 
 
-def test_an_optimizer_without_a_rate_cannot_scale_it(tmp_path, monkeypatch):
+def test_an_optimizer_without_a_rate_cannot_scale_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rateless.py").write_text(
         "import torch\n"
         "class Rateless(torch.optim.Optimizer):\n"

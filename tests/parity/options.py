@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def placed(strategy: str, ranks: int) -> list[str]:
     return [f"strategy={strategy}", f"hardware.processes={ranks}", *crowded, *groups]
 
 
-def tensors(ended, step: int, prefix: str = "model.") -> dict[str, torch.Tensor]:
+def tensors(ended: Any, step: int, prefix: str = "model.") -> dict[str, torch.Tensor]:
     """Tensors of the checkpoint of a step, by name, whole however many ranks wrote them."""
     path = ended.run_dir.checkpoints / f"step_{step}"
     saved = Checkpoints(path.parent, SoloWorld(torch.device("cpu"))).open(path)

@@ -1,15 +1,21 @@
 """Law 9: a corrupted checkpoint is neither skipped nor loaded; the error names the file and a way out that works."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import Ended
 from tests.parity.options import STRATEGIES, TOWER, placed
 
 TOLD_BY_DEFAULT = ("fsdp", "deepspeed_zero1", "deepspeed_zero3")
 
 
-def test_a_corrupted_checkpoint_stops_the_resume_and_the_older_one_goes_on_from_there(runner):
+def test_a_corrupted_checkpoint_stops_the_resume_and_the_older_one_goes_on_from_there(
+    runner: Callable[..., Ended],
+) -> None:
     expected = runner("train", "points")
     stopped = runner("train", "points", "run.stop_at_step=9")
     run_dir = stopped.run_dir
@@ -33,7 +39,7 @@ def test_a_corrupted_checkpoint_stops_the_resume_and_the_older_one_goes_on_from_
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name.startswith("model."))
 
 
-def test_a_checkpoint_of_another_model_names_every_parameter_that_differs(runner):
+def test_a_checkpoint_of_another_model_names_every_parameter_that_differs(runner: Callable[..., Ended]) -> None:
     run_dir = runner("train", "points", "run.stop_at_step=4").run_dir
     refused = runner("resume", str(run_dir.path), "model.width=6", "--allow", "model.width", code=2)
     assert "there is no such key" in refused.stderr  # the recipe does not list it
@@ -47,7 +53,7 @@ def test_a_checkpoint_of_another_model_names_every_parameter_that_differs(runner
     "strategy",
     [pytest.param(one, marks=() if one in TOLD_BY_DEFAULT else (pytest.mark.exhaustive,)) for one in STRATEGIES],
 )
-def test_every_strategy_names_all_that_differs(runner, strategy):
+def test_every_strategy_names_all_that_differs(runner: Callable[..., Ended], strategy: Any) -> None:
     """Missing, unexpected and misshapen, the same list from each."""
     run_dir = runner(*TOWER, "+model.width=6", "+model.blocks=2", "run.stop_at_step=2").run_dir
     narrower = ["model._target_=user_hooks.tower.build_model_of_rungs", "model.width=5", "--allow", "model"]

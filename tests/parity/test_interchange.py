@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,7 +111,14 @@ def assert_equal(resumed: Ended, expected: Source) -> None:
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [*cells()])
-def test_a_run_is_continued_by_any_strategy(runner, source, tmp_path, record_property, saved, loaded):
+def test_a_run_is_continued_by_any_strategy(
+    runner: Callable[..., Ended],
+    source: Any,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    saved: Any,
+    loaded: Any,
+) -> None:
     expected, overrides = source(*saved), on(*loaded)
     resumed = runner("resume", str(shutil.copytree(expected.stopped, tmp_path / "run")), *overrides, timeout_s=90)
     ours, theirs = losses(resumed), expected.losses
@@ -128,7 +136,9 @@ def test_a_run_is_continued_by_any_strategy(runner, source, tmp_path, record_pro
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("saved", "loaded"), [(1, 2), (2, 1)])
-def test_stages_1_and_2_continue_each_other_bit_by_bit(runner, source, tmp_path, saved, loaded):
+def test_stages_1_and_2_continue_each_other_bit_by_bit(
+    runner: Callable[..., Ended], source: Any, tmp_path: Path, saved: int, loaded: int
+) -> None:
     """In steps of one round: of several, stage 1 adds up the rounds before the ranks, and stage 2 after them."""
     whole = "batch.micro_items=6"
     expected = source(f"deepspeed_zero{saved}", 2, whole)

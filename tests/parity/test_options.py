@@ -4,10 +4,13 @@ Parametrised over conf/strategy, so that a new option is tested without an edit 
 """
 
 import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from tests.conftest import Ended
 from tests.parity.options import STRATEGIES, TOWER, placed, tensors
 
 STEPS = 9  # past the end of an epoch of 50: its last step has 2 items for two ranks, its last rounds fillers
@@ -26,14 +29,16 @@ PRECISIONS = {
 SLICE = {("fp32", 3, True, True), ("bf16", 1, True, False)}
 
 
-def cases():
+def cases() -> Iterator[Any]:
     for strategy, *case in itertools.product(STRATEGIES, PRECISIONS, CUTS, (False, True), (False, True)):
         marks = () if tuple(case) in SLICE else (pytest.mark.exhaustive,)
         yield pytest.param(strategy, *case, marks=marks)
 
 
 @pytest.mark.parametrize(("strategy", "precision", "rounds", "uneven", "clips"), [*cases()])
-def test_two_ranks_reach_what_one_process_reaches(runner, strategy, precision, rounds, uneven, clips):
+def test_two_ranks_reach_what_one_process_reaches(
+    runner: Callable[..., Ended], strategy: Any, precision: Any, rounds: Any, uneven: Any, clips: Any
+) -> None:
     how, tolerance = PRECISIONS[precision]
     common = [*TOWER, f"run.steps={STEPS}", f"precision={precision}", *how, *CLIPS[clips]]
     common += [f"loss._target_=user_hooks.points.{LOSSES[uneven]}"]
@@ -50,7 +55,7 @@ def test_two_ranks_reach_what_one_process_reaches(runner, strategy, precision, r
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if "fsdp" in name or "hsdp" in name])
-def test_sharding_rounds_in_bf16_where_ddp_does(runner, strategy):
+def test_sharding_rounds_in_bf16_where_ddp_does(runner: Callable[..., Ended], strategy: Any) -> None:
     """What is cut the same way has the same arithmetic: only the norm that clips is summed in another order."""
     common = [*TOWER, f"run.steps={STEPS}", "precision=bf16", "optimizer.lr=0.01", "clip.norm=0.3", CUTS[3]]
     sharded, replicated = (runner(*common, *placed(one, 2)) for one in (strategy, "ddp"))

@@ -3,9 +3,14 @@
 Its files are those that docs/own_strategy.md shows.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from tests.conftest import Ended
 from tests.docs.test_commands import CHECKOUT, FILE
 from tests.parity.options import TOWER, tensors
 
@@ -14,14 +19,14 @@ STEPS, STOPPED_AT = 7, 4  # step 5 ends an epoch of 50 with 2 items for two rank
 
 
 @pytest.fixture(autouse=True)
-def files_of_the_page(project):
+def files_of_the_page(project: Path) -> None:
     """What the page shows, in the user's project."""
     for name, content in FILE.findall((CHECKOUT / "docs" / "own_strategy.md").read_text()):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(content)
 
 
-def close(ours, theirs):
+def close(ours: Any, theirs: Any) -> None:
     """Model and optimizer of two runs' last checkpoints."""
     ours, theirs = tensors(ours, STEPS, prefix=""), tensors(theirs, STEPS, prefix="")
     names = {name for name in theirs if name.startswith(("model.", "optimizer.")) and name != "model.seen"}
@@ -33,7 +38,7 @@ def close(ours, theirs):
 
 @pytest.mark.parametrize("clip", ["clip.norm=null", "clip.norm=0.3"])
 @pytest.mark.parametrize("loss", ["compute_loss", "mean_loss"])
-def test_two_ranks_reach_the_weights_of_one_process(runner, loss, clip):
+def test_two_ranks_reach_the_weights_of_one_process(runner: Callable[..., Ended], loss: str, clip: str) -> None:
     """Counts are uneven (weights 1 to 4 of each item), and so is the end of the epoch."""
     common = ["train", "points", f"loss._target_=user_hooks.points.{loss}", clip, f"run.steps={STEPS}"]
     alone, pair = runner(*common), runner(*common, *ONCE)
@@ -43,7 +48,9 @@ def test_two_ranks_reach_the_weights_of_one_process(runner, loss, clip):
 
 
 @pytest.mark.parametrize(("first", "then"), [("once", "ddp"), ("ddp", "once")])
-def test_ddp_continues_its_checkpoint_and_it_continues_that_of_ddp(runner, first, then):
+def test_ddp_continues_its_checkpoint_and_it_continues_that_of_ddp(
+    runner: Callable[..., Ended], first: str, then: str
+) -> None:
     """With tied parameters and a buffer."""
     common = [*TOWER, f"run.steps={STEPS}", *ONCE[1:]]
     expected = runner(*common, f"strategy={first}")
@@ -59,7 +66,7 @@ def build_model():
 """
 
 
-def test_buffers_are_those_of_rank_0_as_under_ddp(runner, project):
+def test_buffers_are_those_of_rank_0_as_under_ddp(runner: Callable[..., Ended], project: Path) -> None:
     """Each rank evaluates its items with its own running statistics, so that the evaluations show them."""
     (project / "user_hooks" / "normed.py").write_text(NORMED)
     model = ["train", "points", "model._target_=user_hooks.normed.build_model", "~model.dropout", "run.steps=4"]
@@ -72,7 +79,7 @@ def test_buffers_are_those_of_rank_0_as_under_ddp(runner, project):
     assert loose != pytest.approx(synced, rel=1e-5)  # 1.5e-4 apart after four steps
 
 
-def test_its_keys_are_checked_like_those_of_any_option(runner):
+def test_its_keys_are_checked_like_those_of_any_option(runner: Callable[..., Ended]) -> None:
     ended = runner("check", "points", *ONCE, "strategy.sync_bufers=true", code=2)
     assert "strategy.sync_bufers" in ended.stderr + ended.stdout
     assert "sync_buffers" in ended.stderr + ended.stdout
@@ -89,7 +96,7 @@ WIDE = [
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("loss", ["compute_loss", "mean_loss"])
-def test_a_tensor_axis_counts_each_item_once(runner, loss, ranks):
+def test_a_tensor_axis_counts_each_item_once(runner: Callable[..., Ended], loss: str, ranks: int) -> None:
     """Two ranks hold one model; four are two replicas of that, which read different items. Dropout would differ."""
     common = ["train", "points", f"loss._target_=user_hooks.points.{loss}", "model.dropout=0", "clip.norm=0.3"]
     common += [f"run.steps={STEPS}", "eval.every_steps=3", "batch.micro_items=3"]
@@ -99,7 +106,7 @@ def test_a_tensor_axis_counts_each_item_once(runner, loss, ranks):
         assert many == pytest.approx(one, rel=1e-5)
 
 
-def test_the_peers_of_a_tensor_axis_draw_the_same_dropout(runner):
+def test_the_peers_of_a_tensor_axis_draw_the_same_dropout(runner: Callable[..., Ended]) -> None:
     """The layer between the split ones drops the same rows on both, or their sums would belong to different inputs."""
     common = ["train", "points", "model.dropout=0.5", f"run.steps={STEPS}", *WIDE, "hardware.processes=2"]
     first, second = runner(*common), runner(*common)
@@ -107,13 +114,15 @@ def test_the_peers_of_a_tensor_axis_draw_the_same_dropout(runner):
 
 
 @pytest.mark.parametrize(("first", "then"), [(WIDE, ["strategy=ddp"]), (["strategy=ddp"], WIDE)])
-def test_a_split_models_checkpoint_resumes_under_ddp_and_the_other_way_round(runner, first, then):
+def test_a_split_models_checkpoint_resumes_under_ddp_and_the_other_way_round(
+    runner: Callable[..., Ended], first: Any, then: Any
+) -> None:
     common = ["train", "points", "model.dropout=0", f"run.steps={STEPS}", *first, "hardware.processes=2"]
     expected = runner(*common)
     stopped = runner(*common, f"run.stop_at_step={STOPPED_AT}")
     close(runner("resume", str(stopped.run_dir.path), *then, "hardware.processes=2"), expected)
 
 
-def test_ranks_that_do_not_divide_are_a_fault_before_launch(runner):
+def test_ranks_that_do_not_divide_are_a_fault_before_launch(runner: Callable[..., Ended]) -> None:
     ended = runner("check", "points", *WIDE, "strategy.tensor=3", "hardware.processes=2", code=2)
     assert "strategy.tensor=3 does not divide the 2 ranks" in ended.stdout + ended.stderr

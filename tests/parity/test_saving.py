@@ -1,8 +1,11 @@
 """Whole runs under each way of saving: any strategy writes, any other continues."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from tests.conftest import Ended
 from tests.parity.options import placed, tensors
 
 WAYS = [["checkpoint.asynchronous=true"], ["checkpoint=full"]]
@@ -10,7 +13,7 @@ WAYS = [["checkpoint.asynchronous=true"], ["checkpoint=full"]]
 
 @pytest.mark.parametrize("way", WAYS, ids=["asynchronous", "full"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_zero2"])
-def test_two_ranks_save_as_ever_and_one_continues(runner, strategy, way):
+def test_two_ranks_save_as_ever_and_one_continues(runner: Callable[..., Ended], strategy: str, way: list[str]) -> None:
     common = ["run.steps=4", "checkpoint.every_steps=2"]
     plain = runner("train", "points", *common, *placed(strategy, 2), "run.stop_at_step=2")
     saved = runner("train", "points", *common, *way, *placed(strategy, 2), "run.stop_at_step=2")

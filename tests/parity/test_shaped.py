@@ -1,8 +1,12 @@
 """Recomputed and compiled models train to the same weights, under every strategy."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 
+from tests.conftest import Ended
 from tests.parity.options import STRATEGIES, TOWER, placed, tensors
 
 STEPS = 5
@@ -17,21 +21,21 @@ SHAPES = {
 SLICE = {("single", "compiled-model"), ("ddp", "compiled-blocks"), ("fsdp", "both"), ("fsdp_grad_op", "selective")}
 
 
-def cases():
+def cases() -> Iterator[Any]:
     for strategy in STRATEGIES:
         for shape in SHAPES:
             marks = () if (strategy, shape) in SLICE else (pytest.mark.exhaustive,)
             yield pytest.param(strategy, shape, marks=marks)
 
 
-def assert_same_weights(ours, theirs):
+def assert_same_weights(ours: Any, theirs: Any) -> None:
     for name, tensor in tensors(theirs, STEPS).items():
         # A compiled graph may sum in another order; five steps of AdamW.
         torch.testing.assert_close(tensors(ours, STEPS)[name], tensor, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(("strategy", "shape"), [*cases()])
-def test_a_shaped_model_trains_as_the_plain_one(runner, strategy, shape):
+def test_a_shaped_model_trains_as_the_plain_one(runner: Callable[..., Ended], strategy: Any, shape: Any) -> None:
     if (strategy, shape) == ("deepspeed_zero3", "compiled-model"):
         pytest.skip("its check refuses it")
     plain = runner(*COMMON, *placed(strategy, 2))
@@ -40,6 +44,6 @@ def test_a_shaped_model_trains_as_the_plain_one(runner, strategy, shape):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
-def test_inductor_trains_as_eager_does(runner, strategy):
+def test_inductor_trains_as_eager_does(runner: Callable[..., Ended], strategy: str) -> None:
     plain = runner(*COMMON, *placed(strategy, 2))
     assert_same_weights(runner(*COMMON, *placed(strategy, 2), "compile.what=blocks", timeout_s=170), plain)

@@ -1,11 +1,16 @@
 """Laws 3 and 4 over real processes: the run is the same on one process and on two, however a step is cut."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import Ended
 
-def weights(ended, step):
+
+def weights(ended: Any, step: Any) -> Any:
     tensors: dict[str, torch.Tensor] = {}
     for path in (ended.run_dir.checkpoints / f"step_{step}").glob("*.safetensors"):
         tensors |= {name: tensor for name, tensor in load_file(path).items() if name.startswith("model.")}
@@ -19,7 +24,9 @@ LOSSES = ["compute_loss", "mean_loss"]
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("clip", ["clip.norm=null", "clip.norm=0.3"])
-def test_two_ranks_reach_the_weights_of_one_large_batch(runner, loss, cut, clip):
+def test_two_ranks_reach_the_weights_of_one_large_batch(
+    runner: Callable[..., Ended], loss: str, cut: str, clip: str
+) -> None:
     """Nine steps pass the end of an epoch of 50: its last step has 2 items for two ranks, its last round fillers."""
     common = ["train", "points", f"loss._target_=user_hooks.points.{loss}", clip, "run.steps=9", "optimizer.lr=0.01"]
     alone = runner(*common)
@@ -34,7 +41,7 @@ def test_two_ranks_reach_the_weights_of_one_large_batch(runner, loss, cut, clip)
 
 
 @pytest.mark.parametrize("cut", ["batch.micro_items=6", "batch.micro_items=4", "batch.micro_items=5 batch.items=15"])
-def test_accumulation_on_one_process_is_one_large_batch(runner, cut):
+def test_accumulation_on_one_process_is_one_large_batch(runner: Callable[..., Ended], cut: str) -> None:
     *_, items = ("batch.items=12 " + cut).split()
     items = items if items.startswith("batch.items") else "batch.items=12"
     large = runner("train", "points", items, "run.steps=9")

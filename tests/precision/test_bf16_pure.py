@@ -1,8 +1,11 @@
 """precision=bf16_pure over whole runs: weights of eight bits, said so, trained, saved and continued."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from tests.conftest import Ended
 from tests.parity.options import TOWER, placed, tensors
 
 PURE = "precision=bf16_pure"
@@ -11,7 +14,7 @@ PURE = "precision=bf16_pure"
 ROUNDING = 9 * 2**-8
 
 
-def test_weights_and_optimizer_are_bfloat16_and_the_log_warns_once(runner):
+def test_weights_and_optimizer_are_bfloat16_and_the_log_warns_once(runner: Callable[..., Ended]) -> None:
     ended = runner("train", "points", PURE, "optimizer=adamw")
     saved = tensors(ended, 10, prefix="")
     kept = [tensor for name, tensor in saved.items() if name.startswith(("model.", "optimizer.")) and tensor.ndim]
@@ -21,7 +24,7 @@ def test_weights_and_optimizer_are_bfloat16_and_the_log_warns_once(runner):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_end_near_one_process(runner, strategy):
+def test_two_ranks_end_near_one_process(runner: Callable[..., Ended], strategy: str) -> None:
     common = [*TOWER, PURE, "optimizer=sgd", "optimizer.lr=0.1", "run.steps=9"]
     alone, pair = runner(*common), runner(*common, *placed(strategy, 2), "batch.micro_items=3")
     theirs = tensors(alone, 9)
@@ -30,7 +33,7 @@ def test_two_ranks_end_near_one_process(runner, strategy):
             torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=ROUNDING)
 
 
-def test_a_run_goes_on_from_float32_to_bfloat16_and_back(runner):
+def test_a_run_goes_on_from_float32_to_bfloat16_and_back(runner: Callable[..., Ended]) -> None:
     stopped = runner("train", "points", "run.stop_at_step=4")
     narrow = runner("resume", str(stopped.run_dir.path), PURE, "run.steps=7")
     assert {tensor.dtype for tensor in tensors(narrow, 7).values()} == {torch.bfloat16}
@@ -38,7 +41,7 @@ def test_a_run_goes_on_from_float32_to_bfloat16_and_back(runner):
     assert {tensor.dtype for tensor in tensors(wide, 10).values()} == {torch.float32}
 
 
-def test_it_resumes_bit_by_bit(runner):
+def test_it_resumes_bit_by_bit(runner: Callable[..., Ended]) -> None:
     expected = runner("train", "points", PURE)
     stopped = runner("train", "points", PURE, "run.stop_at_step=6")
     resumed = runner("resume", str(stopped.run_dir.path))

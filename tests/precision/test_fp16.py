@@ -1,8 +1,12 @@
 """precision=fp16 over whole runs: skipped steps are none, and the scale is part of the run's state."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
+from tests.conftest import Ended
 from tests.parity.options import STRATEGIES, placed, tensors
 
 FP16 = ["precision=fp16"]
@@ -13,12 +17,12 @@ EACH = [name if name in SLICE else pytest.param(name, marks=pytest.mark.exhausti
 PAIRED = [each for each in EACH if each != "single"]
 
 
-def losses(ended):
+def losses(ended: Any) -> Any:
     return {line["step"]: line["train/loss"] for line in ended.metrics() if "train/loss" in line}
 
 
 @pytest.mark.parametrize("strategy", EACH)
-def test_a_run_resumes_bit_by_bit_in_mid_epoch_with_its_scale(runner, strategy):
+def test_a_run_resumes_bit_by_bit_in_mid_epoch_with_its_scale(runner: Callable[..., Ended], strategy: Any) -> None:
     common = ["points", *ROUGH, "batch.micro_items=3", "model.dropout=0.2", *placed(strategy, 2)]
     expected = runner("train", *common)
     for step in (1, 6) if strategy == "single" else (6,):
@@ -32,7 +36,7 @@ def test_a_run_resumes_bit_by_bit_in_mid_epoch_with_its_scale(runner, strategy):
 
 
 @pytest.mark.parametrize("strategy", PAIRED)
-def test_two_ranks_reach_what_one_process_reaches(runner, strategy):
+def test_two_ranks_reach_what_one_process_reaches(runner: Callable[..., Ended], strategy: Any) -> None:
     common = ["train", "points", *FP16, "optimizer=sgd", "optimizer.lr=0.1", "run.steps=9", "clip.norm=0.3"]
     alone, pair = runner(*common), runner(*common, *placed(strategy, 2), "batch.micro_items=2")
     theirs = tensors(alone, 9)
@@ -41,7 +45,7 @@ def test_two_ranks_reach_what_one_process_reaches(runner, strategy):
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=2e-3)
 
 
-def test_a_skipped_step_moves_neither_schedule_nor_cadences(runner):
+def test_a_skipped_step_moves_neither_schedule_nor_cadences(runner: Callable[..., Ended]) -> None:
     common = ["train", "points", "schedule=linear", "eval.every_steps=5", "run.steps=10"]
     smooth, rough = runner(*common, *FP16), runner(*common, *ROUGH)
     at = [[(line["step"], line.get("train/lr")) for line in ended.metrics()] for ended in (smooth, rough)]
@@ -53,7 +57,7 @@ def test_a_skipped_step_moves_neither_schedule_nor_cadences(runner):
 
 
 @pytest.mark.parametrize(("before", "after"), [("fp16", "fp32"), ("bf16", "fp16"), ("fp16", "bf16")])
-def test_a_run_goes_on_in_another_precision(runner, before, after):
+def test_a_run_goes_on_in_another_precision(runner: Callable[..., Ended], before: str, after: str) -> None:
     stopped = runner("train", "points", f"precision={before}", "run.stop_at_step=4")
     resumed = runner("resume", str(stopped.run_dir.path), f"precision={after}")
     # The same items in the same order; bfloat16's eight bits are the coarsest of the three.
@@ -61,7 +65,7 @@ def test_a_run_goes_on_in_another_precision(runner, before, after):
 
 
 @pytest.mark.parametrize("strategy", ["single", pytest.param("deepspeed_zero3", marks=pytest.mark.exhaustive)])
-def test_a_gradient_that_is_never_finite_ends_the_run_with_advice(runner, strategy):
+def test_a_gradient_that_is_never_finite_ends_the_run_with_advice(runner: Callable[..., Ended], strategy: str) -> None:
     impossible = [*placed(strategy, 2), "loss._target_=user_hooks.points.infinite_loss"]
     looked = runner("train", "points", *FP16, *impossible, code=6)
     assert "step 1 is not finite" in looked.stderr  # the loss itself: no scale can help, and the guard says so

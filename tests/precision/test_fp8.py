@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import types
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
@@ -16,23 +17,24 @@ from runner.hardware.cpu import CPU
 from runner.precision.fp8 import FP8, Backend, Level, Recipe
 from runner.precision.fp8_layers import Filter
 from runner.precision.fp8_te import FP8TransformerEngine
+from tests.conftest import Ended
 from tests.parity.options import TOWER, placed, tensors
 
 TALL = [*TOWER, "+model.width=16", "optimizer=sgd", "optimizer.lr=0.1"]
 has_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra fp8")
 
 
-def build():
+def build() -> Any:
     return nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 24), nn.Linear(24, 32), nn.Linear(32, 16))
 
 
-def skip_reasons(**changes):
+def skip_reasons(**changes: Any) -> Any:
     rules = {"include": [], "exclude": [], "min_features": 16, "keep_first": True, "keep_last": True}
     with torch.device("meta"):
         return {layer.name: layer.skip_reason for layer in Filter(**{**rules, **changes}).choose(build())}
 
 
-def test_layers_are_chosen_by_place_shape_and_name_without_values():
+def test_layers_are_chosen_by_place_shape_and_name_without_values() -> None:
     odd = "are not both multiples of 16"
     kept = {"0": "first layer", "1": "", "2": f"24 × 32 {odd}", "3": f"32 × 24 {odd}", "4": "last layer"}
     assert skip_reasons() == kept
@@ -61,12 +63,12 @@ def test_layers_are_chosen_by_place_shape_and_name_without_values():
         ({"min_features": 0}, "min_features=0 must be at least 1"),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_way_out(values, message):
+def test_what_cannot_work_is_refused_with_a_way_out(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FP8(**values)
 
 
-def test_an_absent_library_and_absent_hardware_are_faults(runner):
+def test_an_absent_library_and_absent_hardware_are_faults(runner: Callable[..., Ended]) -> None:
     ended = runner("check", "points", "precision=fp8", "precision.emulate=false", code=2)
     assert "precision.emulate: false, but this hardware has no float8" in ended.stderr
     ended = runner("check", "points", "precision=fp8_te", code=2)
@@ -75,7 +77,7 @@ def test_an_absent_library_and_absent_hardware_are_faults(runner):
 
 
 @has_torchao
-def test_check_lists_what_becomes_of_each_layer(runner):
+def test_check_lists_what_becomes_of_each_layer(runner: Callable[..., Ended]) -> None:
     said = runner("check", *TALL[1:], "precision=fp8", "precision.exclude=['*.narrow']").stdout
     assert "3 of 8 linear layers in float8" in said
     assert "blocks.0.widen 48 × 16: float8" in said
@@ -84,13 +86,13 @@ def test_check_lists_what_becomes_of_each_layer(runner):
 
 
 @has_torchao
-def test_check_says_so_where_a_model_cannot_be_built_without_values(runner):
+def test_check_says_so_where_a_model_cannot_be_built_without_values(runner: Callable[..., Ended]) -> None:
     said = runner("check", "points", "precision=fp8", "model._target_=user_hooks.points.build_by_value").stdout
     assert "layers: the model cannot be built without values" in said
 
 
 @has_torchao
-def test_a_model_of_which_nothing_would_be_converted_is_refused():
+def test_a_model_of_which_nothing_would_be_converted_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"would convert no layer of this model. Use precision=bf16, or relax the filter:\n0 of 5"
     ):
@@ -99,7 +101,7 @@ def test_a_model_of_which_nothing_would_be_converted_is_refused():
 
 @has_torchao
 @pytest.mark.parametrize("recipe", Recipe)
-def test_a_run_in_emulated_float8_learns_nearly_what_bfloat16_does(runner, recipe):
+def test_a_run_in_emulated_float8_learns_nearly_what_bfloat16_does(runner: Callable[..., Ended], recipe: Any) -> None:
     narrow = runner(*TALL, "precision=fp8", f"precision.recipe={recipe.value}", "run.steps=9")
     assert narrow.stderr.count("float8 is emulated") == 1
     assert "6 of 8 linear layers in float8" in narrow.stderr
@@ -116,7 +118,7 @@ def test_a_run_in_emulated_float8_learns_nearly_what_bfloat16_does(runner, recip
 
 @has_torchao
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_in_float8_end_near_one(runner, strategy):
+def test_two_ranks_in_float8_end_near_one(runner: Callable[..., Ended], strategy: str) -> None:
     alone, pair = (runner(*TALL, "precision=fp8", "run.steps=5", *placed(one, 2)) for one in ("single", strategy))
     theirs = tensors(alone, 5)
     for name, tensor in tensors(pair, 5).items():
@@ -125,7 +127,7 @@ def test_two_ranks_in_float8_end_near_one(runner, strategy):
 
 
 @has_torchao
-def test_a_float8_run_resumes_bit_by_bit_and_goes_on_in_float32(runner):
+def test_a_float8_run_resumes_bit_by_bit_and_goes_on_in_float32(runner: Callable[..., Ended]) -> None:
     expected = runner(*TALL, "precision=fp8")
     stopped = runner(*TALL, "precision=fp8", "run.stop_at_step=6")
     resumed = runner("resume", str(stopped.run_dir.path))
@@ -137,23 +139,23 @@ def test_a_float8_run_resumes_bit_by_bit_and_goes_on_in_float32(runner):
 
 
 @pytest.fixture
-def engine(monkeypatch):
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """As much of transformer_engine as is called; records how."""
     calls = types.SimpleNamespace(recipe=None, enabled=[])
 
     class Linear(nn.Linear):
-        def __init__(self, *features, bias, params_dtype):
+        def __init__(self, *features: Any, bias: Any, params_dtype: Any) -> None:
             super().__init__(*features, bias=bias, dtype=params_dtype)  # type: ignore[misc]  # two numbers
 
-        def get_extra_state(self):
+        def get_extra_state(self) -> Any:
             return torch.zeros(3, dtype=torch.uint8)
 
     class Norm(nn.LayerNorm):
-        def __init__(self, features, eps, params_dtype):
+        def __init__(self, features: Any, eps: Any, params_dtype: Any) -> None:
             super().__init__(features, eps=eps, dtype=params_dtype)
 
     @contextmanager
-    def fp8_autocast(*, enabled, fp8_recipe):
+    def fp8_autocast(*, enabled: Any, fp8_recipe: Any) -> Iterator[Any]:
         calls.recipe = fp8_recipe
         calls.enabled.append(enabled)
         yield
@@ -171,7 +173,7 @@ def engine(monkeypatch):
     return calls
 
 
-def test_transformer_engine_gets_every_key_and_the_models_own_parameters(engine):
+def test_transformer_engine_gets_every_key_and_the_models_own_parameters(engine: Any) -> None:
     precision = FP8TransformerEngine(margin=1, amax_history_len=16, override_linear_precision=[False, False, True])
     model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 16))
     before = dict(model.named_parameters())
@@ -205,6 +207,6 @@ def test_transformer_engine_gets_every_key_and_the_models_own_parameters(engine)
         ({"amax_history_len": 0}, "amax_history_len=0 must be at least 1"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(values, message):
+def test_a_recipe_that_cannot_be_is_refused(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FP8TransformerEngine(**values)

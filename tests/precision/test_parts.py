@@ -36,14 +36,14 @@ class Output(OrderedDict[str, Any]):
         ({"growth_interval": 0}, r"growth_interval=0 must be at least 1 step"),
     ],
 )
-def test_a_scale_that_cannot_work_is_refused(values, message):
+def test_a_scale_that_cannot_work_is_refused(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FP16(**values)
 
 
 @given(overflows=st.lists(st.booleans(), max_size=60), interval=st.integers(1, 4))
 @settings(deadline=None)
-def test_the_scale_moves_as_that_of_torch(overflows, interval):
+def test_the_scale_moves_as_that_of_torch(overflows: Any, interval: Any) -> None:
     ours = FP16(growth_interval=interval, min_scale=1e-30, growth_factor=3.0, backoff_factor=0.25).scaler()
     theirs = torch.amp.GradScaler("cpu", growth_interval=interval, growth_factor=3.0, backoff_factor=0.25)
     parameter = nn.Parameter(torch.zeros(1))
@@ -59,7 +59,7 @@ def test_the_scale_moves_as_that_of_torch(overflows, interval):
     assert ours.record()["skipped_steps"] == sum(overflows)
 
 
-def test_a_scaler_continues_from_its_state_and_begins_afresh_from_none():
+def test_a_scaler_continues_from_its_state_and_begins_afresh_from_none() -> None:
     ours, other = FP16(growth_interval=2).scaler(), FP16(growth_interval=2).scaler()
     for value in (torch.inf, 1.0):
         ours.unscale([torch.full((1,), value)], 1.0, lambda found: found)
@@ -71,7 +71,7 @@ def test_a_scaler_continues_from_its_state_and_begins_afresh_from_none():
         assert scaler.state_dict() == {"scale": 65536.0, "steps_in_range": 0, "skipped": 1}
 
 
-def test_gradients_of_several_types_are_unscaled_and_searched():
+def test_gradients_of_several_types_are_unscaled_and_searched() -> None:
     scaler = FP16(init_scale=2.0).scaler()
     gradients = [torch.full((2,), 4.0), torch.full((2,), 4.0, dtype=torch.bfloat16)]
     assert scaler.unscale(gradients, 1.0, lambda found: found) == (1.0, True)
@@ -80,11 +80,11 @@ def test_gradients_of_several_types_are_unscaled_and_searched():
     assert scaler.unscale(gradients, 1.0, lambda found: found) == (1.0, False)
 
 
-def test_a_rank_without_gradients_hears_of_the_others():
+def test_a_rank_without_gradients_hears_of_the_others() -> None:
     assert FP16().scaler().unscale([], 1.0, lambda found: found + 1) == (1.0, False)
 
 
-def test_what_is_not_scaled_costs_nothing():
+def test_what_is_not_scaled_costs_nothing() -> None:
     for precision in (FP32(), BF16(), FP16(scale_loss=False)):
         scaler = precision.scaler()
         assert (scaler.scales, scaler.scale, scaler.state_dict(), scaler.record()) == (False, 1.0, {}, {})
@@ -92,7 +92,7 @@ def test_what_is_not_scaled_costs_nothing():
 
 
 @pytest.mark.parametrize("precision", [BF16, FP16])
-def test_a_hook_gets_float32_from_the_model_under_autocast(precision):
+def test_a_hook_gets_float32_from_the_model_under_autocast(precision: Any) -> None:
     model, narrow = nn.Linear(2, 2), nn.Linear(2, 2)
     precision().convert(model, CPU())
     precision(float32_outputs=False).convert(narrow, CPU())
@@ -103,7 +103,7 @@ def test_a_hook_gets_float32_from_the_model_under_autocast(precision):
         assert narrow(torch.ones(1, 2)).dtype == torch.float32
 
 
-def test_only_narrow_tensors_are_widened_and_containers_keep_their_kind():
+def test_only_narrow_tensors_are_widened_and_containers_keep_their_kind() -> None:
     narrow, count = torch.ones(1, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int64)
     value = {"a": [narrow, (narrow, None)], "b": Pair(narrow, count), "c": Output(logits=narrow), "d": "text"}
     wide = to_float32(value)
@@ -114,14 +114,14 @@ def test_only_narrow_tensors_are_widened_and_containers_keep_their_kind():
     assert (wide["c"]["logits"].dtype, wide["d"]) == (torch.float32, "text")
 
 
-def test_pure_bfloat16_narrows_weights_and_floating_inputs_only():
+def test_pure_bfloat16_narrows_weights_and_floating_inputs_only() -> None:
     class Looked(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.table = nn.Embedding(4, 2)
             self.norm = nn.LayerNorm(2)
 
-        def forward(self, indices, scale):
+        def forward(self, indices: Any, scale: Any) -> Any:
             assert scale.dtype == torch.bfloat16
             return self.norm(self.table(indices) * scale)
 
@@ -132,7 +132,7 @@ def test_pure_bfloat16_narrows_weights_and_floating_inputs_only():
 
 
 @pytest.mark.parametrize(("part", "narrow"), [(BF16, torch.bfloat16), (FP16, torch.float16)])
-def test_autocast_does_as_its_keys_say(part, narrow):
+def test_autocast_does_as_its_keys_say(part: Any, narrow: Any) -> None:
     x = torch.ones(2, 2)
     with part().autocast("cpu"):
         assert (x @ x).dtype is narrow

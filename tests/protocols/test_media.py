@@ -1,5 +1,7 @@
 """What media must look like, and what is said of what does not."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,12 +17,12 @@ from runner.protocols import Image, Table
         (np.zeros((8, 8), np.float32), r"type float32 must be uint8\. From numbers between 0 and 1: \(255 \* pixels\)"),
     ],
 )
-def test_an_image_that_cannot_be_shown_is_refused(pixels, says):
+def test_an_image_that_cannot_be_shown_is_refused(pixels: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Image(pixels=pixels)
 
 
-def test_a_table_with_a_short_row_is_refused():
+def test_a_table_with_a_short_row_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"row 1 of the table has 1 values for 2 columns\. .* None where there is none"
     ):

@@ -1,7 +1,11 @@
 """Every precision under every strategy that this machine can run trains digits to what the recipe promises."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 
+from tests.conftest import Started
 from tests.parity.options import CONF, STRATEGIES, placed
 
 PRECISIONS = sorted(path.stem for path in (CONF / "precision").glob("*.yaml"))
@@ -14,7 +18,7 @@ TOO_SMALL = (
 )
 
 
-def cases():
+def cases() -> Iterator[Any]:
     """All of them, of which a few run always."""
     for strategy in STRATEGIES:
         for precision in PRECISIONS:
@@ -24,7 +28,7 @@ def cases():
 
 @pytest.mark.timeout(400)  # float16 on a CPU takes ten times as long as float32
 @pytest.mark.parametrize(("strategy", "precision"), [*cases()])
-def test_digits_reach_their_accuracy(start, strategy, precision):
+def test_digits_reach_their_accuracy(start: Callable[..., Started], strategy: Any, precision: Any) -> None:
     options = ["digits", f"precision={precision}", *placed(strategy, 2), "checkpoint=none"]
     checked = start("check", *options).wait(timeout_s=60)
     if checked.code == 2:

@@ -2,11 +2,15 @@
 
 import math
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import Ended, Zygote
 from user_hooks.gpt2_pydoc import BOUNDARY, IGNORED, build_data, collate, windows
 
 transformers = pytest.importorskip("transformers", reason="pip install 'hydra-runner[transformers]'")
@@ -24,15 +28,15 @@ TIED = "transformer.wte.weight", "lm_head.weight"
 
 
 @pytest.fixture
-def train(runner):
-    def run(*overrides):
+def train(runner: Callable[..., Ended]) -> Any:
+    def run(*overrides: Any) -> Any:
         return runner("train", "gpt2_pydoc", *SMALL, *FEW, *overrides, env=OFFLINE, timeout_s=120)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def whole(zygote, tmp_path_factory):
+def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Four steps on one process: trained once, and only read by the tests."""
     path = tmp_path_factory.mktemp("whole")
     argv = ["train", "gpt2_pydoc", *SMALL, *FEW]
@@ -42,15 +46,15 @@ def whole(zygote, tmp_path_factory):
 
 
 @pytest.fixture
-def export(runner, tmp_path_factory):
-    def run(ended, *options):
+def export(runner: Callable[..., Ended], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def run(ended: Any, *options: Any) -> Any:
         out = str(tmp_path_factory.mktemp("export"))
         return runner("export", str(ended.run_dir.path), "--out", out, *options, env=OFFLINE).stdout.splitlines()[-1]
 
     return run
 
 
-def held_out(directory, model):
+def held_out(directory: Any, model: Any) -> Any:
     """Mean loss over the bytes of the held-out documents."""
     data = build_data(context=64)
     total = count = 0.0
@@ -62,7 +66,7 @@ def held_out(directory, model):
     return total / count
 
 
-def test_what_was_trained_is_what_from_pretrained_reads(whole, export):
+def test_what_was_trained_is_what_from_pretrained_reads(whole: Any, export: Any) -> None:
     """The held-out loss of the run, by its last line, is that of the model which transformers makes of the export."""
     directory = export(whole)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
@@ -73,7 +77,7 @@ def test_what_was_trained_is_what_from_pretrained_reads(whole, export):
     assert recorded < math.log(256)  # it learned something
 
 
-def test_logits_are_bitwise_those_of_the_checkpoint(whole, export):
+def test_logits_are_bitwise_those_of_the_checkpoint(whole: Any, export: Any) -> None:
     stored = load_file(whole.run_dir.checkpoints / "step_4" / "rank_0.safetensors")
     weights = {name.removeprefix("model."): one for name, one in stored.items() if name.startswith("model.")}
     assert [name in weights for name in TIED] == [True, False]  # tied: once
@@ -87,7 +91,7 @@ def test_logits_are_bitwise_those_of_the_checkpoint(whole, export):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_count_bytes_and_not_windows(train, whole, export, strategy):
+def test_two_ranks_count_bytes_and_not_windows(train: Any, whole: Any, export: Any, strategy: str) -> None:
     """Windows of unequal length over ranks and rounds: the weights are those of one batch on one process (law 4)."""
     alone = load_file(f"{export(whole)}/model.safetensors")
     pair = train(f"strategy={strategy}", "hardware.processes=2", "batch.micro_items=2")
@@ -99,7 +103,7 @@ def test_two_ranks_count_bytes_and_not_windows(train, whole, export, strategy):
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=2e-5)
 
 
-def test_shards_in_half_precision_are_read_too(whole, export):
+def test_shards_in_half_precision_are_read_too(whole: Any, export: Any) -> None:
     directory = export(whole, "--dtype", "bfloat16", "--max-shard-size", "20KB")
     model, info = transformers.GPT2LMHeadModel.from_pretrained(directory, output_loading_info=True)
     assert not any(info.values()), info
@@ -107,7 +111,9 @@ def test_shards_in_half_precision_are_read_too(whole, export):
     assert model.generation_config.eos_token_id == BOUNDARY
 
 
-def test_a_model_whose_arguments_have_changed_is_not_described_falsely(whole, export, runner, tmp_path):
+def test_a_model_whose_arguments_have_changed_is_not_described_falsely(
+    whole: Any, export: Any, runner: Callable[..., Ended], tmp_path: Path
+) -> None:
     run = shutil.copytree(whole.run_dir.path, tmp_path / "run")
     spec = run / "spec.yaml"
     spec.write_text(spec.read_text().replace("n_positions: 64", "n_positions: 32"))
@@ -117,7 +123,9 @@ def test_a_model_whose_arguments_have_changed_is_not_described_falsely(whole, ex
     runner("export", str(run), "--config", "none")
 
 
-def test_a_run_is_resumed_with_its_embeddings_still_tied(train, whole, export, runner):
+def test_a_run_is_resumed_with_its_embeddings_still_tied(
+    train: Any, whole: Any, export: Any, runner: Callable[..., Ended]
+) -> None:
     stopped = train("run.stop_at_step=2")
     resumed = runner("resume", str(stopped.run_dir.path), env=OFFLINE)
     ours, theirs = (load_file(f"{export(ended)}/model.safetensors") for ended in (resumed, whole))
@@ -125,14 +133,14 @@ def test_a_run_is_resumed_with_its_embeddings_still_tied(train, whole, export, r
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def test_the_recipe_is_good_and_a_misspelled_setting_of_the_model_is_found(runner):
+def test_the_recipe_is_good_and_a_misspelled_setting_of_the_model_is_found(runner: Callable[..., Ended]) -> None:
     assert runner("check", "gpt2_pydoc", env=OFFLINE).stdout.endswith("nothing is wrong\n")
     said = runner("check", "gpt2_pydoc", "+model.config.n_layr=3", env=OFFLINE, code=2).stderr
     assert "model.config.n_layr: transformers.GPT2Config(" in said
     assert "does not take 'n_layr'. Did you mean n_layer?" in said
 
 
-def test_every_byte_of_a_document_is_told_once():
+def test_every_byte_of_a_document_is_told_once() -> None:
     text = "abcdefghij"
     cut = windows([text], 5)
     assert [bytes(window.tolist()) for window in cut] == [b"\0abcd", b"defgh", b"hij\0"]

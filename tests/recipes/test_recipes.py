@@ -1,8 +1,11 @@
 """Each recipe that ships is run to its end and reaches what its header promises."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, Ended
 
 PROMISES = {
     "digits": ("eval/accuracy", 0.98, 1.0),
@@ -12,7 +15,7 @@ PROMISES = {
 SLOW = {"gpt2_pydoc"}
 
 
-def test_every_recipe_promises_something():
+def test_every_recipe_promises_something() -> None:
     assert {path.stem for path in (CHECKOUT / "recipes").glob("*.yaml")} == set(PROMISES)
 
 
@@ -20,13 +23,13 @@ def test_every_recipe_promises_something():
 @pytest.mark.parametrize(
     "recipe", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SLOW)) for name in PROMISES]
 )
-def test_a_recipe_reaches_what_it_promises(runner, recipe):
+def test_a_recipe_reaches_what_it_promises(runner: Callable[..., Ended], recipe: Any) -> None:
     metric, least, most = PROMISES[recipe]
     ended = runner("train", recipe, timeout_s=580, env={"HF_HUB_OFFLINE": "1"})
     assert least <= ended.run_dir.read_status()["metrics"][metric] <= most
 
 
-def test_digits_is_accurate_on_two_ranks_in_bf16(runner):
+def test_digits_is_accurate_on_two_ranks_in_bf16(runner: Callable[..., Ended]) -> None:
     """The README's second command."""
     options = ["strategy=ddp", "hardware.processes=2", "precision=bf16", "run.steps=300"]
     ended = runner("train", "digits", *options, timeout_s=300)

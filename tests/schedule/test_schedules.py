@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from runner.schedule.foreign import ForeignSchedule
 from runner.schedule.linear import Linear
 
 
-def rates(part, *, steps, lr=1.0):
+def rates(part: Any, *, steps: Any, lr: float = 1.0) -> Any:
     """The rate that each of the steps uses."""
     optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=lr)
     schedule = part.build(optimizer, steps=steps)
@@ -25,20 +26,20 @@ def rates(part, *, steps, lr=1.0):
     return used
 
 
-def test_constant_stays():
+def test_constant_stays() -> None:
     assert rates(Constant(), steps=3, lr=0.5) == [0.5, 0.5, 0.5]
 
 
-def test_warm_up_rises_in_equal_steps_to_the_base_rate():
+def test_warm_up_rises_in_equal_steps_to_the_base_rate() -> None:
     assert rates(Constant(warmup_steps=4), steps=6) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
-def test_linear_falls_to_its_final_factor():
+def test_linear_falls_to_its_final_factor() -> None:
     assert rates(Linear(final_factor=0.5), steps=4) == [1.0, 0.875, 0.75, 0.625]
     assert rates(Linear(warmup_steps=2), steps=4) == [0.5, 1.0, 1.0, 0.5]
 
 
-def test_cosine_is_torchs_cosine_annealing():
+def test_cosine_is_torchs_cosine_annealing() -> None:
     optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=0.3)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7, eta_min=0.03)
     expected = []
@@ -50,12 +51,12 @@ def test_cosine_is_torchs_cosine_annealing():
     assert rates(Cosine(), steps=2)[1] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 
 
-def test_any_scheduler_of_torch_steps_once_for_each_optimizer_step():
+def test_any_scheduler_of_torch_steps_once_for_each_optimizer_step() -> None:
     part = ForeignSchedule(target="torch.optim.lr_scheduler.StepLR", arguments={"step_size": 2, "gamma": 0.1})
     assert rates(part, steps=5) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
 
 
-def test_a_schedule_continues_after_its_optimizers_state_was_loaded():
+def test_a_schedule_continues_after_its_optimizers_state_was_loaded() -> None:
     """Loading replaces the optimizer's groups: a schedule that kept the old ones would move nothing."""
     optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0)
     schedule = Linear().build(optimizer, steps=4)
@@ -64,7 +65,7 @@ def test_a_schedule_continues_after_its_optimizers_state_was_loaded():
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
-def test_warm_up_that_does_not_fit_is_a_fault():
+def test_warm_up_that_does_not_fit_is_a_fault() -> None:
     spec = SimpleNamespace(run=SimpleNamespace(steps=10))
     for part in (Linear(warmup_steps=11), Cosine(warmup_steps=11)):
         (fault,) = part.check(spec)
@@ -72,7 +73,7 @@ def test_warm_up_that_does_not_fit_is_a_fault():
         assert fault.message == "11 warm-up steps do not fit in run.steps=10. Use fewer."
 
 
-def test_what_a_foreign_scheduler_refuses_is_a_fault():
+def test_what_a_foreign_scheduler_refuses_is_a_fault() -> None:
     spec = SimpleNamespace(run=SimpleNamespace(steps=10))
     part = ForeignSchedule(target="torch.optim.lr_scheduler.OneCycleLR", arguments={"max_lr": 1.0})
     (fault,) = part.check(spec)
@@ -87,6 +88,6 @@ def test_what_a_foreign_scheduler_refuses_is_a_fault():
         ({"final_factor": 1.5}, r"final_factor=1.5 must lie in \[0, 1\]"),
     ],
 )
-def test_a_number_out_of_range_is_refused(fields, message):
+def test_a_number_out_of_range_is_refused(fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Cosine(**fields)

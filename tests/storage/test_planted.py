@@ -3,10 +3,14 @@
 import json
 import os
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runner.storage.format import hash_of
+from tests.conftest import Ended
 
 READ_BY_OTHERS = [
     ".metadata",  # torch.distributed.checkpoint
@@ -25,15 +29,15 @@ OURS = ["rank_0.safetensors", "state.json", "metadata.json", "manifest.json"]
 class Payload:
     """Makes a directory in whoever unpickles it."""
 
-    def __init__(self, mark):
+    def __init__(self, mark: Any) -> None:
         self.mark = str(mark)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return os.mkdir, (self.mark,)
 
 
 @pytest.fixture
-def planted(tmp_path):
+def planted(tmp_path: Path) -> Any:
     """The pickle, in the protocol that needs no newer reader, and what it leaves if it is loaded."""
     mark = tmp_path / "code_ran"
     data = pickle.dumps(Payload(mark), protocol=2)
@@ -43,13 +47,13 @@ def planted(tmp_path):
 
 
 @pytest.fixture
-def stopped(runner):
+def stopped(runner: Callable[..., Ended]) -> Any:
     """A run with commits at steps 2 and 3 of ten, and its newest checkpoint."""
     run = runner("train", "points", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "run.stop_at_step=3").run_dir
     return run, run.checkpoints / "step_3"
 
 
-def forge(checkpoint, name, data):
+def forge(checkpoint: Any, name: Any, data: Any) -> None:
     """Put a file into a checkpoint and its size and hash into the manifest, as who plants it would."""
     (checkpoint / name).write_bytes(data)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
@@ -57,7 +61,9 @@ def forge(checkpoint, name, data):
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_files_that_other_programs_would_load_are_not_looked_at(runner, stopped, planted):
+def test_files_that_other_programs_would_load_are_not_looked_at(
+    runner: Callable[..., Ended], stopped: Any, planted: Any
+) -> None:
     run, checkpoint = stopped
     data, mark = planted
     for name in READ_BY_OTHERS:
@@ -78,7 +84,9 @@ SAID = {
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_pickle_in_place_of_one_of_our_files_is_refused(runner, stopped, planted, name):
+def test_a_pickle_in_place_of_one_of_our_files_is_refused(
+    runner: Callable[..., Ended], stopped: Any, planted: Any, name: str
+) -> None:
     run, checkpoint = stopped
     data, mark = planted
     if name == "manifest.json":
@@ -94,7 +102,9 @@ def test_a_pickle_in_place_of_one_of_our_files_is_refused(runner, stopped, plant
     assert not mark.exists()
 
 
-def test_a_declaration_that_would_construct_an_object_is_refused(runner, stopped, tmp_path):
+def test_a_declaration_that_would_construct_an_object_is_refused(
+    runner: Callable[..., Ended], stopped: Any, tmp_path: Path
+) -> None:
     run, _ = stopped
     mark = tmp_path / "code_ran"
     run.spec.write_text(run.spec.read_text() + f"planted: !!python/object/apply:os.mkdir ['{mark}']\n")

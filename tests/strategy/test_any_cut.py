@@ -2,6 +2,8 @@
 
 import copy
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -30,7 +32,7 @@ ALIKE = settings(
 
 
 @st.composite
-def cuts(draw, num_ranks):
+def cuts(draw: Any, num_ranks: Any) -> Any:
     """Items of each micro-batch, by rank and round; 0 = a filler, which a rank without items runs along with."""
     rounds = draw(st.integers(1, 4))
     edges = sorted(
@@ -40,7 +42,7 @@ def cuts(draw, num_ranks):
     return [lengths[rank * rounds : (rank + 1) * rounds] for rank in range(num_ranks)]
 
 
-def partition(cut, rank):
+def partition(cut: Any, rank: Any) -> Any:
     """What a rank gets of the step that is cut so."""
     rounds, first = [], sum(map(sum, cut[:rank]))
     for length in cut[rank]:
@@ -50,17 +52,17 @@ def partition(cut, rank):
     return StepBatches(rounds, ITEMS)
 
 
-def whole(tensor):
+def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def any_cut(world, strategy, loss):
+def any_cut(world: Any, strategy: Any, loss: Any) -> None:
     """Two steps of every cut that is drawn, beside the hand-written loop over one large batch."""
     expected, _ = by_hand(loss, steps=2, clip=CLIP)
 
     @ALIKE
     @given(cut=cuts(world.size))
-    def check(cut):
+    def check(cut: Any) -> None:
         assert world.gather_objects(cut) == [cut] * world.size
         trainable = strategy.prepare(
             builder(
@@ -86,6 +88,6 @@ def any_cut(world, strategy, loss):
     ("strategy", "num_ranks"), [(DDP(), 2), (FSDP(), 2), pytest.param(DDP(), 3, marks=pytest.mark.exhaustive)]
 )
 def test_any_cut_into_ranks_rounds_and_micro_batches_is_the_step_of_one_large_batch(
-    strategy, num_ranks, loss, tmp_path
-):
+    strategy: Any, num_ranks: int, loss: Any, tmp_path: Path
+) -> None:
     on_ranks(num_ranks, any_cut, strategy, loss, scratch=tmp_path / "ranks", timeout_s=100)

@@ -3,8 +3,10 @@
 import importlib.util
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.deepspeed.deepspeed import Place
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
+from tests.conftest import Ended
 from tests.project.user_hooks.tower import build_model
 from tests.strategy.ranks import builder, model_of, named, on_ranks
 
@@ -36,16 +39,18 @@ CUT = DeepSpeed(stage=3, param_persistence_threshold=0, **SMALL)
 STAGES = [DeepSpeed(stage=1, **SMALL), DeepSpeed(stage=2, **SMALL), CUT]
 
 
-def seeded_model():
+def seeded_model() -> Any:
     torch.manual_seed(0)
     return build_model(width=6, blocks=2)
 
 
-def sum_loss(model, batch):
+def sum_loss(model: Any, batch: Any) -> Any:
     return Loss(model(batch).square().sum(), len(batch))
 
 
-def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, clip=None):
+def prepare(
+    world: Any, part: Any, *, loss: Any = sum_loss, build: Any = seeded_model, precision: Any = None, clip: Any = None
+) -> Any:
     return part.prepare(
         builder(
             build=build,
@@ -58,18 +63,18 @@ def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, c
     )
 
 
-def rounds_of(world, num_rounds=2):
+def rounds_of(world: Any, num_rounds: int = 2) -> Any:
     """Eight items over the ranks and rounds."""
     parts = X.chunk(num_rounds * world.size)[world.rank :: world.size]
     return StepBatches([MicroBatch(part, len(part)) for part in parts], len(X))
 
 
-def step(trainable, world):
+def step(trainable: Any, world: Any) -> Any:
     trainable.forward_backward(rounds_of(world))
     return trainable.update(measure=True).grad_norm.item()
 
 
-def elements(tensors):
+def elements(tensors: Any) -> Any:
     """What this rank holds of each tensor: (offsets, values) of its boxes; whole tensors as one."""
     found = {}
     for name, tensor in tensors.items():
@@ -82,11 +87,11 @@ def elements(tensors):
 
 
 class _At:
-    def __init__(self, offset):
+    def __init__(self, offset: Any) -> None:
         self.offset = offset
 
 
-def together(of_ranks, like):
+def together(of_ranks: Any, like: Any) -> Any:
     """Whole tensors of what the ranks hold; NaN where nobody holds an element."""
     whole = {name: torch.full_like(tensor, torch.nan) for name, tensor in like.items()}
     for held in of_ranks:
@@ -100,7 +105,7 @@ def together(of_ranks, like):
 # ── Memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def held(world, part):
+def held(world: Any, part: Any) -> Any:
     """Bytes on this rank after a step: weights as the forward finds them, the optimizer's, and its state."""
     trainable = prepare(world, part)
     step(trainable, world)
@@ -114,7 +119,7 @@ def held(world, part):
     return weights, gathered, sum(owner.numel() * F32 for owner in owners), state, gradients
 
 
-def test_each_rank_holds_its_share_of_what_the_stage_cuts(tmp_path):
+def test_each_rank_holds_its_share_of_what_the_stage_cuts(tmp_path: Path) -> None:
     sizes = [parameter.numel() for parameter in seeded_model().parameters()]
     row = -(-sum(sizes) // 4) * 4 // 2  # all parameters end to end, made a multiple of 2 × ranks, halved
     pieces = sum(-(-size // 2) for size in sizes)  # each parameter halved, rounded up
@@ -128,13 +133,13 @@ def test_each_rank_holds_its_share_of_what_the_stage_cuts(tmp_path):
 # ── The same start, the same steps ──────────────────────────────────────────────────────────────────────────────────
 
 
-def held_at_first(world, part, precision):
+def held_at_first(world: Any, part: Any, precision: Any) -> Any:
     return elements(named(prepare(world, part, precision=precision)))
 
 
 @pytest.mark.parametrize("precision", [FP32(), BF16()])
 @pytest.mark.parametrize("part", [*STAGES, DeepSpeed(stage=3, zero_init=True)])
-def test_a_run_begins_with_the_weights_that_the_hook_makes(part, precision, tmp_path):
+def test_a_run_begins_with_the_weights_that_the_hook_makes(part: Any, precision: Any, tmp_path: Path) -> None:
     """To the bit, in bfloat16 too, where DeepSpeed alone would round them."""
     expected = seeded_model().state_dict()
     expected = {f"model.{name}": tensor for name, tensor in expected.items() if name != "top.weight"}  # tied
@@ -142,7 +147,7 @@ def test_a_run_begins_with_the_weights_that_the_hook_makes(part, precision, tmp_
     assert all(torch.equal(whole[name], tensor) for name, tensor in expected.items())
 
 
-def norms(world, part, clip):
+def norms(world: Any, part: Any, clip: Any) -> Any:
     trainable = prepare(world, part, clip=clip)
     found = [step(trainable, world) for _ in range(3)]
     weighed = [loss.value.item() for loss in trainable.evaluate([MicroBatch(X, len(X))])]
@@ -162,7 +167,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("part", VARIANTS.values(), ids=VARIANTS)
-def test_no_setting_changes_what_is_computed(part, tmp_path):
+def test_no_setting_changes_what_is_computed(part: Any, tmp_path: Path) -> None:
     clip = Clip(norm=0.5)
     expected, losses, whole = norms(SoloWorld(torch.device("cpu")), Single(), clip)
     of_ranks = on_ranks(2, norms, part, clip, scratch=tmp_path, timeout_s=120)
@@ -178,7 +183,7 @@ def test_no_setting_changes_what_is_computed(part, tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", [DeepSpeed(stage=2, offload_optimizer=Place.cpu, own_optimizer="AdamW")])
-def test_deepspeeds_own_adam_takes_the_settings_of_the_recipe(part, tmp_path):
+def test_deepspeeds_own_adam_takes_the_settings_of_the_recipe(part: Any, tmp_path: Path) -> None:
     expected, *_ = norms(SoloWorld(torch.device("cpu")), Single(), Clip())
     for found, *_ in on_ranks(2, norms, part, Clip(), scratch=tmp_path, timeout_s=800):
         assert found == pytest.approx(expected, rel=1e-4)  # a vectorised kernel with approximate square roots
@@ -187,7 +192,9 @@ def test_deepspeeds_own_adam_takes_the_settings_of_the_recipe(part, tmp_path):
 @builds
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
-def test_a_run_whose_optimizer_is_on_a_disk_is_saved_and_continued(runner, tmp_path):
+def test_a_run_whose_optimizer_is_on_a_disk_is_saved_and_continued(
+    runner: Callable[..., Ended], tmp_path: Path
+) -> None:
     on_disk = [
         "strategy=deepspeed_zero3",
         "strategy.offload_optimizer=nvme",
@@ -202,7 +209,7 @@ def test_a_run_whose_optimizer_is_on_a_disk_is_saved_and_continued(runner, tmp_p
         assert one == pytest.approx(two, rel=1e-5)
 
 
-def test_one_process_trains_with_one_stage_after_the_other(runner):
+def test_one_process_trains_with_one_stage_after_the_other(runner: Callable[..., Ended]) -> None:
     """A sweep in one process: DeepSpeed keeps groups and engines in globals of its own."""
     swept = runner(
         "train", "points", "-m", "strategy=deepspeed_zero2,deepspeed_zero3", "sweep.dir=swept", timeout_s=120
@@ -210,7 +217,7 @@ def test_one_process_trains_with_one_stage_after_the_other(runner):
     assert "deepspeed_zero3" in swept.stdout
 
 
-def test_what_deepspeed_says_goes_to_the_log(runner):
+def test_what_deepspeed_says_goes_to_the_log(runner: Callable[..., Ended]) -> None:
     ended = runner("train", "points", "strategy=deepspeed_zero1", "run.steps=1")
     assert ended.stdout.strip().splitlines() == [str(ended.run_dir.path)]
     assert "eepSpeed" not in ended.stderr
@@ -231,7 +238,9 @@ def build_model(dropout):
 
 
 @pytest.mark.parametrize("options", [["deepspeed_zero2"], ["deepspeed_zero3", "strategy.zero_init=true"]])
-def test_what_a_model_hook_says_is_said_once_on_the_terminal_and_once_in_the_log(options, project, runner):
+def test_what_a_model_hook_says_is_said_once_on_the_terminal_and_once_in_the_log(
+    options: list[str], project: Path, runner: Callable[..., Ended]
+) -> None:
     (project / "user_hooks" / "speaks.py").write_text(SPEAKS)
     option, *more = options
     hook = "model._target_=user_hooks.speaks.build_model"
@@ -246,7 +255,7 @@ def test_what_a_model_hook_says_is_said_once_on_the_terminal_and_once_in_the_log
 # ── Bad input ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def refused(world, part, how):
+def refused(world: Any, part: Any, how: Any) -> Any:
     """The words of the error that `how` leads to."""
     try:
         how(world, part)
@@ -255,17 +264,17 @@ def refused(world, part, how):
     return "nothing was refused"
 
 
-def said(part, how, tmp_path):
+def said(part: Any, how: Any, tmp_path: Path) -> Any:
     first, *others = on_ranks(2, refused, part, how, scratch=tmp_path)
     assert all(other == first for other in others)
     return first
 
 
 @pytest.mark.parametrize("part", [*STAGES, *VARIANTS.values()], ids=str)
-def test_a_gradient_that_is_not_finite_is_noticed_and_can_be_discarded(part, tmp_path):
+def test_a_gradient_that_is_not_finite_is_noticed_and_can_be_discarded(part: Any, tmp_path: Path) -> None:
     """After it, training goes on as if that step had not been taken: the same norms to the last bit."""
 
-    def norms_with_spoilt_steps(world, part, spoilt):
+    def norms_with_spoilt_steps(world: Any, part: Any, spoilt: Any) -> Any:
         factor = [1.0]
         loss = lambda model, batch: Loss((model(batch).square().sum() * factor[0]), len(batch))  # noqa: E731
         trainable = prepare(world, part, loss=loss)
@@ -294,17 +303,17 @@ def test_a_gradient_that_is_not_finite_is_noticed_and_can_be_discarded(part, tmp
 
 
 class _Initialised(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(2, 2)
         nn.init.zeros_(self.inner.weight)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return self.inner(x)
 
 
-def test_zero_init_refuses_a_write_that_would_be_lost(tmp_path):
-    def late(world, part):
+def test_zero_init_refuses_a_write_that_would_be_lost(tmp_path: Path) -> None:
+    def late(world: Any, part: Any) -> None:
         prepare(world, part, build=_Initialised)
 
     words = said(DeepSpeed(stage=3, zero_init=True), late, tmp_path)
@@ -312,7 +321,7 @@ def test_zero_init_refuses_a_write_that_would_be_lost(tmp_path):
     assert "strategy.zero_init=false" in words
 
 
-def test_leaf_modules_that_the_model_does_not_have(tmp_path):
+def test_leaf_modules_that_the_model_does_not_have(tmp_path: Path) -> None:
     part = DeepSpeed(stage=3, moe_leaf_modules=["Experts"])
     words = said(part, prepare, tmp_path)
     assert "names Experts, of which the model has none. The model has modules of Block, GELU" in words or (
@@ -323,25 +332,25 @@ def test_leaf_modules_that_the_model_does_not_have(tmp_path):
 class _Described:
     """A checkpoint of which only names and shapes are ever asked."""
 
-    def __init__(self, stored):
+    def __init__(self, stored: Any) -> None:
         self.stored = stored
 
 
-def test_a_checkpoint_that_does_not_fit_is_named_whole(tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_named_whole(tmp_path: Path) -> None:
     shapes = {f"model.{name}": tensor.shape for name, tensor in seeded_model().state_dict().items()}
     shapes.pop("model.top.weight")
 
-    def load(world, part, changed):
+    def load(world: Any, part: Any, changed: Any) -> None:
         stored = {
             name: StoredTensor(tuple(shape), torch.float32) for name, shape in {**shapes, **changed}.items() if shape
         }
         stored["model.seen"] = StoredTensor((), torch.float32)
         prepare(world, part).load_state_dict(_Described(from_names(stored)))
 
-    def other_model(world, part):
+    def other_model(world: Any, part: Any) -> None:
         load(world, part, {"model.bias": (3,), "model.extra": (1,), "model.bottom.bias": None})
 
-    def factored(world, part):
+    def factored(world: Any, part: Any) -> None:
         load(world, part, {"optimizer.bottom.weight.exp_avg_sq_row": (6,)})
 
     for part in (STAGES[0], CUT):
@@ -352,7 +361,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_whole(tmp_path):
         assert "optimizer.bottom.weight.exp_avg_sq_row [6]. Continue with" in said(part, factored, tmp_path)
 
 
-def test_without_deepspeed_the_fault_says_what_to_install(monkeypatch):
+def test_without_deepspeed_the_fault_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     fault = next(iter(DeepSpeed(stage=2).check(None)))
     assert "pip install 'hydra-runner[deepspeed]'" in fault.message

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from runner.protocols import Clip
 from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.deepspeed.check import config_faults
 from runner.strategy.deepspeed.config import ZERO, flat, join, nested, of_run, of_user, shaped, without_shape
+from tests.conftest import Ended, Zygote
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 # The template of Accelerate's documentation, stage 3 with offload.
@@ -40,25 +43,25 @@ TEMPLATE = {
 }
 
 
-def model_of(**config):
+def model_of(**config: Any) -> Any:
     model: Any = nn.Linear(1, 1)
     model.config = SimpleNamespace(**config)
     return model
 
 
-def faults(runner, *overrides):
+def faults(runner: Callable[..., Ended], *overrides: Any) -> Any:
     """What `runner check` says of the recipe; it must find something."""
     ended = runner("check", "points", *overrides, code=2)
     return ended.stderr + ended.stdout
 
 
-def test_sections_are_flattened_and_put_together_again():
+def test_sections_are_flattened_and_put_together_again() -> None:
     assert flat(TEMPLATE)["optimizer.params.lr"] == "auto"
     assert nested(flat(TEMPLATE)) == TEMPLATE
 
 
 @pytest.mark.parametrize("config", [{"hidden_size": 10}, {"hidden_sizes": [4, 10, 6]}])
-def test_auto_sizes_follow_the_hidden_size(config):
+def test_auto_sizes_follow_the_hidden_size(config: Any) -> None:
     """The rules of Accelerate's documentation: h × h, int(0.9 × h × h), 10 × h."""
     joined = join([of_run(FP32(), Clip()), of_user(TEMPLATE, "")])
     filled = shaped(joined, model_of(**config))
@@ -70,13 +73,13 @@ def test_auto_sizes_follow_the_hidden_size(config):
 
 
 @pytest.mark.parametrize("model", [nn.Linear(1, 1), model_of(width=3)])
-def test_auto_sizes_of_a_model_that_does_not_say_its_own(model):
+def test_auto_sizes_of_a_model_that_does_not_say_its_own(model: Any) -> None:
     joined = join([of_user(TEMPLATE, "")])
     with pytest.raises(ModelError, match=r"has neither config.hidden_size nor config.hidden_sizes. Give numbers"):
         shaped(joined, model)
 
 
-def test_what_is_set_elsewhere_fills_auto():
+def test_what_is_set_elsewhere_fills_auto() -> None:
     joined = join([of_run(BF16(), Clip(norm=0.5)), of_user(TEMPLATE, "")])
     assert joined["bf16.enabled"] is True
     assert joined["gradient_clipping"] == 0.5
@@ -84,7 +87,7 @@ def test_what_is_set_elsewhere_fills_auto():
     assert "optimizer.params.lr" not in joined  # the groups of the recipe's optimizer carry it
 
 
-def test_everything_said_twice_is_one_fault():
+def test_everything_said_twice_is_one_fault() -> None:
     file = {**TEMPLATE, "gradient_clipping": 1.0, "bf16": {"enabled": True}}
     fault, *others = config_faults([of_run(FP32(), Clip(norm=0.5)), of_user(file, "ds.json: ")])
     assert not others
@@ -101,18 +104,18 @@ def test_everything_said_twice_is_one_fault():
         ({"zero_optimization": True}, "must be a section"),
     ],
 )
-def test_sections_that_do_not_go(section, words):
+def test_sections_that_do_not_go(section: Any, words: str) -> None:
     (fault,) = config_faults([of_user(section, "")])
     assert words in fault.message
 
 
 @pytest.mark.parametrize("stage", [-1, 4])
-def test_there_are_three_stages(stage):
+def test_there_are_three_stages(stage: int) -> None:
     with pytest.raises(ValueError, match=f"stage={stage} must be 1, 2 or 3"):
         DeepSpeed(stage=stage)
 
 
-def test_no_stage_is_ddp():
+def test_no_stage_is_ddp() -> None:
     with pytest.raises(ValueError, match="stage=0 cuts nothing: that is strategy=ddp"):
         DeepSpeed(stage=0)
 
@@ -121,7 +124,7 @@ FP16_SECTION = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "lo
 
 
 @needs_deepspeed
-def test_a_files_loss_scale_must_be_that_of_the_precision(runner, project):
+def test_a_files_loss_scale_must_be_that_of_the_precision(runner: Callable[..., Ended], project: Path) -> None:
     """The numbers of Accelerate's documentation, beside torch's: the precision moves the scale, whoever asks for it."""
     (project / "ds.json").write_text(json.dumps({"fp16": {**FP16_SECTION, "hysteresis": 2, "min_loss_scale": 1}}))
     asked = ["strategy=deepspeed_zero2", "strategy.config_file=ds.json", "precision=fp16"]
@@ -139,7 +142,7 @@ def test_a_files_loss_scale_must_be_that_of_the_precision(runner, project):
     assert ended.metrics()[-2]["train/loss_scale"] == 65536
 
 
-def test_a_file_that_contradicts_the_recipe_in_several_places(runner, project):
+def test_a_file_that_contradicts_the_recipe_in_several_places(runner: Callable[..., Ended], project: Path) -> None:
     file = {
         "train_batch_size": 32,
         "gradient_clipping": 1.0,
@@ -160,7 +163,7 @@ def test_a_file_that_contradicts_the_recipe_in_several_places(runner, project):
         assert line in said, said
 
 
-def test_a_file_is_judged_with_everything_else(runner, project):
+def test_a_file_is_judged_with_everything_else(runner: Callable[..., Ended], project: Path) -> None:
     """What it says twice, or that it is not there, is told with faults of other sections and of its own part."""
     (project / "ds.json").write_text('{"zero_optimization": {"stage": 2, "stage": 2}, "a": 1, "a": 2}')
     common = ["strategy=deepspeed_zero2", "clip.norm=-1", "strategy.offload_param=cpu"]
@@ -176,7 +179,9 @@ def test_a_file_is_judged_with_everything_else(runner, project):
 
 
 @needs_deepspeed
-def test_a_run_keeps_its_file_though_it_is_deleted(runner, project, zygote, tmp_path):
+def test_a_run_keeps_its_file_though_it_is_deleted(
+    runner: Callable[..., Ended], project: Path, zygote: Zygote, tmp_path: Path
+) -> None:
     """The directory is enough, from any other one: the file's settings hold, and can be changed like any other."""
     file = project / "ds.json"
     file.write_text(json.dumps({"gradient_clipping": "auto", "note": "${HOME}", "zero_optimization": {"stage": 2}}))
@@ -187,7 +192,7 @@ def test_a_run_keeps_its_file_though_it_is_deleted(runner, project, zygote, tmp_
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
 
-    def resume(*overrides):
+    def resume(*overrides: Any) -> Any:
         argv = ["resume", str(cut.run_dir.path), *overrides]
         return zygote.start(argv, cwd=elsewhere, scratch=tmp_path, env={}).wait(120)
 
@@ -247,5 +252,5 @@ def test_a_run_keeps_its_file_though_it_is_deleted(runner, project, zygote, tmp_
         (["strategy=deepspeed_zero2", "strategy.stage=0"], "that is strategy=ddp"),
     ],
 )
-def test_bad_settings_are_said_before_launch(runner, overrides, words):
+def test_bad_settings_are_said_before_launch(runner: Callable[..., Ended], overrides: list[str], words: str) -> None:
     assert words in faults(runner, *overrides)

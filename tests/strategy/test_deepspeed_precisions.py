@@ -2,10 +2,13 @@
 
 import importlib.util
 import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from tests.conftest import Ended
 from tests.parity.options import CONF, STRATEGIES, TOWER, placed, tensors
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
@@ -27,17 +30,19 @@ TALL = [*TOWER[1:], "hardware=cpu", "+model.width=16", "optimizer=sgd", "optimiz
 PURE = ["precision=bf16_pure", "optimizer=adamw", "optimizer.lr=0.01"]
 
 
-def cases():
+def cases() -> Iterator[Any]:
     for case in itertools.product(STAGES, APART, CLIPS):
         yield pytest.param(*case, marks=() if case in SLICE else (pytest.mark.exhaustive,), id="-".join(case))
 
 
-def test_every_precision_is_one_or_the_other():
+def test_every_precision_is_one_or_the_other() -> None:
     assert sorted([*APART, *REFUSED]) == PRECISIONS
 
 
 @pytest.mark.parametrize(("stage", "precision", "clips"), [*cases()])
-def test_two_ranks_end_where_one_process_does(runner, stage, precision, clips):
+def test_two_ranks_end_where_one_process_does(
+    runner: Callable[..., Ended], stage: Any, precision: Any, clips: Any
+) -> None:
     if precision.startswith("fp8") and importlib.util.find_spec("torchao") is None:
         pytest.skip("needs the extra fp8")
     common = ["train", *TALL, f"precision={precision}", *CLIPS[clips], *IN_RANGE.get(precision, [])]
@@ -56,7 +61,7 @@ OTHERWISE = {
 
 
 @pytest.mark.parametrize("how", [pytest.param(how, marks=pytest.mark.exhaustive) for how in OTHERWISE])
-def test_float16_overflows_are_left_out_wherever_the_optimizer_is(runner, how):
+def test_float16_overflows_are_left_out_wherever_the_optimizer_is(runner: Callable[..., Ended], how: Any) -> None:
     """The same steps are skipped, and the rest are the same, as without."""
     stage, more = OTHERWISE[how]
     rough = ["train", *TALL, "precision=fp16", "precision.init_scale=1e7", "optimizer=adamw", "batch.micro_items=3"]
@@ -69,7 +74,7 @@ def test_float16_overflows_are_left_out_wherever_the_optimizer_is(runner, how):
 
 
 @pytest.mark.parametrize("stage", ["deepspeed_zero2", pytest.param("deepspeed_zero3", marks=pytest.mark.exhaustive)])
-def test_an_infinity_is_found_before_elements_are_clipped(runner, stage):
+def test_an_infinity_is_found_before_elements_are_clipped(runner: Callable[..., Ended], stage: str) -> None:
     """Clipped, it would look like any large gradient, and the step would be taken."""
     rough = ["precision=fp16", "precision.init_scale=1e9", "clip.value=0.1"]
     ended = runner("train", *TALL, *rough, *placed(stage, 2), "batch.micro_items=3")
@@ -78,7 +83,7 @@ def test_an_infinity_is_found_before_elements_are_clipped(runner, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", REFUSED)
-def test_what_cannot_be_is_one_fault_before_launch(runner, stage, precision):
+def test_what_cannot_be_is_one_fault_before_launch(runner: Callable[..., Ended], stage: Any, precision: str) -> None:
     said = runner("check", *TALL, f"precision={precision}", *placed(stage, 2), code=2).stderr
     assert all(words in said for words in REFUSED[precision]), said
 
@@ -90,7 +95,7 @@ def test_what_cannot_be_is_one_fault_before_launch(runner, stage, precision):
         pytest.param(["strategy.zero_init=true"], marks=pytest.mark.exhaustive, id="zero_init"),
     ],
 )
-def test_pure_bfloat16_keeps_nothing_wider_and_goes_on_anywhere(runner, cuts):
+def test_pure_bfloat16_keeps_nothing_wider_and_goes_on_anywhere(runner: Callable[..., Ended], cuts: Any) -> None:
     """Weights and optimizer state under ZeRO are what they are in one process, to and from another strategy."""
     common = ["train", *TALL[:-1], *PURE]
     expected = runner(*common, "run.steps=8")
@@ -108,7 +113,7 @@ def test_pure_bfloat16_keeps_nothing_wider_and_goes_on_anywhere(runner, cuts):
 
 
 @pytest.mark.exhaustive
-def test_a_run_goes_on_from_float32_to_bfloat16_and_back(runner):
+def test_a_run_goes_on_from_float32_to_bfloat16_and_back(runner: Callable[..., Ended]) -> None:
     stopped = runner("train", *TALL[:-1], "run.stop_at_step=4", *placed("deepspeed_zero2", 2))
     narrow = runner("resume", str(stopped.run_dir.path), "precision=bf16_pure", "run.steps=7")
     assert {tensor.dtype for tensor in tensors(narrow, 7).values()} == {torch.bfloat16}
@@ -116,7 +121,7 @@ def test_a_run_goes_on_from_float32_to_bfloat16_and_back(runner):
     assert {tensor.dtype for tensor in tensors(wide, 10).values()} == {torch.float32}
 
 
-def test_what_is_kept_cannot_be_said_otherwise_elsewhere(runner):
+def test_what_is_kept_cannot_be_said_otherwise_elsewhere(runner: Callable[..., Ended]) -> None:
     """A second place for the same thing, or a host that would keep it wider, is a fault."""
     wide = ["+strategy.config.bf16.bf16_master_weights_and_grads=true", "precision=bf16"]
     said = runner("check", *TALL, "strategy=deepspeed_zero2", *wide, code=2).stderr

@@ -1,6 +1,9 @@
 """DDP's communication hooks on real ranks: what each sends in a step, how near it comes, what goes together."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from runner import Loss
 from runner.protocols import MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
 from runner.strategy.ddp.exchange import CommHook, CommWrapper
+from tests.conftest import Ended
 from tests.parity.options import tensors
 from tests.strategy.ranks import builder, model_of, on_ranks
 
@@ -53,33 +57,33 @@ SENT = {  # bytes a step
 class Sent(TorchDispatchMode):
     """Adds up the bytes of gradients handed to all-reduce: by C++, and by hooks, whose callbacks have their threads."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
         self.by_hooks = False
         self._all_reduce = dist.all_reduce
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d" and not self.by_hooks:
             self.bytes += sum(tensor.nbytes for tensor in args[0])
         return func(*args, **(kwargs or {}))
 
-    def count(self, tensor, *args, **kwargs):
+    def count(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         self.bytes += tensor.nbytes
         return self._all_reduce(tensor, *args, **kwargs)
 
 
-def mean_loss(model, batch):
+def mean_loss(model: Any, batch: Any) -> Any:
     return nn.functional.mse_loss(model(batch[0]), batch[1])
 
 
-def many_tokens(model, batch):
+def many_tokens(model: Any, batch: Any) -> Any:
     """A total whose gradient float16 cannot hold: 2²⁴ times that of the mean."""
     x, y = batch
     return Loss((model(x) - y).square().mean(1).sum() * 2.0**24, torch.tensor(len(x) * 2**24))
 
 
-def train(world, options, loss, steps, rounds=1):
+def train(world: Any, options: Any, loss: Any, steps: Any, rounds: int = 1) -> Any:
     """Weights after some steps on this rank's half of the items, and the bytes of the last."""
     trainable = DDP(**options).prepare(
         builder(
@@ -107,13 +111,13 @@ def train(world, options, loss, steps, rounds=1):
     )
 
 
-def train_each(world, *several):
+def train_each(world: Any, *several: Any) -> Any:
     """Several trainings by the same ranks."""
     return [train(world, *arguments) for arguments in several]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Twelve steps under each hook: for both ranks by name."""
     several = [(options, mean_loss, 12) for options in HOOKS.values()]
     ranks = on_ranks(2, train_each, *several, scratch=tmp_path_factory.mktemp("trained"))
@@ -121,7 +125,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_each_hook_sends_what_it_promises_and_ends_near_the_whole_gradient(hook, trained):
+def test_each_hook_sends_what_it_promises_and_ends_near_the_whole_gradient(hook: str, trained: Any) -> None:
     pair, whole = [results[hook] for results in trained], trained[0]["none"][0]
     assert [sent for _, sent, _ in pair] == [SENT[hook]] * 2
     for ours, theirs in zip(pair[0][0], pair[1][0], strict=True):
@@ -135,13 +139,13 @@ def test_each_hook_sends_what_it_promises_and_ends_near_the_whole_gradient(hook,
 
 
 @pytest.mark.parametrize("hook", ["fp16", "powersgd in fp16"])
-def test_a_total_over_a_million_tokens_travels_in_float16(hook, tmp_path):
+def test_a_total_over_a_million_tokens_travels_in_float16(hook: str, tmp_path: Path) -> None:
     both = [(HOOKS[hook], many_tokens, 2, 2), ({}, many_tokens, 2, 2)]
     ((ours, *_), (theirs, *_)), _ = on_ranks(2, train_each, *both, scratch=tmp_path)
     assert_close(ours, theirs, rtol=0, atol=1e-4)  # eleven bits of steps of 0.1 × a gradient below 0.1
 
 
-def test_exchanging_in_each_round_gives_the_same_step(tmp_path):
+def test_exchanging_in_each_round_gives_the_same_step(tmp_path: Path) -> None:
     both = [({"sync_each_round": True}, mean_loss, 3, 2), ({}, mean_loss, 3, 2)]
     ((each, *_), (last, *_)), _ = on_ranks(2, train_each, *both, scratch=tmp_path)
     assert_close(each, last, rtol=0, atol=1e-6)  # fp32 sums in another order
@@ -159,7 +163,7 @@ HARMLESS = [
 ]
 
 
-def test_options_that_change_no_number_change_none(tmp_path):
+def test_options_that_change_no_number_change_none(tmp_path: Path) -> None:
     several = [(options, mean_loss, 3) for options in ({}, *HARMLESS)]
     (expected, *others), _ = on_ranks(2, train_each, *several, scratch=tmp_path)
     for (weights, *_), options in zip(others, HARMLESS, strict=True):
@@ -189,23 +193,23 @@ def test_options_that_change_no_number_change_none(tmp_path):
         ({"bucket_mib": 0.0}, "bucket_mib=0.0 must be positive"),
     ],
 )
-def test_what_does_not_go_together_is_refused(options, message):
+def test_what_does_not_go_together_is_refused(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DDP(**options)
 
 
-def test_powersgd_without_memory_may_begin_at_once():
+def test_powersgd_without_memory_may_begin_at_once() -> None:
     DDP(**POWERSGD | {"start_powerSGD_iter": 0, "use_error_feedback": False, "warm_start": False})
 
 
-def test_a_moving_loss_scale_and_error_feedback_are_a_fault(runner):
+def test_a_moving_loss_scale_and_error_feedback_are_a_fault(runner: Callable[..., Ended]) -> None:
     hook = ["strategy=ddp", "strategy.comm_hook=powersgd", "precision=fp16"]
     ended = runner("check", "points", *hook, code=2)
     assert "strategy.comm_hook: powersgd adds what it left out of a step to the next" in ended.stderr
     runner("check", "points", *hook, "strategy.use_error_feedback=false")
 
 
-def test_a_run_under_powersgd_goes_on_factoring_after_it_resumed(runner):
+def test_a_run_under_powersgd_goes_on_factoring_after_it_resumed(runner: Callable[..., Ended]) -> None:
     common = ["points", "strategy=ddp", "hardware.processes=2", "strategy.comm_hook=powersgd", "+model.width=64"]
     common += [
         "strategy.start_powerSGD_iter=2",

@@ -2,6 +2,8 @@
 
 import math
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ WORLD = SoloWorld(torch.device("cpu"))
 
 
 @st.composite
-def ranges(draw):
+def ranges(draw: Any) -> Any:
     shape = tuple(draw(st.lists(st.integers(1, 4), max_size=4)))
     ends = sorted(draw(st.integers(0, math.prod(shape))) for _ in range(2))
     return shape, *ends
@@ -28,7 +30,7 @@ def _itself(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @given(ranges())
-def test_boxes_hold_each_element_of_the_range_once_and_in_order(case):
+def test_boxes_hold_each_element_of_the_range_once_and_in_order(case: Any) -> None:
     shape, start, stop = case
     whole = torch.arange(math.prod(shape)).view(shape)
     found: list[float] = []
@@ -40,12 +42,12 @@ def test_boxes_hold_each_element_of_the_range_once_and_in_order(case):
     assert len(boxes(shape, start, stop)) <= max(1, 2 * len(shape) - 1)
 
 
-def test_a_range_of_a_matrix_is_the_end_of_a_row_whole_rows_and_the_beginning_of_one():
+def test_a_range_of_a_matrix_is_the_end_of_a_row_whole_rows_and_the_beginning_of_one() -> None:
     assert boxes((4, 3), 2, 10) == [Box((0, 2), (1, 1), 0), Box((1, 0), (2, 3), 1), Box((3, 0), (1, 1), 7)]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 11, 30])
-def test_what_one_cut_wrote_another_reads(tmp_path, cut):
+def test_what_one_cut_wrote_another_reads(tmp_path: Path, cut: int) -> None:
     """Written as a whole, read as two ranges; and back."""
     whole = torch.arange(30.0).view(5, 3, 2)
     described, files = Transfer().write(WORLD, tmp_path, {"w": whole})
@@ -56,7 +58,7 @@ def test_what_one_cut_wrote_another_reads(tmp_path, cut):
     assert torch.equal(torch.cat(parts), whole.flatten())
 
 
-def test_a_range_is_written_as_the_whole(tmp_path):
+def test_a_range_is_written_as_the_whole(tmp_path: Path) -> None:
     """One rank that owns all of a tensor, cut nowhere."""
     flat = torch.arange(6.0)
     one = FlatRange(lambda: flat, shape=(2, 3), start=0, length=6, dtype=torch.float32)
@@ -67,7 +69,7 @@ def test_a_range_is_written_as_the_whole(tmp_path):
     assert repr(one).startswith("FlatRange(shape=[2, 3]")
 
 
-def test_nothing_is_computed_with_a_range():
+def test_nothing_is_computed_with_a_range() -> None:
     one = FlatRange(lambda: torch.zeros(2), shape=(2,), start=0, length=2, dtype=torch.float32)
     with pytest.raises(NotImplementedError, match="only a checkpoint can read it"):
         one + 1

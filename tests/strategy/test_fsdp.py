@@ -1,6 +1,9 @@
 """What the sharding options promise: who holds how much, shared parameters, the same start, and words for bad input."""
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +15,11 @@ from runner.errors import ModelError, SpecError
 from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
 from runner.protocols import Clip, MicroBatch, StepBatches
-from runner.strategy.fsdp.fsdp import FSDP, Build, Gather, What, Wrap
-from runner.strategy.fsdp.units import units_of
+from runner.strategy.fsdp.fsdp import FSDP, Build, Gather, What
+from runner.strategy.fsdp.units import Wrap, units_of
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
+from tests.conftest import Ended
 from tests.project.user_hooks.tower import Block, Tower, build_model
 from tests.strategy.ranks import builder, model_of, named, on_ranks
 
@@ -23,16 +27,18 @@ F32 = 4
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
 
 
-def seeded_model():
+def seeded_model() -> Any:
     torch.manual_seed(0)
     return build_model(width=6, blocks=2)
 
 
-def sum_loss(model, batch):
+def sum_loss(model: Any, batch: Any) -> Any:
     return Loss(model(batch).square().sum(), len(batch))
 
 
-def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, clip=None):
+def prepare(
+    world: Any, part: Any, *, loss: Any = sum_loss, build: Any = seeded_model, precision: Any = None, clip: Any = None
+) -> Any:
     return part.prepare(
         builder(
             build=build,
@@ -45,24 +51,24 @@ def prepare(world, part, *, loss=sum_loss, build=seeded_model, precision=None, c
     )
 
 
-def rounds_of(world, num_rounds=1):
+def rounds_of(world: Any, num_rounds: int = 1) -> Any:
     """Eight items over the ranks and rounds."""
     parts = X.chunk(num_rounds * world.size)[world.rank :: world.size]
     return StepBatches([MicroBatch(part, len(part)) for part in parts], len(X))
 
 
-def step(trainable, world, num_rounds=1):
+def step(trainable: Any, world: Any, num_rounds: int = 1) -> Any:
     trainable.forward_backward(rounds_of(world, num_rounds))
     return trainable.update(measure=True).grad_norm.item()
 
 
-def bytes_of(tensors):
+def bytes_of(tensors: Any) -> Any:
     """What this rank holds."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
-def share_of(model, rank, ranks):
+def share_of(model: Any, rank: Any, ranks: Any) -> Any:
     """Numbers of this rank's rows of every parameter, as torch.chunk cuts: ceil(rows / ranks) each, the last fewer."""
     total = 0
     for parameter in model.parameters():
@@ -74,11 +80,11 @@ def share_of(model, rank, ranks):
 # ── Memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def held(world, part):
+def held(world: Any, part: Any) -> Any:
     """Bytes of parameters, gradients and optimizer state on this rank; then of whole parameters amid a step."""
     amid = []
 
-    def watching_loss(model, batch):
+    def watching_loss(model: Any, batch: Any) -> Any:
         loss = sum_loss(model, batch)
         amid.append(sum(p.numel() * F32 for p in model.parameters() if not isinstance(p, DTensor)))
         return loss
@@ -94,7 +100,7 @@ def held(world, part):
 
 
 @pytest.mark.parametrize("sharding", [What.FULL_SHARD, What.SHARD_GRAD_OP])
-def test_each_rank_holds_its_share_of_parameters_gradients_and_state(sharding, tmp_path):
+def test_each_rank_holds_its_share_of_parameters_gradients_and_state(sharding: Any, tmp_path: Path) -> None:
     model = seeded_model()
     whole = sum(p.numel() for p in model.parameters())
     in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
@@ -105,18 +111,18 @@ def test_each_rank_holds_its_share_of_parameters_gradients_and_state(sharding, t
     assert share_of(model, 0, 2) + share_of(model, 1, 2) == whole
 
 
-def test_groups_hold_replicas_of_shards(tmp_path):
+def test_groups_hold_replicas_of_shards(tmp_path: Path) -> None:
     model = seeded_model()
     found = on_ranks(4, held, FSDP(shard_size=2), scratch=tmp_path)
     partitions = [F32 * share_of(model, rank % 2, 2) for rank in range(4)]
     assert [one[:3] for one in found] == [(partition, partition, 2 * partition) for partition in partitions]
 
 
-def whole_gradients(world, part):
+def whole_gradients(world: Any, part: Any) -> Any:
     """Bytes of gradients that this rank holds when the last of three rounds begins: shards, and whole ones."""
     seen: list[tuple[int, int]] = []
 
-    def watching_loss(model, batch):
+    def watching_loss(model: Any, batch: Any) -> Any:
         units = [module for module in model.modules() if hasattr(module, "_get_fsdp_state")]
         units.append(trainable._placed._units[0])  # the root
         parameters = [p for u in units for g in u._get_fsdp_state()._fsdp_param_groups for p in g.fsdp_params]
@@ -133,7 +139,9 @@ def whole_gradients(world, part):
 
 @pytest.mark.parametrize("sharding", [What.FULL_SHARD, What.SHARD_GRAD_OP])
 @pytest.mark.parametrize("sync_each_round", [False, True])
-def test_accumulation_holds_whole_gradients_unless_each_round_exchanges_them(sharding, sync_each_round, tmp_path):
+def test_accumulation_holds_whole_gradients_unless_each_round_exchanges_them(
+    sharding: Any, sync_each_round: bool, tmp_path: Path
+) -> None:
     """The trade of Accelerate's Mixtral table: one whole gradient a rank, or an exchange every round."""
     model = seeded_model()
     part = FSDP(sharding=sharding, sync_each_round=sync_each_round)
@@ -145,11 +153,13 @@ def test_accumulation_holds_whole_gradients_unless_each_round_exchanges_them(sha
 # ── The same step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def trained(world, part, num_rounds, precision=None, clip=None, build=seeded_model):
+def trained(
+    world: Any, part: Any, num_rounds: Any, precision: Any = None, clip: Any = None, build: Any = seeded_model
+) -> Any:
     """Weights before and after three steps, whole, and the norms."""
     trainable = prepare(world, part, precision=precision, clip=clip, build=build)
 
-    def whole():
+    def whole() -> dict[str, Any]:
         return {name: p.full_tensor() if isinstance(p, DTensor) else p.clone() for name, p in weights_of(trainable)}
 
     before = {name: tensor.detach() for name, tensor in whole().items()}
@@ -158,7 +168,7 @@ def trained(world, part, num_rounds, precision=None, clip=None, build=seeded_mod
     return before, {name: tensor.detach() for name, tensor in whole().items()}, norms, losses
 
 
-def weights_of(trainable):
+def weights_of(trainable: Any) -> Any:
     trainable.state_dict()
     return model_of(trainable).named_parameters()
 
@@ -173,7 +183,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS, ids=range(len(PARTS)))
-def test_every_setting_takes_the_steps_of_one_process(part, tmp_path):
+def test_every_setting_takes_the_steps_of_one_process(part: Any, tmp_path: Path) -> None:
     clip = Clip(norm=0.5)
     alone = trained(SoloWorld(torch.device("cpu")), Single(), 4, clip=clip)
     for before, after, norms, _ in on_ranks(2, trained, part, 2, None, clip, scratch=tmp_path):
@@ -185,7 +195,7 @@ def test_every_setting_takes_the_steps_of_one_process(part, tmp_path):
 
 
 @pytest.mark.parametrize("part", [FSDP(shard_size=2), FSDP(shard_size=2, sync_each_round=True, build=Build.RANK_0)])
-def test_four_ranks_in_two_groups_take_the_steps_of_one_process(part, tmp_path):
+def test_four_ranks_in_two_groups_take_the_steps_of_one_process(part: Any, tmp_path: Path) -> None:
     alone = trained(SoloWorld(torch.device("cpu")), Single(), 4)
     for before, after, norms, _ in on_ranks(4, trained, part, 2, scratch=tmp_path):
         for name in alone[0]:
@@ -194,7 +204,7 @@ def test_four_ranks_in_two_groups_take_the_steps_of_one_process(part, tmp_path):
         assert norms == pytest.approx(alone[2], rel=1e-6)
 
 
-def test_gathering_in_the_precisions_type_stays_near_what_autocast_does(tmp_path):
+def test_gathering_in_the_precisions_type_stays_near_what_autocast_does(tmp_path: Path) -> None:
     """Norms and embeddings see weights of eight bits: half a unit of 2^-8 each; losses of order 1 stay within 2^-6."""
     stored, rounded = (
         on_ranks(2, trained, FSDP(gather=gather), 1, BF16(), scratch=tmp_path / gather.value)
@@ -204,13 +214,13 @@ def test_gathering_in_the_precisions_type_stays_near_what_autocast_does(tmp_path
     assert all(tensor.dtype == torch.float32 for tensor in rounded[0][1].values())
 
 
-def test_one_process_holds_the_plain_model():
+def test_one_process_holds_the_plain_model() -> None:
     trainable = prepare(SoloWorld(torch.device("cpu")), FSDP(offload=True))
     assert type(model_of(trainable)) is Tower
     assert type(model_of(trainable).blocks[0]) is Block
 
 
-def tied(world, part):
+def tied(world: Any, part: Any) -> Any:
     trainable = prepare(world, part, build=seeded_two_towers)
     step(trainable, world)
     trainable.state_dict()
@@ -219,7 +229,7 @@ def tied(world, part):
     return first is second, "0.1.weight" in names, sorted(named(trainable))
 
 
-def seeded_two_towers():
+def seeded_two_towers() -> Any:
     """Two units of which each holds one end of a tied weight."""
     torch.manual_seed(0)
     first, second = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -228,7 +238,7 @@ def seeded_two_towers():
 
 
 @pytest.mark.parametrize("build", list(Build))
-def test_units_that_share_a_parameter_become_one(build, tmp_path):
+def test_units_that_share_a_parameter_become_one(build: Any, tmp_path: Path) -> None:
     part = FSDP(wrap=Wrap.CLASSES, wrap_classes=["Linear"], build=build)
     for partitions, is_named, names in on_ranks(2, tied, part, scratch=tmp_path):
         assert partitions
@@ -240,26 +250,26 @@ def test_units_that_share_a_parameter_become_one(build, tmp_path):
 # ── Units ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_class_that_is_not_there_is_named_on_one_process_too(runner):
+def test_a_class_that_is_not_there_is_named_on_one_process_too(runner: Callable[..., Ended]) -> None:
     ended = runner("train", "points", "strategy=fsdp", "blocks.classes=[Blok]", code=2)
     assert "strategy.wrap_classes: ['Blok'] are not classes of modules of this model. It has: " in ended.stderr
     assert "Linear (2)" in ended.stderr
 
 
-def names_of_units(model, **choices):
+def names_of_units(model: Any, **choices: Any) -> Any:
     known = {"wrap": Wrap.AUTO, "classes": [], "min_params": 1} | choices
     units = units_of(model, key="strategy", **known)
     names = {module: name for name, module in model.named_modules()}
     return [[names[module] for module in group] for group in units.groups]
 
 
-def test_auto_goes_by_classes_then_by_the_models_own_word_then_takes_the_whole():
+def test_auto_goes_by_classes_then_by_the_models_own_word_then_takes_the_whole() -> None:
     assert names_of_units(build_model(blocks=2)) == [["blocks.1"], ["blocks.0"]]
     assert names_of_units(build_model(blocks=1), classes=["LayerNorm"]) == [["blocks.0.norm"]]
     assert names_of_units(build_model(names_blocks=False)) == []
 
 
-def test_size_makes_no_unit_of_containers_and_keeps_attention_whole():
+def test_size_makes_no_unit_of_containers_and_keeps_attention_whole() -> None:
     model = nn.Sequential(nn.ModuleList([nn.Linear(4, 4)]), nn.MultiheadAttention(4, 2), nn.Linear(2, 2))
     assert names_of_units(model, wrap=Wrap.SIZE, min_params=7) == [["1"], ["0.0"]]
 
@@ -267,13 +277,13 @@ def test_size_makes_no_unit_of_containers_and_keeps_attention_whole():
 class Outer(nn.Module):
     """Uses the weight of the unit inside it by itself, too."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(2, 2)
         self.weight = self.inner.weight
 
 
-def test_a_shared_parameter_belongs_to_the_outer_of_two_units_or_to_neither():
+def test_a_shared_parameter_belongs_to_the_outer_of_two_units_or_to_neither() -> None:
     model = build_model()
     units = units_of(model, wrap=Wrap.CLASSES, classes=["Linear"], min_params=1, key="strategy")
     assert [model.bottom, model.top] in units.groups  # neither lies in the other: together
@@ -289,14 +299,14 @@ def test_a_shared_parameter_belongs_to_the_outer_of_two_units_or_to_neither():
 # ── Bad input ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_class_that_the_model_lacks_is_named_with_those_it_has():
+def test_a_class_that_the_model_lacks_is_named_with_those_it_has() -> None:
     with pytest.raises(SpecError) as refused:
         names_of_units(build_model(), wrap=Wrap.CLASSES, classes=["Blok", "Linear"])
     assert str(refused.value).startswith("strategy.wrap_classes: ['Blok'] are not classes of modules of this model.")
     assert "It has: Linear (8), Block (3), LayerNorm (3), Tower, ModuleList." in str(refused.value)
 
 
-def test_no_split_needs_a_model_that_names_its_blocks():
+def test_no_split_needs_a_model_that_names_its_blocks() -> None:
     with pytest.raises(SpecError, match=r"strategy\.wrap: no_split, but the model names no classes of its own"):
         names_of_units(build_model(names_blocks=False), wrap=Wrap.NO_SPLIT)
 
@@ -312,12 +322,12 @@ def test_no_split_needs_a_model_that_names_its_blocks():
         ({"backward_prefetch": -1}, "backward_prefetch=-1 must not be negative"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(fields, message):
+def test_values_that_mean_nothing_are_refused(fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FSDP(**fields)
 
 
-def test_axes_say_which_shard_sizes_divide():
+def test_axes_say_which_shard_sizes_divide() -> None:
     assert FSDP().axes(4).sizes == (4,)
     assert FSDP(shard_size=4).axes(4).names == ("shard",)
     assert FSDP(shard_size=2).axes(4).sizes == (2, 2)
@@ -338,26 +348,26 @@ def test_axes_say_which_shard_sizes_divide():
         ("strategy.wrap=block", "strategy.wrap: 'block' must be auto | classes | no_split | size | none"),
     ],
 )
-def test_the_command_says_so_before_launch(runner, argument, message):
+def test_the_command_says_so_before_launch(runner: Callable[..., Ended], argument: str, message: str) -> None:
     ended = runner("check", "points", "strategy=fsdp", "hardware.processes=2", argument, code=2)
     assert message in ended.stderr
 
 
 class Scalar(nn.Module):
-    def __init__(self, shape, dtype):
+    def __init__(self, shape: Any, dtype: Any) -> None:
         super().__init__()
         self.line = nn.Linear(2, 2)
         self.scale = nn.Parameter(torch.ones(shape, dtype=dtype))
 
 
 class Keeps(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.line = nn.Linear(2, 2)
         self.mask = torch.ones(2)
 
 
-def refusal(world, part, build):
+def refusal(world: Any, part: Any, build: Any) -> Any:
     try:
         prepare(world, part, build=build)
     except ModelError as error:
@@ -373,11 +383,11 @@ def refusal(world, part, build):
         (FSDP(build=Build.RANK_0), Keeps, "but mask is a tensor that is neither. Register it as a buffer, or use"),
     ],
 )
-def test_a_model_that_cannot_be_cut_is_refused(part, build, message, tmp_path):
+def test_a_model_that_cannot_be_cut_is_refused(part: Any, build: Any, message: str, tmp_path: Path) -> None:
     answers = on_ranks(2, refusal_alone, part, build, scratch=tmp_path)
     assert message in answers[1]
 
 
-def refusal_alone(world, part, build):
+def refusal_alone(world: Any, part: Any, build: Any) -> Any:
     """Rank 0 may have nothing to complain about and would wait for the others."""
     return refusal(world, part, build) if world.rank or part.build is Build.EVERY_RANK else ""

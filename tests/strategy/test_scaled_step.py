@@ -1,6 +1,7 @@
 """The scaled step: a loss scale changes which gradients survive, and nothing else. Laws 3 and 4 in float16."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ LENGTHS = st.lists(st.integers(1, 4), max_size=3)
 LOSSES = pytest.mark.parametrize("loss", [mean_loss, token_loss])
 
 
-def train(trainable, lengths, steps):
+def train(trainable: Any, lengths: Any, steps: Any) -> Any:
     updates = []
     for _ in range(steps):
         trainable.forward_backward(cut_into(lengths))
@@ -32,7 +33,7 @@ def train(trainable, lengths, steps):
 @given(lengths=LENGTHS, exponent=st.integers(-8, 60))
 @settings(deadline=None, max_examples=25)
 @LOSSES
-def test_without_narrow_types_any_scale_gives_the_bits_of_no_scale(loss, lengths, exponent):
+def test_without_narrow_types_any_scale_gives_the_bits_of_no_scale(loss: Any, lengths: Any, exponent: Any) -> None:
     """Powers of two round nothing: what differs from fp32 is autocast alone, never the scale."""
     scaled = prepare(loss, precision=FP16(enabled=False, init_scale=2.0**exponent))
     plain = prepare(loss)
@@ -45,7 +46,7 @@ def test_without_narrow_types_any_scale_gives_the_bits_of_no_scale(loss, lengths
 @settings(deadline=None, max_examples=15)
 @LOSSES
 @pytest.mark.parametrize("clip", [Clip(norm=0.05), Clip(value=0.01), Clip(norm=0.05, value=0.02)])
-def test_clipping_acts_on_the_unscaled_divided_gradient(loss, clip, lengths):
+def test_clipping_acts_on_the_unscaled_divided_gradient(loss: Any, clip: Any, lengths: Any) -> None:
     scaled, plain = prepare(loss, clip=clip, precision=FP16(enabled=False)), prepare(loss, clip=clip)
     for ours, theirs in zip(train(scaled, lengths, 2), train(plain, lengths, 2), strict=True):
         assert_close(ours.grad_norm, theirs.grad_norm, **ROUNDING)
@@ -55,7 +56,7 @@ def test_clipping_acts_on_the_unscaled_divided_gradient(loss, clip, lengths):
 @given(lengths=LENGTHS)
 @settings(deadline=None, max_examples=15)
 @LOSSES
-def test_any_cut_in_float16_is_the_step_of_one_large_batch(loss, lengths):
+def test_any_cut_in_float16_is_the_step_of_one_large_batch(loss: Any, lengths: Any) -> None:
     cut, whole = (
         prepare(loss, precision=FP16(init_scale=256.0)) for _ in range(2)
     )  # a toy gradient of 1 and more overflows 65536
@@ -68,7 +69,7 @@ def test_any_cut_in_float16_is_the_step_of_one_large_batch(loss, lengths):
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1), AdamW(lr=0.01)])
 @LOSSES
 @pytest.mark.parametrize("init_scale", [65536.0, 2.0**24])  # the larger one overflows at first
-def test_one_round_is_bitwise_the_loop_with_torchs_own_scaler(loss, optimizer, init_scale):
+def test_one_round_is_bitwise_the_loop_with_torchs_own_scaler(loss: Any, optimizer: Any, init_scale: Any) -> None:
     trainable = prepare(loss, optimizer=optimizer, precision=FP16(init_scale=init_scale, growth_interval=3))
     updates = train(trainable, [], 12)
     model = copy.deepcopy(MODEL)
@@ -87,7 +88,7 @@ def test_one_round_is_bitwise_the_loop_with_torchs_own_scaler(loss, optimizer, i
     assert all(map(torch.equal, weights(trainable), model.parameters()))
 
 
-def many_tokens(model, batch):
+def many_tokens(model: Any, batch: Any) -> Any:
     """A sum over 2²⁰ tokens an item: the gradient of it overflows float16, that of the mean does not."""
     x, y, counts = batch
     each = ((model(x) - y) ** 2).squeeze(1) * counts * 2.0**20
@@ -95,7 +96,7 @@ def many_tokens(model, batch):
 
 
 @pytest.mark.parametrize("lengths", [[], [6], [1, 4]])
-def test_a_total_over_a_million_tokens_overflows_no_scale(lengths):
+def test_a_total_over_a_million_tokens_overflows_no_scale(lengths: Any) -> None:
     many, few = (prepare(loss, precision=FP16(init_scale=1024.0)) for loss in (many_tokens, token_loss))
     updates = train(many, lengths, 4)
     assert [update.record["skipped_steps"] for update in updates] == [0, 0, 0, 0]
@@ -109,7 +110,7 @@ def test_a_total_over_a_million_tokens_overflows_no_scale(lengths):
     assert not all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_a_first_micro_batch_in_which_nothing_counts_is_no_measure():
+def test_a_first_micro_batch_in_which_nothing_counts_is_no_measure() -> None:
     trainable = prepare(token_loss, precision=FP16(init_scale=256.0))
     empty = MicroBatch((X[3:4], Y[3:4], COUNTS[3:4]), 1)  # its count is 0
     rest = cut_into([5]).micro_batches
@@ -118,7 +119,7 @@ def test_a_first_micro_batch_in_which_nothing_counts_is_no_measure():
         assert trainable.update(measure=True).stepped
 
 
-def test_a_skipped_step_moves_nothing_and_is_counted():
+def test_a_skipped_step_moves_nothing_and_is_counted() -> None:
     trainable = prepare(mean_loss, optimizer=AdamW(lr=0.01), precision=FP16(init_scale=2.0**40))
     before = [weight.clone() for weight in weights(trainable)]
     (update,) = train(trainable, [], 1)
@@ -129,8 +130,8 @@ def test_a_skipped_step_moves_nothing_and_is_counted():
     assert all(parameter.grad is None for parameter in trainable.model.parameters())
 
 
-def test_a_gradient_that_is_never_finite_ends_the_run():
-    def divided_by_zero(model, batch):
+def test_a_gradient_that_is_never_finite_ends_the_run() -> None:
+    def divided_by_zero(model: Any, batch: Any) -> Any:
         return model(batch[0]).mean() * torch.inf
 
     trainable = prepare(divided_by_zero, precision=FP16(init_scale=4.0, min_scale=1.0))
@@ -141,8 +142,8 @@ def test_a_gradient_that_is_never_finite_ends_the_run():
         train(trainable, [], 1)
 
 
-def test_without_scaling_small_gradients_are_lost_and_with_it_they_are_not():
-    def faint(model, batch):
+def test_without_scaling_small_gradients_are_lost_and_with_it_they_are_not() -> None:
+    def faint(model: Any, batch: Any) -> Any:
         return nn.functional.mse_loss(model(batch[0]), batch[1]) * 2.0**-24  # float16's smallest number is 2⁻²⁴
 
     kept, lost = prepare(faint, precision=FP16()), prepare(faint, precision=FP16(scale_loss=False))

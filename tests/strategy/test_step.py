@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -27,17 +28,17 @@ X, Y = torch.randn(12, 3), torch.randn(12, 1)
 COUNTS = torch.tensor([1, 5, 2, 0, 3, 1, 4, 1, 1, 2, 6, 1])  # say, tokens of each item
 
 
-def mean_loss(model, batch):
+def mean_loss(model: Any, batch: Any) -> Any:
     x, y, _ = batch
     return ((model(x) - y) ** 2).mean()
 
 
-def token_loss(model, batch):
+def token_loss(model: Any, batch: Any) -> Any:
     x, y, counts = batch
     return Loss((((model(x) - y) ** 2).squeeze(1) * counts).sum(), counts.sum())
 
 
-def prepare(loss, *, strategy=None, optimizer=None, clip=None, precision=None):
+def prepare(loss: Any, *, strategy: Any = None, optimizer: Any = None, clip: Any = None, precision: Any = None) -> Any:
     return (strategy or Single()).prepare(
         builder(
             build=lambda: copy.deepcopy(MODEL),
@@ -50,7 +51,7 @@ def prepare(loss, *, strategy=None, optimizer=None, clip=None, precision=None):
     )
 
 
-def cut_into(lengths, items=12):
+def cut_into(lengths: Any, items: int = 12) -> Any:
     """Micro-batches of these lengths; what is left over is the last."""
     rounds, first = [], 0
     for length in [*lengths, items - sum(lengths)]:
@@ -60,11 +61,11 @@ def cut_into(lengths, items=12):
     return StepBatches(rounds, items)
 
 
-def weights(trainable):
+def weights(trainable: Any) -> Any:
     return [parameter.detach() for parameter in model_of(trainable).parameters()]
 
 
-def by_hand(loss, *, steps, clip=None, optimizer=None):
+def by_hand(loss: Any, *, steps: Any, clip: Any = None, optimizer: Any = None) -> Any:
     """The hand-written loop over one large batch: the oracle."""
     model = copy.deepcopy(MODEL)
     optimizer = (optimizer or SGD(lr=0.1)).build(model.named_parameters(), items=12)
@@ -85,7 +86,7 @@ def by_hand(loss, *, steps, clip=None, optimizer=None):
 @pytest.mark.parametrize("strategy", [Single(), DDP()])
 @pytest.mark.parametrize("loss", [mean_loss, token_loss])
 @pytest.mark.parametrize("clip", [Clip(), Clip(norm=0.05), Clip(value=0.01), Clip(norm=0.05, value=0.02)])
-def test_one_round_is_bitwise_the_hand_written_loop(strategy, loss, clip):
+def test_one_round_is_bitwise_the_hand_written_loop(strategy: Any, loss: Any, clip: Any) -> None:
     trainable = prepare(loss, strategy=strategy, clip=clip, optimizer=AdamW(lr=0.01))
     for _ in range(3):
         trainable.forward_backward(cut_into([]))
@@ -103,7 +104,7 @@ ROUNDING = {"rtol": 0, "atol": 1e-6}
 @settings(deadline=None, max_examples=25)
 @pytest.mark.parametrize("loss", [mean_loss, token_loss])
 @pytest.mark.parametrize("clip", [Clip(), Clip(norm=0.05), Clip(value=0.01)])
-def test_any_cut_into_rounds_is_the_step_of_one_large_batch(loss, clip, lengths):
+def test_any_cut_into_rounds_is_the_step_of_one_large_batch(loss: Any, clip: Any, lengths: Any) -> None:
     trainable = prepare(loss, clip=clip)
     expected, norms = by_hand(loss, steps=2, clip=clip)
     for norm in norms:
@@ -113,7 +114,7 @@ def test_any_cut_into_rounds_is_the_step_of_one_large_batch(loss, clip, lengths)
 
 
 @pytest.mark.parametrize("loss", [mean_loss, token_loss])
-def test_a_filler_changes_nothing(loss):
+def test_a_filler_changes_nothing(loss: Any) -> None:
     plain, filled = prepare(loss), prepare(loss)
     for trainable, extra in ((plain, []), (filled, [MicroBatch((X[:1], Y[:1], COUNTS[:1]), 0)])):
         batches = cut_into([5])
@@ -124,8 +125,8 @@ def test_a_filler_changes_nothing(loss):
     assert_close(weights(filled), weights(plain), **ROUNDING)
 
 
-def test_a_step_in_which_nothing_counts_moves_nothing():
-    def nothing(model, batch):
+def test_a_step_in_which_nothing_counts_moves_nothing() -> None:
+    def nothing(model: Any, batch: Any) -> Any:
         return Loss(model(batch[0]).sum() * 0, torch.tensor(0))
 
     trainable = prepare(nothing)
@@ -136,7 +137,7 @@ def test_a_step_in_which_nothing_counts_moves_nothing():
     assert_close(weights(trainable), before, rtol=0, atol=0)
 
 
-def test_evaluation_restores_each_modules_mode_and_counts_no_filler():
+def test_evaluation_restores_each_modules_mode_and_counts_no_filler() -> None:
     trainable = prepare(token_loss)
     model_of(trainable)[0].eval()  # a user's frozen part
     losses = list(trainable.evaluate(cut_into([5]).micro_batches))
@@ -153,6 +154,6 @@ def test_evaluation_restores_each_modules_mode_and_counts_no_filler():
         (lambda model, batch: model(batch[0]).mean().detach(), "has no gradient. Compute it from the model's output"),
     ],
 )
-def test_a_loss_that_cannot_be_trained_on_is_refused(result, message):
+def test_a_loss_that_cannot_be_trained_on_is_refused(result: Any, message: str) -> None:
     with pytest.raises(HookError, match=message):
         prepare(result).forward_backward(cut_into([]))

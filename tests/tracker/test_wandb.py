@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from runner.errors import RunnerError
 from runner.protocols import Image, Outcome, RunInfo, Table
 from runner.tracker.wandb import Mode, WandB
+from tests.conftest import Ended
 
 BLOCK = 32768  # a .wandb file is LevelDB's log format: blocks of records, each with checksum, length and kind
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -58,7 +59,7 @@ def payloads(file: Path) -> Iterator[bytes]:
 
 def records(run_dir: Path) -> list[Any]:
     """What all attempts wrote, oldest first."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at import
 
     files = sorted(run_dir.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     return [Record.FromString(payload) for file in files for payload in payloads(file)]
@@ -140,7 +141,7 @@ def test_media_and_artifacts_are_kept(tmp_path: Path) -> None:
     assert (artifact.name, artifact.type) == ("weights", "model")
 
 
-def test_all_attempts_are_one_run(runner, project):
+def test_all_attempts_are_one_run(runner: Callable[..., Ended], project: Path) -> None:
     offline = ["tracker=[wandb]", "tracker.wandb.mode=offline", "tracker.wandb.system_metrics=false"]
     stopped = runner("train", "points", *offline, "run.steps=4", "run.stop_at_step=2")
     resumed = runner("resume", str(stopped.run_dir.path))
@@ -157,7 +158,7 @@ def test_all_attempts_are_one_run(runner, project):
     assert [one.exit_code for one in of_kind(path, "exit")] == [0, 0]
 
 
-def test_a_hook_that_fails_is_a_failed_run_in_another_process_too(runner):
+def test_a_hook_that_fails_is_a_failed_run_in_another_process_too(runner: Callable[..., Ended]) -> None:
     offline = ["tracker=[wandb]", "tracker.wandb.mode=offline", "strategy=ddp", "hardware.processes=2"]
     ended = runner("train", "points", *offline, "loss._target_=user_hooks.points.failing_loss", code=1)
     assert [one.exit_code for one in of_kind(ended.run_dir.path, "exit")] == [1]
@@ -177,7 +178,7 @@ def closed_port() -> int:
         return int(bound.getsockname()[1])
 
 
-def test_a_dead_server_never_stops_training(runner, project):
+def test_a_dead_server_never_stops_training(runner: Callable[..., Ended], project: Path) -> None:
     server = f"http://127.0.0.1:{closed_port()}"
     dead = ["tracker=[wandb]", f"tracker.wandb.base_url={server}", "tracker.wandb.init_timeout_s=2"]
     environment = {"WANDB_API_KEY": KEY, "HOME": str(project), "WANDB_ERROR_REPORTING": "false"}
@@ -220,7 +221,7 @@ def test_a_server_that_refuses_is_an_error(tmp_path: Path, monkeypatch: pytest.M
         server.shutdown()
 
 
-def test_nobody_logged_in_is_an_error(runner, project):
+def test_nobody_logged_in_is_an_error(runner: Callable[..., Ended], project: Path) -> None:
     environment = {"HOME": str(project), "WANDB_ERROR_REPORTING": "false"}
     ended = runner("train", "points", "tracker=[wandb]", env=environment, code=1)
     assert re.search(r"No API key configured\. .* record offline: tracker.wandb.mode=offline", ended.stderr)

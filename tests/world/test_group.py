@@ -5,6 +5,7 @@ import os
 import socket
 import traceback
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from runner.protocols import Axes, Axis
 from runner.world.group import open_world
 
 
-def _rank(rank, port, answers):
+def _rank(rank: Any, port: Any, answers: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
@@ -45,7 +46,7 @@ def _rank(rank, port, answers):
         raise
 
 
-def test_two_ranks_agree():
+def test_two_ranks_agree() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

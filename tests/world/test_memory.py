@@ -2,6 +2,7 @@
 
 import resource
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.multiprocessing.spawn import spawn
@@ -12,18 +13,18 @@ CPU = torch.device("cpu")
 MIB = 1 << 20
 
 
-def data_bytes():
+def data_bytes() -> Any:
     return int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
 
 
-def limited(rank):
+def limited(rank: Any) -> None:
     assert free_bytes(CPU) > 0
     limit = data_bytes() + 100 * MIB
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     assert 90 * MIB < free_bytes(CPU) <= 100 * MIB
 
 
-def returning(rank):
+def returning(rank: Any) -> None:
     return_large_blocks(CPU)
     before, kept = data_bytes(), []
     for _ in range(20):
@@ -33,14 +34,14 @@ def returning(rank):
     assert data_bytes() - before < 16 * MIB
 
 
-def test_a_limit_bounds_what_is_left():
+def test_a_limit_bounds_what_is_left() -> None:
     spawn(limited)
 
 
-def test_a_large_block_leaves_no_hole():
+def test_a_large_block_leaves_no_hole() -> None:
     spawn(returning)
 
 
-def test_of_a_device_without_numbers_nothing_is_known():
+def test_of_a_device_without_numbers_nothing_is_known() -> None:
     assert free_bytes(torch.device("meta")) == 0
     return_large_blocks(torch.device("meta"))

@@ -1,5 +1,8 @@
 """The mesh: who is whose peer along which axis, by arithmetic, by torch's DeviceMesh, and on real ranks."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +19,7 @@ CPU = torch.device("cpu")
 TWO_BY_TWO = Axes(names=(Axis.REPLICATE, Axis.TENSOR), sizes=(2, 2), data=(Axis.REPLICATE,))
 
 
-def test_tensor_peers_read_the_same_items():
+def test_tensor_peers_read_the_same_items() -> None:
     """Ranks 0 to 3 of data × tensor = 2 × 2 have the data ranks 0, 0, 1, 1: the innermost axis moves first."""
     groups = TWO_BY_TWO.groups(TWO_BY_TWO.data)
     assert groups == [[0, 2], [1, 3]]
@@ -26,7 +29,7 @@ def test_tensor_peers_read_the_same_items():
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), chosen=st.sets(st.sampled_from(list(Axis))))
-def test_groups_are_those_of_torchs_mesh(sizes, chosen):
+def test_groups_are_those_of_torchs_mesh(sizes: Any, chosen: Any) -> None:
     names = tuple(Axis)[: len(sizes)]
     axes = Axes(names=names, sizes=tuple(sizes), data=names[:1])
     ranks = torch.arange(axes.size(names)).reshape(sizes)
@@ -36,7 +39,7 @@ def test_groups_are_those_of_torchs_mesh(sizes, chosen):
     assert sorted(axes.groups(chosen)) == sorted(expected)
 
 
-def test_loss_is_summed_and_random_numbers_differ_where_ranks_compute_different_parts():
+def test_loss_is_summed_and_random_numbers_differ_where_ranks_compute_different_parts() -> None:
     names = (Axis.PIPELINE, Axis.SHARD, Axis.CONTEXT, Axis.TENSOR)
     axes = Axes(names=names, sizes=(2, 3, 4, 5), data=(Axis.SHARD,), partial=(Axis.PIPELINE, Axis.CONTEXT))
     assert axes.data_ranks == 3
@@ -52,15 +55,15 @@ def test_loss_is_summed_and_random_numbers_differ_where_ranks_compute_different_
         ({"data": (Axis.EXPERT,)}, "name {<Axis.EXPERT"),
     ],
 )
-def test_axes_that_cannot_be_are_refused(fields, words):
+def test_axes_that_cannot_be_are_refused(fields: Any, words: str) -> None:
     plain = {"names": (Axis.REPLICATE, Axis.SHARD), "sizes": (2, 2), "data": (Axis.SHARD,)}
     with pytest.raises(ValueError, match=words):
         Axes(**plain | fields)
 
 
-def seen_along(world):
+def seen_along(world: Any) -> Any:
     """What one rank sees along each axis, by sums, broadcasts and objects."""
-    found = {"run": (world.rank, world.size)}
+    found: dict[str, Any] = {"run": (world.rank, world.size)}
     for name, axes in {"data": world.axes.data, "tensor": [Axis.TENSOR], "both": world.axes.names, "none": []}.items():
         peers = world.along(*axes)
         mine = torch.tensor([float(world.rank)])
@@ -81,7 +84,7 @@ def seen_along(world):
     return found
 
 
-def test_every_collective_stays_among_the_peers(tmp_path):
+def test_every_collective_stays_among_the_peers(tmp_path: Path) -> None:
     answers = on_ranks(4, seen_along, scratch=tmp_path, axes=TWO_BY_TWO)
     for rank, found in enumerate(answers):
         data, tensor = divmod(rank, 2)
@@ -95,19 +98,19 @@ def test_every_collective_stays_among_the_peers(tmp_path):
         assert found["duplicate"] == rows
 
 
-def test_a_world_of_one_has_no_mesh():
+def test_a_world_of_one_has_no_mesh() -> None:
     with pytest.raises(RankError, match="was asked for in a world of one process"):
         SoloWorld(CPU).mesh()
     assert SoloWorld(CPU).axes == ALONE
 
 
-def imagined(world):
+def imagined(world: Any) -> Any:
     """Where a rehearsal places this rank, and that nothing it does reaches another."""
     alone = rehearsal(world)
     peers = alone.along(Axis.TENSOR)
     return (alone.rank, alone.size), (peers.rank, peers.size), peers.sum(torch.tensor(1.0)).item(), alone.any(False)
 
 
-def test_a_rehearsal_has_the_shape_of_the_run_and_meets_nobody(tmp_path):
+def test_a_rehearsal_has_the_shape_of_the_run_and_meets_nobody(tmp_path: Path) -> None:
     answers = on_ranks(4, imagined, scratch=tmp_path, axes=TWO_BY_TWO)
     assert answers == [((rank, 4), (rank % 2, 2), 1.0, False) for rank in range(4)]

@@ -1,6 +1,7 @@
 """Random numbers: mixed seeds lie far apart, and a state carries every generator on."""
 
 import random
+from typing import Any
 
 import numpy
 import torch
@@ -10,12 +11,12 @@ from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
 CPU = torch.device("cpu")
 
 
-def draw():
+def draw() -> Any:
     gaussian = random.gauss(0, 1), numpy.random.standard_normal()  # both keep a spare one
     return random.random(), numpy.random.rand(), torch.rand(()).item(), *gaussian
 
 
-def test_seeds_are_mixed_far_apart_and_always_alike():
+def test_seeds_are_mixed_far_apart_and_always_alike() -> None:
     seeds = [mix(seed, epoch) for seed in range(20) for epoch in range(20)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -23,7 +24,7 @@ def test_seeds_are_mixed_far_apart_and_always_alike():
     assert mix(0) == 0xE220A8397B1DCDAF >> 1, "splitmix64's first number after 0"
 
 
-def test_one_seed_seeds_everything():
+def test_one_seed_seeds_everything() -> None:
     seed_all(7)
     first = draw()
     seed_all(7)
@@ -32,7 +33,7 @@ def test_one_seed_seeds_everything():
     assert draw() != first
 
 
-def test_a_state_goes_on_where_it_was_taken():
+def test_a_state_goes_on_where_it_was_taken() -> None:
     seed_all(7)
     draw()
     state = rng_state(CPU)

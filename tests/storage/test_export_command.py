@@ -1,29 +1,32 @@
 """`runner export`: of any run's committed checkpoint, or a sentence about what is wrong."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, load_model
 
 from runner.cli.main import main
+from tests.conftest import Ended
 
 STRATEGIES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "strategy").glob("*.yaml"))
 
 
 @pytest.fixture
-def trained(runner):
+def trained(runner: Callable[..., Ended]) -> Any:
     """A run of the points recipe with commits at steps 2 and 3."""
 
-    def train(*options):
+    def train(*options: Any) -> Any:
         ended = runner("train", "points", "run.steps=3", "checkpoint.every_steps=2", *options)
         return ended.run_dir.path
 
     return train
 
 
-def test_the_weights_of_every_strategy_are_those_of_one_process(runner, trained):
+def test_the_weights_of_every_strategy_are_those_of_one_process(runner: Callable[..., Ended], trained: Any) -> None:
     weights = {}
     for strategy in ["single", *STRATEGIES]:
         run = trained(f"strategy={strategy}", f"hardware.processes={1 if strategy == 'single' else 2}")
@@ -36,7 +39,9 @@ def test_the_weights_of_every_strategy_are_those_of_one_process(runner, trained)
             torch.testing.assert_close(weights[strategy][name], tensor, rtol=0, atol=2e-6)
 
 
-def test_any_program_loads_it_into_the_model_that_was_trained(runner, trained, project, monkeypatch):
+def test_any_program_loads_it_into_the_model_that_was_trained(
+    runner: Callable[..., Ended], trained: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trained()
     runner("export", str(run), "--step", "2", "--dtype", "bfloat16", "--out", "weights/points")
     monkeypatch.syspath_prepend(project)
@@ -51,7 +56,7 @@ def test_any_program_loads_it_into_the_model_that_was_trained(runner, trained, p
         assert torch.equal(parameter, stored[f"model.{name}"].bfloat16())
 
 
-def test_sizes_are_read_as_people_write_them(runner, trained):
+def test_sizes_are_read_as_people_write_them(runner: Callable[..., Ended], trained: Any) -> None:
     run = trained()
     for size, files in (("5GB", 1), ("0.1 KiB", 2), ("100", 2), ("1b", 4)):
         out = run / size
@@ -61,7 +66,7 @@ def test_sizes_are_read_as_people_write_them(runner, trained):
 
 
 @pytest.mark.parametrize("size", ["0", "-1GB", "five", "", "1PB", "0.1"])
-def test_a_size_that_is_none_is_told(capsys, size):
+def test_a_size_that_is_none_is_told(capsys: pytest.CaptureFixture[str], size: str) -> None:
     assert main(["export", "run", f"--max-shard-size={size}"]) == 2
     rule = f"command line: argument --max-shard-size: {size!r} is not a size such as 5GB, 500MB or 2GiB."
     assert rule in capsys.readouterr().err
@@ -77,31 +82,33 @@ def test_a_size_that_is_none_is_told(capsys, size):
         (["x", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     ],
 )
-def test_what_cannot_be_exported_is_told(runner, argv, words):
+def test_what_cannot_be_exported_is_told(runner: Callable[..., Ended], argv: Any, words: str) -> None:
     ended = runner("export", *argv, code=2)
     assert words in ended.stderr
 
 
-def test_a_step_that_was_not_committed_is_told(runner, trained):
+def test_a_step_that_was_not_committed_is_told(runner: Callable[..., Ended], trained: Any) -> None:
     run = trained()
     ended = runner("export", str(run), "--step", "1", code=2)
     assert ended.stderr == "--step: there is no checkpoint of step 1. There are: 2, 3.\n"
 
 
-def test_a_run_without_a_checkpoint_is_told(runner):
+def test_a_run_without_a_checkpoint_is_told(runner: Callable[..., Ended]) -> None:
     ended = runner("train", "points", "run.steps=1", "checkpoint=none", "~checkpoint.every_steps")
     said = runner("export", str(ended.run_dir.path), code=2).stderr
     assert said.startswith(f"DIR: {ended.run_dir.path} has no committed checkpoint yet. A run commits by ")
 
 
-def test_a_second_export_does_not_overwrite_the_first(runner, trained):
+def test_a_second_export_does_not_overwrite_the_first(runner: Callable[..., Ended], trained: Any) -> None:
     run = trained()
     runner("export", str(run))
     said = runner("export", str(run), code=8).stderr
     assert said == f"{run}/export/step_3 is not empty. Export into a new directory: --out PATH.\n"
 
 
-def test_a_hook_that_needs_memory_is_told_with_both_ways_out(runner, trained, project):
+def test_a_hook_that_needs_memory_is_told_with_both_ways_out(
+    runner: Callable[..., Ended], trained: Any, project: Path
+) -> None:
     run = trained()
     hooks = project / "user_hooks" / "points.py"
     fragile = "    torch.linspace(0, 1, 3)[1].item()  # as drop rates are often computed\n    return nn.Seq"
@@ -119,12 +126,12 @@ def test_a_hook_that_needs_memory_is_told_with_both_ways_out(runner, trained, pr
     runner("export", str(run), "--config", "none", "--out", "b")  # the checkpoint alone is enough
 
 
-def test_help_is_there(capsys):
+def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: runner export DIR [options]")
 
 
-def test_an_index_is_json(runner, trained):
+def test_an_index_is_json(runner: Callable[..., Ended], trained: Any) -> None:
     run = trained()
     runner("export", str(run), "--max-shard-size", "1")
     index = json.loads((run / "export" / "step_3" / "model.safetensors.index.json").read_text())
