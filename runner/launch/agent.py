@@ -20,10 +20,10 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from runner.config.run_dir import RunDir
 from runner.launch import rank
-from runner.launch.environment import environment
 from runner.launch.outcome import Outcome
 from runner.launch.signals import FOR_TORCH, Signals
 from runner.launch.supervision import Supervision
+from runner.world.environment import environment
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
 # The first optimizer step imports torch._dynamo (0.9 CPU s); imported before the fork, every rank has it.

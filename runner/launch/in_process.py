@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Self, final
 
 from runner.config.run_dir import RunDir
-from runner.launch.environment import environment
 from runner.launch.failures import Failure, read_failures
 from runner.launch.outcome import check_done, failed, interrupted
 from runner.launch.signals import ECHO_S, STOPPING
+from runner.world.environment import environment
 from runner.world.identity import VARIABLES
 from runner.world.stop import StopRequest
 

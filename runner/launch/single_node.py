@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.launch.environment import environment, for_determinism
 from runner.launch.supervision import Supervision
+from runner.world.environment import environment, for_determinism
 from runner.world.fork import can_fork_ranks
 
 if TYPE_CHECKING:

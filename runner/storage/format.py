@@ -21,7 +21,7 @@ import xxhash
 
 from runner.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 METADATA = "metadata.json"
 STATE = "state.json"

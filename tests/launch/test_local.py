@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from launching import Launcher
 
-from runner.launch.environment import environment
 from runner.launch.supervision import Supervision
+from runner.world.environment import environment
 
 
 @pytest.mark.parametrize(("processes", "fork"), [(1, True), (2, True), (2, False)])

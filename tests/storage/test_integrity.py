@@ -86,8 +86,8 @@ def test_a_missing_file_is_found_before_it_is_read(checkpoints: Checkpoints, sav
     [
         ("{", "is corrupted: it is not JSON with a format version"),
         ("[]", "is corrupted: it is not JSON with a format version"),
-        ('{"format": 1}', "is corrupted: it is not a manifest"),
-        ('{"format": 9}', "has format 9; this version of runner reads format 1."),
+        ('{"format": 2}', "is corrupted: it is not a manifest"),
+        ('{"format": 9}', "has format 9; this version of runner reads format 2."),
     ],
 )
 def test_a_manifest_that_is_none_is_found(text: str, fault: str, checkpoints: Checkpoints, save: Save) -> None:

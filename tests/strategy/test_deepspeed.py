@@ -1,6 +1,7 @@
 """What the ZeRO stages promise on real ranks: who holds how much, the same start, offload, and words for bad input."""
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from runner.errors import CheckpointError, ModelError, NonFiniteError
 from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
 from runner.precision.fp32 import FP32
-from runner.protocols import Clip, MicroBatch, StepBatches, StoredTensor
+from runner.protocols import Clip, MicroBatch, StepBatches, StoredTensor, World
 from runner.storage.names import from_names
 from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.deepspeed.deepspeed import Place
@@ -359,6 +360,18 @@ def test_a_checkpoint_that_does_not_fit_is_named_whole(tmp_path: Path) -> None:
         assert "misshapen: model.bias is [3] in the checkpoint, [2] in the model" in words
         assert "unexpected in the checkpoint: model.extra" in words
         assert "optimizer.bottom.weight.exp_avg_sq_row [6]. Continue with" in said(part, factored, tmp_path)
+
+
+def environment_around_a_step(world: World, part: DeepSpeed) -> tuple[dict[str, str], dict[str, str]]:
+    before = dict(os.environ)
+    step(prepare(world, part), world)
+    return before, dict(os.environ)
+
+
+def test_the_environment_is_as_it_was_before_the_engine_was_built(tmp_path: Path) -> None:
+    for part in STAGES:
+        for before, after in on_ranks(2, environment_around_a_step, part, scratch=tmp_path):
+            assert after == before | {"LOCAL_RANK": after["LOCAL_RANK"]}  # torch's own, which every launcher sets
 
 
 def test_without_deepspeed_the_fault_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from runner.config.run_dir import RunDir
 from runner.errors import RunnerError
 from runner.launch.agent import supervise
 from runner.launch.attached import AttachedJob
-from runner.launch.environment import environment, for_determinism
 from runner.launch.failures import Cause, find_cause
 from runner.launch.node_group import EndReason, NodeEnded
 from runner.launch.nodes.coordinator import Coordinator
@@ -22,6 +21,7 @@ from runner.launch.nodes.hosts import interface_to
 from runner.launch.outcome import Outcome, check_done, failed, interrupted, stopped_by_signal
 from runner.launch.rendezvous import Rendezvous
 from runner.launch.supervision import Supervision
+from runner.world.environment import environment, for_determinism
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec

@@ -128,12 +128,14 @@ class DeepSpeed:
         """The whole model on every rank; under stage 3 partitioned, as ZeRO inference has it."""
         settings = self._settings(builder)
         if settings.is_cut:
-            return place(settings, builder, world)
+            with library.variables(world):
+                return place(settings, builder, world)
         return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """An engine over the user's model, its float32 weights those that the hook made."""
-        return prepare(self._settings(builder), builder, world)
+        with library.variables(world):
+            return prepare(self._settings(builder), builder, world)
 
     def _settings(self, builder: Builder) -> Settings:
         return Settings(

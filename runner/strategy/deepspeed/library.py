@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import HashStore
 from runner.errors import RankError
 from runner.log import logger
 from runner.protocols import World
+from runner.world.environment import environment
 
 INSTALL = "pip install 'hydra-runner[deepspeed]'  (or: DS_BUILD_OPS=0 pip install deepspeed)"
 _OWN = logging.getLogger("DeepSpeed")
@@ -34,15 +35,12 @@ def load(world: World) -> ModuleType:
     """Import DeepSpeed for the device of this rank.
 
     DeepSpeed looks for an accelerator while it is imported, and takes a GPU that it finds, unless DS_ACCELERATOR tells
-    it otherwise. What it says goes to the log of the rank.
+    it otherwise: call this inside `variables`. What DeepSpeed prints goes to the log of the rank.
 
     Raises:
         RankError: this process had imported DeepSpeed for another device.
     """
     kind = world.device.type
-    os.environ["DS_ACCELERATOR"] = kind
-    # Operators are compiled when they are first used, by ninja, which an environment that is not active hides.
-    os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))
     with quiet():
         import deepspeed
         from deepspeed.accelerator import get_accelerator, set_accelerator
@@ -62,6 +60,17 @@ def load(world: World) -> ModuleType:
     warnings.filterwarnings("ignore", message="`torch.distributed.(all_gather|reduce_scatter)_[a-z_]*` is deprecated")
     library: ModuleType = deepspeed
     return library
+
+
+@contextlib.contextmanager
+def variables(world: World) -> Iterator[None]:
+    """What DeepSpeed reads from the environment while it is imported and an engine is built; afterwards as before.
+
+    Operators are compiled when they are first used, by ninja, which a virtual environment that is not active hides.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))
+    with environment({"DS_ACCELERATOR": world.device.type, "PATH": path}):
+        yield
 
 
 def _host() -> Any:
