@@ -33,6 +33,7 @@ from runner.engine.session import open_session
 from runner.protocols import World
 from runner.protocols.state import MODEL
 from runner.world.group import open_world
+from runner.world.identity import find_identity
 from runner.world.stop import StopRequest
 
 RANKS, ROUNDS, MICRO_ITEMS, HIDDEN = 2, 4, 8, 16384
@@ -104,13 +105,14 @@ def turn(step: Callable[[], None], world: World) -> float:
 
 def rank(number: int, port: int, directory: str) -> None:
     """One process."""
-    numbers = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": RANKS, "MASTER_PORT": port}
+    numbers = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
+    numbers["MASTER_PORT"] = port
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in numbers.items()}})
     run_dir = RunDir(Path(directory))
     log.setup(run_dir.rank_log(number), rank=number, console=False)
     specs = {each: spec_of(each=each) for each in (True, False)}
     axes = specs[True].strategy.axes(RANKS)
-    world = open_world(specs[True].hardware, axes, timeout=timedelta(minutes=2))
+    world = open_world(specs[True].hardware, axes, find_identity(os.environ), timeout=timedelta(minutes=2))
     loops = {}
     stack = contextlib.ExitStack()
     for each, spec in specs.items():

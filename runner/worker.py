@@ -23,6 +23,7 @@ from runner.engine.out_of_memory import out_of_memory_named
 from runner.engine.session import Stopping, open_session
 from runner.protocols import World
 from runner.world.group import open_world
+from runner.world.identity import find_identity
 from runner.world.stop import StopRequest
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -55,11 +56,13 @@ def work(spec_path: Path, stopping: Stopping) -> None:
 
 def _train(spec_path: Path, stopping: Stopping) -> World:
     run_dir = RunDir(spec_path.parent)
-    rank = int(os.environ.get("RANK", "0"))
+    identity = find_identity(os.environ)
+    rank = 0 if identity is None else identity.rank
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
     with _reporting(run_dir, rank) as standing, out_of_memory_named():
         spec = store.read(spec_path)
-        world = open_world(spec.hardware, spec.strategy.axes(spec.world_size), timeout=COLLECTIVE_TIMEOUT)
+        axes = spec.strategy.axes(spec.world_size)
+        world = open_world(spec.hardware, axes, identity, timeout=COLLECTIVE_TIMEOUT)
         with open_session(spec, run_dir, world, stopping) as session:
             standing.step = lambda: session.training.step
             session.outcome = train(session)

@@ -60,7 +60,7 @@ class Launch(Protocol):
                 and all of them return its file.
 
         Raises:
-            RunFailed: a machine cannot see the file.
+            LaunchError: a machine cannot see the file.
         """
         ...
 
@@ -88,6 +88,6 @@ class Launcher(Part, Protocol):
 
         Raises:
             SpecError: the machines were given different declarations.
-            RunFailed: a machine did not join in time.
+            LaunchError: a machine did not join in time.
         """
         ...

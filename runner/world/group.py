@@ -1,6 +1,5 @@
 """The world of several processes: torch.distributed behind the names that the engine uses."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from runner.protocols import Axes, Axis, Hardware, World
+from runner.world.identity import RankIdentity
 from runner.world.solo import SoloWorld
 
 
@@ -185,10 +185,17 @@ def join_group(device: torch.device, *, axes: Axes, backend: str, local_rank: in
     return _Run(device, axes=axes, backend=backend, local_rank=local_rank, timeout=timeout).world
 
 
-def open_world(hardware: Hardware, axes: Axes, *, timeout: timedelta) -> World:
-    """The world that torch's rendezvous variables describe: many ranks where they are set, one where not."""
-    if "RANK" not in os.environ:
+def open_world(hardware: Hardware, axes: Axes, identity: RankIdentity | None, *, timeout: timedelta) -> World:
+    """The world of this process: one of many ranks, or a world of one where it has no identity. Collective.
+
+    Args:
+        hardware: gives this rank its device.
+        axes: the mesh of all ranks.
+        identity: which rank this process is; torch's rendezvous variables say where the ranks meet.
+        timeout: of every collective.
+    """
+    if identity is None:
         return SoloWorld(hardware.claim(0), axes=axes)
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = identity.local_rank
     device = hardware.claim(local_rank)
     return join_group(device, axes=axes, backend=hardware.backend, local_rank=local_rank, timeout=timeout)

@@ -12,14 +12,15 @@ import torch
 from runner.hardware.cpu import CPU
 from runner.protocols import Axes, Axis
 from runner.world.group import open_world
+from runner.world.identity import find_identity
 
 
 def _rank(rank: Any, port: Any, answers: Any) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         axes = Axes(names=(Axis.REPLICATE,), sizes=(2,), data=(Axis.REPLICATE,))
-        world = open_world(CPU(processes=2), axes, timeout=timedelta(seconds=30))
+        world = open_world(CPU(processes=2), axes, find_identity(os.environ), timeout=timedelta(seconds=30))
         mine = torch.tensor([float(rank), 10.0])
         finish = world.start_sum(torch.tensor(rank + 1))
         order = []
