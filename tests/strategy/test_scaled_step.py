@@ -126,7 +126,7 @@ def test_a_skipped_step_moves_nothing_and_is_counted() -> None:
     assert not update.stepped
     assert update.record == {"loss_scale": 2.0**39, "skipped_steps": 1}
     assert all(map(torch.equal, weights(trainable), before))
-    assert not trainable.optimizer.state
+    assert not trainable.optimizers["model"].state
     assert all(parameter.grad is None for parameter in trainable.model.parameters())
 
 
