@@ -25,6 +25,7 @@ from runner.world.solo import SoloWorld
 from tests.storage.states import state_of
 
 Save = Callable[[dict[str, Tensor]], Path]
+Boxes = dict[str, tuple[tuple[int, ...], Tensor]]
 GB = 10**9
 
 WEIGHTS = {
@@ -139,7 +140,7 @@ def test_a_tensor_larger_than_a_shard_has_one_of_its_own(saved: Save, tmp_path: 
 def test_parts_that_several_ranks_wrote_are_put_together(tmp_path: Path) -> None:
     """Rows over two ranks, columns over two ranks, a whole scalar: as sharding strategies leave them."""
     rows, columns, scalar = torch.arange(15.0).view(5, 3), torch.arange(8.0).view(2, 4), torch.tensor(3.0)
-    parts = [
+    parts: list[Boxes] = [
         {"model.rows": ((0, 0), rows[:3]), "model.columns": ((0, 0), columns[:, :2]), "model.scalar": ((), scalar)},
         {"model.rows": ((3, 0), rows[3:]), "model.columns": ((0, 2), columns[:, 2:])},
     ]
@@ -147,7 +148,7 @@ def test_parts_that_several_ranks_wrote_are_put_together(tmp_path: Path) -> None
     assert_same(read(out), {"rows": rows, "columns": columns, "scalar": scalar})
 
 
-def committed(run: Path, parts: list[dict[str, tuple[tuple[int, ...], Tensor]]]) -> Path:
+def committed(run: Path, parts: list[Boxes]) -> Path:
     """A checkpoint of so many ranks; each gives boxes of tensors by name, with their offsets."""
     (run / "checkpoints").mkdir()
     partial = begin(run / "checkpoints", 1)

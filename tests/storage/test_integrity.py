@@ -3,7 +3,7 @@
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -170,7 +170,7 @@ LOADED: list[str] = []
 
 
 @pytest.fixture
-def planted() -> Callable[[], bytes]:
+def planted() -> Iterator[Callable[[], bytes]]:
     """A pickle that would tell on whoever loads it. The interpreter tells too, of any unpickled class."""
     watching = [True]
     sys.addaudithook(lambda event, args: LOADED.append(event) if watching[0] and event == "pickle.find_class" else None)
@@ -179,5 +179,5 @@ def planted() -> Callable[[], bytes]:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return io.StringIO, ("boom",)
 
-    yield lambda: pickle.dumps(Bomb())  # type: ignore[misc]
+    yield lambda: pickle.dumps(Bomb())
     watching[0] = False
