@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -115,7 +114,7 @@ def test_the_rest_is_json(tmp_path: Path, checkpointer: ShardedCheckpointer) -> 
 
 
 def test_what_is_not_a_tensor_is_refused_by_name(tmp_path: Path, checkpointer: ShardedCheckpointer) -> None:
-    wrong: State[Any] = State(models={"model": {"good": torch.ones(1), "bad": [1, 2]}})
+    wrong = State(models={"model": {"good": torch.ones(1), "bad": [1, 2]}})
     with pytest.raises(CheckpointError, match=r"^model.bad cannot be saved: it is not a tensor. Put what JSON"):
         checkpointer.save(wrong, progress=PROGRESS, metrics={})
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -131,7 +130,7 @@ def test_a_type_that_safetensors_lacks_is_refused_by_name(checkpointer: ShardedC
 
 
 def test_a_value_that_json_cannot_say_is_refused_by_name(tmp_path: Path, checkpointer: ShardedCheckpointer) -> None:
-    wrong = State[Tensor](values={"fine": 1, "bad": {1, 2}})
+    wrong: State[torch.Tensor] = State(values={"fine": 1, "bad": {1, 2}})
     with pytest.raises(
         CheckpointError,
         match=r"^values\['bad'\] cannot be saved: .* not JSON serializable. Values must be what JSON can",
