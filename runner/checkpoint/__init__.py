@@ -1,1 +1,1 @@
-"""Saving and restoring runs: a commit protocol, safetensors payloads under torch's planners, retention."""
+"""The options of the group `checkpoint`: how and how often a run is saved, and which checkpoints are kept."""

@@ -1,4 +1,4 @@
-"""Rank 0 writes one file that holds every tensor whole. For models that are small enough to wait for one writer."""
+"""Rank 0 writes one file that holds every tensor whole. For models small enough to wait for a single writer."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from runner.checkpoint.retention import Retention
-from runner.checkpoint.save import Saved, check_cadence, open_checkpoints, save_into
+from runner.checkpoint.save import SaveMetadata, check_cadence, open_checkpoints, save_into
 from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Progress, State, World
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """Save into <run>/checkpoints/step_<n>/state.safetensors, each checkpoint committed by one rename."""
+    """Save into <run>/checkpoints/step_<n>/state.safetensors; a rename commits each checkpoint."""
 
     every_steps: int | None = 500
     """Optimizer steps between checkpoints; null = off."""
     every_minutes: float | None = None
-    """Minutes between checkpoints, beside every_steps; null = off."""
+    """Minutes between checkpoints, in addition to every_steps; null = off."""
     at_end: bool = True
     """Save when the run ends."""
     retention: Retention = flattened(Retention)
@@ -40,7 +40,7 @@ class Full:
         return self.retention.check(spec)
 
     def open(self, run_dir: Path, world: World) -> "FullCheckpointer":
-        """For this run's directory; removes what a killed attempt left half written. Collective."""
+        """Open the run's directory, and remove what a killed attempt left behind. Collective."""
         return FullCheckpointer(open_checkpoints(run_dir, world), self, world)
 
 
@@ -54,15 +54,14 @@ class FullCheckpointer:
         self._world = world
 
     def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Commit, then drop what retention does not keep.
+        """Commit a checkpoint, then delete those that retention does not keep.
 
         Raises:
-            CheckpointError: it could not be written; the last commit stands as it was. Or it was, but `metrics` has
-                other evaluations than the one that keep_best goes by.
+            CheckpointError: as `save_into`.
         """
         from runner.checkpoint.gather import write_gathered
 
-        saved = Saved(values=state.values, progress=progress, metrics=metrics)
+        saved = SaveMetadata(values=state.values, progress=progress, metrics=metrics)
         save_into(
             self._checkpoints,
             self._world,
@@ -72,7 +71,7 @@ class FullCheckpointer:
         )
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
-        """Nothing is under way: a save is on the disk when it returns."""
+        """Do nothing: saves are synchronous."""
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: saves are synchronous."""

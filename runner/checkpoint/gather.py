@@ -1,4 +1,4 @@
-"""Every tensor brought whole to rank 0, a batch at a time, on its way into one file."""
+"""Gather every tensor on rank 0, a batch at a time, and write them into one file."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runner.checkpoint.plan import Planned, describe, plan_tensors
+from runner.checkpoint.plan import RankPlan, describe, plan_tensors
 from runner.checkpoint.save import Written
 from runner.checkpoint.writer import BATCH_BYTES, Payload, Piece, file_order, size_of, write_payload
 from runner.protocols import World
@@ -15,16 +15,16 @@ from runner.storage.rank0 import on_rank_0
 
 FILE = "state.safetensors"
 Boxes = dict[str, list[tuple[Piece, Tensor]]]
-"""By the tensor's name: what somebody has of it."""
+"""What one rank holds, by the tensor's name."""
 
 
 def write_gathered(world: World, path: Path, tensors: Mapping[str, Tensor]) -> Written:
     """Write all tensors into one file of a directory. Collective.
 
-    No rank holds more of other ranks' shares than one batch, or than the largest tensor.
+    No rank holds more from other ranks than one batch, or the largest tensor.
 
     Raises:
-        CheckpointError: rank 0 could not write, or a rank has something that cannot be stored.
+        CheckpointError: rank 0 could not write, or a rank holds something that cannot be stored.
     """
     planned = plan_tensors(world, tensors, path, spread=False)
     mine = {item.index.fqn for item in planned.items} if not world.is_main else set()
@@ -36,7 +36,7 @@ def write_gathered(world: World, path: Path, tensors: Mapping[str, Tensor]) -> W
         try:
             return write_payload(path, FILE, pieces, gathered)
         finally:
-            for _ in gathered:  # if the disk refuses: the others are still giving
+            for _ in gathered:  # after a write error: the other ranks still take part
                 pass
 
     if not world.is_main:
@@ -47,9 +47,9 @@ def write_gathered(world: World, path: Path, tensors: Mapping[str, Tensor]) -> W
 
 
 def _gathered(
-    world: World, planned: Planned, pieces: Sequence[Piece], on_other_ranks: Collection[str]
+    world: World, planned: RankPlan, pieces: Sequence[Piece], on_other_ranks: Collection[str]
 ) -> Iterator[Tensor]:
-    """Each tensor, whole; on rank 0. The others give what they have of it, and get scalars. Collective."""
+    """Each tensor whole, on rank 0. The other ranks send what they hold, and get scalars instead. Collective."""
     mine: dict[str, list[int]] = {}
     for number, item in enumerate(planned.items):
         mine.setdefault(item.index.fqn, []).append(number)
@@ -79,7 +79,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 
 def _sendable(boxes: list[tuple[Piece, Tensor]]) -> list[tuple[Piece, Tensor]]:
-    """Copies: a view is pickled with all of the memory that it looks at."""
+    """Copies, since a view is pickled with its whole storage."""
     return [(piece, on_host(tensor).clone()) for piece, tensor in boxes]
 
 

@@ -1,4 +1,4 @@
-"""No checkpoints are written. Those that a run has already can still be read, so that it can be continued."""
+"""Write no checkpoints. A run can still be continued from those that it already has."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class NoCheckpoint:
     """Always false."""
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Nothing else in the spec may ask for a checkpoint."""
+        """Check that nothing else in the spec asks for a checkpoint."""
         asked = {"every_steps": self.every_steps, "every_minutes": self.every_minutes, "at_end": self.at_end or None}
         for name, value in asked.items():
             if value is not None:
@@ -38,7 +38,7 @@ class NoCheckpoint:
             yield Fault(key="run.stop_at_step", message=rule)
 
     def open(self, run_dir: Path, world: World) -> "NoCheckpointer":
-        """The run's directory is left as it is."""
+        """Leave the run's directory as it is."""
         return NoCheckpointer()
 
 
@@ -47,10 +47,10 @@ class NoCheckpointer:
     """Saves nothing."""
 
     def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Return at once."""
+        """Do nothing."""
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
-        """Nothing is ever under way."""
+        """Do nothing."""
 
     def wait(self) -> None:
-        """Nothing is ever under way."""
+        """Do nothing."""

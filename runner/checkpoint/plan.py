@@ -1,7 +1,6 @@
-"""Who writes what, agreed among the ranks by torch's planner.
+"""Which rank writes what, planned by torch's save planner.
 
-Importing torch.distributed.checkpoint takes half a second, so that this file is imported by who saves or loads, when it
-does.
+Importing torch.distributed.checkpoint takes half a second, so this file is imported only when something is saved.
 """
 
 import os
@@ -24,53 +23,53 @@ from torch.nn import Parameter
 from runner.checkpoint.writer import Piece, file_order
 from runner.errors import CheckpointError
 from runner.protocols import World
-from runner.storage.format import SAFETENSORS_TYPES, Chunk, Described
+from runner.storage.format import SAFETENSORS_TYPES, Chunk, TensorMetadata
 from runner.storage.memory import dtype_name
 from runner.storage.torch_errors import translated
 
 
-class Planned(NamedTuple):
-    """This rank's part of a save."""
+class RankPlan(NamedTuple):
+    """What one rank writes."""
 
     items: Sequence[WriteItem]
-    """In the order of a file."""
+    """In file order."""
     state: dict[str, Tensor]
-    """What the items are parts of: live."""
+    """The live tensors that the items are parts of."""
     whole: Mapping[str, Piece]
-    """Every tensor of the checkpoint, on rank 0; empty on the others."""
+    """Every tensor of the checkpoint, on rank 0; empty on other ranks."""
 
     @property
     def pieces(self) -> list[Piece]:
-        """What this rank writes."""
+        """Type and place of each item."""
         return [_piece(item) for item in self.items]
 
     def tensors(self) -> Iterator[Tensor]:
-        """Their contents: live memory, one after the other."""
+        """The contents of each item, in live memory."""
         return (self.tensor(number) for number in range(len(self.items)))
 
     def tensor(self, number: int) -> Tensor:
-        """The contents of one of the items: live memory."""
+        """The contents of one item, in live memory."""
         data = find_state_dict_object(self.state, self.items[number].index)
         assert isinstance(data, Tensor)
         return data
 
 
 @final
-class LastPlan:
-    """Plans anew only if something has changed since the last time, on any rank.
+class PlanCache:
+    """Keeps the last plan until something changes on any rank.
 
-    Of one state after another, 160 tensors on each of 2 ranks, planning took as long as copying 0.5 GB of them.
+    With 160 tensors on each of 2 ranks, planning took as long as copying 0.5 GB of them.
     """
 
     def __init__(self) -> None:
         self._outline: list[object] | None = None
-        self._last = Planned((), {}, {})
+        self._last = RankPlan((), {}, {})
 
-    def plan(self, world: World, tensors: Mapping[str, Tensor], path: Path) -> Planned:
-        """As `plan_tensors`, spread. Collective.
+    def plan(self, world: World, tensors: Mapping[str, Tensor], path: Path) -> RankPlan:
+        """As `plan_tensors` with spread=True. Collective.
 
         Raises:
-            CheckpointError: a rank has something that cannot be stored.
+            CheckpointError: a rank holds something that cannot be stored.
         """
         outline = _outline(tensors)
         if world.any(outline != self._outline):
@@ -81,27 +80,27 @@ class LastPlan:
 
 
 def _outline(tensors: Mapping[str, Tensor]) -> list[object]:
-    """All that this rank's part of a plan depends on: where that is equal on every rank, so is the plan."""
+    """Everything that the plan depends on, of this rank: the plan changes only if this does on some rank."""
     outline: list[object] = []
     for name, tensor in tensors.items():
         if type(tensor) is DTensor and type(local := tensor.to_local()) is Tensor:
             outline.append((name, tensor.shape, local.dtype, tensor.device_mesh, tensor.placements))
         elif type(tensor) in (Tensor, Parameter):
             outline.append((name, tensor.shape, tensor.dtype))
-        else:  # it says for itself what is to be written
+        else:  # plans its own items
             outline += create_default_local_save_plan({name: tensor}, is_coordinator=False).items
     return outline
 
 
-def plan_tensors(world: World, tensors: Mapping[str, Tensor], path: Path, *, spread: bool) -> Planned:
-    """Agree who writes what. Collective.
+def plan_tensors(world: World, tensors: Mapping[str, Tensor], path: Path, *, spread: bool) -> RankPlan:
+    """Plan which rank writes what. Collective.
 
     Args:
-        path: of what is to be written, for messages.
-        spread: what several ranks hold alike is divided among them; else the lowest of them has it.
+        path: of the checkpoint, for messages.
+        spread: divide the tensors that several ranks hold among them; otherwise the lowest rank writes all of these.
 
     Raises:
-        CheckpointError: a rank has something that cannot be stored.
+        CheckpointError: a rank holds something that cannot be stored.
     """
     planner = DefaultSavePlanner(
         flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=not spread
@@ -109,54 +108,54 @@ def plan_tensors(world: World, tensors: Mapping[str, Tensor], path: Path, *, spr
     plan, state = _Plan(), dict(tensors)
     with translated(path):
         save(state, storage_writer=plan, planner=planner, no_dist=world.size == 1)
-    return Planned(sorted(plan.items, key=lambda item: file_order(_piece(item).dtype)), state, plan.whole)
+    return RankPlan(sorted(plan.items, key=lambda item: file_order(_piece(item).dtype)), state, plan.whole)
 
 
-def describe(whole: Mapping[str, Piece], chunks: Sequence[tuple[str, Chunk]]) -> dict[str, Described]:
-    """What the checkpoint holds, from what its ranks have written."""
+def describe(whole: Mapping[str, Piece], chunks: Sequence[tuple[str, Chunk]]) -> dict[str, TensorMetadata]:
+    """The metadata of all tensors, from the chunks that the ranks have written."""
     of_tensor: dict[str, list[Chunk]] = {name: [] for name in whole}
     for name, chunk in chunks:
         of_tensor[name].append(chunk)
-    return {name: Described(one.dtype, one.shape, tuple(of_tensor[name])) for name, one in whole.items()}
+    return {name: TensorMetadata(one.dtype, one.shape, tuple(of_tensor[name])) for name, one in whole.items()}
 
 
 @final
 class _Plan(StorageWriter):
-    """Takes the plan where a writer would write it."""
+    """Records the plan instead of writing anything."""
 
     def __init__(self) -> None:
         self.items: Sequence[WriteItem] = ()
         self.whole: dict[str, Piece] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing: a plan is of one save."""
+        """Do nothing: this object serves one save."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the directory is there."""
+        """Do nothing: nothing is written here."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """The plan, if it can be stored.
+        """Return the plan unchanged.
 
         Raises:
-            CheckpointError: something in it is not a tensor, or of a type that safetensors does not have.
+            CheckpointError: an item is not a tensor, or has a dtype that safetensors lacks.
         """
         for item in plan.items:
             _check(item)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """The plans as they are: each rank knows the name of its file."""
+        """Return the plans unchanged."""
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Note this rank's items."""
+        """Record this rank's items."""
         self.items = plan.items
         future: Future[list[WriteResult]] = Future()
         future.set_result([])
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Note what the whole checkpoint will hold: rank 0 only."""
+        """Record every tensor of the checkpoint. Called on rank 0 only."""
         for name, stored in metadata.state_dict_metadata.items():
             assert isinstance(stored, TensorStorageMetadata), name
             shape = tuple(stored.size)
@@ -164,19 +163,19 @@ class _Plan(StorageWriter):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """No: a plan is made for a directory, never found for one."""
+        """Return False: torch never chooses this writer for a path by itself."""
         return False
 
 
 def _check(item: WriteItem) -> None:
     name = item.index.fqn
     if item.type is WriteItemType.BYTE_IO:
-        rule = "Only tensors go into State.tensors; put what JSON can say into State.values."
-        raise CheckpointError(f"state.tensors {name!r} cannot be saved: it is not a tensor. {rule}")
+        rule = "Put what JSON can represent into the values of the state."
+        raise CheckpointError(f"{name} cannot be saved: it is not a tensor. {rule}")
     dtype = dtype_name(_dtype(item))
     if dtype not in SAFETENSORS_TYPES:
-        rule = f"Types that can be saved: {', '.join(SAFETENSORS_TYPES)}."
-        raise CheckpointError(f"state.tensors {name!r} cannot be saved: safetensors has no {dtype}. {rule}")
+        rule = f"Use one of {', '.join(SAFETENSORS_TYPES)}."
+        raise CheckpointError(f"{name} cannot be saved: safetensors has no dtype {dtype}. {rule}")
 
 
 def _dtype(item: WriteItem) -> torch.dtype:

@@ -24,7 +24,7 @@ class Mode(Enum):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Keys of every checkpoint option that keeps some checkpoints and drops the others."""
+    """The keys of every checkpoint option that keeps some checkpoints and deletes the others."""
 
     keep_last: int | None = 3
     """How many of the newest checkpoints are kept; null = all."""
@@ -42,7 +42,7 @@ class Retention:
             raise ValueError(f"keep_best={self.keep_best} must be at least 0.")
 
     def check(self, spec: "RunSpec") -> Iterator[Fault]:
-        """Check that the best can be known: the run must evaluate."""
+        """Check that the run evaluates if the best checkpoints are to be kept."""
         if self.keep_best and spec.eval.every_steps is None and not spec.eval.at_end:
             rule = f"keep_best={self.keep_best} needs {self.metric}, but this run never evaluates."
             yield Fault(key="checkpoint.keep_best", message=f"{rule} Set eval.every_steps.")
@@ -50,11 +50,11 @@ class Retention:
     def superfluous(self, found: Mapping[Path, Manifest | CheckpointError]) -> list[Path]:
         """The checkpoints that are neither among the newest nor among the best.
 
-        One without the metric, or with NaN, is not among the best. One whose manifest cannot be read is kept, since its
-        step and metrics are unknown.
+        A checkpoint without the metric, or with NaN, is not among the best. One whose manifest cannot be read is kept,
+        since its step and metrics are unknown.
 
         Args:
-            found: newest first.
+            found: all checkpoints, newest first.
         """
         readable = {path: one for path, one in found.items() if isinstance(one, Manifest)}
         sign = 1.0 if self.mode is Mode.min else -1.0

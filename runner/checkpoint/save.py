@@ -1,4 +1,4 @@
-"""What every way of saving shares: opened, committed, retained."""
+"""What all options that save share: opening the directory, committing, deleting what is not kept."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from runner.config.run_dir import RunDir
 from runner.errors import CheckpointError
 from runner.protocols import Progress, World
 from runner.storage.commit import begin, commit, discard, drop, recover
-from runner.storage.format import METADATA, STATE, Described, File, Manifest, encode_metadata, encode_state
+from runner.storage.format import METADATA, STATE, File, Manifest, TensorMetadata, encode_metadata, encode_state
 from runner.storage.history import last_serial, manifests
 from runner.storage.rank0 import on_rank_0
 
-Written = tuple[Mapping[str, Described], Mapping[str, File]]
-"""What the checkpoint holds (rank 0; empty on the others), and every payload file."""
+Written = tuple[Mapping[str, TensorMetadata], Mapping[str, File]]
+"""The metadata of all tensors (empty on ranks other than 0), and every payload file by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
-    """What a checkpoint holds beside its tensors."""
+class SaveMetadata:
+    """What a checkpoint holds besides tensors."""
 
     values: Mapping[str, Any]
     progress: Progress
@@ -31,7 +31,7 @@ def check_cadence(*, every_steps: int | None, every_minutes: float | None) -> No
     """Check how often a part saves.
 
     Raises:
-        ValueError: one is out of its range.
+        ValueError: a value is out of range.
     """
     if every_steps is not None and every_steps < 1:
         raise ValueError(f"every_steps={every_steps} must be at least 1, or null for off.")
@@ -40,7 +40,7 @@ def check_cadence(*, every_steps: int | None, every_minutes: float | None) -> No
 
 
 def open_checkpoints(run_dir: Path, world: World) -> Path:
-    """The run's directory of checkpoints, without what a killed attempt left half written. Collective."""
+    """The run's directory of checkpoints, rid of what a killed attempt left behind. Collective."""
     checkpoints = RunDir(run_dir).checkpoints
 
     def prepare() -> None:
@@ -52,21 +52,26 @@ def open_checkpoints(run_dir: Path, world: World) -> Path:
 
 
 def save_into(
-    checkpoints: Path, world: World, saved: Saved, retention: Retention, *, write: Callable[[World, Path], Written]
+    checkpoints: Path,
+    world: World,
+    saved: SaveMetadata,
+    retention: Retention,
+    *,
+    write: Callable[[World, Path], Written],
 ) -> None:
-    """Write a checkpoint, commit it, then drop what is not to be kept. Collective.
+    """Write a checkpoint, commit it, then delete those that retention does not keep. Collective.
 
     Args:
         write: writes the tensors into the directory that it is given. Collective.
 
     Raises:
-        CheckpointError: it could not be written; the last commit stands as it was. Or it was, but `metrics` has other
-            evaluations than the one that keep_best goes by.
+        CheckpointError: the checkpoint could not be written, and the newest one is still there; or it is committed, but
+            the evaluation did not measure the metric that keep_best compares.
     """
     partial = on_rank_0(world, lambda: begin(checkpoints, saved.progress.step), path=checkpoints)
     try:
-        described, payloads = write(world, partial)
-        on_rank_0(world, lambda: _commit(partial, world.size, saved, described, payloads), path=partial)
+        metadata, payloads = write(world, partial)
+        on_rank_0(world, lambda: _commit(partial, world.size, saved, metadata, payloads), path=partial)
     except CheckpointError:
         on_rank_0(world, lambda: discard(partial), path=partial)
         raise
@@ -74,7 +79,11 @@ def save_into(
 
 
 def _commit(
-    partial: Path, world_size: int, saved: Saved, described: Mapping[str, Described], payloads: Mapping[str, File]
+    partial: Path,
+    world_size: int,
+    saved: SaveMetadata,
+    metadata: Mapping[str, TensorMetadata],
+    payloads: Mapping[str, File],
 ) -> None:
     progress, metrics = saved.progress, dict(saved.metrics)
     manifest = Manifest(
@@ -86,14 +95,14 @@ def _commit(
         files=payloads,
     )
     state = {"values": saved.values, "progress": vars(progress), "metrics": metrics}
-    commit(partial, manifest, {STATE: encode_state(state), METADATA: encode_metadata(described)})
+    commit(partial, manifest, {STATE: encode_state(state), METADATA: encode_metadata(metadata)})
 
 
 def _retain(checkpoints: Path, metrics: Mapping[str, float], retention: Retention) -> None:
     for path in retention.superfluous(manifests(checkpoints)):
         drop(path)
     metric = retention.metric
-    alike = sorted(name for name in metrics if name.partition("/")[0] == metric.partition("/")[0])
-    if retention.keep_best and alike and metric not in metrics:
-        rule = f"keep_best goes by it; there are {', '.join(alike)}. The checkpoint is committed."
-        raise CheckpointError(f"checkpoint.metric={metric} was not measured, but {rule}")
+    measured = sorted(name for name in metrics if name.partition("/")[0] == metric.partition("/")[0])
+    if retention.keep_best and measured and metric not in metrics:
+        rule = f"Set it to one of {', '.join(measured)}. The checkpoint is committed."
+        raise CheckpointError(f"checkpoint.metric={metric} was not measured, but keep_best compares it. {rule}")

@@ -1,4 +1,4 @@
-"""Every rank writes its own share; rank 0 commits. A checkpoint resumes under any strategy and number of ranks."""
+"""Every rank writes what it holds; rank 0 commits. A checkpoint resumes under any strategy and number of ranks."""
 
 import copy
 import importlib
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 
 from runner.checkpoint.background import Background
 from runner.checkpoint.retention import Retention
-from runner.checkpoint.save import Saved, check_cadence, open_checkpoints, save_into
+from runner.checkpoint.save import SaveMetadata, check_cadence, open_checkpoints, save_into
 from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Progress, State, World
@@ -18,25 +18,25 @@ from runner.storage.names import to_names
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runner.checkpoint.transfer import Transfer
+    from runner.checkpoint.rank_files import RankFiles
     from runner.config.run_spec import RunSpec
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Sharded:
-    """Save into <run>/checkpoints/step_<n>, one safetensors file per rank, each checkpoint committed by one rename."""
+    """Save into <run>/checkpoints/step_<n>, a safetensors file per rank; a rename commits each checkpoint."""
 
     every_steps: int | None = 500
     """Optimizer steps between checkpoints; null = off."""
     every_minutes: float | None = None
-    """Minutes between checkpoints, beside every_steps; null = off."""
+    """Minutes between checkpoints, in addition to every_steps; null = off."""
     at_end: bool = True
     """Save when the run ends."""
     retention: Retention = flattened(Retention)
     """Which committed checkpoints are kept."""
     asynchronous: bool = False
-    """Save from a copy in host memory while training goes on. A failure is raised later: the next poll or save."""
+    """Save from a copy in host memory while training goes on. A failure is raised by a later poll, save or wait."""
 
     def __post_init__(self) -> None:
         check_cadence(every_steps=self.every_steps, every_minutes=self.every_minutes)
@@ -46,12 +46,12 @@ class Sharded:
         return self.retention.check(spec)
 
     def open(self, run_dir: Path, world: World) -> "ShardedCheckpointer":
-        """For this run's directory; removes what a killed attempt left half written. Collective."""
+        """Open the run's directory, and remove what a killed attempt left behind. Collective."""
         checkpoints = open_checkpoints(run_dir, world)
         if not self.asynchronous:
             return ShardedCheckpointer(checkpoints, self, world, background_world=world)
-        # Half a second, which the first save would otherwise let the run wait for.
-        importlib.import_module("runner.checkpoint.transfer")
+        # Takes half a second, for which the run would otherwise wait at the first save.
+        importlib.import_module("runner.checkpoint.rank_files")
         return ShardedCheckpointer(checkpoints, self, world, background_world=world.duplicate())
 
 
@@ -66,58 +66,57 @@ class ShardedCheckpointer:
         self._world = world
         self._background_world = background_world
         self._background = Background()
-        self._made: Transfer | None = None
+        self._made: RankFiles | None = None
 
     def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Commit, then drop what retention does not keep. If asynchronous, both happen after the return.
+        """Commit a checkpoint, then delete those that retention does not keep; in the background if asynchronous.
 
         Raises:
-            CheckpointError: it, or the one before it in the background, could not be written; the last commit stands as
-                it was. Or it was, but `metrics` has other evaluations than the one that keep_best goes by.
+            CheckpointError: as `save_into`; if asynchronous, from the save before.
         """
         if self._part.asynchronous:
             self._save_later(state, progress, metrics)
             return
-        transfer = self._transfer()
-        saved = Saved(values=state.values, progress=progress, metrics=metrics)
+        rank_files = self._rank_files()
+        saved = SaveMetadata(values=state.values, progress=progress, metrics=metrics)
         save_into(
             self._checkpoints,
             self._world,
             saved,
             self._retention,
-            write=lambda world, partial: transfer.write(world, partial, to_names(state)),
+            write=lambda world, partial: rank_files.write(world, partial, to_names(state)),
         )
 
     def _save_later(self, state: "State[Tensor]", progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Copy what the next step changes; the rest is done in the background, by a thread on each rank."""
+        """Copy what the next step changes; a thread on each rank does the rest."""
         self._background.wait()
-        saved = Saved(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
-        write = self._transfer().stage(self._world, self._checkpoints, to_names(state))
+        saved = SaveMetadata(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
+        write = self._rank_files().stage(self._world, self._checkpoints, to_names(state))
         self._background.start(
             lambda: save_into(self._checkpoints, self._background_world, saved, self._retention, write=write)
         )
 
-    def _transfer(self) -> "Transfer":
-        """Made when it is first needed: it brings torch.distributed.checkpoint with it."""
-        from runner.checkpoint.transfer import Transfer
+    def _rank_files(self) -> "RankFiles":
+        """Made when first needed, since it imports torch.distributed.checkpoint."""
+        from runner.checkpoint.rank_files import RankFiles
 
-        self._made = self._made or Transfer()
+        self._made = self._made or RankFiles()
         return self._made
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
-        """Nothing, or that a save in the background has failed. Prepares the first of them.
+        """Raise if a save in the background has failed. The first call prepares the first save.
 
         Raises:
             CheckpointError: as `save`.
         """
         if self._part.asynchronous and self._made is None:
-            self._transfer().prepare(self._world, self._checkpoints, to_names(state()))
-        # A rank may not know yet what another knows: they agree, and then wait for the end that all come to.
+            self._rank_files().prepare(self._world, self._checkpoints, to_names(state()))
+        # Another rank may know of a failure first: agree on it, then wait until every rank has it.
         if self._part.asynchronous and self._world.any(self._background.failed):
             self._background.wait()
 
     def wait(self) -> None:
-        """Wait for what is under way.
+        """Wait for a save in the background.
 
         Raises:
             CheckpointError: as `save`.

@@ -1,4 +1,4 @@
-"""A host copy of what is to be written, so that training can go on while it is."""
+"""Copies of tensors in host memory, so that training can go on while they are written."""
 
 from collections.abc import Iterable, Sequence
 from typing import final
@@ -11,14 +11,14 @@ from runner.checkpoint.writer import Piece, size_of
 from runner.storage.memory import DTYPES
 
 ALIGNMENT = 64  # bytes: a cache line, and a multiple of every element
-CLAIMED = 1 << 14  # numbers at once: from twice as many on torch would take several threads, away from the run
+ZEROED_AT_ONCE = 1 << 14  # elements: from twice as many on, torch would use several threads and slow the run down
 
 
 @final
 class Staging:
-    """Memory for one copy, kept from save to save: fresh memory costs several times what copying into it does.
+    """Memory for one copy, kept from save to save, since fresh memory costs several times the copying itself.
 
-    Pages of 2 MiB (madvise) made the first copy slower, not faster: 0.4 s to 2.0 s for 0.5 GB, against 0.2 s.
+    Pages of 2 MiB (madvise) made the first copy slower: 0.4 s to 2.0 s for 0.5 GB, instead of 0.2 s.
     """
 
     def __init__(self) -> None:
@@ -26,25 +26,25 @@ class Staging:
         self._reserving = Background()
 
     def reserve(self, pieces: Sequence[Piece]) -> None:
-        """Claim memory for a copy of such pieces. The system gives it page by page: a thread asks, and nobody waits."""
-        *_, size = _places(pieces)
+        """Allocate memory for a copy of such pieces in a background thread, which touches every page."""
+        *_, size = _starts(pieces)
 
-        def claim() -> None:
+        def allocate() -> None:
             memory = torch.empty(size, dtype=torch.uint8)
-            for some in torch.split(memory.view(torch.int64), CLAIMED):
+            for some in torch.split(memory.view(torch.int64), ZEROED_AT_ONCE):
                 some.zero_()
             self._memory = memory
 
-        self._reserving.start(claim)
+        self._reserving.start(allocate)
 
     def copy(self, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> list[Tensor]:
-        """Copy tensors to the host; valid until the next call.
+        """Copy tensors to host memory. The copies are valid until the next call.
 
         Args:
-            pieces: their types and shapes.
+            pieces: dtypes and shapes of the tensors.
         """
         self._reserving.wait()
-        *starts, end = _places(pieces)
+        *starts, end = _starts(pieces)
         if end > self._memory.numel():
             self._memory = torch.empty(end, dtype=torch.uint8)
         copies = []
@@ -54,9 +54,9 @@ class Staging:
         return copies
 
 
-def _places(pieces: Sequence[Piece]) -> list[int]:
-    """Where each begins, and where all end."""
-    places = [0]
+def _starts(pieces: Sequence[Piece]) -> list[int]:
+    """The byte at which each piece starts, and the total size."""
+    starts = [0]
     for piece in pieces:
-        places.append(places[-1] + -(-size_of(piece) // ALIGNMENT) * ALIGNMENT)
-    return places
+        starts.append(starts[-1] + -(-size_of(piece) // ALIGNMENT) * ALIGNMENT)
+    return starts

@@ -1,4 +1,4 @@
-"""How tensors get into a file: from their own memory, hashed on the way, on the disk at the end."""
+"""Write tensors into a safetensors file: straight from their memory, hashed on the way, flushed to the disk."""
 
 import json
 import math
@@ -16,21 +16,21 @@ from torch import Tensor
 from runner.storage.format import SAFETENSORS_TYPES, Chunk, File
 from runner.storage.memory import DTYPES, on_host, view_bytes
 
-# Tensors are written and hashed in batches of about this size: many small ones are one system call, and host copies of
-# device tensors (or of non-contiguous ones) take no more than this, or than the largest of them.
+# Tensors are written and hashed in batches of about this size: many small ones share a system call, and host copies of
+# tensors that are on a device or not contiguous take no more than this, or than the largest of them.
 BATCH_BYTES = 32 << 20
 MAX_BUFFERS = 1024  # IOV_MAX of Linux and macOS: buffers of one writev
-# While a file still grows, its data alone is flushed: that commits the file system's journal less often (macOS: fsync).
+# While a file grows, only its data is flushed, which commits the file system's journal less often (macOS: fsync).
 _flush = os.fsync if sys.platform == "darwin" else os.fdatasync
 
 
 class Piece(NamedTuple):
-    """A box of one tensor that is to lie in a file."""
+    """A box of one tensor that is to be written: a chunk that has no place in a file yet."""
 
     name: str
-    """Of the tensor."""
+    """The tensor's name."""
     dtype: str
-    """As torch names it: bfloat16."""
+    """torch's name, without the module: bfloat16."""
     offset: tuple[int, ...]
     shape: tuple[int, ...]
 
@@ -39,17 +39,17 @@ class Payload(NamedTuple):
     """What one rank has written."""
 
     files: Mapping[str, File]
-    """By name; none if there was nothing to write."""
+    """By name; empty if there was nothing to write."""
     chunks: Sequence[tuple[str, Chunk]]
-    """With the names of their tensors."""
+    """Each with the name of its tensor."""
 
 
 def write_payload(directory: Path, name: str, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Payload:
-    """Write one payload file; it is on the disk when this returns.
+    """Write a payload file and flush it to the disk.
 
     Args:
-        pieces: in `file_order`, so that every tensor is aligned to its element.
-        tensors: theirs, one after the other; each may be let go of once the next was asked for.
+        pieces: in `file_order`, so that every tensor is aligned to its element size.
+        tensors: the contents of the pieces, consumed one at a time.
     """
     if not pieces:
         return Payload({}, [])
@@ -62,17 +62,17 @@ def write_payload(directory: Path, name: str, pieces: Sequence[Piece], tensors: 
 
 
 def file_order(dtype: str) -> int:
-    """By what to sort the tensors of a file: the largest element first, as safetensors' own writer does."""
+    """The sort key of the tensors in a file: largest elements first, as safetensors' own writer does."""
     return -DTYPES[dtype].itemsize
 
 
 def size_of(piece: Piece) -> int:
-    """Bytes."""
+    """The size of a piece in bytes."""
     return math.prod(piece.shape) * DTYPES[piece.dtype].itemsize
 
 
 def _layout(file: str, pieces: Sequence[Piece]) -> tuple[bytes, list[Chunk]]:
-    """The safetensors header for these pieces in this order, and where each will lie; their hashes are yet to come."""
+    """The safetensors header for these pieces in this order, and the chunks that they become, without hashes."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     placed = []
     end = 0
@@ -99,8 +99,8 @@ def _layout(file: str, pieces: Sequence[Piece]) -> tuple[bytes, list[Chunk]]:
 def _write(path: Path, header: bytes, tensors: Iterable[Tensor]) -> list[bytes]:
     """Write the file and return the digest of each tensor.
 
-    Three things overlap, since each releases the interpreter: copying to the page cache, hashing, and the disk's own
-    work. Syncing while writing took 0.27 s for 1.0 GB where writing first and syncing then took 0.39 s (ext4, 2 cores).
+    Writing to the page cache, hashing and flushing overlap, since each releases the interpreter lock. Flushing while
+    writing took 0.27 s for 1.0 GB, flushing afterwards 0.39 s (ext4, 2 cores).
     """
     digests: list[bytes] = []
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -112,7 +112,7 @@ def _write(path: Path, header: bytes, tensors: Iterable[Tensor]) -> list[bytes]:
                 hashing = pool.submit(_hash, views)
                 _write_all(fd, views)
                 digests += hashing.result()
-                views.clear()  # lets go of host copies before the next are made
+                views.clear()  # frees host copies before the next ones are made
                 if sync.done():
                     sync.result()
                     sync = pool.submit(_flush, fd)
@@ -141,7 +141,7 @@ def _hash(views: Sequence[memoryview]) -> list[bytes]:
 
 
 def _write_all(fd: int, views: Sequence[memoryview]) -> None:
-    """Write every byte: one call may take less than it is given (Linux: at most 2 GiB)."""
+    """Write every byte. One call may write fewer than it is given (Linux: at most 2 GiB)."""
     left = [view for view in views if view.nbytes]
     while left:
         written = os.writev(fd, left)

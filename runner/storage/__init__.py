@@ -1,1 +1,1 @@
-"""Committed checkpoints on disk: their format, the commit protocol, which there are, and reading them. Laws 6 and 7."""
+"""Committed checkpoints on disk: their format, the commit protocol, the history of a run, and reading. Laws 6 and 7."""

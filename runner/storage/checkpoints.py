@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, final
 
 from runner.errors import CheckpointError
 from runner.protocols import State, StoredTensor, World
-from runner.storage.format import METADATA, STATE, Described, Manifest, decode_metadata, decode_state
-from runner.storage.history import newest, verify, way_out
+from runner.storage.format import METADATA, STATE, Manifest, TensorMetadata, decode_metadata, decode_state
+from runner.storage.history import newest, suggest_older, verify
 from runner.storage.memory import DTYPES
 from runner.storage.names import from_names, to_names
 from runner.storage.rank0 import on_rank_0
@@ -43,15 +43,15 @@ class Checkpoints:
         """
         try:
             manifest = verify(path)
-            described = decode_metadata(path, manifest.files[METADATA])
+            metadata = decode_metadata(path, manifest.files[METADATA])
         except CheckpointError as error:
-            raise CheckpointError(f"{error} {way_out(path)}") from error
+            raise CheckpointError(f"{error} {suggest_older(path)}") from error
         try:
-            stored = from_names({name: StoredTensor(one.shape, DTYPES[one.dtype]) for name, one in described.items()})
+            stored = from_names({name: StoredTensor(one.shape, DTYPES[one.dtype]) for name, one in metadata.items()})
         except ValueError as error:
             rule = "Resume with the version of runner that wrote it: see provenance.json."
             raise CheckpointError(f"{path / METADATA}: {error} {rule}") from error
-        return SavedCheckpoint(path, stored, world=self._world, manifest=manifest, described=described)
+        return SavedCheckpoint(path, stored, world=self._world, manifest=manifest, metadata=metadata)
 
 
 @final
@@ -65,14 +65,14 @@ class SavedCheckpoint:
         *,
         world: World,
         manifest: Manifest,
-        described: Mapping[str, Described],
+        metadata: Mapping[str, TensorMetadata],
     ) -> None:
         self.path = path
         self.stored = stored
         """Shape and dtype of every tensor; no values."""
         self._world = world
         self._manifest = manifest
-        self._described = described
+        self._metadata = metadata
 
     def read(self, state: "State[Tensor]") -> None:
         """Fill the tensors of this state in place and replace its values. Collective.
@@ -82,16 +82,16 @@ class SavedCheckpoint:
                 them; nothing was read); or the checkpoint is corrupted (names the file, and an older checkpoint that is
                 intact; tensors may have been overwritten).
         """
-        from runner.storage.read import misfits, read_tensors
+        from runner.storage.read import mismatches, read_tensors
 
         tensors = to_names(state)
-        of_ranks = self._world.gather_objects(list(misfits(tensors, self._described)))
+        of_ranks = self._world.gather_objects(list(mismatches(tensors, self._metadata)))
         if wrong := sorted({fault for faults in of_ranks for fault in faults}):
             raise CheckpointError(f"{self.path} is not a checkpoint of this model: {'; '.join(wrong)}.")
         try:
-            read_tensors(self._world, self.path, tensors, described=self._described, files=self._manifest.files)
+            read_tensors(self._world, self.path, tensors, metadata=self._metadata, files=self._manifest.files)
             values = decode_state(self.path, self._manifest.files[STATE])["values"]
         except CheckpointError as error:
-            raise CheckpointError(f"{error} {way_out(self.path)}") from error
+            raise CheckpointError(f"{error} {suggest_older(self.path)}") from error
         state.values.clear()
         state.values.update(values)

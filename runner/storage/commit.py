@@ -1,8 +1,8 @@
 """The commit protocol: a checkpoint is committed or it is not there.
 
-    step_40.partial-<id>     being written, or being deleted: of no worth, removed when the run is opened again
-    step_40.replaced-<id>    the older commit of a step that was reached again, for the moment between two renames
-    step_40                  committed: whole and on the disk
+    step_40.partial-<id>     being written or deleted: worthless, removed when the run is opened again
+    step_40.replaced-<id>    the older checkpoint of a step that was reached again, between two renames
+    step_40                  committed: complete and on the disk
 
 Only rank 0 calls these functions.
 """
@@ -17,22 +17,22 @@ from runner.storage.format import MANIFEST, File, Manifest, check_sizes, encode_
 
 
 def begin(checkpoints: Path, step: int) -> Path:
-    """A fresh directory to write a checkpoint into."""
+    """Make a fresh directory to write a checkpoint into."""
     path = checkpoints / f"step_{step}.partial-{secrets.token_hex(4)}"
     path.mkdir()
     return path
 
 
 def commit(partial: Path, manifest: Manifest, texts: Mapping[str, bytes]) -> Path:
-    """Make what was written into a directory a committed checkpoint.
+    """Turn a directory that was written to into a committed checkpoint.
 
     Args:
-        partial: from `begin`; the payload files are in it, on the disk.
-        manifest: names the payload files; the others are added here.
+        partial: from `begin`, with the payload files in it, flushed to the disk.
+        manifest: lists the payload files; the others are added here.
         texts: the JSON files, by name.
 
     Raises:
-        CheckpointError: a payload file cannot be seen from here.
+        CheckpointError: a payload file is not visible on this node.
     """
     check_sizes(partial, manifest, "Every node must see the same directory: put run.dir on a file system they share.")
     for name, text in texts.items():
@@ -45,7 +45,7 @@ def commit(partial: Path, manifest: Manifest, texts: Mapping[str, bytes]) -> Pat
 
 
 def recover(checkpoints: Path) -> None:
-    """Remove what a killed run left behind; bring back a commit that was about to be replaced."""
+    """Remove what a killed run left behind; restore a checkpoint that was about to be replaced."""
     for replaced in checkpoints.glob("step_*.replaced-*"):
         committed = checkpoints / replaced.name.partition(".")[0]
         if committed.exists():
@@ -58,19 +58,19 @@ def recover(checkpoints: Path) -> None:
 
 
 def discard(partial: Path) -> None:
-    """Give back the space of a checkpoint that could not be written. What resists is removed at the next `recover`."""
+    """Free the space of a checkpoint that could not be written. What cannot be deleted now, `recover` deletes."""
     shutil.rmtree(partial, ignore_errors=True)
 
 
 def drop(path: Path) -> None:
-    """Delete a checkpoint. Half deleted it does not look committed."""
+    """Delete a checkpoint. It is renamed first, so that a half-deleted one does not look committed."""
     doomed = path.with_name(f"{path.name.partition('.')[0]}.partial-{secrets.token_hex(4)}")
     path.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def _rename_durably(partial: Path, committed: Path) -> Path:
-    """One rename commits. A commit of the same step (a run that went back came here again) makes room for it."""
+    """Commit with one rename. An older checkpoint of the same step, from before the run went back, is replaced."""
     replaced = committed.with_name(f"{committed.name}.replaced-{secrets.token_hex(4)}")
     if committed.exists():
         committed.rename(replaced)
@@ -82,7 +82,7 @@ def _rename_durably(partial: Path, committed: Path) -> Path:
 
 
 def write_durably(path: Path, text: bytes) -> None:
-    """Write a new file; it is on the disk when this returns, its name once the directory is synced."""
+    """Write a new file and flush it to the disk; its name is durable once the directory is synced."""
     with path.open("xb") as file:
         file.write(text)
         file.flush()
@@ -90,7 +90,7 @@ def write_durably(path: Path, text: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Names that were made or changed in it are on the disk when this returns."""
+    """Flush to the disk which names there are in a directory."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,12 +1,12 @@
-"""A committed checkpoint to weights that other programs read: safetensors, in shards where one file would be too large.
+"""Export the weights of a committed checkpoint for other programs: safetensors, in shards above a size.
 
     model.safetensors                      or, above the size of a shard,
     model-00001-of-00003.safetensors …     and
     model.safetensors.index.json           {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}
 
-Names are the model's own; a tied weight stands there once, under its first name, as it does in the checkpoint. Where
-shards are cut is as in huggingface_hub's split_torch_state_dict_into_shards. No process group, no device, and never
-more in memory than one tensor (and a stored part of it, where that is not a run of whole rows).
+Names are the model's own; a tied weight is written once, under its first name, as it is in the checkpoint. Shards are
+cut as huggingface_hub's split_torch_state_dict_into_shards cuts them. An export needs no process group and no device,
+and holds no more than one tensor in memory (and one chunk of it, where a chunk is not a run of whole rows).
 """
 
 import json
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from runner.errors import CheckpointError
 from runner.storage.commit import sync_directory, write_durably
-from runner.storage.format import METADATA, SAFETENSORS_TYPES, Described, decode_metadata
+from runner.storage.format import METADATA, SAFETENSORS_TYPES, TensorMetadata, decode_metadata
 from runner.storage.history import verify
 from runner.storage.memory import DTYPES, dtype_name, view_bytes
 from runner.storage.reader import read_verified
@@ -31,43 +31,43 @@ from runner.storage.reader import read_verified
 __all__ = ["FLOATS", "export_weights", "fresh_directory", "model_tensors"]
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
-"""What floating tensors can be converted to."""
-MODEL = "model."  # before the names of parameters in every State: see runner.protocols.State
+"""The dtypes that floating tensors can be converted to."""
+MODEL = "model."  # what the names of the one model begin with: see runner.storage.names
 INDEX = "model.safetensors.index.json"
 OTHER_STEP = "Export another checkpoint of the run: --step N."
-PIECE = 1 << 20  # elements converted at a time: 4 MiB of fp32, of which two copies fit a core's cache
+CONVERTED_AT_ONCE = 1 << 20  # elements: 4 MiB in fp32, of which two copies fit a core's cache
 
 
-def model_tensors(checkpoint: Path, *, dtype: str | None) -> dict[str, Described]:
-    """The model's tensors in a committed checkpoint, by the model's own names, typed as they will be exported.
+def model_tensors(checkpoint: Path, *, dtype: str | None) -> dict[str, TensorMetadata]:
+    """The model's tensors in a committed checkpoint, by the model's own names, with the dtypes of the export.
 
     Raises:
         CheckpointError: the checkpoint is corrupted.
     """
     try:
         manifest = verify(checkpoint)
-        described = decode_metadata(checkpoint, manifest.files[METADATA])
+        metadata = decode_metadata(checkpoint, manifest.files[METADATA])
     except CheckpointError as error:
         raise CheckpointError(f"{error} {OTHER_STEP}") from error
     return {
         name.removeprefix(MODEL): one._replace(
             dtype=dtype if dtype and DTYPES[one.dtype].is_floating_point else one.dtype
         )
-        for name, one in described.items()
+        for name, one in metadata.items()
         if name.startswith(MODEL)
     }
 
 
 def export_weights(checkpoint: Path, directory: Path, *, dtype: str | None, max_shard_bytes: int) -> None:
-    """Write the model's weights into a directory that is there.
+    """Write the model's weights into an existing directory.
 
     Args:
-        dtype: what floating tensors become, one of FLOATS; None = what they are.
-        max_shard_bytes: of the tensors in one file; a larger tensor has a file of its own.
+        dtype: of floating tensors, one of FLOATS; None = as stored.
+        max_shard_bytes: limit for the tensors in one file; a larger tensor gets a file of its own.
 
     Raises:
-        CheckpointError: the checkpoint is corrupted (names the file and the tensor), or a weight is too large for the
-            type.
+        CheckpointError: the checkpoint is corrupted (names the file and the tensor), or a weight overflows in the
+            dtype.
         OSError: the directory cannot be written to.
     """
     stored, exported = model_tensors(checkpoint, dtype=None), model_tensors(checkpoint, dtype=dtype)
@@ -85,10 +85,10 @@ def export_weights(checkpoint: Path, directory: Path, *, dtype: str | None, max_
 
 @contextmanager
 def fresh_directory(path: Path) -> Iterator[Path]:
-    """A directory beside the one asked for, to write into; it takes that one's name when the block ends well.
+    """Make a directory to write into, which gets its final name only if the block succeeds.
 
     Raises:
-        CheckpointError: the path is taken, or the file system refused.
+        CheckpointError: the path exists and is not an empty directory, or the file system reported an error.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         what = "is not empty" if path.is_dir() else "is a file"
@@ -98,19 +98,19 @@ def fresh_directory(path: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         sync_directory(partial)
-        partial.rename(path)  # an empty directory of this name gives way
+        partial.rename(path)  # replaces an empty directory of this name
         sync_directory(path.parent)
     except OSError as error:
         where = error.filename or partial
         raise CheckpointError(
-            f"cannot export to {path}: {where}: {error.strerror}. Choose another place: --out PATH."
+            f"cannot export to {path}: {where}: {error.strerror}. Choose another directory: --out PATH."
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # there only if it did not get its name
+        shutil.rmtree(partial, ignore_errors=True)  # exists only if it was not renamed
 
 
-def _shards(tensors: Mapping[str, Described], max_bytes: int) -> list[list[str]]:
-    """Names in the model's order, cut where the next tensor would make a shard too large."""
+def _shards(tensors: Mapping[str, TensorMetadata], max_bytes: int) -> list[list[str]]:
+    """The names of each shard, in the model's order; cut where the next tensor would exceed the limit."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, one in tensors.items():
@@ -127,10 +127,10 @@ def _write_shard(
     names: Sequence[str],
     *,
     checkpoint: Path,
-    stored: Mapping[str, Described],
-    exported: Mapping[str, Described],
+    stored: Mapping[str, TensorMetadata],
+    exported: Mapping[str, TensorMetadata],
 ) -> None:
-    # Largest element first, as safetensors' own writer does: every tensor is then aligned to its element.
+    # Largest elements first, as safetensors' own writer does, so that every tensor is aligned to its element size.
     names = sorted(names, key=lambda name: -DTYPES[exported[name].dtype].itemsize)
     with file.open("xb") as opened:
         opened.write(_header({name: exported[name] for name in names}))
@@ -141,8 +141,8 @@ def _write_shard(
         os.fsync(opened.fileno())
 
 
-def _header(tensors: Mapping[str, Described]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+def _header(tensors: Mapping[str, TensorMetadata]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # required by transformers
     end = 0
     for name, one in tensors.items():
         start, end = end, end + _size(one)
@@ -156,8 +156,8 @@ def _header(tensors: Mapping[str, Described]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read(checkpoint: Path, one: Described) -> Tensor:
-    """A whole tensor, put together from its verified parts."""
+def _read(checkpoint: Path, one: TensorMetadata) -> Tensor:
+    """Assemble a whole tensor from its verified chunks."""
     whole = torch.empty(one.shape, dtype=DTYPES[one.dtype])
     assert sum(math.prod(chunk.shape) for chunk in one.chunks) == whole.numel(), one
     for chunk in one.chunks:
@@ -179,23 +179,23 @@ def _read(checkpoint: Path, one: Described) -> Tensor:
 
 
 def _pieces(name: str, tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The tensor in its new type, a piece at a time.
+    """The tensor in its new dtype, a piece at a time.
 
     Raises:
-        CheckpointError: a finite value would become infinite.
+        CheckpointError: a finite value becomes infinite.
     """
     if tensor.dtype == dtype:
         yield tensor
         return
-    for piece in torch.split(tensor.reshape(-1), PIECE):
+    for piece in torch.split(tensor.reshape(-1), CONVERTED_AT_ONCE):
         converted = piece.to(dtype)
         overflown = converted.isinf() & piece.isfinite()
         if overflown.any():
             largest = piece[overflown].abs().max().item()
-            limit = f"the largest of {dtype_name(dtype)} is {torch.finfo(dtype).max:g}"
-            raise CheckpointError(f"{name} holds {largest:g}, but {limit}. Export another type: --dtype bfloat16.")
+            limit = f"the largest {dtype_name(dtype)} is {torch.finfo(dtype).max:g}"
+            raise CheckpointError(f"{name} holds {largest:g}, but {limit}. Export another dtype: --dtype bfloat16.")
         yield converted
 
 
-def _size(one: Described) -> int:
+def _size(one: TensorMetadata) -> int:
     return math.prod(one.shape) * DTYPES[one.dtype].itemsize

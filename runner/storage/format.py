@@ -1,14 +1,14 @@
-"""What stands in a checkpoint's directory, in words that need no torch.
+"""The files in a checkpoint's directory. Needs no torch.
 
     step_40/
-        rank_0.safetensors …   tensors, one file per rank that had any to write
-                               (checkpoint=full: state.safetensors, all of them)
-        metadata.json          for each tensor: type, shape, and where its chunks are
+        rank_0.safetensors …   tensors, one file for each rank that had any to write
+                               (checkpoint=full: state.safetensors with all of them)
+        metadata.json          for each tensor: dtype, shape, and where its chunks are
         state.json             values, progress and metrics
-        manifest.json          step, position, world size, and every other file's size and hash; written last
+        manifest.json          step, position, world size, and the size and hash of every other file; written last
 
-Hashes are xxh3-128 in hexadecimal. That of a JSON file is over its bytes; that of a payload file is over its
-safetensors header followed by the 16-byte digests of its tensors in file order, so that no byte is hashed twice.
+Hashes are xxh3-128 in hexadecimal. That of a JSON file covers its bytes; that of a payload file covers its safetensors
+header followed by the 16-byte digests of its tensors in file order, so that no byte is hashed twice.
 """
 
 import json
@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 METADATA = "metadata.json"
 STATE = "state.json"
 
-# torch's name to the one in a safetensors header: the types that safetensors.safe_open gives back as torch tensors.
+# torch's name of a dtype to safetensors': those that safetensors.safe_open returns as torch tensors.
 SAFETENSORS_TYPES: Mapping[str, str] = {
     "float64": "F64",
     "float32": "F32",
@@ -50,32 +50,32 @@ SAFETENSORS_TYPES: Mapping[str, str] = {
 
 
 class Chunk(NamedTuple):
-    """A box of one tensor, as it lies in a payload file."""
+    """A box of one tensor in a payload file."""
 
     offset: tuple[int, ...]
-    """Where the box begins in the whole tensor."""
+    """Where the box starts in the whole tensor."""
     shape: tuple[int, ...]
     file: str
     key: str
     """Its name in the safetensors file."""
     start: int
-    """Byte of the file at which it begins."""
+    """The byte of the file at which it starts."""
     bytes: int
     xxh3_128: str
 
 
-class Described(NamedTuple):
-    """One tensor of the checkpoint."""
+class TensorMetadata(NamedTuple):
+    """One tensor of the checkpoint, without its values."""
 
     dtype: str
-    """As torch names it: bfloat16."""
+    """torch's name, without the module: bfloat16."""
     shape: tuple[int, ...]
     chunks: tuple[Chunk, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One file of the checkpoint."""
+    """The size and hash of one file of the checkpoint."""
 
     bytes: int
     xxh3_128: str
@@ -89,18 +89,18 @@ class Manifest:
     position: int
     world_size: int
     serial: int
-    """Grows by one with each commit of a run: a run that went back to an older step still knows its newest commit."""
+    """Grows by one with each commit of a run. Orders checkpoints, since a run may go back to an older step."""
     metrics: Mapping[str, float]
     files: Mapping[str, File]
 
 
 def hash_of(data: bytes) -> str:
-    """xxh3-128 in hexadecimal."""
+    """The xxh3-128 hash in hexadecimal."""
     return xxhash.xxh3_128(data).hexdigest()
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """As JSON."""
+    """The manifest as JSON."""
     return _encode({"format": FORMAT, **asdict(manifest)})
 
 
@@ -108,7 +108,7 @@ def decode_manifest(path: Path) -> Manifest:
     """Read the manifest of the checkpoint in a directory.
 
     Raises:
-        CheckpointError: it is missing, or is not one.
+        CheckpointError: it is missing, or is not a manifest.
     """
     file = path / MANIFEST
     fields = _decode(file)
@@ -123,10 +123,13 @@ def decode_manifest(path: Path) -> Manifest:
 
 
 def check_sizes(path: Path, manifest: Manifest, remedy: str = "") -> None:
-    """Hold the files in a directory to their sizes.
+    """Compare the sizes of the files in a directory with the manifest.
+
+    Args:
+        remedy: ends the message.
 
     Raises:
-        CheckpointError: names the first that is missing or of another size, and the remedy.
+        CheckpointError: a file is missing or has another size; names the first.
     """
     for name, file in manifest.files.items():
         try:
@@ -137,36 +140,39 @@ def check_sizes(path: Path, manifest: Manifest, remedy: str = "") -> None:
             raise CheckpointError(f"{path / name} has {size} bytes instead of {file.bytes}. {remedy}".rstrip())
 
 
-def encode_metadata(tensors: Mapping[str, Described]) -> bytes:
-    """As JSON."""
-    described = {
+def encode_metadata(tensors: Mapping[str, TensorMetadata]) -> bytes:
+    """The metadata of all tensors as JSON."""
+    metadata = {
         name: {"dtype": one.dtype, "shape": one.shape, "chunks": [chunk._asdict() for chunk in one.chunks]}
         for name, one in tensors.items()
     }
-    return _encode({"format": FORMAT, "tensors": described})
+    return _encode({"format": FORMAT, "tensors": metadata})
 
 
-def decode_metadata(path: Path, file: File) -> dict[str, Described]:
-    """Read what tensors the checkpoint in a directory holds; `file` is the manifest's entry for it.
+def decode_metadata(path: Path, file: File) -> dict[str, TensorMetadata]:
+    """Read the metadata of the tensors of the checkpoint in a directory.
+
+    Args:
+        file: the manifest's entry for it.
 
     Raises:
         CheckpointError: it is missing or corrupted.
     """
     fields = _decode(path / METADATA, file)
-    return {name: _described(entry) for name, entry in fields["tensors"].items()}
+    return {name: _tensor_metadata(entry) for name, entry in fields["tensors"].items()}
 
 
 def encode_state(fields: Mapping[str, Any]) -> bytes:
-    """As JSON.
+    """Values, progress and metrics as JSON.
 
     Raises:
-        CheckpointError: a value is not one that JSON can say; names it.
+        CheckpointError: JSON cannot represent a value; names it.
     """
     try:
         return _encode({"format": FORMAT, **fields})
     except (TypeError, ValueError) as error:
-        culprits = ", ".join(f"state.{group} {name!r}" for group, name in _unsayable(fields))
-        rule = "Values must be what JSON can say; tensors belong into State.tensors."
+        culprits = ", ".join(f"{group}[{name!r}]" for group, name in _unserializable(fields))
+        rule = "Values must be what JSON can represent; keep tensors among the tensors of the state."
         raise CheckpointError(f"{culprits} cannot be saved: {error}. {rule}") from error
 
 
@@ -179,7 +185,7 @@ def decode_state(path: Path, file: File) -> dict[str, Any]:
     return _decode(path / STATE, file)
 
 
-def _unsayable(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _unserializable(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for group, entries in fields.items():
         for name, value in entries.items():
             try:
@@ -188,12 +194,12 @@ def _unsayable(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield group, name
 
 
-def _described(entry: Mapping[str, Any]) -> Described:
+def _tensor_metadata(entry: Mapping[str, Any]) -> TensorMetadata:
     chunks = (
         Chunk(**{**chunk, "offset": tuple(chunk["offset"]), "shape": tuple(chunk["shape"])})
         for chunk in entry["chunks"]
     )
-    return Described(dtype=entry["dtype"], shape=tuple(entry["shape"]), chunks=tuple(chunks))
+    return TensorMetadata(dtype=entry["dtype"], shape=tuple(entry["shape"]), chunks=tuple(chunks))
 
 
 def _encode(fields: Mapping[str, Any]) -> bytes:
@@ -206,7 +212,7 @@ def _decode(file: Path, expected: File | None = None) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{file} is missing or cannot be read: {error.strerror}.") from error
     if expected is not None and hash_of(data) != expected.xxh3_128:
-        raise CheckpointError(f"{file} is corrupted: its hash is not the one in {MANIFEST}.")
+        raise CheckpointError(f"{file} is corrupted: it does not match its hash in {MANIFEST}.")
     try:
         fields = json.loads(data)
         version = fields["format"]

@@ -1,7 +1,7 @@
-"""The committed checkpoints of a run: which there are, which is the newest, which are whole.
+"""The committed checkpoints of a run: which exist, which is the newest, which are intact.
 
-The order is that of their commits, not of their steps: a run that went back to step_20 and has committed step_30 goes
-on from there, though a step_40 of its former course may still stand beside.
+They are ordered by commit, not by step: a run that went back to step_20 and then committed step_30 continues from
+step_30, even if a step_40 from before it went back still exists.
 """
 
 import os
@@ -19,9 +19,9 @@ COMMITTED = re.compile(r"step_\d+")
 
 
 def manifests(checkpoints: Path) -> dict[Path, Manifest | CheckpointError]:
-    """Every committed checkpoint with its manifest, or with what is wrong with that; newest first.
+    """Every committed checkpoint with its manifest, or with the error of reading it; newest first.
 
-    One whose manifest cannot be read may be the newest, so it comes first.
+    A checkpoint whose manifest cannot be read comes first, since it may be the newest.
     """
     found: dict[Path, Manifest | CheckpointError] = {}
     for path in checkpoints.glob("step_*"):
@@ -34,10 +34,10 @@ def manifests(checkpoints: Path) -> dict[Path, Manifest | CheckpointError]:
 
 
 def verify(path: Path) -> Manifest:
-    """Hold a committed checkpoint to its manifest: every file is there and has its size. Reads no payload.
+    """Check that every file of a committed checkpoint exists and has the size in the manifest. Reads no payload.
 
     Raises:
-        CheckpointError: names the file.
+        CheckpointError: a file is missing or has another size; names it.
     """
     manifest = decode_manifest(path)
     check_sizes(path, manifest)
@@ -61,26 +61,26 @@ def newest(checkpoints: Path) -> Path | None:
             verify(path)
         except CheckpointError as error:
             if _names(checkpoints) == names:
-                raise CheckpointError(f"{error} {way_out(path)}") from error
+                raise CheckpointError(f"{error} {suggest_older(path)}") from error
         else:
             return path
         # Something was renamed meanwhile, perhaps this checkpoint, to make room for a newer one: look again.
 
 
-def way_out(corrupted: Path) -> str:
-    """What to do when this committed checkpoint is corrupted: which older one to continue from."""
+def suggest_older(corrupted: Path) -> str:
+    """The way out when this checkpoint is corrupted: the newest older one that is intact."""
     paths = list(manifests(corrupted.parent))
     for path in paths[paths.index(corrupted) + 1 :] if corrupted in paths else paths:
         try:
             verify(path)
         except CheckpointError:
-            continue  # corrupted as well: not one to offer
-        return f"The next older checkpoint is whole; continue from it: --from {path.name}."
-    return "No older checkpoint is whole: begin a new run."
+            continue  # corrupted as well
+        return f"An older checkpoint is intact; continue from it: --from {path.name}."
+    return "No older checkpoint is intact: start a new run."
 
 
 def find(checkpoints: Path, name: str) -> Path:
-    """The committed checkpoint of this name: step_40.
+    """The committed checkpoint with this name, such as step_40.
 
     Raises:
         CheckpointError: there is none, or it is corrupted.
@@ -88,22 +88,24 @@ def find(checkpoints: Path, name: str) -> Path:
     path = checkpoints / name
     if not (COMMITTED.fullmatch(name) and path.is_dir()):
         names = ", ".join(path.name for path in manifests(checkpoints)) or "none"
-        raise CheckpointError(f"{checkpoints} has no checkpoint {name!r}. Those committed, newest first: {names}.")
+        raise CheckpointError(
+            f"{checkpoints} has no checkpoint {name!r}. Committed checkpoints, newest first: {names}."
+        )
     try:
         verify(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error} {way_out(path)}") from error
+        raise CheckpointError(f"{error} {suggest_older(path)}") from error
     return path
 
 
 def choose(checkpoints: Path, name: str) -> Path:
-    """Make an older checkpoint the newest, so that the run continues from it however often it is started again.
+    """Make an older checkpoint the newest, so that every later start of the run continues from it.
 
-    Call it only while the run is not running. Checkpoints whose manifests cannot be read, and which might therefore be
-    newer, get another name.
+    Only for a run that is not running. Checkpoints whose manifests cannot be read are renamed, since they might be
+    newer.
 
     Raises:
-        CheckpointError: there is none of this name, or it is corrupted.
+        CheckpointError: there is no checkpoint with this name, or it is corrupted.
     """
     chosen = find(checkpoints, name)
     found = manifests(checkpoints)
@@ -120,12 +122,12 @@ def choose(checkpoints: Path, name: str) -> Path:
 
 
 def last_serial(found: Mapping[Path, Manifest | CheckpointError]) -> int:
-    """Of the newest commit; 0 if there is none."""
+    """The serial number of the newest commit; 0 if there is none."""
     return max((one.serial for one in found.values() if isinstance(one, Manifest)), default=0)
 
 
 def _names(checkpoints: Path) -> set[str]:
-    """Of everything in the directory; changes with every commit and every deletion."""
+    """All names in the directory; every commit and every deletion changes them."""
     return {path.name for path in checkpoints.glob("*")}
 
 

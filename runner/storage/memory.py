@@ -1,4 +1,4 @@
-"""Tensors seen as bytes of host memory."""
+"""Tensors as bytes in host memory."""
 
 from collections.abc import Mapping
 
@@ -34,21 +34,21 @@ assert DTYPES.keys() == SAFETENSORS_TYPES.keys()
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As torch names it, without the module: bfloat16."""
+    """The name of a dtype without its module: bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
-def is_host_bytes(tensor: Tensor) -> bool:
-    """Whether its elements lie one after the other in host memory."""
+def is_contiguous_on_host(tensor: Tensor) -> bool:
+    """Whether `view_bytes` can view the tensor: contiguous, in host memory, no lazy conjugate or negative."""
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def on_host(tensor: Tensor) -> Tensor:
-    """The tensor itself if `is_host_bytes`, else a copy for which that holds."""
+    """The tensor itself if it is contiguous on the host, otherwise a copy that is."""
     tensor = tensor.detach()
-    return tensor if is_host_bytes(tensor) else tensor.cpu().resolve_conj().resolve_neg().contiguous()
+    return tensor if is_contiguous_on_host(tensor) else tensor.cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def view_bytes(tensor: Tensor) -> memoryview:
-    """The memory itself of a tensor for which `is_host_bytes` holds; writable. Keeps the tensor's storage alive."""
+    """A writable view of a tensor that is contiguous on the host. The view keeps the tensor's storage alive."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data

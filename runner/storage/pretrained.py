@@ -1,7 +1,7 @@
-"""What `from_pretrained` reads beside the weights: config.json and generation_config.json.
+"""Write what `from_pretrained` reads besides the weights: config.json and generation_config.json.
 
-A model that follows transformers' convention says both itself. So the run's model hook is called once more, by default
-on torch's meta device, where tensors have shapes and no memory.
+A model that follows transformers' convention can write both. To get such a model, the run's model hook is called once
+more, by default on torch's meta device, where tensors have shapes but no memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,14 +12,14 @@ import torch
 from torch.nn import Module
 
 from runner.errors import CheckpointError, HookError
-from runner.storage.format import Described
+from runner.storage.format import TensorMetadata
 from runner.storage.memory import DTYPES
 
 __all__ = ["write_config"]
 
 
 class Config(Protocol):
-    """What transformers.PreTrainedConfig is, so far as it is needed here."""
+    """The part of transformers.PreTrainedConfig that is needed here."""
 
     architectures: list[str] | None
     dtype: Any
@@ -31,49 +31,49 @@ class Config(Protocol):
 
 @runtime_checkable
 class Pretrained(Protocol):
-    """What transformers.PreTrainedModel is, so far as it is needed here."""
+    """The part of transformers.PreTrainedModel that is needed here."""
 
     config: Config
 
     def save_pretrained(self, save_directory: str) -> None:
-        """Never called: it would write weights too. It tells such a model from any other that has a `config`."""
+        """Never called, since it would write weights too. It tells such a model from others that have a `config`."""
         ...
 
 
 @runtime_checkable
-class Generating(Protocol):
-    """A model that may be able to generate."""
+class CanGenerate(Protocol):
+    """A model with a generation_config."""
 
     generation_config: Config
 
     def can_generate(self) -> bool:
-        """Whether its generation_config is of use."""
+        """Whether its generation_config applies."""
         ...
 
 
 def write_config(
-    directory: Path, build_model: Callable[[], object], tensors: Mapping[str, Described], *, device: str
+    directory: Path, build_model: Callable[[], object], tensors: Mapping[str, TensorMetadata], *, device: str
 ) -> None:
-    """Write what the model says of itself; nothing for a model that is not of this kind.
+    """Write the model's own configuration files; none for a model that does not follow the convention.
 
     Args:
         build_model: the run's model hook.
-        tensors: the weights to be exported, for their type, and to see that they are this model's.
-        device: on which the hook is called: meta or cpu.
+        tensors: the weights to be exported, for their dtype and to check that they are this model's.
+        device: the one on which the hook is called, meta or cpu.
 
     Raises:
         HookError: the hook cannot be called on that device.
-        CheckpointError: it builds another model than that in the checkpoint.
+        CheckpointError: it builds another model than the one in the checkpoint.
     """
     model = _build(build_model, device)
     if not isinstance(model, Pretrained):
         return
     _check_same_model(model, tensors)
-    # As PreTrainedModel.save_pretrained does it: the class that from_pretrained is to build, and in which type.
+    # As PreTrainedModel.save_pretrained does: the class and the dtype that from_pretrained is to build.
     model.config.architectures = [type(model).__name__]
     model.config.dtype = next((one.dtype for one in tensors.values() if DTYPES[one.dtype].is_floating_point), None)
     model.config.save_pretrained(str(directory))
-    if isinstance(model, Generating) and model.can_generate():
+    if isinstance(model, CanGenerate) and model.can_generate():
         model.generation_config.save_pretrained(str(directory))
 
 
@@ -81,20 +81,20 @@ def _build(build_model: Callable[[], object], device: str) -> object:
     try:
         with torch.device(device):
             return build_model()
-    except Exception as error:  # the user's function may raise anything; all of it is told
-        in_memory = "call it with memory for the whole model: --config cpu; or " if device == "meta" else ""
+    except Exception as error:  # the user's function may raise anything
+        in_memory = "call it on the CPU, with memory for the whole model: --config cpu; or " if device == "meta" else ""
         raise HookError(
-            f"the model hook was called on the {device} device, to ask the model for its config, and failed: "
+            f"the model hook was called on the {device} device to get the model's config, and failed: "
             f"{type(error).__name__}: {error}\nTo export, {in_memory}leave out config.json: --config none."
         ) from error
 
 
-def _check_same_model(model: object, tensors: Mapping[str, Described]) -> None:
+def _check_same_model(model: object, tensors: Mapping[str, TensorMetadata]) -> None:
     assert isinstance(model, Module)
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wrong = [f"{name} {list(one.shape)}" for name, one in tensors.items() if built.get(name) != one.shape]
     if wrong:
         raise CheckpointError(
-            f"the model hook builds another {type(model).__name__} than that in the checkpoint, which has "
-            f"{', '.join(wrong)}. Bring back its arguments, or leave out config.json: --config none."
+            f"the model hook builds another {type(model).__name__} than the one in the checkpoint, which has "
+            f"{', '.join(wrong)}. Restore its arguments, or leave out config.json: --config none."
         )

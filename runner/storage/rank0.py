@@ -1,4 +1,4 @@
-"""One rank acts, all ranks hear how it went; and what may go wrong on a disk, said so that a person can act on it."""
+"""File operations that rank 0 performs for all ranks, and the errors of a file system as CheckpointErrors."""
 
 import errno
 from collections.abc import Callable
@@ -15,10 +15,10 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def on_rank_0(world: World, action: Callable[[], T], *, path: Path) -> T:
-    """Act on rank 0; every rank gets the result, or the error. Collective.
+    """Run an action on rank 0; every rank returns its result or raises its error. Collective.
 
     Raises:
-        CheckpointError: the action did, or the file system refused (`path` says where, if the refusal does not).
+        CheckpointError: from the action, or made of its OSError; `path` is named where that names no file.
     """
     outcome: tuple[T, None] | tuple[None, CheckpointError] | None = None
     if world.is_main:
@@ -27,7 +27,7 @@ def on_rank_0(world: World, action: Callable[[], T], *, path: Path) -> T:
         except CheckpointError as error:
             outcome = (None, error)
         except OSError as error:
-            outcome = (None, refusal(error, path))
+            outcome = (None, write_error(error, path))
             outcome[1].__cause__ = error
     result, failure = world.broadcast_object(outcome)
     if failure is not None:
@@ -35,13 +35,13 @@ def on_rank_0(world: World, action: Callable[[], T], *, path: Path) -> T:
     return result  # type: ignore[no-any-return]
 
 
-def refusal(error: OSError, path: Path) -> CheckpointError:
-    """What the file system refused, and what to do about it."""
+def write_error(error: OSError, path: Path) -> CheckpointError:
+    """What the file system reported, and what to do about it."""
     where = error.filename or path
     if error.errno in FULL:
-        way_out = "Free space there, or keep fewer: checkpoint.keep_last, checkpoint.keep_best."
+        way_out = "Free space there, or keep fewer checkpoints: checkpoint.keep_last, checkpoint.keep_best."
     elif error.errno in FORBIDDEN:
-        way_out = "Give this user the right to write there, or choose another directory: run.dir."
+        way_out = "Give this user permission to write there, or choose another directory: run.dir."
     else:
-        way_out = "See to that file system, then continue the run with runner resume."
+        way_out = "Repair that file system, then continue the run with runner resume."
     return CheckpointError(f"cannot write the checkpoint: {where}: {error.strerror}. {way_out}")

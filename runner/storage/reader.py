@@ -1,4 +1,4 @@
-"""How tensors come back from their files: into their own memory where they lie the same way, and never unverified."""
+"""Read tensors from their files, each verified: straight into the target's memory where its layout is the same."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,49 +19,49 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from runner.errors import CheckpointError
-from runner.storage.format import Chunk, Described, File
-from runner.storage.memory import DTYPES, is_host_bytes, view_bytes
+from runner.storage.format import MANIFEST, METADATA, Chunk, File, TensorMetadata
+from runner.storage.memory import DTYPES, is_contiguous_on_host, view_bytes
 
-PIECE_BYTES = 1 << 20  # read and hash alternate on pieces that fit a core's cache, so that hashing waits for no memory
+READ_BYTES = 1 << 20  # read and hashed at a time: fits a core's cache, so that hashing does not wait for memory
 
 
 @final
 class TensorReader(StorageReader):
-    """Reads what a plan wants from the payload files of one checkpoint, each stored tensor whole and once."""
+    """Reads what a load plan asks for from the payload files of one checkpoint, each chunk whole and once."""
 
-    def __init__(self, path: Path, *, described: Mapping[str, Described], files: Mapping[str, File]) -> None:
+    def __init__(self, path: Path, *, metadata: Mapping[str, TensorMetadata], files: Mapping[str, File]) -> None:
         self.path = path
-        self._described = described
+        self._metadata = metadata
         self._files = files
-        self._chunks = {(name, chunk.offset): chunk for name, one in described.items() for chunk in one.chunks}
+        self._chunks = {(name, chunk.offset): chunk for name, one in metadata.items() for chunk in one.chunks}
         self._in_file: dict[str, list[Chunk]] = {}
         for chunk in self._chunks.values():
             self._in_file.setdefault(chunk.file, []).append(chunk)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing: a reader serves one load."""
+        """Do nothing: a reader serves one load."""
 
     def read_metadata(self) -> Metadata:
-        """What the planner needs to know of each tensor."""
-        return Metadata({name: _stored(one) for name, one in self._described.items()})
+        """Shape, dtype and chunks of each tensor, for the planner."""
+        return Metadata({name: _stored(one) for name, one in self._metadata.items()})
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing: all is known."""
+        """Do nothing: the constructor was given everything."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """The plan as it is."""
+        """Return the plan unchanged."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """The plans as they are."""
+        """Return the plans unchanged."""
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fill every tensor of the plan.
 
         Raises:
-            CheckpointError: a file is missing, truncated, or does not hold what was written; the tensors are then
-                filled in part, perhaps with corrupted bytes.
+            CheckpointError: a file is missing, truncated or corrupted; tensors may have been overwritten, even with
+                corrupted bytes.
         """
         wanted: dict[str, dict[Chunk, list[ReadItem]]] = {}
         for item in plan.items:
@@ -76,7 +76,7 @@ class TensorReader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """No: a reader is made for a directory, never found for one."""
+        """Return False: torch never chooses this reader for a path by itself."""
         return False
 
     def _read_file(self, name: str, wanted: Mapping[Chunk, list[ReadItem]], planner: LoadPlanner) -> None:
@@ -90,21 +90,21 @@ class TensorReader(StorageReader):
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
 
     def _verify_header(self, file: BinaryIO, path: Path) -> None:
-        """Hold the header, which says to other programs what is where, to the hash in the manifest."""
+        """Compare the safetensors header, which other programs read, with the hash in the manifest."""
         length = file.read(8)
         header = length + file.read(min(int.from_bytes(length, "little"), self._files[path.name].bytes))
-        # An empty tensor begins where the next one does, and was written before it.
+        # An empty tensor starts where the next one does, and was written before it.
         in_order = sorted(self._in_file[path.name], key=lambda chunk: (chunk.start, chunk.bytes))
         digests = b"".join(bytes.fromhex(chunk.xxh3_128) for chunk in in_order)
         if xxhash.xxh3_128(header + digests).hexdigest() != self._files[path.name].xxh3_128:
-            raise CheckpointError(f"{path} is corrupted: its header is not the one that was written.")
+            raise CheckpointError(f"{path} is corrupted: its header does not match the hash in {MANIFEST}.")
 
     def _read_chunk(
         self, file: BinaryIO, path: Path, chunk: Chunk, items: Sequence[ReadItem], planner: LoadPlanner
     ) -> None:
-        dtype = DTYPES[self._described[items[0].storage_index.fqn].dtype]
+        dtype = DTYPES[self._metadata[items[0].storage_index.fqn].dtype]
         targets = [planner.resolve_tensor(item).detach() for item in items]
-        if len(items) == 1 and tuple(items[0].lengths) == chunk.shape and _lies_alike(targets[0], dtype):
+        if len(items) == 1 and tuple(items[0].lengths) == chunk.shape and _same_layout(targets[0], dtype):
             read_verified(file, path, chunk, view_bytes(targets[0]))
         else:
             whole = torch.empty(chunk.shape, dtype=dtype)
@@ -115,13 +115,13 @@ class TensorReader(StorageReader):
             planner.commit_tensor(item, target)
 
 
-def _stored(one: Described) -> TensorStorageMetadata:
+def _stored(one: TensorMetadata) -> TensorStorageMetadata:
     boxes = [ChunkStorageMetadata(torch.Size(chunk.offset), torch.Size(chunk.shape)) for chunk in one.chunks]
     return TensorStorageMetadata(TensorProperties(dtype=DTYPES[one.dtype]), torch.Size(one.shape), boxes)
 
 
-def _lies_alike(target: Tensor, dtype: torch.dtype) -> bool:
-    return target.dtype == dtype and is_host_bytes(target)
+def _same_layout(target: Tensor, dtype: torch.dtype) -> bool:
+    return target.dtype == dtype and is_contiguous_on_host(target)
 
 
 def _cut(whole: Tensor, item: ReadItem) -> Tensor:
@@ -131,11 +131,15 @@ def _cut(whole: Tensor, item: ReadItem) -> Tensor:
 
 
 def read_verified(file: BinaryIO, path: Path, chunk: Chunk, target: memoryview) -> None:
-    """Read a stored tensor into memory of its size and hold it to its hash."""
+    """Read a chunk into memory of its size and compare it with its hash.
+
+    Raises:
+        CheckpointError: the file is truncated or corrupted.
+    """
     hasher = xxhash.xxh3_128()
     done = 0
     while done < chunk.bytes:
-        piece = target[done : done + PIECE_BYTES]
+        piece = target[done : done + READ_BYTES]
         read = os.preadv(file.fileno(), [piece], chunk.start + done)
         if not read:
             raise CheckpointError(
@@ -144,4 +148,4 @@ def read_verified(file: BinaryIO, path: Path, chunk: Chunk, target: memoryview) 
         hasher.update(piece[:read])
         done += read
     if hasher.hexdigest() != chunk.xxh3_128:
-        raise CheckpointError(f"{path} is corrupted: the hash of tensor {chunk.key!r} is not that of what was written.")
+        raise CheckpointError(f"{path} is corrupted: tensor {chunk.key!r} does not match its hash in {METADATA}.")

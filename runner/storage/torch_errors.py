@@ -1,4 +1,4 @@
-"""What torch.distributed.checkpoint raises, as the runner's own errors. Importing it takes half a second."""
+"""Errors of torch.distributed.checkpoint as the runner's own. Importing it takes half a second."""
 
 import warnings
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.distributed.checkpoint.api import CheckpointException
 
 from runner.errors import CheckpointError
-from runner.storage.rank0 import refusal
+from runner.storage.rank0 import write_error
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def translated(path: Path) -> Iterator[None]:
     except CheckpointException as exception:
         rank, (error, _) = min(exception.failures.items())
         if isinstance(error, OSError):
-            raise refusal(error, path) from exception
+            raise write_error(error, path) from exception
         if isinstance(error, CheckpointError):
             raise CheckpointError(*error.args) from exception
         error.add_note(f"on rank {rank}, in checkpoint {path}")

@@ -57,8 +57,8 @@ def test_what_is_committed_is_the_state_at_the_save(
         w, t = torch.zeros(500_000), torch.zeros(3, 2)
         read = state_of({"model.w": w, "model.t": t})
         checkpoints.open(path).read(read)
-        assert w.unique().tolist() == [step]
-        assert t.unique().tolist() == [step]
+        assert set(w.flatten().tolist()) == {step}
+        assert set(t.flatten().tolist()) == {step}
         assert read.values == {"nested": {"step": step}}
         assert f'"metrics": {{"eval/loss": {step}.0}}' in (path / "state.json").read_text()
 
@@ -82,7 +82,7 @@ def test_a_disk_that_refuses_is_heard_of_and_the_commit_before_stands(
         "poll": poll,
         "wait": later.wait,
     }
-    with pytest.raises(CheckpointError, match=r"File too large. Free space there, or keep fewer"):
+    with pytest.raises(CheckpointError, match=r"File too large. Free space there, or keep fewer checkpoints"):
         calls[hear]()
     path = checkpoints.latest()
     assert path is not None
@@ -91,15 +91,13 @@ def test_a_disk_that_refuses_is_heard_of_and_the_commit_before_stands(
 
 
 def test_what_cannot_be_stored_is_refused_at_once(later: ShardedCheckpointer) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"state.tensors 'model.z' cannot be saved: safetensors has no complex128"
-    ):
+    with pytest.raises(CheckpointError, match=r"model.z cannot be saved: safetensors has no dtype complex128"):
         later.save(state_of({"model.z": torch.ones(1, dtype=torch.complex128)}), progress=at(1), metrics={})
 
 
 def test_a_value_that_json_cannot_say_is_heard_of(later: ShardedCheckpointer) -> None:
     later.save(State(values={"bad": {1}}), progress=at(1), metrics={})
-    with pytest.raises(CheckpointError, match=r"state.values 'bad' cannot be saved"):
+    with pytest.raises(CheckpointError, match=r"values\['bad'\] cannot be saved"):
         later.wait()
     later.wait()  # said once
 
@@ -141,9 +139,7 @@ def test_memory_that_was_reserved_is_what_copies_go_to() -> None:
 def test_the_first_poll_prepares_a_save_and_refuses_what_cannot_be_stored(
     tmp_path: Path, later: ShardedCheckpointer, world: SoloWorld
 ) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"state.tensors 'model.z' cannot be saved: safetensors has no complex128"
-    ):
+    with pytest.raises(CheckpointError, match=r"model.z cannot be saved: safetensors has no dtype complex128"):
         later.poll(lambda: state_of({"model.z": torch.ones(1, dtype=torch.complex128)}))
     later.poll(lambda: pytest.fail("it asks once"))
     later.save(state_of({"model.w": torch.ones(5)}), progress=at(1), metrics={})

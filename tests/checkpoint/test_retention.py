@@ -75,7 +75,7 @@ def test_a_metric_that_is_never_measured_is_an_error_once_others_are(tmp_path: P
     with pytest.raises(CheckpointError) as caught:
         checkpointer.save(State(), progress=Progress(step=2, position=0), metrics=metrics)
     assert str(caught.value) == (
-        "checkpoint.metric=eval/acuracy was not measured, but keep_best goes by it; "
-        "there are eval/accuracy, eval/loss. The checkpoint is committed."
+        "checkpoint.metric=eval/acuracy was not measured, but keep_best compares it. "
+        "Set it to one of eval/accuracy, eval/loss. The checkpoint is committed."
     )
     assert names(tmp_path) == {"step_1", "step_2"}

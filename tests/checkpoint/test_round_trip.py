@@ -115,9 +115,7 @@ def test_the_rest_is_json(tmp_path: Path, checkpointer: ShardedCheckpointer) -> 
 
 def test_what_is_not_a_tensor_is_refused_by_name(tmp_path: Path, checkpointer: ShardedCheckpointer) -> None:
     wrong = State(models={"model": {"good": torch.ones(1), "bad": [1, 2]}})
-    with pytest.raises(
-        CheckpointError, match=r"state.tensors 'model.bad' cannot be saved: it is not a tensor. Only tensors go"
-    ):
+    with pytest.raises(CheckpointError, match=r"^model.bad cannot be saved: it is not a tensor. Put what JSON"):
         checkpointer.save(wrong, progress=PROGRESS, metrics={})
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -125,7 +123,8 @@ def test_what_is_not_a_tensor_is_refused_by_name(tmp_path: Path, checkpointer: S
 def test_a_type_that_safetensors_lacks_is_refused_by_name(checkpointer: ShardedCheckpointer) -> None:
     wrong = state_of({"model.z": torch.ones(1, dtype=torch.complex128)})
     with pytest.raises(
-        CheckpointError, match=r"state.tensors 'model.z' cannot be saved: safetensors has no complex128. Types"
+        CheckpointError,
+        match=r"^model.z cannot be saved: safetensors has no dtype complex128. Use one of float64, float32",
     ):
         checkpointer.save(wrong, progress=PROGRESS, metrics={})
 
@@ -133,7 +132,8 @@ def test_a_type_that_safetensors_lacks_is_refused_by_name(checkpointer: ShardedC
 def test_a_value_that_json_cannot_say_is_refused_by_name(tmp_path: Path, checkpointer: ShardedCheckpointer) -> None:
     wrong: State[torch.Tensor] = State(values={"fine": 1, "bad": {1, 2}})
     with pytest.raises(
-        CheckpointError, match=r"state.values 'bad' cannot be saved: .* not JSON serializable. Values must"
+        CheckpointError,
+        match=r"^values\['bad'\] cannot be saved: .* not JSON serializable. Values must be what JSON can",
     ):
         checkpointer.save(wrong, progress=PROGRESS, metrics={})
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-import runner.checkpoint.transfer  # imported before the forks
+import runner.checkpoint.rank_files  # imported before the forks
 import runner.storage.read  # noqa: F401
 from runner.checkpoint.retention import Retention
 from runner.checkpoint.sharded import Sharded

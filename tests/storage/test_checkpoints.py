@@ -13,7 +13,7 @@ from runner.errors import CheckpointError
 from runner.protocols import Progress, State, StoredTensor
 from runner.storage.checkpoints import Checkpoints, SavedCheckpoint
 from runner.storage.commit import begin, commit
-from runner.storage.format import METADATA, STATE, Described, Manifest, encode_metadata, encode_state
+from runner.storage.format import METADATA, STATE, Manifest, TensorMetadata, encode_metadata, encode_state
 from runner.world.solo import SoloWorld
 from tests.storage.states import open_latest, state_of
 
@@ -49,12 +49,12 @@ def test_every_part_of_a_state_comes_back(saved: SaveState) -> None:
 
     read = state(0.0)
     saved(state(5.0)).read(read)
-    assert read.models["model"]["0.weight"].unique().tolist() == [5.0]
+    assert set(read.models["model"]["0.weight"].flatten().tolist()) == {5.0}
     assert read.models["teacher"]["0.weight"].tolist() == [5.0] * 3
-    assert read.optimizers["model"]["0.weight"]["exp_avg"].unique().tolist() == [10.0]
+    assert set(read.optimizers["model"]["0.weight"]["exp_avg"].flatten().tolist()) == {10.0}
     assert read.optimizers["model"]["0.weight"]["step"].item() == 5.0
     assert read.optimizers["teacher"]["0.weight"]["exp_avg"].tolist() == [15.0] * 3
-    assert read.callbacks["ema.slow"]["model.0.weight"].unique().tolist() == [20.0]
+    assert set(read.callbacks["ema.slow"]["model.0.weight"].flatten().tolist()) == {20.0}
     assert read.rng[0]["torch"].tolist() == [5] * 4
 
 
@@ -93,15 +93,17 @@ def test_all_that_does_not_fit_is_named(saved: SaveState) -> None:
     with pytest.raises(CheckpointError) as caught:
         checkpoint.read(state_of({**here, "model.n": torch.tensor(1.0)}))
     assert str(caught.value) == (
-        f"{checkpoint.path} is not a checkpoint of this model: model.a has shape [2] in it, here [3]; "
-        "model.n has type int64 in it, here torch.float32; model.x is not in it; model.y is not in it."
+        f"{checkpoint.path} is not a checkpoint of this model: model.a has shape [2], here [3]; "
+        "model.n has dtype int64, here float32; model.x is missing; model.y is missing."
     )
 
 
 def test_a_tensor_of_an_unknown_kind_is_refused(tmp_path: Path, checkpoints: Checkpoints) -> None:
     (tmp_path / "checkpoints").mkdir()
     manifest = Manifest(step=1, position=0, world_size=1, serial=1, metrics={}, files={})
-    metadata = encode_metadata({"model.w": Described("float32", (0,), ()), "w": Described("float32", (0,), ())})
+    metadata = encode_metadata(
+        {"model.w": TensorMetadata("float32", (0,), ()), "w": TensorMetadata("float32", (0,), ())}
+    )
     path = commit(begin(tmp_path / "checkpoints", 1), manifest, {METADATA: metadata, STATE: encode_state({})})
     with pytest.raises(CheckpointError) as caught:
         checkpoints.open(path)
@@ -117,7 +119,7 @@ def test_a_corrupted_checkpoint_is_not_opened(checkpoints: Checkpoints, save: Ca
     (path / "metadata.json").unlink()
     with pytest.raises(CheckpointError) as caught:
         checkpoints.open(path)
-    older = "The next older checkpoint is whole; continue from it: --from step_1."
+    older = "An older checkpoint is intact; continue from it: --from step_1."
     assert str(caught.value) == f"{path}/metadata.json is missing. {older}"
 
 

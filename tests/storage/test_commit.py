@@ -19,7 +19,7 @@ from runner.protocols import Progress, State
 from runner.storage.checkpoints import Checkpoints
 from runner.storage.commit import commit
 from runner.storage.format import File, Manifest
-from runner.storage.rank0 import refusal
+from runner.storage.rank0 import write_error
 from runner.world.solo import SoloWorld
 from tests.storage.states import open_latest, state_of
 
@@ -75,7 +75,7 @@ def test_a_file_that_may_not_grow_leaves_the_last_commit(
     message = str(caught.value)
     assert message.startswith(f"cannot write the checkpoint: {path.parent}/step_2.partial-")
     assert message.endswith(
-        "File too large. Free space there, or keep fewer: checkpoint.keep_last, checkpoint.keep_best."
+        "File too large. Free space there, or keep fewer checkpoints: checkpoint.keep_last, checkpoint.keep_best."
     )
     assert list(path.parent.iterdir()) == [path]  # what was half written gave its space back
     assert checkpoints.latest() == path
@@ -98,7 +98,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_the_last_commit(small_disk: Path, world: SoloWorld) -> None:
     checkpointer = Sharded().open(small_disk, world)
     checkpointer.save(State(values={"step": 1}), progress=Progress(step=1, position=0), metrics={})
-    with pytest.raises(CheckpointError, match=r"No space left on device. Free space there, or keep fewer"):
+    with pytest.raises(CheckpointError, match=r"No space left on device. Free space there, or keep fewer checkpoints"):
         checkpointer.save(large(), progress=Progress(step=2, position=0), metrics={})
     saved = open_latest(small_disk, world)
     assert saved.path == small_disk / "checkpoints" / "step_1"
@@ -110,13 +110,13 @@ def test_a_full_disk_leaves_the_last_commit(small_disk: Path, world: SoloWorld) 
 
 def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path, world: SoloWorld) -> None:
     (tmp_path / "checkpoints").write_text("a file stands here")
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}/checkpoints: File exists. See to that file system"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/checkpoints: File exists. Repair that file system"):
         Sharded().open(tmp_path, world)
 
 
 def test_a_directory_that_may_not_be_written_is_said(tmp_path: Path) -> None:
-    error = refusal(PermissionError(errno.EACCES, "Permission denied"), tmp_path)
-    way_out = "Give this user the right to write there, or choose another directory: run.dir."
+    error = write_error(PermissionError(errno.EACCES, "Permission denied"), tmp_path)
+    way_out = "Give this user permission to write there, or choose another directory: run.dir."
     assert str(error) == f"cannot write the checkpoint: {tmp_path}: Permission denied. {way_out}"
 
 

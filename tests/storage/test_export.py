@@ -19,12 +19,13 @@ from runner.errors import CheckpointError
 from runner.protocols import Progress
 from runner.storage.commit import begin, commit
 from runner.storage.export import export_weights, fresh_directory, model_tensors
-from runner.storage.format import METADATA, STATE, Chunk, Described, File, Manifest, encode_metadata, encode_state
+from runner.storage.format import METADATA, STATE, Chunk, File, Manifest, TensorMetadata, encode_metadata, encode_state
 from runner.storage.format import hash_of as xxh3
 from runner.world.solo import SoloWorld
 from tests.storage.states import state_of
 
 Save = Callable[[dict[str, Tensor]], Path]
+Boxes = dict[str, tuple[tuple[int, ...], Tensor]]
 GB = 10**9
 
 WEIGHTS = {
@@ -106,7 +107,7 @@ def test_a_weight_that_would_become_infinite_is_refused(saved: Save, tmp_path: P
     with pytest.raises(CheckpointError) as caught:
         exported(checkpoint, tmp_path / "out", dtype="float16")
     assert str(caught.value) == (
-        "scale holds 70000, but the largest of float16 is 65504. Export another type: --dtype bfloat16."
+        "scale holds 70000, but the largest float16 is 65504. Export another dtype: --dtype bfloat16."
     )
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]  # nothing half written
     out = exported(saved({"scale": torch.tensor([1.0, math.inf])}), tmp_path / "out", dtype="float16")
@@ -139,7 +140,7 @@ def test_a_tensor_larger_than_a_shard_has_one_of_its_own(saved: Save, tmp_path: 
 def test_parts_that_several_ranks_wrote_are_put_together(tmp_path: Path) -> None:
     """Rows over two ranks, columns over two ranks, a whole scalar: as sharding strategies leave them."""
     rows, columns, scalar = torch.arange(15.0).view(5, 3), torch.arange(8.0).view(2, 4), torch.tensor(3.0)
-    parts = [
+    parts: list[Boxes] = [
         {"model.rows": ((0, 0), rows[:3]), "model.columns": ((0, 0), columns[:, :2]), "model.scalar": ((), scalar)},
         {"model.rows": ((3, 0), rows[3:]), "model.columns": ((0, 2), columns[:, 2:])},
     ]
@@ -147,7 +148,7 @@ def test_parts_that_several_ranks_wrote_are_put_together(tmp_path: Path) -> None
     assert_same(read(out), {"rows": rows, "columns": columns, "scalar": scalar})
 
 
-def committed(run: Path, parts: list[dict[str, tuple[tuple[int, ...], Tensor]]]) -> Path:
+def committed(run: Path, parts: list[Boxes]) -> Path:
     """A checkpoint of so many ranks; each gives boxes of tensors by name, with their offsets."""
     (run / "checkpoints").mkdir()
     partial = begin(run / "checkpoints", 1)
@@ -164,9 +165,9 @@ def committed(run: Path, parts: list[dict[str, tuple[tuple[int, ...], Tensor]]])
             start, end = (8 + length + place for place in header[key]["data_offsets"])
             digest = xxh3(data[start:end])
             chunks.setdefault(key, []).append(Chunk(offset, tuple(box.shape), name, key, start, end - start, digest))
-    described = {key: Described("float32", _extent(found), tuple(found)) for key, found in chunks.items()}
+    metadata = {key: TensorMetadata("float32", _extent(found), tuple(found)) for key, found in chunks.items()}
     manifest = Manifest(step=1, position=1, world_size=len(parts), serial=1, metrics={}, files=files)
-    return commit(partial, manifest, {METADATA: encode_metadata(described), STATE: encode_state({})})
+    return commit(partial, manifest, {METADATA: encode_metadata(metadata), STATE: encode_state({})})
 
 
 def _extent(chunks: list[Chunk]) -> tuple[int, ...]:
@@ -181,7 +182,7 @@ def test_a_corrupted_weight_is_not_exported(saved: Save, tmp_path: Path) -> None
     file.write_bytes(file.read_bytes().replace(twenty, bytes(4), 1))
     with pytest.raises(CheckpointError) as caught:
         exported(checkpoint, tmp_path / "out")
-    assert f"{file} is corrupted: the hash of tensor 'model.d'" in str(caught.value)
+    assert f"{file} is corrupted: tensor 'model.d'" in str(caught.value)
     assert str(caught.value).endswith("Export another checkpoint of the run: --step N.")
     assert not (tmp_path / "out").exists()
 
@@ -222,7 +223,7 @@ def test_what_the_file_system_refuses_is_told_and_leaves_nothing(saved: Save, tm
     with pytest.raises(CheckpointError) as caught:
         exported(checkpoint, tmp_path / "file" / "out")
     assert str(caught.value).startswith(f"cannot export to {tmp_path / 'file' / 'out'}: ")
-    assert str(caught.value).endswith("Not a directory. Choose another place: --out PATH.")
+    assert str(caught.value).endswith("Not a directory. Choose another directory: --out PATH.")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # a disk that is full (Python ignores SIGXFSZ)
     try:

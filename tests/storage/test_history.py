@@ -51,7 +51,7 @@ def test_find_names_what_there_is(tmp_path: Path, save: Save) -> None:
         with pytest.raises(CheckpointError) as caught:
             find(tmp_path / "checkpoints", name)
         assert str(caught.value) == (
-            f"{tmp_path}/checkpoints has no checkpoint {name!r}. Those committed, newest first: step_2, step_1."
+            f"{tmp_path}/checkpoints has no checkpoint {name!r}. Committed checkpoints, newest first: step_2, step_1."
         )
 
 

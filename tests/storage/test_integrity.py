@@ -20,7 +20,7 @@ from runner.world.solo import SoloWorld
 
 Save = Callable[..., Path]
 
-OLDER = "The next older checkpoint is whole; continue from it: --from step_1."
+OLDER = "An older checkpoint is intact; continue from it: --from step_1."
 
 
 def flip(file: Path, place: int) -> None:
@@ -39,7 +39,7 @@ def test_a_flipped_bit_names_file_tensor_and_older_commit(
     assert checkpoints.latest() == path  # sizes are right: only reading can tell
     with pytest.raises(CheckpointError) as caught:
         checkpoints.open(path).read(blank)
-    fault = f"{path}/rank_0.safetensors is corrupted: the hash of tensor 'model.a' is not that of what was written."
+    fault = f"{path}/rank_0.safetensors is corrupted: tensor 'model.a' does not match its hash in metadata.json."
     assert str(caught.value) == f"{fault} {OLDER}"
 
 
@@ -47,7 +47,7 @@ def test_a_flipped_bit_in_the_header_is_found(checkpoints: Checkpoints, save: Sa
     path = save(2)
     flip(path / "rank_0.safetensors", 20)
     with pytest.raises(
-        CheckpointError, match=r"rank_0.safetensors is corrupted: its header .* No older checkpoint is whole"
+        CheckpointError, match=r"rank_0.safetensors is corrupted: its header .* No older checkpoint is intact"
     ):
         checkpoints.open(path).read(blank)
 
@@ -59,7 +59,7 @@ def test_a_changed_json_file_is_found(name: str, checkpoints: Checkpoints, save:
     flip(path / name, -4)
     with pytest.raises(CheckpointError) as caught:
         checkpoints.open(path).read(blank)
-    assert str(caught.value) == f"{path}/{name} is corrupted: its hash is not the one in manifest.json. {OLDER}"
+    assert str(caught.value) == f"{path}/{name} is corrupted: it does not match its hash in manifest.json. {OLDER}"
 
 
 def test_a_truncated_file_is_found_before_it_is_read(checkpoints: Checkpoints, save: Save) -> None:
@@ -122,8 +122,8 @@ def test_an_older_commit_that_is_corrupted_too_is_not_offered(checkpoints: Check
 def read(world: SoloWorld, path: Path, tensors: dict[str, Tensor]) -> None:
     """Read the payload alone, as a saved checkpoint does once it has seen that sizes are right."""
     manifest = decode_manifest(path)
-    described = decode_metadata(path, manifest.files["metadata.json"])
-    read_tensors(world, path, tensors, described=described, files=manifest.files)
+    metadata = decode_metadata(path, manifest.files["metadata.json"])
+    read_tensors(world, path, tensors, metadata=metadata, files=manifest.files)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_said(world: SoloWorld, save: Save, blank: State[Tensor]) -> None:

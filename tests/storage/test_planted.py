@@ -76,7 +76,7 @@ def test_files_that_other_programs_would_load_are_not_looked_at(
 
 
 SAID = {
-    "rank_0.safetensors": "rank_0.safetensors is corrupted: its header is not the one that was written.",
+    "rank_0.safetensors": "rank_0.safetensors is corrupted: its header does not match the hash in manifest.json.",
     "state.json": "state.json is corrupted: it is not JSON with a format version",
     "metadata.json": "metadata.json is corrupted: it is not JSON with a format version",
     "manifest.json": "manifest.json is corrupted: it is not JSON with a format version",
@@ -95,7 +95,7 @@ def test_a_pickle_in_place_of_one_of_our_files_is_refused(
         forge(checkpoint, name, data)
     said = runner("resume", str(run.path), code=8).stderr
     assert f"{checkpoint}/{SAID[name]}" in said
-    assert "The next older checkpoint is whole; continue from it: --from step_2." in said
+    assert "An older checkpoint is intact; continue from it: --from step_2." in said
     exported = runner("export", str(run.path), "--step", "3", code=0 if name == "state.json" else 8)
     refused = "is corrupted" in exported.stderr or "is truncated" in exported.stderr
     assert refused or name == "state.json"  # an export does not open it

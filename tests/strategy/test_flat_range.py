@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.checkpoint.transfer import Transfer
+from runner.checkpoint.rank_files import RankFiles
 from runner.storage.read import read_tensors
 from runner.strategy.deepspeed.flat_range import Box, FlatRange, boxes
 from runner.world.solo import SoloWorld
@@ -50,11 +50,11 @@ def test_a_range_of_a_matrix_is_the_end_of_a_row_whole_rows_and_the_beginning_of
 def test_what_one_cut_wrote_another_reads(tmp_path: Path, cut: int) -> None:
     """Written as a whole, read as two ranges; and back."""
     whole = torch.arange(30.0).view(5, 3, 2)
-    described, files = Transfer().write(WORLD, tmp_path, {"w": whole})
+    metadata, files = RankFiles().write(WORLD, tmp_path, {"w": whole})
     parts = [torch.zeros(cut), torch.zeros(30 - cut)]
     for part, start in zip(parts, (0, cut), strict=True):
         one = FlatRange(partial(_itself, part), shape=(5, 3, 2), start=start, length=len(part), dtype=torch.float32)
-        read_tensors(WORLD, tmp_path, {"w": one}, described=described, files=files)
+        read_tensors(WORLD, tmp_path, {"w": one}, metadata=metadata, files=files)
     assert torch.equal(torch.cat(parts), whole.flatten())
 
 
@@ -62,9 +62,9 @@ def test_a_range_is_written_as_the_whole(tmp_path: Path) -> None:
     """One rank that owns all of a tensor, cut nowhere."""
     flat = torch.arange(6.0)
     one = FlatRange(lambda: flat, shape=(2, 3), start=0, length=6, dtype=torch.float32)
-    described, files = Transfer().write(WORLD, tmp_path, {"w": one})
+    metadata, files = RankFiles().write(WORLD, tmp_path, {"w": one})
     whole = torch.zeros(2, 3)
-    read_tensors(WORLD, tmp_path, {"w": whole}, described=described, files=files)
+    read_tensors(WORLD, tmp_path, {"w": whole}, metadata=metadata, files=files)
     assert torch.equal(whole, flat.view(2, 3))
     assert repr(one).startswith("FlatRange(shape=[2, 3]")
 

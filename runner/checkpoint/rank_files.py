@@ -1,5 +1,6 @@
-"""State to and from a directory, under torch's planners. Importing torch.distributed.checkpoint takes half a second, so
-that this file is imported by who saves or loads, when it does.
+"""Write what every rank holds into a file of its own, as torch's planner divides it.
+
+Importing torch.distributed.checkpoint takes half a second, so this file is imported only when something is saved.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -8,47 +9,48 @@ from typing import final
 
 from torch import Tensor
 
-from runner.checkpoint.plan import LastPlan, Planned, describe
+from runner.checkpoint.plan import PlanCache, RankPlan, describe
 from runner.checkpoint.save import Written
 from runner.checkpoint.staging import Staging
 from runner.checkpoint.writer import write_payload
 from runner.protocols import World
-from runner.storage.rank0 import refusal
+from runner.storage.rank0 import write_error
 
 
 @final
-class Transfer:
-    """Writes one state after another, and keeps what they share: who writes what, and memory for copies."""
+class RankFiles:
+    """Writes one state after another; keeps the plan and the memory for copies in between."""
 
     def __init__(self) -> None:
-        self._plan = LastPlan()
+        self._plan = PlanCache()
         self._staging = Staging()
 
     def write(self, world: World, path: Path, tensors: Mapping[str, Tensor]) -> Written:
-        """Write every rank's share into a directory. Collective.
+        """Write what every rank holds into a directory. Collective.
 
         Raises:
-            CheckpointError: a rank could not write its share, or has something that cannot be stored.
+            CheckpointError: a rank could not write, or holds something that cannot be stored.
         """
         planned = self._plan.plan(world, tensors, path)
         return _write(world, path, planned, planned.tensors())
 
     def prepare(self, world: World, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Agree on who writes what and claim memory for a copy, beside the run: `stage` then only copies. Collective.
+        """Make the plan and allocate memory for a copy, so that `stage` only has to copy. Collective.
 
         Raises:
-            CheckpointError: a rank has something that cannot be stored.
+            CheckpointError: a rank holds something that cannot be stored.
         """
         self._staging.reserve(self._plan.plan(world, tensors, path).pieces)
 
     def stage(self, world: World, path: Path, tensors: Mapping[str, Tensor]) -> Callable[[World, Path], Written]:
-        """Copy every rank's share to its host. Collective.
+        """Copy what every rank is to write to host memory. Collective.
 
         Returns:
-            As `write`, from the copies: collective in the world that it is given. To be called before the next `stage`.
+            A function as `write`, which writes the copies; collective in the world that it is given. To be called
+            before the next `stage`.
 
         Raises:
-            CheckpointError: a rank has something that cannot be stored.
+            CheckpointError: a rank holds something that cannot be stored.
         """
         planned = self._plan.plan(world, tensors, path)
         copies = self._staging.copy(planned.pieces, planned.tensors())
@@ -56,12 +58,12 @@ class Transfer:
         return lambda world, partial: _write(world, partial, planned, copies)
 
 
-def _write(world: World, path: Path, planned: Planned, tensors: Iterable[Tensor]) -> Written:
+def _write(world: World, path: Path, planned: RankPlan, tensors: Iterable[Tensor]) -> Written:
     share, failure = None, None
     try:
         share = write_payload(path, f"rank_{world.rank}.safetensors", planned.pieces, tensors)
     except OSError as error:
-        failure = refusal(error, path)
+        failure = write_error(error, path)
         failure.__cause__ = error
     of_ranks = world.gather_objects((share, failure))
     for _, failure in of_ranks:
