@@ -114,7 +114,7 @@ def test_a_hook_that_needs_memory_is_told_with_both_ways_out(
     fragile = "    torch.linspace(0, 1, 3)[1].item()  # as drop rates are often computed\n    return nn.Seq"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", fragile))
     said = runner("export", str(run), code=3).stderr
-    assert "the model hook was called on the meta device, to get the model's config, and failed: " in said
+    assert "the model hook was called on the meta device to get the model's config, and failed: " in said
     ways = "call it on the CPU, with memory for the whole model: --config cpu; or leave out config.json: --config none."
     assert ways in said
     assert not (run / "export").exists() or not list((run / "export").iterdir())
