@@ -68,8 +68,8 @@ def test_several_of_a_kind_stand_under_their_own_names(project: Path) -> None:
     ("override", "key", "words"),
     [
         ("modle.width=1", "modle.width", "there is no such key. Did you mean model"),
-        ("optimizer.lrr=1", "optimizer.lrr", "Did you mean optimizer.lr? To add a key of your own: +optimizer.lrr=1"),
-        ("strategy=dpp", "strategy", "there is no option 'dpp'. Did you mean ddp? There are: "),
+        ("optimizer.lrr=1", "optimizer.lrr", "Did you mean optimizer.lr? To add a new key, write +optimizer.lrr=1"),
+        ("strategy=dpp", "strategy", "there is no option 'dpp'. Did you mean ddp? Available: "),
         ("tracker=[wandb,tensorbord]", "tracker", "there is no option 'tensorbord'. Did you mean tensorboard?"),
         ("strateg=ddp", "strateg", "Did you mean strategy?"),
         ("a=[", "a", "'a=[': "),
@@ -100,7 +100,7 @@ def test_a_recipe_that_cannot_be_composed_is_named(project: Path) -> None:
 
 
 def test_every_value_knows_its_file_or_the_command_line(project: Path) -> None:
-    origin = composed("strategy=ddp", "run.steps=7", "tracker=[tensorboard]").sources.origin
+    origin = composed("strategy=ddp", "run.steps=7", "tracker=[tensorboard]").origins.origin
     conf = shipped_root() / "conf"
     assert origin("run.steps") == "the command line"
     assert origin("optimizer.lr") == str(project / "recipes" / "tiny.yaml")

@@ -127,7 +127,7 @@ def test_a_skipped_step_moves_nothing_and_is_counted() -> None:
     assert update.record == {"loss_scale": 2.0**39, "skipped_steps": 1}
     assert all(map(torch.equal, weights(trainable), before))
     assert not trainable.optimizers["model"].state
-    assert all(parameter.grad is None for parameter in trainable.model.parameters())
+    assert all(parameter.grad is None for parameter in trainable.models["model"].parameters())
 
 
 def test_a_gradient_that_is_never_finite_ends_the_run() -> None:
@@ -137,7 +137,7 @@ def test_a_gradient_that_is_never_finite_ends_the_run() -> None:
     trainable = prepare(divided_by_zero, precision=FP16(init_scale=4.0, min_scale=1.0))
     train(trainable, [], 2)
     with pytest.raises(
-        NonFiniteError, match=r"not finite, even at a loss scale of 1, and precision.min_scale=1 allows no"
+        NonFiniteError, match=r"not finite even at a loss scale of 1, and precision.min_scale=1 does not allow"
     ):
         train(trainable, [], 1)
 
