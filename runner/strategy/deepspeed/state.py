@@ -18,7 +18,7 @@ from runner.strategy.common.named_state import (
     OptimizerTensors,
     check_same_model,
     distinct_tensors,
-    keep_changed_settings,
+    load_settings,
     settings,
 )
 from runner.strategy.deepspeed.flat_range import FlatRange
@@ -159,7 +159,7 @@ class NamedPartitions:
             owner = self._partitions[parameter].owner
             is_deepspeeds = type(self._optimizer).__module__.startswith("deepspeed.")
             self._optimizer.state[owner][key] = int(value) if is_deepspeeds and key == "step" else value
-        keep_changed_settings(self._optimizer, saved, built_groups=self._built_groups)
+        load_settings(self._optimizer, saved, built_groups=self._built_groups)
 
 
 def _check_slots(slots: list[_Slot], partitions: Partitions) -> None:
