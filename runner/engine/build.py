@@ -19,7 +19,7 @@ from runner.protocols import Builder, Data, Trainable, World
 from runner.world.rehearsal import rehearsal
 from runner.world.seeds import mix, seed_all
 
-DRAWS = 2
+TRAINING_SEED = 2
 """Separates the seed of random numbers in training from other seeds derived from run.seed."""
 
 
@@ -40,7 +40,7 @@ def build_training(spec: RunSpec, data: Data, world: World) -> Training:
     trainable = spec.strategy.prepare(builder_of(spec), world)
     listeners = build_listeners(spec.callback)
     random_world = world.along(*world.axes.random)
-    seed_all(mix(spec.run.seed, DRAWS, random_world.rank))  # dropout and the like
+    seed_all(mix(spec.run.seed, TRAINING_SEED, random_world.rank))  # dropout and the like
     return Training(
         trainable=trainable,
         schedules={

@@ -15,7 +15,7 @@ WAY_OUT = (
 
 
 @contextmanager
-def out_of_memory_named() -> Iterator[None]:
+def report_out_of_memory() -> Iterator[None]:
     """Convert the out-of-memory errors of torch, Python and allocators into the runner's own error.
 
     Raises:

@@ -28,7 +28,7 @@ from runner.protocols import (
     World,
 )
 from runner.storage.checkpoints import Checkpoints
-from runner.world.seeds import nondeterminism_named, set_deterministic
+from runner.world.seeds import report_nondeterminism, set_deterministic
 
 logger = logging.getLogger(__name__)
 SKIPPED = Update(stepped=False)
@@ -163,7 +163,7 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
     )
     session.throughput.restart(training.source.position)
     gc.freeze()  # what exists by now lives as long as the run: the garbage collector need not traverse it
-    with _closing(session), nondeterminism_named():
+    with _closing(session), report_nondeterminism():
         training.listeners.start(session, checkpoints.latest)
         yield session
         checkpointer.wait()
