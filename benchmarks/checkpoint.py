@@ -1,19 +1,17 @@
-"""Save and load 1 GB of state beside the raw bytes, torch.save and torch's own distributed checkpoint, in alternation.
+"""Save and load 1 GB of state, compared with raw bytes, torch.save and torch's distributed checkpoint, in alternation.
 
-    python benchmarks/checkpoint.py                          # some three minutes
+    python benchmarks/checkpoint.py                          # about three minutes
     python benchmarks/checkpoint.py --gigabytes 0.1 --rounds 3 --dir /some/disk
-    python benchmarks/checkpoint.py --blocked                # only how long a background save holds up the loop
+    python benchmarks/checkpoint.py --blocked                # only how long a background save blocks the loop
 
 Prints medians over the rounds as ratios, and the fastest round in seconds: saving to raw bytes written and fsynced,
-loading to raw bytes read into memory that is there already. The state is a model's parameters and what Adam keeps of
-each. All that is saved is on the disk when the clock stops. Memory is the peak resident size of a process of its own,
-above that after building the state. Files are read from the page cache. The first round, which also pays the imports,
-is not counted.
+loading to raw bytes read into existing memory. The state is a model's parameters and Adam's state for each. Everything
+is on the disk when the clock stops. Memory is the peak resident size of a separate process, minus that after building
+the state. Files are read from the page cache. The first round, which includes imports, is not counted.
 
-Then, with checkpoint.asynchronous=true: for how long save() holds up the caller, beside a copy of the state's tensors.
-The first save is held to a copy into memory that is touched for the first time, and each is measured in a process of
-its own, since memory that a process had before comes back faster; later saves are held to a copy into memory that is
-there.
+Then, with checkpoint.asynchronous=true: how long save() blocks the caller, compared with a copy of the state's tensors.
+The first save is compared with a copy into memory that is touched for the first time, each in a process of its own,
+since memory that a process had before is allocated faster; later saves are compared with a copy into existing memory.
 """
 
 import argparse
@@ -62,12 +60,12 @@ def build_state(gigabytes: float) -> Tensors:
 
 
 def views(tensors: Tensors) -> list[memoryview]:
-    """The bytes of each tensor."""
+    """The bytes of each tensor, not copied."""
     return [tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors.values()]
 
 
 def save_raw(path: Path, tensors: Tensors) -> None:
-    """The bytes, one write per tensor, then fsync: what nobody can save without."""
+    """Write the bytes of each tensor, then fsync: the minimum for any save."""
     path.mkdir()
     with (path / "raw").open("wb", buffering=0) as file:
         for view in views(tensors):
@@ -76,13 +74,13 @@ def save_raw(path: Path, tensors: Tensors) -> None:
 
 
 def save_ours(path: Path, tensors: Tensors, world: World = ALONE) -> None:
-    """A committed checkpoint."""
+    """Save and commit a checkpoint with the runner."""
     checkpointer = Sharded().open(path, world)
     checkpointer.save(from_names(tensors), progress=Progress(step=1, position=1), metrics={})
 
 
 def save_torch(path: Path, tensors: Tensors) -> None:
-    """torch.save, then fsync."""
+    """Save with torch.save, then fsync."""
     path.mkdir()
     torch.save(tensors, path / "state.pt")
     with (path / "state.pt").open("rb") as file:
@@ -90,21 +88,21 @@ def save_torch(path: Path, tensors: Tensors) -> None:
 
 
 def save_dcp(path: Path, tensors: Tensors) -> None:
-    """torch's distributed checkpoint with its own file writer, which fsyncs."""
+    """Save with torch's distributed checkpoint and its file writer, which fsyncs."""
     import torch.distributed.checkpoint as dcp  # here: a process that measures a first save must not have it already
 
     dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path), no_dist=True)  # type: ignore[attr-defined]  # public
 
 
 def load_raw(path: Path, tensors: Tensors) -> None:
-    """The bytes into memory that is there."""
+    """Read the bytes into existing memory."""
     with (path / "raw").open("rb", buffering=0) as file:
         for view in views(tensors):
             file.readinto(view)
 
 
 def load_ours(path: Path, tensors: Tensors) -> None:
-    """Found, verified and loaded."""
+    """Find, verify and load the newest checkpoint."""
     checkpoints = Checkpoints(path / "checkpoints", ALONE)
     latest = checkpoints.latest()
     assert latest is not None
@@ -112,13 +110,13 @@ def load_ours(path: Path, tensors: Tensors) -> None:
 
 
 def load_torch(path: Path, tensors: Tensors) -> None:
-    """torch.load, then copied to where it belongs."""
+    """Load with torch.load, then copy into the tensors."""
     for name, tensor in torch.load(path / "state.pt", weights_only=True).items():
         tensors[name].copy_(tensor)
 
 
 def load_dcp(path: Path, tensors: Tensors) -> None:
-    """torch's distributed checkpoint with its own file reader."""
+    """Load with torch's distributed checkpoint and its file reader."""
     import torch.distributed.checkpoint as dcp
 
     dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=True)  # type: ignore[attr-defined]  # public
@@ -134,14 +132,14 @@ WAYS: dict[str, tuple[Action, Action]] = {
 
 
 def seconds(action: Action, path: Path, tensors: Tensors) -> float:
-    """How long it takes."""
+    """Time an action, in seconds."""
     begin = time.perf_counter()
     action(path, tensors)
     return time.perf_counter() - begin
 
 
 def remove(path: Path) -> None:
-    """Delete, and wait until the disk has: else the next to flush pays for it (ext4 discards at its next commit)."""
+    """Delete and sync: otherwise the next flush pays for it (ext4 discards at its next commit)."""
     shutil.rmtree(path)
     os.sync()
 
@@ -173,12 +171,12 @@ def child(way: str, kind: str, path: Path, gigabytes: float) -> None:
 
 
 def turn(ways: list[str], number: int) -> list[str]:
-    """Another begins in every round: who writes after whom matters to a disk that is shared."""
+    """Rotate the order of the ways in every round, since on a shared disk the order of writes matters."""
     return ways[number % len(ways) :] + ways[: number % len(ways)]
 
 
 def measure(gigabytes: float, rounds: int, where: Path) -> None:
-    """All ways in turn, round after round; the first round warms up."""
+    """Measure all ways in turn for several rounds, after a warm-up round."""
     tensors = build_state(gigabytes)
     target = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -202,7 +200,7 @@ def measure(gigabytes: float, rounds: int, where: Path) -> None:
 def report(
     size: int, saved: dict[str, list[float]], loaded: dict[str, list[float]], gigabytes: float, where: Path
 ) -> None:
-    """The table. Ratios are medians of the ratio within each round, so that a slow minute of the disk cancels out."""
+    """Print the table. Ratios are medians of the ratio in each round, so that slow phases of the disk cancel out."""
     rounds = len(saved["raw bytes"])
     print(f"{size / 1e9:.2f} GB of state in {where}; {rounds} rounds in alternation; 1 = raw bytes; s of the fastest")
     print(f"{'':20}{'save':>8}{'s':>8}{'load':>8}{'s':>8}{'save MB':>10}{'load MB':>10}")
@@ -223,7 +221,7 @@ def blocked(first: str, gigabytes: float, path: Path, rounds: int) -> tuple[list
     """Seconds of saves and of plain copies in alternation, in this process; the one named first begins.
 
     Returns:
-        Saves and copies; the first of each touched its memory for the first time.
+        Seconds of saves and copies; the first of each touches its memory for the first time.
     """
     tensors = build_state(gigabytes)
     checkpointer = Sharded(asynchronous=True).open(path, ALONE)
@@ -247,7 +245,7 @@ def blocked(first: str, gigabytes: float, path: Path, rounds: int) -> tuple[list
 
 
 def measure_blocked(gigabytes: float, rounds: int, where: Path) -> None:
-    """Processes in turn, in which one or the other comes first to fresh memory."""
+    """Run processes in turn, in which either the save or the copy is the first to touch fresh memory."""
     firsts: dict[str, list[float]] = {"save": [], "copy": []}
     later: dict[str, list[float]] = {"save": [], "copy": []}
     for number in range(rounds):
@@ -266,7 +264,7 @@ def measure_blocked(gigabytes: float, rounds: int, where: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,4 +1,4 @@
-"""For how long a save in the background holds up training, under each strategy, beside a copy of what a rank holds.
+"""How long a background save blocks training under each strategy, compared with a copy of a rank's state.
 
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm           # all strategies, six minutes
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm ddp fsdp  # some
@@ -41,7 +41,7 @@ Times = dict[str, list[float]]
 
 
 def spec_of(strategy: str) -> RunSpec:
-    """The run that is measured."""
+    """The spec of the measured run."""
     overrides = [
         f"strategy={strategy}", "hardware=cpu", "hardware.processes=2", "model._target_=mlp.build_tower",
         "~model.hidden", "optimizer=adamw", "checkpoint=sharded", "checkpoint.asynchronous=true",
@@ -52,7 +52,7 @@ def spec_of(strategy: str) -> RunSpec:
 
 @contextmanager
 def session_of(strategy: str, directory: Path, world: GroupWorld) -> Iterator[Session]:
-    """A run after its first step."""
+    """Open a run and take its first step."""
     with open_session(spec_of(strategy), RunDir(directory), world, StopRequest()) as session:
         session.take_step(next(iter(session.training.source)), measure=False)
         session.checkpointer.poll(session.training.state_dict)  # as the loop does after its first step
@@ -61,7 +61,7 @@ def session_of(strategy: str, directory: Path, world: GroupWorld) -> Iterator[Se
 
 
 def held(session: Session) -> list[Tensor]:
-    """What this rank holds of the state, without a copy."""
+    """This rank's part of the state, not copied."""
     tensors = to_names(session.training.state_dict()).values()
     return [tensor._elements() if isinstance(tensor, FlatRange) else local(tensor) for tensor in tensors]
 
@@ -104,7 +104,7 @@ def alternate(session: Session, world: GroupWorld, first: str) -> Times:
 
 
 def measure(strategy: str, rounds: int, where: Path) -> None:
-    """Processes in turn, in which one or the other comes first to fresh memory."""
+    """Run processes in turn, in which either the save or the copy is the first to touch fresh memory."""
     firsts: Times = {"save": [], "copy": []}
     later: Times = {"save": [], "copy": []}
     axes = spec_of(strategy).strategy.axes(RANKS)
@@ -120,7 +120,7 @@ def measure(strategy: str, rounds: int, where: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("strategies", nargs="*", default=STRATEGIES, help=", ".join(STRATEGIES))
     parser.add_argument("--rounds", type=int, default=1)

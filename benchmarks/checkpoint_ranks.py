@@ -1,13 +1,13 @@
-"""Save what two ranks hold under FSDP beside the raw bytes of each and torch's own distributed checkpoint.
+"""Save the state of two FSDP ranks, compared with raw bytes and torch's distributed checkpoint.
 
-    OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py                       # some three minutes
+    OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py                       # about three minutes
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_ranks.py --dir /dev/shm        # without a disk
 
 Two processes over gloo hold the shards of a transformer's blocks (fully_shard) and of Adam's two moments of each, and
 save in alternation. Prints the median over the rounds of the slowest rank's time, as a ratio to each rank writing the
-bytes of its own shards into a file of its own, fsynced; and the fastest round in seconds. What is saved is on the disk
-when the clock stops. The first round, which also pays the imports, is not counted; in it, what runner saved is loaded
-again and compared.
+bytes of its own shards to a separate file, fsynced; and the fastest round in seconds. Everything is on the disk when
+the clock stops. The first round, which includes imports, is not counted; it also loads what the runner saved, and
+compares it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ AXES = Axes(names=(Axis.SHARD,), sizes=(RANKS,), data=(Axis.SHARD,))
 
 
 class Block(nn.Module):
-    """Parameters of a transformer's block, as checkpoint.py has them."""
+    """The parameters of a transformer block, as in checkpoint.py."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 def build_shards(gigabytes: float, mesh: DeviceMesh) -> Tensors:
-    """Blocks, each a unit of its own, until this rank holds so much of parameters and moments."""
+    """Shard blocks, each as one unit, until this rank has this many gigabytes of parameters and moments."""
     tensors: Tensors = {}
     size = 0
     number = 0
@@ -70,17 +70,17 @@ def build_shards(gigabytes: float, mesh: DeviceMesh) -> Tensors:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part: live memory."""
+    """This rank's part of a tensor, not copied."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def locals_of(tensors: Tensors) -> Tensors:
-    """This rank's part of each."""
+    """This rank's part of each tensor."""
     return {name: local(tensor) for name, tensor in tensors.items()}
 
 
 def save_raw(path: Path, tensors: Tensors, world: GroupWorld) -> None:
-    """The bytes of this rank's shards, one write each, then fsync."""
+    """Write the bytes of this rank's shards, then fsync."""
     path.mkdir(exist_ok=True)
     with (path / f"raw_{world.rank}").open("wb", buffering=0) as file:
         for view in views(locals_of(tensors)):
@@ -89,7 +89,7 @@ def save_raw(path: Path, tensors: Tensors, world: GroupWorld) -> None:
 
 
 def save_dcp(path: Path, tensors: Tensors, world: GroupWorld) -> None:
-    """torch's distributed checkpoint with its own file writer, which fsyncs."""
+    """Save with torch's distributed checkpoint and its file writer, which fsyncs."""
     import torch.distributed.checkpoint as dcp
 
     dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path))  # type: ignore[attr-defined]  # public
@@ -103,7 +103,7 @@ WAYS: dict[str, Callable[[Path, Tensors, GroupWorld], None]] = {
 
 
 def seconds(world: GroupWorld, action: Callable[[], None]) -> list[float]:
-    """How long each rank takes; all begin together."""
+    """Seconds that each rank takes; all start together."""
     world.barrier()
     begin = time.perf_counter()
     action()
@@ -111,7 +111,7 @@ def seconds(world: GroupWorld, action: Callable[[], None]) -> list[float]:
 
 
 def check_saved(path: Path, tensors: Tensors, world: GroupWorld) -> None:
-    """What was committed is what was there."""
+    """Load the committed checkpoint and compare it with the state."""
     checkpoints = Checkpoints(path / "checkpoints", world)
     latest = checkpoints.latest()
     assert latest is not None
@@ -121,7 +121,7 @@ def check_saved(path: Path, tensors: Tensors, world: GroupWorld) -> None:
 
 
 def clean(world: GroupWorld, path: Path) -> None:
-    """Outside of the clock; nobody goes on before the disk is quiet."""
+    """Remove a checkpoint; not timed. Ranks continue only when the disk has finished."""
     world.barrier()
     if world.is_main:
         remove(path)
@@ -129,7 +129,7 @@ def clean(world: GroupWorld, path: Path) -> None:
 
 
 def saves(world: GroupWorld, gigabytes: float, rounds: int, where: Path) -> dict[str, Any]:
-    """All ways in turn, round after round; the slowest rank's seconds of each."""
+    """Measure all ways in turn for several rounds; returns the slowest rank's seconds of each."""
     tensors = build_shards(gigabytes, world.mesh())
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
@@ -148,7 +148,7 @@ def saves(world: GroupWorld, gigabytes: float, rounds: int, where: Path) -> dict
 def rank(
     number: int, port: int, axes: Axes, answer: Any, action: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    """One of the processes: enters the group, acts, and rank 0 answers."""
+    """Run one rank: join the group and run the action; rank 0 returns the result."""
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = join_group(torch.device("cpu"), axes=axes, backend="gloo", local_rank=number, timeout=timedelta(minutes=5))
     result = action(world, *arguments)
@@ -158,7 +158,7 @@ def rank(
 
 
 def in_ranks(action: Callable[..., Any], *arguments: Any, axes: Axes = AXES) -> Any:
-    """What rank 0 of fresh processes on this mesh returns."""
+    """Run an action in new processes on this mesh, and return rank 0's result."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -171,7 +171,7 @@ def in_ranks(action: Callable[..., Any], *arguments: Any, axes: Axes = AXES) -> 
 
 
 def measure(gigabytes: float, rounds: int, where: Path) -> None:
-    """Ratios are medians of the ratio within each round, so that a slow minute of the disk cancels out."""
+    """Print the table. Ratios are medians of the ratio in each round, so that slow phases of the disk cancel out."""
     found = in_ranks(saves, gigabytes, rounds, where)
     times, raw = found["times"], found["times"]["raw bytes of each"]
     print(
@@ -184,7 +184,7 @@ def measure(gigabytes: float, rounds: int, where: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=0.5, help="of each rank")
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,4 +1,4 @@
-"""Peak resident memory of a tiny run: the runner beside a plain script, each to its end in a process of its own.
+"""Peak resident memory of a tiny run: the runner compared with a plain script, each in a process of its own.
 
 python benchmarks/memory.py
 """
@@ -19,7 +19,7 @@ CONTENDERS = {
 
 
 def peak_mib(command: list[str]) -> float:
-    """Of the largest process, by the kernel's own account of it."""
+    """Peak memory of the largest process, as reported by the kernel."""
     with tempfile.TemporaryDirectory() as directory:
         environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
         quiet = subprocess.DEVNULL

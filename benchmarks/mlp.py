@@ -13,7 +13,7 @@ ITEMS = 4096
 
 
 class Points:
-    """[32] floats and one of ten classes; a whole batch is one indexing."""
+    """Items of [32] floats and one of ten classes; a batch is read with one index operation."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -28,23 +28,23 @@ class Points:
 
 
 def build_model(hidden: int = 64) -> nn.Module:
-    """Two layers."""
+    """An MLP of two linear layers."""
     return nn.Sequential(nn.Linear(32, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
 def build_tower(width: int = 1024, blocks: int = 10) -> nn.Module:
-    """Of so many blocks of 8 width² weights: 84 million as it is, of which AdamW makes a gigabyte."""
+    """A model of blocks with 8 width² weights each: 84 million by default, a gigabyte with AdamW's state."""
     layers = [nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)) for _ in range(blocks)]
     return nn.Sequential(nn.Linear(32, width), *layers, nn.Linear(width, 10))
 
 
 def build_data() -> Data:
-    """Batches come as one piece: nothing to collate."""
+    """Return the batch unchanged: the dataset already reads whole batches."""
     return Data(train=Points(), collate=lambda batch: batch)
 
 
 def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor], marker: str | None = None) -> Tensor:
-    """The mean over the micro-batch. Makes the file `marker` when it is called again: one step is then behind it."""
+    """The mean over the micro-batch. Creates the file `marker` on the second call, after the first step."""
     if marker is not None:
         compute_loss.calls += 1  # type: ignore[attr-defined]
         if compute_loss.calls == 2:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What benchmarks/startup.py is measured against: the MLP trained by hand, under DDP where torchrun started it."""
+"""The reference for benchmarks/startup.py: a hand-written training of the MLP, with DDP if torchrun started it."""
 
 import os
 import sys

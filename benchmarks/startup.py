@@ -1,7 +1,7 @@
-"""From process start to the first optimizer step: the runner beside a plain script, and beside torchrun with plain DDP.
+"""Time from process start to the first optimizer step: the runner, a plain script, and torchrun with plain DDP.
 
-Every contender trains the MLP of benchmarks/mlp.py and makes a file when its second step begins; then its whole tree is
-asked for the CPU time that it has taken, and ended. Contenders alternate.
+Each program trains the MLP of benchmarks/mlp.py and creates a file when its second step begins; then the CPU time of
+its whole process tree is read, and the tree is killed. Programs alternate.
 
     python benchmarks/startup.py
 """
@@ -26,7 +26,7 @@ DDP = ["strategy=ddp", "hardware.processes=2"]
 
 
 def contenders(marker: Path) -> dict[str, list[str]]:
-    """What is started, by name."""
+    """The commands to compare, by name."""
     ours = [*RUNNER, f"loss.marker={marker}"]
     return {
         "plain script": [sys.executable, SCRIPT, str(marker)],
@@ -37,7 +37,7 @@ def contenders(marker: Path) -> dict[str, list[str]]:
 
 
 def measure(name: str) -> tuple[float, float]:
-    """Wall and CPU seconds to the first optimizer step."""
+    """Wall time and CPU time to the first optimizer step, in seconds."""
     with tempfile.TemporaryDirectory() as directory:
         marker = Path(directory) / "second_step"
         command = contenders(marker)[name]

@@ -1,11 +1,11 @@
-"""CPU time of one optimizer step under the engine, beside a hand-written loop of the same work.
+"""CPU time of one optimizer step under the engine, compared with a hand-written loop that does the same work.
 
-Both run in this process, in alternation, and do the same: the same items in the same order, and each ten steps a record
-of loss, gradient norm and rate, as a line of JSON and a line for the reader. The losses at the end must agree.
+Both run in this process, in alternation: the same items in the same order, and every ten steps the loss, gradient norm
+and learning rate as a line of JSON and a line for the reader. The final losses must agree.
 
     python benchmarks/step_overhead.py                 # all variants
     python benchmarks/step_overhead.py plain clip      # some
-    python benchmarks/synchronisation.py               # two processes: accumulation, exchanged once or each round
+    python benchmarks/synchronisation.py               # two processes: gradient accumulation
 """
 
 import argparse
@@ -48,7 +48,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def engine(overrides: list[str], directory: Path) -> tuple[float, float]:
-    """CPU seconds of the loop alone, and the last loss."""
+    """CPU seconds of the engine's loop alone, and the last loss."""
     spec = compose(find(str(RECIPE)), [*overrides, f"run.steps={STEPS}", f"log.every_steps={LOG_EVERY}"]).read()
     run_dir = RunDir(directory)
     log.setup(run_dir.rank_log(0), rank=0, console=True)
@@ -62,7 +62,7 @@ def engine(overrides: list[str], directory: Path) -> tuple[float, float]:
 
 
 def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901  one loop, as one would write it
-    """The same work as one would write it."""
+    """The same for a hand-written loop."""
     torch.manual_seed(0)
     model = mlp.build_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -128,7 +128,7 @@ def _record(record: dict[str, float], step: int, lines: TextIO, terminal: TextIO
 
 
 def ratios(variant: str, repeats: int) -> None:
-    """Alternate, and print medians, the ratio pair by pair, and whether the losses agree."""
+    """Alternate the loops, and print medians, the ratio of each pair and whether the losses agree."""
     pairs = []
     losses = (math.nan, math.nan)
     loops = [lambda path: engine(VARIANTS[variant], path), lambda path: by_hand(variant, path)]

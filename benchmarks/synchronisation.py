@@ -1,7 +1,7 @@
-"""What exchanging gradients in the last accumulation round only saves, beside a hand-written loop with no_sync.
+"""Time saved by exchanging gradients in the last micro-batch only, compared with a hand-written loop with no_sync.
 
-Two processes under DDP, four rounds a step, wall time. Four loops take turns: the engine and one by hand, each
-exchanging in every round and in the last alone; each pair ends in the same weights, bit by bit.
+Two processes under DDP, four micro-batches a step, wall time. Four loops take turns: the engine and a hand-written one,
+each exchanging in every micro-batch or only in the last; each pair ends with bitwise equal weights.
 
     python benchmarks/synchronisation.py
 """
@@ -36,14 +36,14 @@ from runner.world.group import open_world
 from runner.world.identity import find_identity
 from runner.world.stop import StopRequest
 
-RANKS, ROUNDS, MICRO_ITEMS, HIDDEN = 2, 4, 8, 16384
-ITEMS = RANKS * ROUNDS * MICRO_ITEMS
+RANKS, MICRO_BATCHES, MICRO_ITEMS, HIDDEN = 2, 4, 8, 16384
+ITEMS = RANKS * MICRO_BATCHES * MICRO_ITEMS
 STEPS = 40  # of one turn
 TURNS = 12
 RECIPE = Path(__file__).with_name("mlp.yaml")
 
 Loop = tuple[Callable[[], None], list[Tensor]]
-"""What takes one step, and the weights that it trains."""
+"""A function that takes one step, and the weights that it trains."""
 
 
 def spec_of(*, each: bool) -> RunSpec:
@@ -61,7 +61,7 @@ def spec_of(*, each: bool) -> RunSpec:
 
 
 def engine(spec: RunSpec, world: World, directory: Path, stack: contextlib.ExitStack) -> Loop:
-    """As the runner does it, until the stack is closed."""
+    """The engine's step; its session is open until the stack is closed."""
     session = stack.enter_context(open_session(spec, RunDir(directory), world, StopRequest()))
     steps = iter(session.training.source)
 
@@ -72,7 +72,7 @@ def engine(spec: RunSpec, world: World, directory: Path, stack: contextlib.ExitS
 
 
 def by_hand(*, each: bool, world: World) -> Loop:
-    """As one would write it."""
+    """The hand-written loop."""
     torch.manual_seed(0)
     model = DistributedDataParallel(mlp.build_model(HIDDEN), gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -84,9 +84,9 @@ def by_hand(*, each: bool, world: World) -> Loop:
     def step() -> None:
         rounds = next(plans).micro_batches
         for number, share in enumerate(rounds, 1):
-            waits = not each and number < ROUNDS
+            waits = not each and number < MICRO_BATCHES
             with model.no_sync() if waits else contextlib.nullcontext():
-                (mlp.compute_loss(model, data.__getitems__(share.indices)) / ROUNDS).backward()
+                (mlp.compute_loss(model, data.__getitems__(share.indices)) / MICRO_BATCHES).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -94,7 +94,7 @@ def by_hand(*, each: bool, world: World) -> Loop:
 
 
 def turn(step: Callable[[], None], world: World) -> float:
-    """Milliseconds of one step."""
+    """Milliseconds per step."""
     world.barrier()
     began = time.perf_counter()
     for _ in range(STEPS):
@@ -104,7 +104,7 @@ def turn(step: Callable[[], None], world: World) -> float:
 
 
 def rank(number: int, port: int, directory: str) -> None:
-    """One process."""
+    """Run the benchmark on one rank."""
     numbers = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
     numbers["MASTER_PORT"] = port
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in numbers.items()}})
@@ -136,7 +136,7 @@ def rank(number: int, port: int, directory: str) -> None:
 
 
 def report(times: dict[tuple[str, bool], list[float]]) -> None:
-    """Medians, and the median of the ratio within each turn."""
+    """Print medians, and the median of the ratio within each turn."""
     print(f"{'':10}{'each round':>14}{'last round':>14}{'saves':>8}   (ms of wall time a step; each / last)")
     for who in ("engine", "by hand"):
         each, last = times[who, True], times[who, False]
@@ -145,7 +145,7 @@ def report(times: dict[tuple[str, bool], list[float]]) -> None:
 
 
 def main() -> None:
-    """Start the processes."""
+    """Start one process per rank."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as directory:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

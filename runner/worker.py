@@ -1,10 +1,8 @@
-"""One rank of a run: from the path of its spec to its end."""
+"""Runs one rank: reads the spec, trains, and reports errors."""
 
-import ctypes
 import json
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,13 +11,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  the first optimizer step imports it; a launcher that forks imports it once for all
+import torch._dynamo  # noqa: F401  the first optimizer step needs it; a launcher that forks imports it once for all ranks
 
 from runner import log
 from runner.config import store
 from runner.config.run_dir import RunDir
 from runner.engine.loop import train
-from runner.engine.out_of_memory import out_of_memory_named
+from runner.engine.out_of_memory import report_out_of_memory
 from runner.engine.session import Stopping, open_session
 from runner.protocols import World
 from runner.world.group import open_world
@@ -27,18 +25,12 @@ from runner.world.identity import find_identity
 from runner.world.stop import StopRequest
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(spec_path: str) -> None:
-    """Be one rank among several, as torch's rendezvous variables say which."""
+    """Run the rank that torch's rendezvous variables describe."""
     stop = StopRequest()
     stop.install(signal.SIGUSR1)
-    if sys.platform == "linux":
-        launcher = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives its launcher,
-        if os.getppid() != launcher:  # nor does one whose launcher died just before
-            os._exit(1)
     work(Path(spec_path), stop)
 
 
@@ -46,9 +38,9 @@ def work(spec_path: Path, stopping: Stopping) -> None:
     """Train as the spec says, in this process.
 
     Raises:
-        Whatever ended the run, after it was written into the run's directory.
+        The error that ended the run, after recording it in the run's directory.
     """
-    # The session is gone when its world closes: the destructor of a DDP model that outlived its process group has hung.
+    # The session must be freed before its world closes: a DDP model's destructor has hung without its process group.
     world = _train(spec_path, stopping)
     world.barrier()
     world.close()
@@ -59,35 +51,35 @@ def _train(spec_path: Path, stopping: Stopping) -> World:
     identity = find_identity(os.environ)
     rank = 0 if identity is None else identity.rank
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
-    with _reporting(run_dir, rank) as standing, out_of_memory_named():
+    with _reporting(run_dir, rank) as run_progress, report_out_of_memory():
         spec = store.read(spec_path)
         axes = spec.strategy.axes(spec.world_size)
         world = open_world(spec.hardware, axes, identity, timeout=COLLECTIVE_TIMEOUT)
         with open_session(spec, run_dir, world, stopping) as session:
-            standing.step = lambda: session.training.step
+            run_progress.step = lambda: session.training.step
             session.outcome = train(session)
     return world
 
 
 @dataclass(kw_only=True)
-class _Standing:
-    """How far the run is."""
+class _RunProgress:
+    """The progress of the run, for failure reports."""
 
     step: Callable[[], int]
 
 
 @contextmanager
-def _reporting(run_dir: RunDir, rank: int) -> Iterator[_Standing]:
-    """Write what ends the block into the run's directory, for whoever asks why the run ended."""
-    standing = _Standing(step=lambda: int(run_dir.read_status()["step"]))
+def _reporting(run_dir: RunDir, rank: int) -> Iterator[_RunProgress]:
+    """Record the error that ends the block in the run's directory, for the launcher and the user."""
+    run_progress = _RunProgress(step=lambda: int(run_dir.read_status()["step"]))
     try:
-        yield standing
+        yield run_progress
     except BaseException as error:
         now = time.time_ns()
         failure = {
             "rank": rank,
             "time_ns": now,
-            "step": standing.step(),
+            "step": run_progress.step(),
             "error": type(error).__name__,
             "message": str(error),
             "traceback": "".join(traceback.format_exception(error)),

@@ -1,1 +1,1 @@
-"""The loop of steps and what happens around it. Options are seen through protocols alone."""
+"""The training loop and everything around it. The engine uses options through their protocols only."""

@@ -1,4 +1,4 @@
-"""From a spec to what is trained: call the hooks, let the strategy place what they return."""
+"""Builds what a spec describes: calls the hooks and lets the strategy place what they return."""
 
 from dataclasses import replace
 from functools import partial
@@ -19,12 +19,12 @@ from runner.protocols import Builder, Data, Trainable, World
 from runner.world.rehearsal import rehearsal
 from runner.world.seeds import mix, seed_all
 
-DRAWS = 2
-"""Distinguishes the seed of what ranks draw in training from other seeds derived from run.seed."""
+TRAINING_SEED = 2
+"""Separates the seed of random numbers in training from other seeds derived from run.seed."""
 
 
 def call_data(spec: RunSpec, world: World) -> Data:
-    """The data hook: first on rank 0, so that what it prepares on disk is there for the others. Collective."""
+    """Call the data hook, on rank 0 first so that files it prepares exist for the other ranks. Collective."""
     with world.main_first():
         seed_all(spec.run.seed)
         data = hooks.resolve(spec.data, spec.import_roots)()
@@ -32,7 +32,7 @@ def call_data(spec: RunSpec, world: World) -> Data:
 
 
 def build_training(spec: RunSpec, data: Data, world: World) -> Training:
-    """Everything that a checkpoint holds, at step 0. Collective.
+    """Build everything that a checkpoint contains, at step 0. Collective.
 
     Raises:
         HookError, ModelError: the model hook returned something that cannot be trained.
@@ -40,7 +40,7 @@ def build_training(spec: RunSpec, data: Data, world: World) -> Training:
     trainable = spec.strategy.prepare(builder_of(spec), world)
     listeners = build_listeners(spec.callback)
     random_world = world.along(*world.axes.random)
-    seed_all(mix(spec.run.seed, DRAWS, random_world.rank))  # dropout and the like
+    seed_all(mix(spec.run.seed, TRAINING_SEED, random_world.rank))  # dropout and the like
     return Training(
         trainable=trainable,
         schedules={
@@ -54,27 +54,27 @@ def build_training(spec: RunSpec, data: Data, world: World) -> Training:
     )
 
 
-def fitted(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> RunSpec:
-    """The spec with micro_items that fit; what was found is noted in provenance.json. Collective."""
-    alone = replace(spec, loader=replace(spec.loader, workers=0))
-    imagined = rehearsal(world)
+def with_fitting_batch(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> RunSpec:
+    """The spec with the largest micro_items that fits, which is recorded in provenance.json. Collective."""
+    without_workers = replace(spec, loader=replace(spec.loader, workers=0))
+    rehearsal_world = rehearsal(world)
 
     def prepare() -> Trainable:
-        return spec.strategy.prepare(builder_of(spec), imagined)
+        return spec.strategy.prepare(builder_of(spec), rehearsal_world)
 
     readers = world.along(*world.axes.data)
-    rehearsed = Rehearsal(
+    steps = Rehearsal(
         prepare=prepare,
-        batches=lambda batch: next(iter(open_source(replace(alone, batch=batch), data, readers))),
+        batches=lambda batch: next(iter(open_source(replace(without_workers, batch=batch), data, readers))),
     )
-    found = fit_batch(spec, world, rehearsed)
+    fitting = fit_batch(spec, world, steps)
     if world.is_main:
-        provenance.note(run_dir.provenance, "batch", {**vars(found.batch)})
-    return found
+        provenance.note(run_dir.provenance, "batch", {**vars(fitting.batch)})
+    return fitting
 
 
 def builder_of(spec: RunSpec) -> Builder:
-    """What a strategy builds from."""
+    """The functions and options from which a strategy builds a model and its optimizer."""
     return Builder(
         build_model=partial(_call_model, spec),
         recompute=partial(apply_recompute, spec=spec),
@@ -87,7 +87,7 @@ def builder_of(spec: RunSpec) -> Builder:
 
 
 def _call_model(spec: RunSpec) -> Module:
-    """The model hook, seeded alike on every rank, so that initial weights are equal by construction."""
+    """Call the model hook with the same seed on every rank, so that initial weights are equal by construction."""
     seed_all(spec.run.seed)
     model = hooks.resolve(spec.model, spec.import_roots)()
     if not isinstance(model, Module):

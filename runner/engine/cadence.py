@@ -1,4 +1,4 @@
-"""Which step boundaries matter, so that the steps between them cost nothing but themselves."""
+"""Decides after which steps something is due, so that the steps in between have no overhead."""
 
 import time
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from runner.config.run_spec import RunSpec
 from runner.protocols import World
 
 POLL_S = 1.0
-"""About how often ranks agree on requests from outside: a stop request, a checkpoint by the clock."""
+"""About how often ranks agree on requests: to stop, or to save a checkpoint by the clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """What the ranks agreed on."""
+    """The requests that all ranks agreed on."""
 
     polled: bool = False
-    """Whether they were asked at all."""
+    """Whether the ranks polled for requests at this step."""
     stop: bool = False
     save: bool = False
 
@@ -26,7 +26,7 @@ NONE = Requests()
 
 @final
 class Cadence:
-    """The cadences of one attempt, all in optimizer steps."""
+    """Intervals of logging, evaluation and saving in one attempt, in optimizer steps."""
 
     def __init__(self, spec: RunSpec, *, start: int) -> None:
         self.end = min(spec.run.steps, spec.run.stop_at_step or spec.run.steps)
@@ -43,13 +43,13 @@ class Cadence:
         self._poll_at = start + 1
 
     def next_after(self, step: int) -> int:
-        """The nearest later step after which something is due."""
+        """The next step after which something is due."""
         cadences = (self._log, self._eval, self._save)
         due = [step - step % every + every for every in cadences if every]
         return min(*due, self._poll_at, self.end)
 
     def logs(self, step: int) -> bool:
-        """Whether this step is recorded; the last one always is."""
+        """Whether this step is logged; the last one always is."""
         return step % self._log == 0 or step == self.end
 
     def evaluates(self, step: int) -> bool:
@@ -61,14 +61,14 @@ class Cadence:
         return bool(self._save and step % self._save == 0) or (self.saves_at_end and step == self.end)
 
     def saved(self) -> None:
-        """A checkpoint was committed: the clock of `every_minutes` begins anew."""
+        """Restart the clock of `every_minutes`, after a save."""
         self._saved = time.monotonic()
 
     def poll(self, step: int, world: World, *, stop: bool) -> Requests:
-        """Agree with the other ranks, if it is time to. Collective at steps that all ranks know.
+        """Agree on requests with the other ranks if a poll is due. Collective; due at the same steps on all ranks.
 
-        The next poll lies about POLL_S ahead by rank 0's clock. So a wish waits a second at most, or one step where a
-        step takes longer; and steps in between pay nothing for it.
+        The next poll is about POLL_S ahead by rank 0's clock. So a request waits for a second at most, or for one step
+        if steps take longer, and the steps in between have no overhead.
         """
         if step < self._poll_at:
             return NONE

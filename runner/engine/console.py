@@ -1,4 +1,4 @@
-"""What rank 0 shows of a run while it trains: a bar on a terminal, plain lines elsewhere, nothing on other ranks."""
+"""Progress of a run on rank 0's stderr: a bar on a terminal, plain lines otherwise; nothing on other ranks."""
 
 import sys
 import time
@@ -10,31 +10,31 @@ from runner.log import logger
 
 __all__ = ["BarConsole", "Console", "LineConsole", "SilentConsole", "open_console"]
 
-REFRESH_S = 0.1  # between two drawings of the bar; one costs 1 to 2 ms, ten steps of a tiny model
+REFRESH_S = 0.1  # between two redraws of the bar; one takes 1 to 2 ms, as long as ten steps of a tiny model
 
 
 class Console(Protocol):
-    """Shows how far a run is. Draws only when it is called: no thread stands beside the loop."""
+    """Shows the progress of a run. Draws only when called; there is no background thread."""
 
     def log(self, step: int, values: Mapping[str, float], items_per_s: float) -> None:
-        """What was measured at a logging step."""
+        """Show the values of a logging step."""
         ...
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What an evaluation yielded."""
+        """Show the metrics of an evaluation."""
         ...
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop drawing and restore the terminal."""
         ...
 
 
 def open_console(*, steps: int, start: int, is_main: bool) -> Console:
-    """The console for this rank and what its stderr is.
+    """Choose the console by rank and by whether stderr is a terminal.
 
     Args:
         steps: optimizer steps of the whole run.
-        start: steps done before this attempt.
+        start: steps completed before this attempt.
         is_main: whether this is rank 0.
     """
     if not is_main:
@@ -45,7 +45,7 @@ def open_console(*, steps: int, start: int, is_main: bool) -> Console:
 
 @final
 class Pace:
-    """Says how far a run is and when it will end."""
+    """Formats the progress of a run and estimates the remaining time."""
 
     def __init__(self, *, steps: int, start: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.steps = steps
@@ -53,17 +53,17 @@ class Pace:
         self.clock = clock
         self._began = clock()
 
-    def where(self, step: int) -> str:
-        """step 120/600"""
+    def format_step(self, step: int) -> str:
+        """Format as `step 120/600`."""
         return f"step {step}/{self.steps}"
 
-    def how(self, step: int, values: Mapping[str, float], items_per_s: float) -> str:
-        """loss 2.31 | 41.2k items/s | eta 0:01:12"""
+    def format_speed(self, step: int, values: Mapping[str, float], items_per_s: float) -> str:
+        """Format as `loss 2.31 | 41.2k items/s | eta 0:01:12`."""
         loss = f"loss {values['train/loss']:.4g} | " if "train/loss" in values else ""
-        return f"{loss}{short(items_per_s)} items/s | eta {timedelta(seconds=self._remaining_s(step))}"
+        return f"{loss}{format_count(items_per_s)} items/s | eta {timedelta(seconds=self._remaining_s(step))}"
 
     def _remaining_s(self, step: int) -> int:
-        """At the mean pace of this attempt, evaluations and checkpoints included."""
+        """Estimate from the mean speed of this attempt, including evaluations and checkpoints."""
         taken_s = self.clock() - self._began
         return round(taken_s / max(step - self.start, 1) * (self.steps - step))
 
@@ -76,49 +76,49 @@ class LineConsole:
         self._pace = pace
 
     def log(self, step: int, values: Mapping[str, float], items_per_s: float) -> None:
-        """Say it."""
-        # Not through the log, which would double its cost: what was measured stands in metrics.jsonl.
-        print(f"{self._pace.where(step)} | {self._pace.how(step, values, items_per_s)}", file=sys.stderr)
+        """Print one line."""
+        # Not through the log, which would double its cost: the values are in metrics.jsonl anyway.
+        print(f"{self._pace.format_step(step)} | {self._pace.format_speed(step, values, items_per_s)}", file=sys.stderr)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Say it."""
-        logger.info("%s", _evaluation(self._pace.where(step), metrics))
+        """Log one line."""
+        logger.info("%s", _evaluation(self._pace.format_step(step), metrics))
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 @final
 class BarConsole:
-    """A progress bar on the last line of the terminal; what is logged meanwhile appears above it."""
+    """A progress bar on the last line of the terminal; log lines appear above it."""
 
     def __init__(self, pace: Pace) -> None:
         from rich.console import Console as Terminal
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._pace = pace
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[how]}")
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[speed]}")
         terminal = Terminal(stderr=True)
-        # A thread of rich's own would draw in mid-step, and would not live on in a data worker forked meanwhile.
+        # A thread of rich would draw in the middle of steps, and would not exist in data workers forked meanwhile.
         self._bar = Progress(*columns, console=terminal, auto_refresh=False, redirect_stdout=False, expand=True)
-        self._task = self._bar.add_task(pace.where(pace.start), total=pace.steps, completed=pace.start, how="")
+        self._task = self._bar.add_task(pace.format_step(pace.start), total=pace.steps, completed=pace.start, speed="")
         self._last: tuple[int, Mapping[str, float], float] | None = None
         self._drawn_at = pace.clock()
         self._bar.start()
         self._bar.refresh()
 
     def log(self, step: int, values: Mapping[str, float], items_per_s: float) -> None:
-        """Move the bar, if it has stood for long enough."""
+        """Update the bar, at most once per REFRESH_S."""
         self._last = step, values, items_per_s
         if self._pace.clock() - self._drawn_at >= REFRESH_S:
             self._draw()
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Say it above the bar, and in the log."""
-        logger.info("%s", _evaluation(self._pace.where(step), metrics))
+        """Log one line, which appears above the bar."""
+        logger.info("%s", _evaluation(self._pace.format_step(step), metrics))
 
     def close(self) -> None:
-        """Draw what was last, and leave it on the terminal."""
+        """Draw the last values and leave the bar on the terminal."""
         self._draw()
         self._bar.stop()
 
@@ -126,26 +126,28 @@ class BarConsole:
         if self._last is None:
             return
         step, values, items_per_s = self._last
-        how = self._pace.how(step, values, items_per_s)
-        self._bar.update(self._task, completed=step, description=self._pace.where(step), how=how, refresh=True)
+        speed = self._pace.format_speed(step, values, items_per_s)
+        self._bar.update(
+            self._task, completed=step, description=self._pace.format_step(step), speed=speed, refresh=True
+        )
         self._drawn_at = self._pace.clock()
 
 
 @final
 class SilentConsole:
-    """Shows nothing: the console of every rank but the first."""
+    """Shows nothing: the console of every rank except rank 0."""
 
     def log(self, step: int, values: Mapping[str, float], items_per_s: float) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
-def short(number: float) -> str:
+def format_count(number: float) -> str:
     """Three digits and a unit: 7.25, 412, 41.2k, 1.30M."""
     units = iter(("", "k", "M", "G", "T"))
     unit = next(units)
@@ -155,5 +157,5 @@ def short(number: float) -> str:
     return f"{number:.{decimals}f}{unit}"
 
 
-def _evaluation(where: str, metrics: Mapping[str, float]) -> str:
-    return " | ".join((where, *(f"{name} {value:.4g}" for name, value in metrics.items())))
+def _evaluation(step: str, metrics: Mapping[str, float]) -> str:
+    return " | ".join((step, *(f"{name} {value:.4g}" for name, value in metrics.items())))

@@ -1,4 +1,4 @@
-"""Evaluation: every item of every set once, on all ranks."""
+"""Evaluation: processes every item of every evaluation set once, divided among all ranks."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,15 +17,15 @@ from runner.world.seeds import mix
 
 
 def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World) -> dict[str, float]:
-    """What all meters measure on all evaluation sets; the same on every rank. Collective.
+    """Evaluate all metrics on all evaluation sets; the same result on every rank. Collective.
 
     Args:
         world: all ranks of the run.
 
     Returns:
-        Named eval/<metric>, or eval/<set>/<metric> if the sets are named.
+        Values by name: eval/<metric>, or eval/<set>/<metric> if the sets are named.
     """
-    # A device without float64 would round the sums: there the host reads every number as it comes.
+    # A device without float64 would round the sums: then they are kept on the host, which waits for every loss.
     on_device = spec.hardware.has_dtype(torch.float64)
     readers, summands = world.along(*world.axes.data), world.along(*world.axes.loss)
     options = loader_options(spec, data, world)
@@ -43,7 +43,7 @@ def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World) -> d
 def _micro_batches(
     dataset: Any, name: str, options: LoaderOptions, spec: RunSpec, world: World
 ) -> Iterable[MicroBatch]:
-    """Those of this rank."""
+    """This rank's micro-batches of an evaluation set."""
     indices = single_pass(
         num_items(dataset, name),
         micro_items=spec.eval.micro_items or spec.batch.micro_items,
@@ -54,7 +54,7 @@ def _micro_batches(
 
 
 def _update(meters: Iterable[Meter], trainable: Trainable, micro_batches: Iterable[MicroBatch]) -> None:
-    """Forward every micro-batch; only one loss is alive at a time."""
+    """Evaluate every micro-batch and update all meters; only one loss is in memory at a time."""
     all_meters = [*meters]
     for loss in trainable.evaluate(micro_batches):
         for meter in all_meters:
@@ -65,15 +65,15 @@ def _computed(meters: Mapping[str, Meter]) -> dict[str, float]:
     """The values of all meters.
 
     Raises:
-        HookError: two of them give one name.
+        HookError: two meters give the same name.
     """
     values: dict[str, float] = {}
     for option, meter in meters.items():
         computed = meter.compute()
-        if twice := sorted(values.keys() & computed.keys()):
+        if duplicates := sorted(values.keys() & computed.keys()):
             raise HookError(
-                f"metric.{option} gives {twice[0]!r}, and so does another metric or the loss hook. Rename the loss "
-                f"hook's, or leave metric.{option} out."
+                f"metric.{option} gives {duplicates[0]!r}, and so does another metric or the loss hook. Rename the "
+                f"loss hook's, or remove metric.{option}."
             )
         values |= computed
     return values

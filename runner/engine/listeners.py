@@ -1,4 +1,4 @@
-"""The listeners of a run, sorted once by what they listen to."""
+"""The listeners of a run, sorted once by the events that they listen to."""
 
 import difflib
 import logging
@@ -34,10 +34,10 @@ MOMENTS = ("before_run", "after_run", "after_step", "around_step", "around_eval"
 
 
 def build_listeners(callbacks: Mapping[str, Callback]) -> "Listeners":
-    """A listener of each callback.
+    """Build the listener of each callback.
 
     Raises:
-        HookError: one implements none of the protocols, or has a method that nothing would ever call.
+        HookError: one implements none of the protocols, or has a method that would never be called.
     """
     built = {name: callback.build() for name, callback in callbacks.items()}
     for name, listener in built.items():
@@ -51,8 +51,8 @@ def _check(name: str, listener: object) -> None:
         if method.startswith(("before_", "after_", "around_")) and method not in MOMENTS:
             nearest = difflib.get_close_matches(method, MOMENTS, n=1, cutoff=0.0)[0]
             raise HookError(
-                f"callback.{name}: {kind} has a method {method}, which nothing calls. Did you mean {nearest}? There "
-                f"are {', '.join(MOMENTS)}. A method of your own may have any name that begins otherwise."
+                f"callback.{name}: {kind} has a method {method}, which nothing calls. Did you mean {nearest}? The "
+                f"events are {', '.join(MOMENTS)}. Start the names of your own methods differently."
             )
     if not isinstance(listener, PROTOCOLS):
         raise HookError(
@@ -63,45 +63,45 @@ def _check(name: str, listener: object) -> None:
 
 @final
 class Listeners:
-    """What the engine calls at each moment of a run; each tuple holds only those that listen then."""
+    """What the engine calls at each event of a run; each tuple contains only the listeners of that event."""
 
     def __init__(self, named: Mapping[str, object]) -> None:
-        everyone = tuple(named.values())
-        self._everyone = everyone
+        all_listeners = tuple(named.values())
+        self._all = all_listeners
         self._running: list[AfterRun] = []
         self._last_saved: Path | None = None
-        self.around_steps = tuple(one for one in everyone if isinstance(one, AroundStep))
-        self._around_eval = tuple(one for one in everyone if isinstance(one, AroundEval))
-        self._after_eval = tuple(one for one in everyone if isinstance(one, AfterEval))
-        self._after_save = tuple(one for one in everyone if isinstance(one, AfterSave))
+        self.around_steps = tuple(one for one in all_listeners if isinstance(one, AroundStep))
+        self._around_eval = tuple(one for one in all_listeners if isinstance(one, AroundEval))
+        self._after_eval = tuple(one for one in all_listeners if isinstance(one, AfterEval))
+        self._after_save = tuple(one for one in all_listeners if isinstance(one, AfterSave))
         self._stateful = {name: one for name, one in named.items() if isinstance(one, Stateful)}
         self._with_tensors = {name: one for name, one in named.items() if isinstance(one, HoldsTensors)}
-        self.after_step = tuple(one for one in everyone if isinstance(one, AfterStep))
+        self.after_step = tuple(one for one in all_listeners if isinstance(one, AfterStep))
 
     def start(self, run: Run, latest: Callable[[], Path | None]) -> None:
-        """Before the attempt's first step. Collective."""
+        """Call `before_run`, before the attempt's first step. Collective."""
         self._last_saved = latest() if self._after_save else None
-        for one in self._everyone:
+        for one in self._all:
             if isinstance(one, BeforeRun):
                 one.before_run(run)
             if isinstance(one, AfterRun):
                 self._running.append(one)
 
     def around_step(self, run: Run) -> AbstractContextManager[None]:
-        """Stand around a step. Whoever takes steps asks `around_steps` first: even a null context costs 0.3 us."""
+        """A context for a step. Check `around_steps` first: even a null context costs 0.3 us."""
         return _nested(one.around_step(run) for one in self.around_steps)
 
     def around_eval(self, run: Run) -> AbstractContextManager[None]:
-        """Stand around an evaluation."""
+        """A context for an evaluation."""
         return _nested(one.around_eval(run) for one in self._around_eval)
 
     def evaluated(self, run: Run, metrics: Mapping[str, float]) -> str:
-        """After an evaluation; returns why the run shall end, or nothing."""
+        """Call `after_eval`; returns the reasons for which the run should end, or an empty string."""
         verdicts = [one.after_eval(run, metrics) for one in self._after_eval]
         return "; ".join(verdict for verdict in verdicts if verdict)
 
     def look_for_save(self, run: Run, latest: Callable[[], Path | None]) -> None:
-        """Where a commit may have happened since the last call. Collective if anyone listens to saves."""
+        """Call `after_save` if a checkpoint was committed since the last call. Collective if any listener needs it."""
         if not self._after_save:
             return
         checkpoint = latest()
@@ -111,31 +111,31 @@ class Listeners:
                 one.after_save(run, checkpoint)
 
     def end(self, run: Run, outcome: Outcome) -> None:
-        """After an attempt that did not fail."""
+        """Call `after_run`, after an attempt that did not fail."""
         while self._running:
             self._running.pop().after_run(run, outcome)
 
     def fail(self, run: Run) -> None:
-        """After an attempt that failed, for those that `end` has not reached. Raises nothing of theirs."""
+        """Call `after_run` after a failed attempt, if `end` has not done so. Errors of listeners are only logged."""
         while self._running:
             one = self._running.pop()
             try:
                 one.after_run(run, Outcome.FAILED)
-            except Exception:  # whatever it is, the error that ended the run is the one to report
+            except Exception:  # the error that ended the run is the one to report
                 logger.warning("%s failed after the run had failed", type(one).__name__, exc_info=True)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """What JSON can represent, by callback."""
+        """The state of each callback, which JSON can represent."""
         return {name: one.state_dict() for name, one in self._stateful.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, dict[str, Any]]) -> None:
-        """Continue from there. A callback that is not in it starts afresh; one that the run lacks is ignored."""
+        """Load the state of each callback. One without saved state starts fresh; state of unknown ones is ignored."""
         for name, one in self._stateful.items():
             if name in state_dict:
                 one.load_state_dict(state_dict[name])
 
     def tensors(self, trainable: Trainable) -> dict[str, dict[str, "Tensor"]]:
-        """The live tensors, by callback and name."""
+        """The live tensors of callbacks, by callback and name."""
         return {name: one.tensors(trainable) for name, one in self._with_tensors.items()}
 
 

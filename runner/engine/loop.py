@@ -1,4 +1,4 @@
-"""The run: steps, and what happens between them."""
+"""The training loop: steps, and what is due between them."""
 
 import logging
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(session: Session) -> Outcome:
-    """Steps until the attempt's end, a callback's verdict or a request from outside.
+    """Train until the attempt's last step, until a callback ends the run or until a stop is requested.
 
-    Between two boundaries at which something is due there is nothing but steps.
+    Between two boundaries at which something is due, only steps are taken.
 
     Returns:
-        Done or preempted.
+        DONE or PREEMPTED.
     """
     training = session.training
     cadence = Cadence(session.spec, start=training.step)
@@ -29,12 +29,12 @@ def train(session: Session) -> Outcome:
         boundary = cadence.next_after(training.step)
         _take_steps(session, steps, until=boundary - 1)
         rates = learning_rates(session)
-        logs, looks = cadence.logs(boundary), session.guard.looks
-        loss, update = session.take_step(next(steps), measure=logs or looks)
+        logs, checks = cadence.logs(boundary), session.guard.needs_values
+        loss, update = session.take_step(next(steps), measure=logs or checks)
         if not update.stepped:
-            _look_into_skipped(session, loss)
+            _check_skipped(session, loss)
             continue
-        values = step_values(loss, update, rates=rates, world=session.loss_world) if logs or looks else {}
+        values = step_values(loss, update, rates=rates, world=session.loss_world) if logs or checks else {}
         if logs:
             _log(session, values)
         if session.guard.suspects(values, loss, session.world):
@@ -45,7 +45,7 @@ def train(session: Session) -> Outcome:
             session.save()
             cadence.saved()
         if requests.stop and training.step < cadence.end:
-            logger.warning("asked to stop after step %d", training.step)
+            logger.warning("stop requested; stopping after step %d", training.step)
             return Outcome.PREEMPTED
         if verdict:
             logger.info("ended after step %d: %s", training.step, verdict)
@@ -56,16 +56,16 @@ def train(session: Session) -> Outcome:
 
 
 def _take_steps(session: Session, steps: Iterator[StepBatches], *, until: int) -> None:
-    """Steps after which nothing is due."""
+    """Take the steps after which nothing is due."""
     training = session.training
     while training.step < until:
         loss, update = session.take_step(next(steps), measure=False)
         if not update.stepped:
-            _look_into_skipped(session, loss)
+            _check_skipped(session, loss)
 
 
-def _look_into_skipped(session: Session, loss: StepLoss) -> None:
-    """A step was left out, and the weights will never show why: did a scaled gradient overflow, or was it not finite?
+def _check_skipped(session: Session, loss: StepLoss) -> None:
+    """Find out whether a step was skipped because a scaled gradient overflowed, or because it was not finite.
 
     Raises:
         NonFiniteError: it was not finite.
@@ -75,7 +75,7 @@ def _look_into_skipped(session: Session, loss: StepLoss) -> None:
 
 
 def learning_rates(session: Session) -> dict[str, float]:
-    """The rate of each optimizer's first parameter group, and those of its further groups that differ from it."""
+    """The learning rate of each optimizer's first parameter group, and of other groups where it differs."""
     rates = {}
     for model, optimizer in session.trainable.optimizers.items():
         prefix = "lr" if len(session.trainable.optimizers) == 1 else f"lr/{model}"
@@ -94,7 +94,7 @@ def _log(session: Session, values: dict[str, float]) -> None:
 
 
 def _evaluate(session: Session) -> str:
-    """Evaluate, tell everyone, and return why a callback wants to end the run, or nothing."""
+    """Evaluate and record the metrics; returns why a callback ends the run, or an empty string."""
     if session.data.eval is None:
         return ""
     training = session.training

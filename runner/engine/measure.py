@@ -1,4 +1,4 @@
-"""From tensors on the devices to numbers: the only place where the host waits for them."""
+"""Turns tensors on devices into numbers: the only place where the host waits for them."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -15,18 +15,18 @@ LOSS = "loss"
 
 @final
 class Throughput:
-    """Items a second since it was last asked."""
+    """Measures items per second since the last measurement."""
 
     def __init__(self) -> None:
         self.restart(0)
 
     def restart(self, position: int) -> None:
-        """Count from here."""
+        """Start a new measurement at this position."""
         self._position = position
         self._time = time.monotonic()
 
     def items_per_s(self, position: int) -> float:
-        """Of all ranks, since the last call; counts from here on."""
+        """The rate of all ranks since the last call; starts a new measurement."""
         rate = (position - self._position) / max(1e-9, time.monotonic() - self._time)
         self.restart(position)
         return rate
@@ -34,7 +34,7 @@ class Throughput:
 
 @final
 class LossMeans:
-    """The meter that is always there: the means of the loss, and of each (sum, count) that the loss hook returns."""
+    """The meter that every run has: means of the loss and of each (sum, count) metric of the loss hook."""
 
     def __init__(self, *, on_device: bool) -> None:
         self._means = RunningMeans(on_device=on_device)
@@ -43,7 +43,7 @@ class LossMeans:
         """Add the micro-batch to the sums.
 
         Raises:
-            HookError: a metric is not a pair of numbers, or takes the name of the loss.
+            HookError: a metric is not a pair of numbers, or has the name of the loss.
         """
         self._means.update(LOSS, loss.value, loss.count, weight=loss.weight)
         for name, (total, count) in _checked(loss.metrics).items():
@@ -54,14 +54,14 @@ class LossMeans:
         self._means.merge(world)
 
     def compute(self) -> dict[str, float]:
-        """The loss under the name `loss`, and the hook's metrics under theirs."""
+        """The mean loss as `loss`, and the means of the hook's metrics by their names."""
         return self._means.compute()
 
 
 def step_values(loss: StepLoss, update: Update, *, rates: Mapping[str, float], world: World) -> dict[str, float]:
-    """What is logged of one optimizer step: loss, gradient norm, rate, the hook's own metrics, the strategy's record.
+    """The logged values of one optimizer step: loss, gradient norm, learning rates, the hook's and strategy's metrics.
 
-    The loss is that of the whole step, over all items of all ranks. Collective.
+    The loss is the mean over all items of the step on all ranks. Collective.
 
     Args:
         world: the ranks over which the loss is summed.
@@ -77,8 +77,8 @@ def means(losses: Iterable[MicroBatchLoss], world: World, *, on_device: bool) ->
     """The means of these losses over all ranks. Collective, on the host.
 
     Args:
-        losses: added up as they come; none is kept.
-        on_device: as `RunningMeans` takes it.
+        losses: summed one at a time; none is stored.
+        on_device: as in `RunningMeans`.
     """
     meter = LossMeans(on_device=on_device)
     for loss in losses:
@@ -88,10 +88,10 @@ def means(losses: Iterable[MicroBatchLoss], world: World, *, on_device: bool) ->
 
 
 def _checked(metrics: Mapping[str, tuple[Tensor, Tensor | int]]) -> Mapping[str, tuple[Tensor, Tensor | int]]:
-    """The hook's metrics, if they are what a hook may return.
+    """The hook's metrics, after checking them.
 
     Raises:
-        HookError: one is no pair of numbers, or takes the name of the loss.
+        HookError: one is not a pair of numbers, or has the name of the loss.
     """
     for name, pair in metrics.items():
         if name == LOSS:
@@ -99,12 +99,12 @@ def _checked(metrics: Mapping[str, tuple[Tensor, Tensor | int]]) -> Mapping[str,
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise HookError(
                 f"the loss hook's metric {name!r} is a {type(pair).__name__}, but must be a pair (sum, count), so that "
-                "it can be added up over micro-batches and ranks before it is divided."
+                "it can be summed over micro-batches and ranks before it is divided."
             )
         for number in pair:
             if isinstance(number, Tensor) and number.numel() != 1:
                 raise HookError(
                     f"the loss hook's metric {name!r} holds a tensor of shape {list(number.shape)}, but sum and count "
-                    "must be one number each. Add it up with .sum(), or give each part a name of its own."
+                    "must be one number each. Use .sum(), or give each element a name of its own."
                 )
     return metrics

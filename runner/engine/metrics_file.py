@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run measured, as JSON lines in its own directory. Every run has it; other tools read it."""
+"""metrics.jsonl: the measurements of a run as JSON lines in its directory. Every run writes it; other tools read it."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import TextIO, final
 
 
 def open_metrics_file(path: Path, *, step: int) -> "MetricsFile":
-    """Append after `step`; later lines, and half a line that a crash left, are dropped."""
+    """Open the file to append after `step`; later lines and a partial line from a crash are dropped."""
     if path.exists():
         _drop_beyond(path, step)
     return MetricsFile(path.open("a", encoding="utf-8"))
@@ -29,7 +29,7 @@ class MetricsFile:
             values: `time_s` must be among them.
             step: optimizer steps done.
         """
-        # A dict keeps a key where it was first: step and time_s lead, and naming time_s again does not move it.
+        # A dict keeps a key's first position: step and time_s come first, and setting time_s again does not move it.
         self._file.write(_line({"step": step, "time_s": values["time_s"], **values}))
         self._file.flush()
 
@@ -38,7 +38,7 @@ class MetricsFile:
         self._file.close()
 
 
-ENCODER = json.JSONEncoder(allow_nan=False)  # json.dumps builds a new one for each call that has an option
+ENCODER = json.JSONEncoder(allow_nan=False)  # json.dumps creates a new one in each call with options
 
 
 def _line(record: Mapping[str, float]) -> str:
@@ -50,7 +50,7 @@ def _line(record: Mapping[str, float]) -> str:
 
 
 def _drop_beyond(path: Path, step: int) -> None:
-    """Keep the whole lines up to `step`, by writing them to another file and renaming it: readers see one or the other.
+    """Keep the complete lines up to `step`, by writing another file and renaming it: readers see one or the other.
 
     Only the last line can be incomplete (each is one write), and then it lacks its line end.
     """

@@ -1,4 +1,4 @@
-"""A run that has no memory left says so in one class of error, whoever noticed it first, with the ways out."""
+"""Reports every out-of-memory error as one class of error, with suggestions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ WAY_OUT = (
 
 
 @contextmanager
-def out_of_memory_named() -> Iterator[None]:
-    """Turn what torch, Python or an allocator raises for want of memory into the runner's own error.
+def report_out_of_memory() -> Iterator[None]:
+    """Convert the out-of-memory errors of torch, Python and allocators into the runner's own error.
 
     Raises:
         OutOfMemoryError: memory ran out in the block.

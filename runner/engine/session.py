@@ -1,4 +1,4 @@
-"""One attempt at a run on one rank: what it was built from, what it trains, and what records it."""
+"""One attempt at a run on one rank: its spec, what it trains, and what records it."""
 
 import gc
 import logging
@@ -9,7 +9,7 @@ from typing import Protocol
 
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.engine.build import build_training, call_data, fitted
+from runner.engine.build import build_training, call_data, with_fitting_batch
 from runner.engine.console import Console, open_console
 from runner.engine.measure import Throughput
 from runner.engine.non_finite.guard import StepGuard, open_guard
@@ -28,24 +28,24 @@ from runner.protocols import (
     World,
 )
 from runner.storage.checkpoints import Checkpoints
-from runner.world.seeds import nondeterminism_named, set_deterministic
+from runner.world.seeds import report_nondeterminism, set_deterministic
 
 logger = logging.getLogger(__name__)
 SKIPPED = Update(stepped=False)
 
 
 class Stopping(Protocol):
-    """Whether somebody outside wants the run to end."""
+    """Whether a stop was requested from outside, for instance by a signal."""
 
     @property
     def requested(self) -> bool:
-        """Read at step boundaries."""
+        """Whether the run should stop. Read at step boundaries."""
         ...
 
 
 @dataclass(kw_only=True)
 class Session:
-    """One rank's attempt. Whole once it is built; `open_session` closes it with its outcome."""
+    """One rank's attempt. Complete once built; `open_session` closes it with its outcome."""
 
     spec: RunSpec
     run_dir: RunDir
@@ -54,25 +54,25 @@ class Session:
     data: Data
     training: Training
     checkpoints: Checkpoints
-    """Those that are committed, for reading."""
+    """The committed checkpoints, for reading."""
     checkpointer: Checkpointer
     guard: StepGuard
     trackers: OpenTrackers | NoTrackers
     console: Console
     throughput: Throughput = field(default_factory=Throughput)
     num_skipped: int = 0
-    """Steps that the guard left out in this attempt."""
+    """Steps that the guard skipped in this attempt."""
     outcome: Outcome = Outcome.FAILED
-    """How the attempt ended; until it has ended, as if an error had ended it."""
+    """How the attempt ended; FAILED until it has ended."""
 
     @property
     def trainable(self) -> Trainable:
-        """Models and optimizers."""
+        """The models and their optimizers."""
         return self.training.trainable
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands."""
+        """How far the run is."""
         return self.training.progress
 
     @property
@@ -81,7 +81,7 @@ class Session:
         return self.world.along(*self.world.axes.loss)
 
     def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
-        """One optimizer step, with what listens to steps."""
+        """Take one optimizer step and call the listeners of steps."""
         listeners = self.training.listeners
         if listeners.around_steps:
             with listeners.around_step(self):
@@ -111,26 +111,26 @@ class Session:
         self.trackers.log(values)
 
     def save(self) -> None:
-        """Commit a checkpoint of everything, or begin to. Collective."""
+        """Save a checkpoint; with asynchronous saving it is committed later. Collective."""
         training = self.training
         self.checkpointer.save(training.state_dict(), progress=training.progress, metrics=training.metrics)
         training.listeners.look_for_save(self, self.checkpoints.latest)
 
     def poll(self) -> None:
-        """Between saves: hear whether one in the background has failed, and say where the run stands. Collective."""
+        """Between saves: check whether a background save has failed or finished, and update the status. Collective."""
         self.checkpointer.poll(self.training.state_dict)
         self.training.listeners.look_for_save(self, self.checkpoints.latest)
         self.write_status("running")
 
     def write_status(self, state: str) -> None:
-        """Say in the run's directory where the run stands. Only rank 0 writes."""
+        """Write state and progress to status.json. Only rank 0 writes."""
         if self.world.is_main:
             self.run_dir.write_status(state, step=self.training.step, metrics=self.training.metrics)
 
 
 @contextmanager
 def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> Iterator[Session]:
-    """Build, continue from the newest commit if there is one, open what records, close with the outcome. Collective.
+    """Build a session, restore the newest checkpoint if there is one, and close it with its outcome. Collective.
 
     Raises:
         HookError, ModelError, DataError: a hook returned something that cannot be trained.
@@ -139,12 +139,12 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
         set_deterministic()
     data = call_data(spec, world)
     if spec.batch.auto:
-        spec = fitted(spec, run_dir, data, world)
+        spec = with_fitting_batch(spec, run_dir, data, world)
     training = build_training(spec, data, world)
     checkpointer = spec.checkpoint.open(run_dir.path, world)
     checkpoints = Checkpoints(run_dir.checkpoints, world)
     restore_latest(training, checkpoints)
-    training.listeners.tensors(training.trainable)  # what a callback cannot work with, it reports now
+    training.listeners.tensors(training.trainable)  # a callback that cannot work with these models raises here
     trackers: OpenTrackers | NoTrackers = NoTrackers()
     if world.is_main:
         trackers = open_trackers(spec, run_dir, step=training.step, now=lambda: (training.step, training.time_s))
@@ -162,8 +162,8 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
         console=open_console(steps=spec.run.steps, start=training.step, is_main=world.is_main),
     )
     session.throughput.restart(training.source.position)
-    gc.freeze()  # what was imported and built so far lives as long as the run: no collection needs to look at it again
-    with _closing(session), nondeterminism_named():
+    gc.freeze()  # what exists by now lives as long as the run: the garbage collector need not traverse it
+    with _closing(session), report_nondeterminism():
         training.listeners.start(session, checkpoints.latest)
         yield session
         checkpointer.wait()
@@ -173,7 +173,7 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
 
 
 def restore_latest(training: Training, checkpoints: Checkpoints) -> bool:
-    """Continue from the newest commit; False if there is none. Collective."""
+    """Load the newest committed checkpoint; False if there is none. Collective."""
     path = checkpoints.latest()
     if path is None:
         return False
@@ -184,7 +184,7 @@ def restore_latest(training: Training, checkpoints: Checkpoints) -> bool:
 
 @contextmanager
 def _closing(session: Session) -> Iterator[None]:
-    """Let trackers and the console know how the attempt ended, whatever ended it."""
+    """Close trackers and console with the outcome of the attempt, however it ended."""
     try:
         yield
     except BaseException:

@@ -28,29 +28,29 @@ logger = logging.getLogger(__name__)
 
 @final
 class NoTrackers:
-    """Records nothing: the trackers of every rank but 0."""
+    """Records nothing: the trackers of every rank except rank 0."""
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def log_images(self, images: Mapping[str, Image]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def log_tables(self, tables: Mapping[str, Table]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def log_text(self, texts: Mapping[str, str]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def log_artifact(self, path: Path, *, name: str, kind: str) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def handle(self, name: str) -> Any | None:
         """None: the libraries are open on rank 0 only."""
         return None
 
     def close(self, outcome: Outcome) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 @final
@@ -64,7 +64,7 @@ class OpenTrackers:
     def __init__(
         self, metrics: MetricsFile, opened: Mapping[str, TrackerLog], *, now: Callable[[], tuple[int, float]]
     ) -> None:
-        """Hold what is open.
+        """Combine what is open already.
 
         Args:
             metrics: metrics.jsonl.
@@ -73,12 +73,12 @@ class OpenTrackers:
         """
         self._metrics = metrics
         self._now = now
-        self._trackers = [_Fenced(name, tracker) for name, tracker in opened.items()]
+        self._trackers = [_SafeTracker(name, tracker) for name, tracker in opened.items()]
         self._images = [(one, one.log) for one in self._trackers if isinstance(one.log, LogsImages)]
         self._tables = [(one, one.log) for one in self._trackers if isinstance(one.log, LogsTables)]
         self._texts = [(one, one.log) for one in self._trackers if isinstance(one.log, LogsText)]
         self._artifacts = [(one, one.log) for one in self._trackers if isinstance(one.log, LogsArtifacts)]
-        self._not_taken: set[str] = set()
+        self._unsupported: set[str] = set()
 
     def log(self, values: Mapping[str, float]) -> None:
         """Record numbers in metrics.jsonl and in every tracker."""
@@ -89,25 +89,25 @@ class OpenTrackers:
             one.call(one.log.log, values, step=step)
 
     def log_images(self, images: Mapping[str, Image]) -> None:
-        """Record pictures in every tracker that shows them."""
+        """Record images in every tracker that supports them."""
         self._expect(self._images, "an image", images)
         for one, log in self._images:
             one.call(log.log_images, images, step=self._now()[0])
 
     def log_tables(self, tables: Mapping[str, Table]) -> None:
-        """Record tables in every tracker that shows them."""
+        """Record tables in every tracker that supports them."""
         self._expect(self._tables, "a table", tables)
         for one, log in self._tables:
             one.call(log.log_tables, tables, step=self._now()[0])
 
     def log_text(self, texts: Mapping[str, str]) -> None:
-        """Record text in every tracker that shows it."""
+        """Record text in every tracker that supports it."""
         self._expect(self._texts, "text", texts)
         for one, log in self._texts:
             one.call(log.log_text, texts, step=self._now()[0])
 
     def log_artifact(self, path: Path, *, name: str, kind: str) -> None:
-        """Keep a file in every tracker that keeps files."""
+        """Store a file in every tracker that supports artifacts."""
         self._expect(self._artifacts, "an artifact", [name])
         for one, log in self._artifacts:
             one.call(log.log_artifact, path, name=name, kind=kind, step=self._now()[0])
@@ -120,30 +120,32 @@ class OpenTrackers:
         """
         opened = {one.name: one.log for one in self._trackers}
         if name not in opened:
-            there = ", ".join(opened) or "none"
-            raise HookError(f"the run has no tracker {name!r}; it has: {there}. Add it: tracker=[{name}]")
+            available = ", ".join(opened) or "none"
+            raise HookError(f"the run has no tracker {name!r}; it has: {available}. Add it: tracker=[{name}]")
         log = opened[name]
         if not isinstance(log, HasHandle):
-            raise HookError(f"tracker={name} has no object of a library's own. Use the methods of run.trackers.")
+            raise HookError(
+                f"tracker={name} does not expose an object of its library. Use the methods of run.trackers."
+            )
         return log.handle
 
     def close(self, outcome: Outcome) -> None:
-        """Close everything, whatever fails meanwhile."""
+        """Close all trackers even if some fail, then metrics.jsonl."""
         for one in self._trackers:
             one.call(one.log.close, outcome)
             one.report()
         self._metrics.close()
 
-    def _expect(self, takers: list[Any], what: str, names: Mapping[str, Any] | list[str]) -> None:
-        """Say once for each kind that nobody takes it: nothing is dropped silently."""
-        if not takers and what not in self._not_taken:
-            self._not_taken.add(what)
-            logger.warning("%s is logged (%s), but no tracker of this run takes it", what, ", ".join(names))
+    def _expect(self, supporting: list[Any], what: str, names: Mapping[str, Any] | list[str]) -> None:
+        """Warn once per kind if no tracker supports it: nothing is dropped silently."""
+        if not supporting and what not in self._unsupported:
+            self._unsupported.add(what)
+            logger.warning("%s is logged (%s), but no tracker of this run supports it", what, ", ".join(names))
 
 
 @final
-class _Fenced:
-    """A tracker whose errors stay its own."""
+class _SafeTracker:
+    """A tracker whose errors are logged and counted, but do not end the run."""
 
     def __init__(self, name: str, log: TrackerLog) -> None:
         self.name = name
@@ -153,16 +155,16 @@ class _Fenced:
     def call(self, method: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         try:
             method(*args, **kwargs)
-        except Exception:  # whatever a foreign library raises: it must not end a run
+        except Exception:  # no error of a tracker's library may end a run
             self._errors += 1
             if self._errors == 1:
-                rule = "tracker=%s failed; training goes on, and later errors of it are only counted"
+                rule = "tracker=%s failed; training continues, and its further errors are only counted"
                 logger.warning(rule, self.name, exc_info=True)
 
     def report(self) -> None:
-        """Say how much is missing, if more than was said already."""
+        """Log the number of errors, if there were more than the first."""
         if self._errors > 1:
-            logger.warning("tracker=%s failed %d times in all", self.name, self._errors)
+            logger.warning("tracker=%s failed %d times in total", self.name, self._errors)
 
 
 def open_trackers(spec: RunSpec, run_dir: RunDir, *, step: int, now: Callable[[], tuple[int, float]]) -> OpenTrackers:
@@ -170,8 +172,8 @@ def open_trackers(spec: RunSpec, run_dir: RunDir, *, step: int, now: Callable[[]
 
     Args:
         spec: the run.
-        run_dir: where it writes.
-        step: steps done before this attempt.
+        run_dir: its directory.
+        step: steps completed before this attempt.
         now: the current step, and the seconds of training so far.
 
     Raises:
@@ -184,6 +186,6 @@ def open_trackers(spec: RunSpec, run_dir: RunDir, *, step: int, now: Callable[[]
         on_error.callback(metrics.close)
         for name, tracker in spec.tracker.items():
             opened[name] = tracker.open(run)
-            on_error.callback(_Fenced(name, opened[name]).call, opened[name].close, Outcome.FAILED)
+            on_error.callback(_SafeTracker(name, opened[name]).call, opened[name].close, Outcome.FAILED)
         on_error.pop_all()
     return OpenTrackers(metrics, opened, now=now)

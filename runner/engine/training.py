@@ -1,4 +1,4 @@
-"""Everything of a run that a checkpoint holds: built fresh from a spec, or continued from a commit."""
+"""Everything of a run that a checkpoint contains: built from a spec, or restored from a checkpoint."""
 
 import time
 from collections.abc import Mapping
@@ -16,27 +16,27 @@ from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
 
 @dataclass(kw_only=True)
 class Training:
-    """What one rank trains, and how far it is."""
+    """What one rank trains, and its progress."""
 
     trainable: Trainable
     schedules: Mapping[str, Scheduler]
-    """By the name of the model whose optimizer each one moves."""
+    """By the name of the model whose optimizer each one schedules."""
     source: Source
     listeners: Listeners
     random_world: World
     """The ranks that draw different random numbers."""
     seed: int
     step: int = 0
-    """Optimizer steps done."""
+    """Optimizer steps completed."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """The last known value of each."""
+    """The latest value of each metric."""
     time_before_s: float = 0.0
-    """Seconds of training in the attempts that this one continues."""
+    """Seconds of training in previous attempts."""
     started: float = field(default_factory=time.monotonic)
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands."""
+        """Step and position in the data."""
         return Progress(step=self.step, position=self.source.position)
 
     @property
@@ -45,13 +45,13 @@ class Training:
         return self.time_before_s + time.monotonic() - self.started
 
     def advance(self) -> None:
-        """An optimizer step was taken."""
+        """Count an optimizer step and advance the schedules."""
         for schedule in self.schedules.values():
             schedule.step()
         self.step += 1
 
     def forget(self) -> None:
-        """Let go of models and optimizers, to make room for others. The training is of no use any more."""
+        """Free models and optimizers to make room for others. The training cannot be used afterwards."""
         del self.trainable, self.schedules
 
     def state_dict(self) -> State[Tensor]:
@@ -70,14 +70,14 @@ class Training:
         return state
 
     def load_state_dict(self, saved: SavedState) -> None:
-        """Continue from a committed checkpoint, whatever strategy and number of ranks wrote it. Collective.
+        """Restore a committed checkpoint, written by any strategy and number of ranks. Collective.
 
         Raises:
-            CheckpointError: it is corrupted or of another model; nothing was trained yet.
+            CheckpointError: it is corrupted or belongs to another model.
         """
-        reading = _Reading(saved, self)
-        self.trainable.load_state_dict(reading)
-        values = reading.values
+        reader = _CheckpointReader(saved, self)
+        self.trainable.load_state_dict(reader)
+        values = reader.values
         self.step = values["step"]
         self.source.load_state_dict(values["source"])
         self.time_before_s = values["time_s"]
@@ -85,14 +85,14 @@ class Training:
         for model, schedule in self.schedules.items():
             schedule.load_state_dict(values[of_model(model, "schedule")])
         self.listeners.load_state_dict(values["callbacks"])
-        if reading.rng:
-            load_rng_state(reading.rng, self.random_world.device)
-        else:  # more ranks than wrote it: the new ones draw from a seed of their own
+        if reader.rng:
+            load_rng_state(reader.rng, self.random_world.device)
+        else:  # more ranks than wrote it: the additional ones get a seed of their own
             seed_all(mix(self.seed, self.random_world.rank, self.step))
 
 
-class _Reading:
-    """A checkpoint as the trainable reads it: what else is to be restored is read along, in the same pass."""
+class _CheckpointReader:
+    """A checkpoint for the trainable to read; callbacks and generators are read in the same pass."""
 
     def __init__(self, saved: SavedState, training: Training) -> None:
         self._saved = saved
@@ -100,13 +100,13 @@ class _Reading:
         self.stored = saved.stored
         generators = self.stored.rng.get(self._rank, {})
         self.rng = {name: torch.empty(one.shape, dtype=one.dtype) for name, one in generators.items()}
-        # A callback that the checkpoint does not know begins afresh.
+        # A callback that is not in the checkpoint starts fresh.
         live = training.listeners.tensors(training.trainable)
         self._callbacks = {name: tensors for name, tensors in live.items() if name in self.stored.callbacks}
         self.values: dict[str, Any] = {}
 
     def read(self, state: State[Tensor]) -> None:
-        """Fill the state, the callbacks and the generators. Collective."""
+        """Load the state, the callbacks' tensors and the generators. Collective."""
         state.callbacks |= self._callbacks
         if self.rng:
             state.rng[self._rank] = self.rng

@@ -1,1 +1,1 @@
-"""What evaluations measure besides the loss, one metric a file."""
+"""Metrics of evaluations besides the loss, one per file."""

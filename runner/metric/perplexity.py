@@ -1,4 +1,4 @@
-"""Perplexity: how many equally likely choices would be as hard to predict."""
+"""Perplexity: the number of equally likely choices that would be as hard to predict."""
 
 import math
 from collections.abc import Iterable
@@ -16,34 +16,34 @@ LOSS = "loss"
 @final
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """e to the power of the mean loss, over all that the loss hook counts in the evaluation set."""
+    """The exponential of the mean loss over everything that the loss hook counts in the evaluation set."""
 
     def check(self, spec: RunSpec) -> Iterable[Fault]:
-        """It goes with every loss."""
+        """No faults: it works with every loss."""
         return ()
 
     def build(self, *, on_device: bool) -> "PerplexityMeter":
-        """An empty meter."""
+        """A meter without any updates."""
         return PerplexityMeter(RunningMeans(on_device=on_device))
 
 
 @final
 class PerplexityMeter:
-    """Exact: the mean is taken over micro-batches and ranks before the power."""
+    """Exact: takes the mean over all micro-batches and ranks before the exponential."""
 
     def __init__(self, means: RunningMeans) -> None:
         self._means = means
 
     def update(self, loss: MicroBatchLoss) -> None:
-        """Add the loss and its count."""
+        """Add a micro-batch's loss and count."""
         self._means.update(LOSS, loss.value, loss.count, weight=loss.weight)
 
     def merge(self, world: World) -> None:
-        """Add those of the other ranks. Collective."""
+        """Add the sums of the other ranks. Collective."""
         self._means.merge(world)
 
     def compute(self) -> dict[str, float]:
-        """Infinity where the power exceeds float64."""
+        """The perplexity; infinity if it exceeds float64."""
         try:
             return {"perplexity": math.exp(self._means.compute()[LOSS])}
         except OverflowError:

@@ -1,1 +1,1 @@
-"""What is done to a model before any strategy sees it: its blocks found, recomputed, compiled."""
+"""Finds the blocks of a model, and applies activation checkpointing and torch.compile before any strategy."""

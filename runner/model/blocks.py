@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: what is sharded, recomputed or compiled as one unit."""
+"""Finds the repeated blocks of a model, which are sharded, recomputed or compiled as units."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -11,13 +11,13 @@ from runner.errors import Fault, SpecError
 
 @runtime_checkable
 class NamesItsBlocks(Protocol):
-    """A model that names the classes of modules that must not be split, as those of transformers do."""
+    """A model that names classes of modules that must not be split, as models of transformers do."""
 
     _no_split_modules: Collection[str] | None
 
 
 def own_classes(model: Module) -> list[str]:
-    """The classes that the model, or a model inside it, names in `_no_split_modules` and has modules of."""
+    """The classes in `_no_split_modules` of the model, or of a model inside it, that the model has modules of."""
     named: set[str] = set()
     for module in model.modules():
         if isinstance(module, NamesItsBlocks):
@@ -26,11 +26,11 @@ def own_classes(model: Module) -> list[str]:
 
 
 def class_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator[Fault]:
-    """A fault if the model has no module of some class; it lists the classes that there are.
+    """Report classes that the model has no modules of, and list those that it has.
 
     Args:
-        classes: names as `type(module).__name__` gives them.
-        key: where the names are given.
+        classes: names, as in `type(module).__name__`.
+        key: of the field that contains the names.
     """
     present = Counter(type(module).__name__ for module in model.modules())
     absent = [name for name in classes if name not in present]
@@ -41,14 +41,12 @@ def class_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator
 
 
 def block_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator[Fault]:
-    """A fault if `named_blocks` cannot find blocks."""
+    """Report why `named_blocks` cannot find blocks, if it cannot."""
     if classes:
         yield from class_faults(model, classes, key=key)
     elif not own_classes(model):
         present = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
-        rule = (
-            f"which modules are blocks? The model has no _no_split_modules. Give the names of classes, of: {present}."
-        )
+        rule = f"which modules are blocks? The model has no _no_split_modules. Name classes of: {present}."
         yield Fault(key=key, message=rule)
 
 
@@ -64,10 +62,10 @@ def blocks_of(model: Module, classes: Sequence[str], *, key: str) -> list[Module
 
 
 def named_blocks(model: Module, classes: Sequence[str], *, key: str) -> list[Module]:
-    """The outermost modules of these classes, or of those that the model names itself if none are given.
+    """The outermost modules of these classes, or of those that the model names itself if `classes` is empty.
 
     Raises:
-        SpecError: the model has no module of some class, or no classes are named.
+        SpecError: the model has no module of some class, or neither the caller nor the model names classes.
     """
     if faults := list(block_faults(model, classes, key=key)):
         raise SpecError(*faults)
@@ -75,15 +73,15 @@ def named_blocks(model: Module, classes: Sequence[str], *, key: str) -> list[Mod
 
 
 def outermost(modules: Iterable[Module]) -> list[Module]:
-    """Those that are inside no other of them.
+    """Drop modules that are inside another one of them.
 
     Args:
         modules: parents before children.
     """
     inside: set[Module] = set()
-    found = []
+    result = []
     for module in modules:
         if module not in inside:
-            found.append(module)
+            result.append(module)
             inside |= set(module.modules())
-    return found
+    return result

@@ -1,6 +1,6 @@
-"""Rules about the model and its compiler that can be checked before launch.
+"""Checks of the model and its compiler that are possible before launch.
 
-What cannot be decided without values is left to the workers, which raise the same faults.
+A model that cannot be built on the meta device is checked by the workers, which raise the same faults.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, final
 from runner.config.read import as_far_as_known
 from runner.config.run_spec import Compiled, Recompute, RunSpec
 from runner.errors import Fault
-from runner.model.outline import NoOutline, build_outline
+from runner.model.meta_model import MetaBuildError, build_meta_model
 from runner.protocols import ChecksModel
 from runner.world.fork import can_fork
 
@@ -24,59 +24,59 @@ __all__ = ["model_faults"]
 
 
 @final
-class _Outline:
-    """The model of a spec on the meta device, built when it is first needed."""
+class _MetaModel:
+    """The model of a spec on the meta device, built on first use."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._built: dict[bool, Module | None] = {}
 
     def check(self, check: "Callable[[Module], Iterable[Fault]]") -> list[Fault]:
-        """What a check finds; nothing if the model cannot be built without values."""
+        """Run a check; no faults if the model cannot be built on the meta device."""
         model = self.build()
         faults = [] if model is None else list(check(model))
         if not faults:
             return []
-        # The precision may replace layers by layers of other classes, and a recipe may name those.
+        # The precision may replace layers by layers of other classes, which a recipe may name.
         converted = self.build(converted=True)
         return faults if converted is None else list(check(converted))
 
     def build(self, *, converted: bool = False) -> "Module | None":
-        """The model, perhaps as the precision converts it; None if it cannot be built."""
+        """The model, converted by the precision if asked; None if it cannot be built."""
         if converted not in self._built:
             try:
-                self._built[converted] = build_outline(self._spec, converted=converted)
-            except NoOutline:
+                self._built[converted] = build_meta_model(self._spec, converted=converted)
+            except MetaBuildError:
                 self._built[converted] = None
         return self._built[converted]
 
 
-Check = Callable[[_Outline], Iterable[Fault]]
+Check = Callable[[_MetaModel], Iterable[Fault]]
 
 
 def model_faults(spec: RunSpec) -> list[Fault]:
-    """A rule for `config.read.read`: what the compiler, the blocks and the parts ask of the model, if they ask.
+    """Check, for `config.read.read`, what the compiler, the blocks and the parts require of the model.
 
-    The model hook is called at most once, in a fork of this process where that is safe: whatever else it does there,
-    such as registering names or starting threads, does not reach the run.
+    The hook is called in a fork of this process where that is safe, so that its side effects, such as registering names
+    or starting threads, do not reach the run. Without such requirements it is not called.
     """
     gather = (_compiler_checks, _block_checks, _part_checks)
     checks = [check for found in gather for check in as_far_as_known(partial(found, spec))]
     if not checks:
         return []
-    outline = _Outline(spec)
-    return _in_fork(lambda: [fault for check in checks for fault in check(outline)])
+    meta_model = _MetaModel(spec)
+    return _in_fork(lambda: [fault for check in checks for fault in check(meta_model)])
 
 
 def _compiler_checks(spec: RunSpec) -> Iterator[Check]:
     if spec.compile.what is Compiled.NONE:
         return
 
-    def check(outline: _Outline) -> list[Fault]:
+    def check(meta_model: _MetaModel) -> list[Fault]:
         from runner.model.compiling import compiler_faults
 
         faults = list(compiler_faults(spec.compile))
-        if faults and outline.build() is not None:  # the hook may register a backend
+        if faults and meta_model.build() is not None:  # the hook may register a backend
             faults = list(compiler_faults(spec.compile))
         return faults
 
@@ -88,10 +88,10 @@ def _block_checks(spec: RunSpec) -> Iterator[Check]:
         return
     classes = spec.blocks.classes
 
-    def check(outline: _Outline) -> list[Fault]:
+    def check(meta_model: _MetaModel) -> list[Fault]:
         from runner.model.blocks import block_faults
 
-        return outline.check(partial(block_faults, classes=classes, key="blocks.classes"))
+        return meta_model.check(partial(block_faults, classes=classes, key="blocks.classes"))
 
     yield check
 
@@ -101,11 +101,11 @@ def _part_checks(spec: RunSpec) -> Iterator[Check]:
     for part in (*single, *spec.tracker.values(), *spec.callback.values()):
         if isinstance(part, ChecksModel):
             for rule in part.model_checks(spec):
-                yield lambda outline, rule=rule: outline.check(rule)  # type: ignore[misc]
+                yield lambda meta_model, rule=rule: meta_model.check(rule)  # type: ignore[misc]
 
 
 def _in_fork(find: Callable[[], list[Fault]]) -> list[Fault]:
-    """What `find` returns in a fork; nothing if the fork dies. Where forking is not safe, called here."""
+    """Call `find` in a fork; no faults if the fork dies. Where forking is not safe, call it here."""
     if not can_fork():
         return find()
     context = multiprocessing.get_context("fork")
@@ -123,7 +123,7 @@ def _in_fork(find: Callable[[], list[Fault]]) -> list[Fault]:
     try:
         faults: list[Fault] = receiver.recv()
         process.join()
-    except EOFError:  # it died: what it would have found is left to the workers
+    except EOFError:  # it died: the workers will raise the faults
         return []
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""torch.compile over a model in place: its modules, classes and names do not change."""
+"""Applies torch.compile to modules in place; their classes and names do not change."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +10,7 @@ from runner.errors import Fault, SpecError
 
 
 def compile_in_place(modules: Iterable[Module], part: Compile) -> None:
-    """Let these modules run through a compiled graph, from their first call on.
+    """Compile these modules on their first call.
 
     Raises:
         SpecError: there is no such backend or mode.
@@ -22,7 +22,7 @@ def compile_in_place(modules: Iterable[Module], part: Compile) -> None:
 
 
 def compiler_faults(part: Compile) -> Iterator[Fault]:
-    """A backend or a mode that torch does not have. Imports torch's compiler."""
+    """Report a backend or mode that torch does not have. Imports torch's compiler."""
     import torch._dynamo
     import torch._inductor
 

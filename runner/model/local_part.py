@@ -1,4 +1,4 @@
-"""What of a tensor lies on this rank, for tensors that may be sharded."""
+"""This rank's part of a tensor that may be sharded."""
 
 from typing import Protocol, runtime_checkable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Sharded(Protocol):
-    """A DTensor, by what is needed of it: its module takes half a second to import."""
+    """The part of DTensor's interface that is needed here: importing DTensor takes half a second."""
 
     def to_local(self) -> Tensor:
         """This rank's part, sharing memory with it."""

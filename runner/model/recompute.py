@@ -9,8 +9,8 @@ from torch.nn import Module
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 aten = torch.ops.aten
-# What costs most to compute again: matrix products, convolutions, attention.
-KEPT = [
+# The most expensive operations to recompute: matrix products, convolutions, attention.
+SAVED_OPS = [
     aten.mm.default,
     aten.bmm.default,
     aten.addmm.default,
@@ -24,21 +24,21 @@ KEPT = [
 
 
 def recompute(blocks: Iterable[Module], *, selective: bool) -> None:
-    """Let each block's forward run again in backward; modules, classes and names stay as they are.
+    """Recompute each block's forward in backward; modules, classes and names do not change.
 
-    What hooks on a block do (those that gather its shards, for one) stays outside of what is computed again. Random
-    numbers are those of the first time.
+    Hooks on a block (such as those that gather its shards) are not run again. Random numbers are the same as in the
+    first forward.
 
     Args:
-        selective: what costs most is kept all the same.
+        selective: save the results of SAVED_OPS instead of recomputing them.
     """
     for block in blocks:
-        block.forward = _selectively(block.forward) if selective else _wholly(block.forward)
+        block.forward = _selectively(block.forward) if selective else _fully(block.forward)
 
 
-# Plain functions, with the call written out: torch.compile begins at a function's frame and knows `checkpoint` inside
-# it; of a functools.partial over `checkpoint` it would compile nothing and not say so.
-def _wholly(forward: Callable[..., Any]) -> Callable[..., Any]:
+# Plain functions instead of functools.partial: torch.compile starts at a function's frame and recognizes `checkpoint`
+# inside it; a partial over `checkpoint` it would silently not compile.
+def _fully(forward: Callable[..., Any]) -> Callable[..., Any]:
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
@@ -54,5 +54,5 @@ def _selectively(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
-    contexts = create_selective_checkpoint_contexts(KEPT)  # type: ignore[no-untyped-call]
+    contexts = create_selective_checkpoint_contexts(SAVED_OPS)  # type: ignore[no-untyped-call]
     return contexts

@@ -1,4 +1,4 @@
-"""What a spec asks to be done to a model in place: activation checkpointing and torch.compile."""
+"""Applies a spec's activation checkpointing and torch.compile to a model, in place."""
 
 from torch.nn import Module
 
@@ -7,15 +7,15 @@ from runner.model.blocks import named_blocks
 
 
 def apply_recompute(model: Module, spec: RunSpec) -> None:
-    """Let blocks recompute their activations in backward, if the spec asks for it.
+    """Apply activation checkpointing to blocks, if the spec asks for it.
 
     Raises:
-        SpecError: blocks are asked for that the model does not have.
+        SpecError: the model lacks the blocks that the spec names.
     """
     part = spec.activation_checkpointing
     if part.what is Recompute.NONE:
         return
-    # torch._dynamo and what comes with it: only who asks for it pays.
+    # It imports torch._dynamo: only runs that use it pay for that.
     from runner.model.recompute import recompute
 
     blocks = named_blocks(model, spec.blocks.classes, key="blocks.classes")
@@ -23,17 +23,17 @@ def apply_recompute(model: Module, spec: RunSpec) -> None:
 
 
 def apply_compile(model: Module, spec: RunSpec) -> None:
-    """Let the model, or its blocks, go through compiled graphs, if the spec asks for it.
+    """Compile the model or its blocks, if the spec asks for it.
 
-    After `apply_recompute`: a compiled block holds its own recomputation.
+    Call it after `apply_recompute`, so that a compiled block includes its recomputation.
 
     Raises:
-        SpecError: blocks are asked for that the model does not have, or a compiler that is not there.
+        SpecError: the model lacks the blocks that the spec names, or torch lacks the backend or mode.
     """
     part = spec.compile
     if part.what is Compiled.NONE:
         return
     from runner.model.compiling import compile_in_place
 
-    is_whole = part.what is Compiled.MODEL
-    compile_in_place([model] if is_whole else named_blocks(model, spec.blocks.classes, key="blocks.classes"), part)
+    is_model = part.what is Compiled.MODEL
+    compile_in_place([model] if is_model else named_blocks(model, spec.blocks.classes, key="blocks.classes"), part)

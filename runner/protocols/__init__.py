@@ -1,8 +1,8 @@
-"""Every seam of the runner, a file each; all of it can be imported from here.
+"""The protocols between the rooms of the runner, one file each; everything can be imported from here.
 
 A *part* is what one option file of a config group becomes: a final, frozen, keyword-only dataclass that is both the
-schema of its YAML and its behaviour. Building a part touches no device, file or process; `check(spec)` yields what is
-wrong with it in the company of the rest of the spec. The protocols below say what a part of each group must do. A new
+schema of its YAML and its behaviour. Building a part touches no device, file or process; `check(spec)` yields its
+faults in combination with the rest of the spec. The protocols below define what a part of each group must do. A new
 option is one file with such a dataclass and one YAML file whose `_target_` names it.
 
 No torch is imported here at run time: the command line reads this module before it knows whether it needs torch.

@@ -1,8 +1,8 @@
 """The group `callback`.
 
 A callback's listener implements those of the protocols below that it needs, and no other: the engine looks for them
-once, when the run is built, so that what nobody listens to costs nothing. Every rank has a listener, and all methods
-are called on every rank in the same order: what a listener decides must be the same on all of them.
+once, when the run is built, so that events without listeners cost nothing. Every rank has a listener, and all methods
+are called on every rank in the same order: a listener must make the same decisions on all ranks.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class BeforeRun(Protocol):
     """Listens to the beginning of an attempt."""
 
     def before_run(self, run: Run) -> None:
-        """Everything is built, restored and open; no step has been taken."""
+        """Called when everything is built, restored and open, before the first step."""
         ...
 
 
@@ -33,38 +33,38 @@ class AfterRun(Protocol):
     """Listens to the end of an attempt."""
 
     def after_run(self, run: Run, outcome: Outcome) -> None:
-        """The attempt ended; trackers are still open.
+        """Called when the attempt has ended, while trackers are still open.
 
-        With Outcome.FAILED nothing collective may be called, since other ranks may be gone, and what is raised is only
-        logged. A rank that is killed because another one failed does not get here.
+        With Outcome.FAILED it may not call collectives, since other ranks may be gone, and its errors are only logged.
+        It is not called on a rank that is killed because another one failed.
         """
         ...
 
 
 @runtime_checkable
 class AfterStep(Protocol):
-    """Listens to steps."""
+    """Listens to optimizer steps."""
 
     def after_step(self, run: Run) -> None:
-        """An optimizer step was taken; not called for a step that was skipped."""
+        """Called after an optimizer step, but not after a skipped one."""
         ...
 
 
 @runtime_checkable
 class AroundStep(Protocol):
-    """Stands around every step, skipped ones included: a profiler."""
+    """Provides a context for every step, including skipped ones; for example a profiler."""
 
     def around_step(self, run: Run) -> AbstractContextManager[None]:
-        """Entered before the step's forward, left after its update and before `after_step`."""
+        """Return a context, entered before the step's forward and exited after its update, before `after_step`."""
         ...
 
 
 @runtime_checkable
 class AroundEval(Protocol):
-    """Stands around every evaluation."""
+    """Provides a context for every evaluation."""
 
     def around_eval(self, run: Run) -> AbstractContextManager[None]:
-        """Entered before an evaluation, left before `after_eval`."""
+        """Return a context, entered before an evaluation and exited before `after_eval`."""
         ...
 
 
@@ -73,28 +73,28 @@ class AfterEval(Protocol):
     """Listens to evaluations, and may end the run."""
 
     def after_eval(self, run: Run, metrics: Mapping[str, float]) -> str | None:
-        """An evaluation ended; metrics are the same on all ranks. A returned sentence ends the run and says why."""
+        """Called after an evaluation; metrics are the same on all ranks. Return a reason to end the run, or None."""
         ...
 
 
 @runtime_checkable
 class AfterSave(Protocol):
-    """Listens to checkpoints."""
+    """Listens to committed checkpoints."""
 
     def after_save(self, run: Run, checkpoint: Path) -> None:
-        """A checkpoint was committed; with an asynchronous save, up to about a second ago."""
+        """Called after a checkpoint was committed; with asynchronous saving, up to about a second later."""
         ...
 
 
 @runtime_checkable
 class HoldsTensors(Protocol):
-    """Has tensors that go into checkpoints."""
+    """Has tensors that are saved in checkpoints."""
 
     def tensors(self, trainable: Trainable) -> dict[str, "Tensor"]:
-        """The live tensors, by name: saved as callback.<callback>.<name>, and filled in place before `load_state_dict`.
+        """The live tensors, by name: saved as callback.<callback>.<name>, and loaded in place before `load_state_dict`.
 
-        First called before anything is trained, so that a listener can refuse a model that it cannot work with; with
-        batch.micro_items=auto also on a model that is only there to measure memory.
+        First called before training, so that a listener can reject a model that it cannot work with; with
+        batch.micro_items=auto also on a model that is only built to measure memory.
         """
         ...
 
@@ -103,7 +103,7 @@ Listener = BeforeRun | AfterRun | AfterStep | AroundStep | AroundEval | AfterEva
 
 
 class Callback(Part, Protocol):
-    """Something that listens to a run."""
+    """An option that adds a listener to a run."""
 
     def build(self) -> Listener:
         """A listener with fresh state; any object that implements at least one of the protocols above."""

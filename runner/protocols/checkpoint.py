@@ -1,4 +1,4 @@
-"""The group `checkpoint`: when and how a run is saved. Reading is one concrete thing, in `storage/`."""
+"""The group `checkpoint`: when and how a run is saved. Reading is not an option; it is in `storage/`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
 
 class Checkpointer(Protocol):
-    """Saves one run. Methods are collective."""
+    """Saves the checkpoints of one run. All methods are collective."""
 
     def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Commit, then drop what retention does not keep; perhaps in the background, from a copy of the state."""
+        """Commit a checkpoint, then delete old ones; possibly in the background, from a copy of the state."""
         ...
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
-        """Between saves, now and then: raise what has failed in the background, without waiting for what is under way.
+        """Called from time to time between saves: raise errors of background saves, without waiting for running ones.
 
         Args:
-            state: what a save would be given now. The first call comes after the run's first step: a save that is to be
-                quick may make its preparations.
+            state: returns the state that a save would get now. The first call comes after the run's first step, so that
+                later saves can be prepared.
         """
         ...
 
     def wait(self) -> None:
-        """Return once nothing is under way any more.
+        """Wait for background saves to finish.
 
         Raises:
-            CheckpointError: what was under way failed.
+            CheckpointError: a background save failed.
         """
         ...
 
 
 class Checkpoint(Part, Protocol):
-    """When and how a run is saved."""
+    """When and how checkpoints of a run are saved."""
 
     every_steps: int | None
     every_minutes: float | None
     at_end: bool
 
     def open(self, run_dir: Path, world: World) -> Checkpointer:
-        """For this run's directory. Collective."""
+        """Open a checkpointer for this run's directory. Collective."""
         ...

@@ -1,4 +1,4 @@
-"""Where training steps come from: an order of indexed items, or a stream of the user's own."""
+"""Where training steps come from: a dataset of indexed items in some order, or the user's own stream."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Order(Protocol):
-    """In which order the items of each epoch are read: a pure function, the same on every rank."""
+    """The order in which the items of each epoch are read: a pure function, the same on every rank."""
 
     @property
     def num_items(self) -> int:
-        """Items of one epoch."""
+        """The number of items in one epoch."""
         ...
 
     def indices(self, epoch: int, start: int, stop: int) -> "NDArray[numpy.int64]":
@@ -30,9 +30,9 @@ class MicroBatchIndices(NamedTuple):
     """The items of one micro-batch on one rank."""
 
     indices: list[int]
-    """Into the dataset. Never empty: a rank without items repeats one of the step's, so that it takes part."""
+    """Indices into the dataset. Never empty: a rank without items repeats one of the step, as a filler."""
     items: int
-    """How many of them count: all, or 0 for a filler."""
+    """How many of the indices count: all, or 0 for a filler."""
     epoch: int
 
 
@@ -41,9 +41,9 @@ class StepPlan(NamedTuple):
 
     micro_batches: list[MicroBatchIndices]
     items: int
-    """Of the whole step, over all ranks and micro-batches."""
+    """Items of the whole step, over all ranks and micro-batches."""
     position: int
-    """Items consumed once this step is done, over all epochs."""
+    """Items consumed after this step, over all epochs."""
 
 
 class Source(Protocol):
@@ -51,79 +51,79 @@ class Source(Protocol):
 
     @property
     def position(self) -> int:
-        """Items that the steps handed out so far consumed, over all ranks. The same on every rank."""
+        """Items in the steps returned so far, over all ranks. The same on every rank."""
         ...
 
     def __iter__(self) -> Iterator[StepBatches]:
-        """Every step from the present state on. Each rank gets as many micro-batches as the others.
+        """Iterate over steps from the current state on. Every rank gets the same number of micro-batches.
 
-        Called again after `load_state_dict`; older iterators are not used any more.
+        Called again after `load_state_dict`; older iterators are no longer used.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The state after the last step handed out, as JSON can hold it. Collective.
+        """The state after the last step returned, which JSON must be able to represent. Collective.
 
         It must be the same on every rank: gather what differs.
         """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state, perhaps one that another number of ranks saved.
+        """Continue from a state, possibly saved by a different number of ranks.
 
         Raises:
-            CheckpointError: the state is not one of this source's.
+            CheckpointError: the state does not belong to this source.
         """
         ...
 
 
 @runtime_checkable
 class IndexedSteps(Protocol):
-    """A source whose items have an index, so that those of any step can be named."""
+    """A source whose items have an index, so that the items of any step can be listed."""
 
     def plan_at(self, position: int) -> StepPlan:
-        """The items of this rank in the step that begins at a position."""
+        """This rank's items in the step that begins at a position."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """How items become batches on the device."""
+    """How items are turned into batches on the device."""
 
     collate: Callable[[list[Any]], Any]
-    """Items of one micro-batch to a batch."""
+    """Turns the items of one micro-batch into a batch."""
     device: "torch.device"
-    """Where batches go."""
+    """The device that batches are moved to."""
     workers: int
-    """Processes that read items ahead; 0 = the rank itself reads them."""
+    """Processes that prefetch items; 0 = the rank reads them itself."""
     prefetch: int
-    """Micro-batches that each worker keeps ready."""
+    """Micro-batches that each worker prefetches."""
     pin_memory: bool
-    """Whether workers leave batches in page-locked memory, from which the device copies without waiting."""
+    """Whether batches are put in page-locked memory, which allows asynchronous copies to the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRequest:
-    """What a run asks of its source."""
+    """A run's requirements for its source."""
 
     step_items: int
     """Items of one optimizer step, over all ranks."""
     micro_items: int
-    """Items of one micro-batch at most."""
+    """Most items in one micro-batch."""
     world: World
     """The ranks that read different items: this one is `world.rank` of `world.size`."""
     seed: int
-    """`run.seed`."""
+    """The value of `run.seed`."""
     shuffle: bool
-    """`loader.shuffle`."""
+    """The value of `loader.shuffle`."""
     loader: LoaderOptions
-    """How items become batches on the device."""
+    """How items are turned into batches on the device."""
 
 
 @runtime_checkable
 class OpensSource(Protocol):
-    """Training data that makes its own steps, in place of a map-style dataset."""
+    """Training data that provides its own steps, instead of a map-style dataset."""
 
     def open_source(self, request: SourceRequest) -> Source:
-        """A source at its beginning. May be called several times; sources do not affect one another. Collective."""
+        """Open a source at its beginning. May be called several times; sources are independent. Collective."""
         ...

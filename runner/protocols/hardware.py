@@ -12,11 +12,11 @@ class Hardware(Part, Protocol):
     """The devices of one machine."""
 
     processes: int
-    """How many ranks this machine runs."""
+    """The number of ranks on each machine."""
 
     @property
     def backend(self) -> str:
-        """What torch.distributed calls the collectives of this hardware: gloo, nccl, …"""
+        """The torch.distributed backend for this hardware: gloo, nccl, …"""
         ...
 
     @property
@@ -26,17 +26,17 @@ class Hardware(Part, Protocol):
 
     @property
     def pins_memory(self) -> bool:
-        """Whether batches are read into page-locked memory, from which the device copies without waiting."""
+        """Whether batches are put in page-locked memory, which allows asynchronous copies to the device."""
         ...
 
     def count(self) -> int:
-        """How many ranks this machine can hold, one device each."""
+        """The number of ranks that this machine can run, one per device."""
         ...
 
     def claim(self, local_rank: int) -> "torch.device":
-        """Make this process use its device and its share of the cores. Called once, before any tensor is made."""
+        """Select this process's device and its part of the CPU cores. Called once, before any tensor is created."""
         ...
 
     def has_dtype(self, dtype: "torch.dtype") -> bool:
-        """Whether it computes in this type."""
+        """Whether the device supports this dtype."""
         ...

@@ -1,10 +1,10 @@
 """The group `launch`: how the ranks of a run are started.
 
-The command does three things with a launcher: it enters `open(spec)`, where several machines meet; has the declaration
-frozen by `Launch.begin`; and calls `Launch.start`, which returns a `Job`. A job is either *attached*, and the command
-waits for it (the ranks run on this machine and end with the command), or it is *submitted*: the command prints its name
-and returns, and something else (a queue, a background process) runs the ranks later. status.json says `queued` from
-`begin` until a rank says `running`.
+The command uses a launcher in three steps: it enters `open(spec)`, where several machines connect to each other; calls
+`Launch.begin`, which writes the spec of the attempt; and calls `Launch.start`, which returns a `Job`. A job is either
+*attached*, and the command waits for it (the ranks run on this machine and end with the command), or *submitted*: the
+command prints its name and returns, and something else (a queue, a background process) runs the ranks later. The state
+in status.json is `queued` from `begin` until a rank sets it to `running`.
 """
 
 from collections.abc import Callable
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 class Job(Protocol):
-    """A run that was handed over to whatever runs its ranks."""
+    """A run whose ranks were started or submitted."""
 
     @property
     def attached(self) -> bool:
         """Whether the run ends with this process.
 
         The command then calls `wait`, and the ranks of an attached job may run inside that call. Otherwise the job was
-        submitted, goes on without this process, and the command returns at once.
+        submitted and continues without this process, and the command returns at once.
         """
         ...
 
     @property
     def name(self) -> str:
-        """What to look for in order to find the job again: `process 1234`, `Slurm job 5678`. One line."""
+        """A name by which a user can find the job: `process 1234`, `Slurm job 5678`. One line."""
         ...
 
     def wait(self) -> None:
-        """Return when every rank is done.
+        """Wait until every rank has finished.
 
         Raises:
             RunFailed: a rank failed, and no restart is left.
@@ -56,8 +56,8 @@ class Launch(Protocol):
         """Return the spec file of this attempt.
 
         Args:
-            freeze: writes the file and returns its path. Where several machines take part, only one of them calls it,
-                and all of them return its file.
+            freeze: writes the file and returns its path. With several machines, only one of them calls it, and all of
+                them return its file.
 
         Raises:
             LaunchError: a machine cannot see the file.
@@ -65,7 +65,7 @@ class Launch(Protocol):
         ...
 
     def start(self, spec_path: Path) -> Job:
-        """Start or submit the ranks of this machine, each of which is given the path of the spec.
+        """Start or submit the ranks of this machine, each of which gets the path of the spec.
 
         Raises:
             RunFailed: they could not be started or submitted.
@@ -78,13 +78,13 @@ class Launcher(Part, Protocol):
 
     @property
     def nodes(self) -> int:
-        """The number of machines that take part, with hardware.processes ranks each."""
+        """The number of machines in the run, with hardware.processes ranks each."""
         ...
 
     def open(self, spec: "RunSpec") -> AbstractContextManager[Launch]:
-        """An attempt for which nothing has been written or started yet.
+        """A context for one attempt; nothing has been written or started yet.
 
-        Where several machines take part, all of them have met and compared their declarations when it is entered.
+        With several machines, entering it waits until all of them have connected and compared their declarations.
 
         Raises:
             SpecError: the machines were given different declarations.

@@ -1,4 +1,4 @@
-"""What a tracker can show beside numbers."""
+"""Values other than numbers that a tracker can record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A picture, in host memory."""
+    """An image in host memory."""
 
     pixels: "NDArray[np.uint8]"
     """uint8, [height, width] for gray or [height, width, channels] with 1 (gray), 3 (RGB) or 4 (RGBA) channels."""
     caption: str = ""
-    """A line of text beneath it, for trackers that have one."""
+    """A caption, for trackers that support captions."""
 
     def __post_init__(self) -> None:
         shape, dtype = self.pixels.shape, self.pixels.dtype
@@ -36,17 +36,17 @@ class Image:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of plain values."""
+    """A table of plain values."""
 
     columns: Sequence[str]
-    """Their headings."""
+    """The column names."""
     rows: Sequence[Sequence[str | int | float | bool | None]]
-    """One value for each column."""
+    """Rows with one value for each column."""
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise ValueError(
                     f"row {number} of the table has {len(row)} values for {len(self.columns)} columns. Give one value "
-                    "for each column; None where there is none."
+                    "for each column; use None for missing ones."
                 )

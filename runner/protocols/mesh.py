@@ -8,12 +8,12 @@ from itertools import product
 
 
 class Axis(StrEnum):
-    """The axes that a mesh may have; torch's DeviceMesh gets the values as its dimension names."""
+    """The axes that a mesh may have; the values are the dimension names of torch's DeviceMesh."""
 
     REPLICATE = "replicate"
     """Ranks that hold equal copies of the model."""
     SHARD = "shard"
-    """Ranks that hold one copy of parameters, gradients or optimizer state between them."""
+    """Ranks that share one copy of parameters, gradients or optimizer state."""
     PIPELINE = "pipeline"
     """Ranks that hold consecutive stages of the model."""
     CONTEXT = "context"
@@ -32,7 +32,7 @@ class Axes:
     """
 
     names: tuple[Axis, ...]
-    """Outermost first."""
+    """Names of the axes, outermost first."""
     sizes: tuple[int, ...]
     """Ranks along each axis."""
     data: tuple[Axis, ...]
@@ -60,7 +60,7 @@ class Axes:
 
     @property
     def data_ranks(self) -> int:
-        """Into how many parts the items of a step are split."""
+        """The number of parts that the items of a step are split into."""
         return self.size(self.data)
 
     def size(self, along: Iterable[Axis]) -> int:
@@ -69,7 +69,7 @@ class Axes:
         return math.prod(size for name, size in zip(self.names, self.sizes, strict=True) if name in wanted)
 
     def groups(self, along: Iterable[Axis]) -> list[list[int]]:
-        """All ranks, grouped with those from which they differ along these axes only; each group in mesh order."""
+        """All ranks in groups that differ along these axes only; each group in mesh order."""
         wanted = set(along)
         groups: dict[tuple[int, ...], list[int]] = {}
         for rank, coordinates in enumerate(product(*(range(size) for size in self.sizes))):

@@ -12,7 +12,7 @@ class Meter(Protocol):
     """A metric during one evaluation, on one rank: updated with every micro-batch, merged over ranks, computed."""
 
     def update(self, loss: MicroBatchLoss) -> None:
-        """Take in one micro-batch. Leave tensors on their device: the host must not wait for them here."""
+        """Add one micro-batch. Leave tensors on their device: the host must not wait for them here."""
         ...
 
     def merge(self, world: World) -> None:
@@ -24,7 +24,7 @@ class Meter(Protocol):
         ...
 
     def compute(self) -> Mapping[str, float]:
-        """Name to value. After `merge`, the same on every rank."""
+        """The metric's values by name. Called after `merge`, and then the same on every rank."""
         ...
 
 
@@ -32,9 +32,9 @@ class Metric(Part, Protocol):
     """What an evaluation measures, besides the means of the loss and of the loss hook's own metrics."""
 
     def build(self, *, on_device: bool) -> Meter:
-        """An empty meter, for one evaluation of one set.
+        """Create a meter for one evaluation of one set.
 
         Args:
-            on_device: whether the device adds in float64; where it cannot, numbers are read on the host one by one.
+            on_device: whether the device supports float64 sums; if not, the host reads values one by one.
         """
         ...

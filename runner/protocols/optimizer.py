@@ -11,32 +11,32 @@ if TYPE_CHECKING:
 
 
 class Optimizer(Part, Protocol):
-    """Which optimizer, and which parameters it treats how."""
+    """Which optimizer is used, with which settings for which parameters."""
 
     def build(self, named_parameters: Iterable[tuple[str, "Parameter"]], *, items: int) -> "TorchOptimizer":
-        """The optimizer over these parameters, named as the model names them, for steps of so many items."""
+        """Build the optimizer over parameters by the model's names, for steps of this many items."""
         ...
 
 
 class Scheduler(Protocol):
-    """Moves learning rates as optimizer steps go by."""
+    """Adjusts learning rates after each optimizer step."""
 
     def step(self) -> None:
-        """One optimizer step was taken."""
+        """Advance by one optimizer step."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What JSON can say."""
+        """The state, which JSON must be able to represent."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
+        """Continue from a saved state."""
         ...
 
 
 class Schedule(Part, Protocol):
-    """How learning rates move over the steps of a run."""
+    """How learning rates change over the steps of a run."""
 
     def build(self, optimizer: "TorchOptimizer", *, steps: int) -> Scheduler:
-        """For a run of so many optimizer steps."""
+        """Build the scheduler for a run of this many optimizer steps."""
         ...

@@ -1,4 +1,4 @@
-"""What every option of every group can do."""
+"""The protocols that options of every group implement."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class Part(Protocol):
-    """What every option of every group can do."""
+    """The protocols that options of every group implement."""
 
     def check(self, spec: "RunSpec") -> Iterable["Fault"]:
-        """What is wrong with this part beside the others. Touches no device, starts no process."""
+        """Yield the faults of this part in combination with the rest of the spec. Uses no device and no process."""
         ...
 
 
@@ -23,9 +23,9 @@ class ChecksModel(Protocol):
     """An option with rules about the model itself: classes of modules or names of parameters that it must have."""
 
     def model_checks(self, spec: "RunSpec") -> Iterable["Callable[[Module], Iterable[Fault]]"]:
-        """The rules that hold under this spec; none = the model need not be built.
+        """The checks to run under this spec; none = the model need not be built.
 
-        Each is called before launch, with the model on the meta device: modules, names and shapes are there, values are
-        not. A model that cannot be built without values is not checked, so whoever uses it must check again.
+        Each is called before launch with the model on the meta device, which has modules, names and shapes but no
+        values. A model that cannot be built there is not checked, so the code that uses it must check again.
         """
         ...

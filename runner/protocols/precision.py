@@ -16,72 +16,72 @@ if TYPE_CHECKING:
 
 
 class Scaler(Stateful, Protocol):
-    """Keeps gradients of a narrow type in its range: losses are multiplied before backward, gradients divided after.
+    """Keeps gradients in the range of a narrow dtype: multiplies losses before backward, and divides gradients after.
 
-    It is meant for the gradient of a mean: what a loss sums over is divided off first, roughly if need be.
+    It is meant for the gradient of a mean: the sum of losses is first divided by its count, or by an estimate of it.
     """
 
     scales: bool
-    """Whether there is ever anything to undo; constant of the class."""
+    """Whether losses are scaled at all; a constant of the class."""
 
     @property
     def scale(self) -> float:
-        """By what to multiply the losses of this step; the same on every rank."""
+        """The factor for the losses of this step; the same on every rank."""
         ...
 
     def unscale(
         self, gradients: Sequence["Tensor"], factor: "Tensor | float", reduce_found_inf: Callable[["Tensor"], "Tensor"]
     ) -> "tuple[Tensor | float, bool]":
-        """Undo the multiplication, and `factor` in the same pass. Waits for the device if there is anything to undo.
+        """Divide gradients by the scale and multiply them by `factor`, in one pass. Waits for the device if it scales.
 
         Args:
-            gradients: this rank's; multiplied in place.
-            factor: what the gradients are to be multiplied by besides.
+            gradients: of this rank; modified in place.
+            factor: a further factor for the gradients.
             reduce_found_inf: maps whether this rank found inf or nan (0 or 1) to whether any rank did.
 
         Returns:
-            What is left of the factor, and whether all gradients of all ranks are finite.
+            The factor that remains to be applied, and whether all gradients of all ranks are finite.
         """
         ...
 
     def record(self) -> Mapping[str, float]:
-        """What is logged of it."""
+        """Values to log, by name."""
         ...
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Dtypes:
-    """The types in which a precision holds and exchanges numbers."""
+    """The dtypes in which a precision stores and exchanges tensors."""
 
     param: "torch.dtype"
-    """Of the weights as the forward sees them under a sharding strategy."""
+    """Dtype of the weights in the forward under a sharding strategy."""
     weight: "torch.dtype"
-    """Of the weights that the optimizer updates, and of the state that it keeps for them."""
+    """Dtype of the weights that the optimizer updates, and of its state."""
     reduce: "torch.dtype"
-    """Of gradients while a sharding strategy sums them over ranks."""
+    """Dtype in which a sharding strategy reduces gradients over ranks."""
 
 
 class Precision(Part, Protocol):
-    """The types in which a model computes."""
+    """The dtypes in which a model computes."""
 
     @property
     def dtypes(self) -> Dtypes:
-        """The types of weights and of gradients on their way."""
+        """The dtypes of weights and of gradient reduction."""
         ...
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """A context, entered anew for each forward, in which the hook runs. May be entered many times in turn."""
+        """The context in which the loss hook runs. It is entered for each forward, so it must be reusable."""
         ...
 
     def scaler(self) -> Scaler:
-        """A fresh one for a run."""
+        """Create a loss scaler for a run."""
         ...
 
     def convert(self, model: "Module", hardware: Hardware) -> None:
-        """Make of the model that the hook returned one of this precision, in place; names stay as they are."""
+        """Convert the model hook's model to this precision, in place; names do not change."""
         ...
 
     def plan(self, build_model: Callable[[], "Module"]) -> Iterable[str]:
-        """What `convert` will do to the model's layers, a line each. Whoever asks may build without values, on meta."""
+        """Describe what `convert` does to the model's layers, one line each. `build_model` may use the meta device."""
         ...

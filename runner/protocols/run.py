@@ -1,4 +1,4 @@
-"""A run as its listeners see it."""
+"""The view of a run that listeners get."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Outcome(Enum):
-    """How an attempt ended; the words of status.json."""
+    """How an attempt ended; the values are written to status.json."""
 
     DONE = "done"
-    """It took all the steps that it was asked for, or a callback ended it."""
+    """All requested steps were taken, or a callback ended the run."""
     FAILED = "failed"
     """An error ended it."""
     PREEMPTED = "preempted"
@@ -26,39 +26,39 @@ class Outcome(Enum):
 
 
 class Trackers(Protocol):
-    """All trackers of a run, from any rank: on every rank but 0 the methods do nothing.
+    """All trackers of a run, usable on any rank; except on rank 0 the methods do nothing.
 
-    What is logged belongs to the current step. A tracker that raises is reported once and never ends the run.
+    Values are logged for the current step. A tracker's first error is reported, and no error of it ends the run.
     """
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Record numbers, in metrics.jsonl too. They must be plain floats, on the host."""
+        """Record numbers, which are also written to metrics.jsonl. They must be plain floats."""
         ...
 
     def log_images(self, images: Mapping[str, Image]) -> None:
-        """Record pictures, by name."""
+        """Record images by name."""
         ...
 
     def log_tables(self, tables: Mapping[str, Table]) -> None:
-        """Record tables, by name."""
+        """Record tables by name."""
         ...
 
     def log_text(self, texts: Mapping[str, str]) -> None:
-        """Record pieces of text, by name."""
+        """Record texts by name."""
         ...
 
     def log_artifact(self, path: Path, *, name: str, kind: str) -> None:
-        """Keep a file, or a directory with all that is in it.
+        """Store a file, or a directory with all its content.
 
         Args:
-            path: it must stay as it is until the run ends, since an upload may happen in the background.
-            name: what to find it by.
-            kind: what it is: model, dataset, profile, …
+            path: must not change until the run ends, since it may be uploaded in the background.
+            name: of the artifact.
+            kind: of artifact: model, dataset, profile, …
         """
         ...
 
     def handle(self, name: str) -> Any | None:
-        """The library's own object behind a tracker, for example wandb's Run; None on every rank but 0.
+        """The library's own object behind a tracker, for example wandb's Run; None on every rank except 0.
 
         Raises:
             HookError: the run has no tracker of that name, or it has no such object.
@@ -67,29 +67,29 @@ class Trackers(Protocol):
 
 
 class Run(Protocol):
-    """A run at work, on one rank: what listeners are given."""
+    """A running attempt on one rank, as passed to listeners."""
 
     @property
     def run_dir(self) -> "RunDir":
-        """Where the run writes."""
+        """The run's directory."""
         ...
 
     @property
     def world(self) -> World:
-        """The ranks."""
+        """All ranks of the run."""
         ...
 
     @property
     def trainable(self) -> Trainable:
-        """Model and optimizer."""
+        """The models and their optimizers."""
         ...
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands."""
+        """Step and position in the data."""
         ...
 
     @property
     def trackers(self) -> Trackers:
-        """Where a listener may record what it finds."""
+        """The trackers, for a listener's own values."""
         ...

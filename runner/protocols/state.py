@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and where a run stands."""
+"""The state of a run, as checkpoints store it, and its progress."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -14,25 +14,25 @@ Named = dict[str, T]
 
 @dataclass(kw_only=True)
 class State(Generic[T]):
-    """The state of a run, typed by owner: `State[Tensor]` holds it, `State[StoredTensor]` describes it.
+    """The state of a run, typed by owner: `State[Tensor]` has the tensors, `State[StoredTensor]` describes them.
 
-    Tensors may be sharded or whole. Everything else is in `values`: what JSON can represent, the same on every rank.
-    How the parts are named in a checkpoint's files is known to `storage/names.py` alone.
+    Tensors may be sharded. Everything else is in `values`, which JSON can represent and which is the same on every
+    rank. Only `storage/names.py` knows the names in a checkpoint's files.
     """
 
     models: dict[str, dict[str, T]] = field(default_factory=dict)
-    """By model, then by parameter or persistent buffer. The model of a run that has one is called `model`."""
+    """By model, then by parameter or persistent buffer. The only model of a run is called `model`."""
     optimizers: dict[str, dict[str, dict[str, T]]] = field(default_factory=dict)
     """By model, then by parameter, then by the optimizer's own key (exp_avg, …)."""
     callbacks: dict[str, dict[str, T]] = field(default_factory=dict)
-    """By callback, then by a key of its own."""
+    """By callback, then by the callback's own key."""
     rng: dict[int, dict[str, T]] = field(default_factory=dict)
     """By a rank's index along the axes that draw different random numbers, then by generator."""
     values: dict[str, Any] = field(default_factory=dict)
 
 
 MODEL = "model"
-"""The name of the model in a run that has one, and of its optimizer."""
+"""The name of the model, and of its optimizer, in a run with one model."""
 
 
 class StoredTensor(NamedTuple):
@@ -47,41 +47,41 @@ class SavedState(Protocol):
 
     @property
     def stored(self) -> State[StoredTensor]:
-        """What it holds."""
+        """The names, shapes and dtypes of its tensors."""
         ...
 
     def read(self, state: "State[Tensor]") -> None:
-        """Fill the tensors of this state in place and replace its values. Collective.
+        """Load the tensors of this state in place and replace its values. Collective.
 
         Raises:
-            CheckpointError: the checkpoint lacks a tensor, or holds one of another shape or kind; or it is corrupted.
+            CheckpointError: the checkpoint lacks a tensor, has it with another shape or kind, or is corrupted.
         """
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Something small that goes into checkpoints; torch.distributed.checkpoint's word for it."""
+    """An object with a small state for checkpoints, as in torch.distributed.checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What JSON can represent; the same on every rank."""
+        """The state, which JSON must be able to represent; the same on every rank."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there; an empty state means a fresh start."""
+        """Continue from a saved state; an empty state means a fresh start."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands."""
+    """How far a run is."""
 
     step: int
-    """Optimizer steps done."""
+    """Optimizer steps completed."""
     position: int
     """Items consumed since the run began, over all epochs."""
 
 
 def of_model(model: str, key: str) -> str:
-    """The name under which `State.values` holds something that each model has one of: plain for a run that has one."""
+    """The key in `State.values` of something that each model has; without the model's name if it is the only one."""
     return key if model == MODEL else f"{model}.{key}"

@@ -1,4 +1,4 @@
-"""What passes between the engine and a strategy in one optimizer step."""
+"""The values that engine and strategy exchange in one optimizer step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,56 +12,56 @@ NO_VALUES: Mapping[str, float] = {}
 
 
 class MicroBatch(NamedTuple):
-    """What one rank forwards at once."""
+    """The input of one forward on one rank."""
 
     batch: Any
-    """What collate returned, on the rank's device."""
+    """The result of collate, on the rank's device."""
     items: int
-    """How many items of it count. 0 marks a filler, forwarded so that every rank runs as many rounds, never counted."""
+    """How many of its items count. 0 marks a filler, which keeps the number of micro-batches equal on all ranks."""
 
 
 class StepBatches(NamedTuple):
-    """One rank's share of one optimizer step."""
+    """One rank's part of one optimizer step."""
 
     micro_batches: Sequence[MicroBatch]
-    """One per accumulation round; equally many on every rank."""
+    """The micro-batches to accumulate; equally many on every rank."""
     items: int
-    """Items of the whole step, over all ranks and rounds."""
+    """Items of the whole step, over all ranks and micro-batches."""
 
 
 class MicroBatchLoss(NamedTuple):
-    """What came of one micro-batch: its total is `value` times `weight`, left unmultiplied until somebody logs it."""
+    """The loss of one micro-batch. Its total is `value` times `weight`, which are only multiplied when it is logged."""
 
     value: "Tensor"
     """Scalar: the hook's total, or its mean."""
     weight: int
     """1 for a total, the micro-batch's items for a mean, 0 for a filler."""
-    count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which nobody calls
-    """What the total sums over."""
+    count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which is never called
+    """The number of elements that the total sums over."""
     is_mean: bool
-    """The hook returned a mean over items: every rank knows its count beforehand."""
+    """Whether the hook returned a mean over items, so that every rank knows the count beforehand."""
     metrics: Mapping[str, tuple["Tensor", "Tensor | int"]] = NO_METRICS
-    """As the hook returned them; none for a filler."""
+    """The hook's metrics; none for a filler."""
 
 
 class StepLoss(NamedTuple):
-    """What `forward_backward` leaves behind. Nothing in it was read on the host."""
+    """The result of `forward_backward`. The host has not waited for any of its tensors."""
 
     losses: Sequence[MicroBatchLoss]
-    """This rank's, one per round."""
-    count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which nobody calls
-    """Of the whole step: summed over rounds and ranks."""
+    """This rank's losses, one per micro-batch."""
+    count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which is never called
+    """The count of the whole step, summed over micro-batches and ranks."""
 
 
 class Update(NamedTuple):
-    """What `update` did."""
+    """The result of `update`."""
 
     stepped: bool
     """False if the step was skipped (an fp16 overflow); the schedule then does not advance."""
     grad_norm: "Tensor | None" = None
-    """2-norm of the divided gradient before clipping. There if it was measured or is needed to clip."""
+    """2-norm of the divided gradient before clipping; None if it was neither measured nor needed for clipping."""
     record: Mapping[str, float] = NO_VALUES
-    """What else is logged of the step, by name."""
+    """Further values to log for the step, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,6 @@ class Clip:
     """How gradients are clipped, after division by the global count."""
 
     norm: float | None = None
-    """Largest 2-norm of the whole gradient; null = off."""
+    """Largest 2-norm of the full gradient; null = off."""
     value: float | None = None
     """Largest absolute value of an element; null = off."""

@@ -1,4 +1,4 @@
-"""The group `strategy`: how a model, and what trains it, live on the ranks."""
+"""The group `strategy`: how models and optimizers are distributed over ranks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """Everything of a run that a strategy builds from. A strategy calls these in the order that it needs.
+    """Everything from which a strategy builds models and optimizers. A strategy calls these in the order it needs.
 
     `build_model` comes first. torchtitan's order for the rest is: tensor plan, recompute, compile, shard.
     """
 
     build_model: "Callable[[], Module]"
-    """The user's model in this run's precision; the same weights on every rank. On torch's meta device an outline."""
+    """The user's model in this run's precision; the same weights on every rank. May be called on the meta device."""
     recompute: "Callable[[Module], None]"
     """Apply activation checkpointing to the blocks of a model, in place."""
     compile: "Callable[[Module], None]"
     """Apply torch.compile to a model or its blocks, in place."""
     build_optimizer: "Callable[[Iterable[tuple[str, Parameter]]], TorchOptimizer]"
-    """The optimizer over parameters that are named as the model names them."""
+    """Builds the optimizer over parameters, given by the model's names."""
     loss: "Callable[[Module, Any], Loss | Tensor]"
     """The user's loss hook."""
     precision: Precision
     clip: Clip
 
     def build_whole_model(self) -> "Module":
-        """The model with all that is done to it in place, for strategies that do nothing in between."""
+        """The model after `recompute` and `compile`, for strategies that do nothing in between."""
         model = self.build_model()
         self.recompute(model)
         self.compile(model)
@@ -47,15 +47,15 @@ class Builder:
 
 
 class Placed(Protocol):
-    """Models as they live on the ranks, without what trains them. All methods are collective."""
+    """Models distributed over the ranks, without optimizers. All methods are collective."""
 
     @property
     def models(self) -> "Mapping[str, Module]":
-        """The user's models by name, perhaps sharded, never wrapped. A run that has one calls it `model`."""
+        """The user's models by name, possibly sharded, never wrapped. A run's only model is called `model`."""
         ...
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """The hook's loss on each, without gradients; the models are in evaluation mode until the last was taken."""
+        """Call the loss hook on each, without gradients. Models stay in evaluation mode until it ends."""
         ...
 
     def state_dict(self) -> "State[Tensor]":
@@ -66,7 +66,7 @@ class Placed(Protocol):
         """Continue from a checkpoint.
 
         Raises:
-            CheckpointError: names every tensor that is missing, unexpected or of another shape.
+            CheckpointError: lists every tensor that is missing, unexpected or of another shape.
         """
         ...
 
@@ -74,7 +74,7 @@ class Placed(Protocol):
 class Trainable(Placed, Protocol):
     """Models and their optimizers: the engine's only handle on them. All methods are collective.
 
-    A trainable owns the gradients of its step: nobody else reads, clears or counts them.
+    A trainable owns the gradients of its step: no other code reads, clears or counts them.
     """
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
@@ -86,32 +86,32 @@ class Trainable(Placed, Protocol):
         ...
 
     def update(self, *, measure: bool) -> Update:
-        """Divide by the step's count, clip, step, and clear the gradients. `measure` asks for the gradient's norm."""
+        """Divide by the step's count, clip, step and clear the gradients. With `measure`, return its norm."""
         ...
 
     def discard(self) -> None:
-        """Drop the gradients that `forward_backward` left, as if the step had not been taken."""
+        """Clear the gradients that `forward_backward` left, as if the step had not been taken."""
         ...
 
     @property
     def optimizers(self) -> "Mapping[str, TorchOptimizer]":
-        """What schedules move, by the name of the model that each one trains."""
+        """The optimizers that schedules adjust, by the name of the model that each one trains."""
         ...
 
     @property
     def exchange_bytes(self) -> int:
-        """Bytes of the buffers in which this rank exchanges gradients with others; 0 if gradients live in them."""
+        """Bytes of the buffers in which this rank exchanges gradients with others; 0 if gradients are views of them."""
         ...
 
 
 class Strategy(Part, Protocol):
-    """How models and optimizers live on the ranks."""
+    """How models and optimizers are distributed over ranks."""
 
     def axes(self, num_ranks: int) -> Axes:
         """The mesh for this many ranks.
 
         Raises:
-            ValueError: they cannot be arranged so; the message says which numbers can.
+            ValueError: this number of ranks is not possible; the message says which are.
         """
         ...
 
@@ -120,5 +120,5 @@ class Strategy(Part, Protocol):
         ...
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
-        """Place the model, then build what trains it. Collective."""
+        """Place the model, then build its optimizer. Collective."""
         ...

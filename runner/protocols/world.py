@@ -1,4 +1,4 @@
-"""The ranks of a run, or of one axis of its mesh, seen from one of them."""
+"""The ranks of a run, or of some axes of its mesh, from the point of view of one rank."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class World(Protocol):
-    """A set of ranks and what they do together. A single process is a world of one, with the same methods.
+    """A set of ranks and their collective operations. A single process is a world of one, with the same methods.
 
     Every method documented as collective must be called by all ranks of this world in the same order.
     """
 
     rank: int
-    """In this world: among the ranks of a run, or along the axes that `along` was given."""
+    """The rank in this world: among all ranks of a run, or along the axes passed to `along`."""
     size: int
     local_rank: int
-    """On its machine, whichever world this is."""
+    """The rank on its machine; the same in every world."""
     device: "torch.device"
     axes: Axes
     """The mesh of the whole run."""
@@ -35,7 +35,7 @@ class World(Protocol):
     def along(self, *axes: Axis) -> "World":
         """The ranks that differ from this one along these axes only, in mesh order. Collective over the run.
 
-        An axis that the mesh does not have has size 1. The same axes give the same world again.
+        An axis that the mesh does not have has size 1. The same axes return the same world.
         """
         ...
 
@@ -44,7 +44,7 @@ class World(Protocol):
         ...
 
     def start_sum(self, values: "Tensor") -> Callable[[], "Tensor"]:
-        """Begin `sum` without waiting; the returned function waits and gives the result. Collective."""
+        """Start `sum` asynchronously; the returned function waits and returns the result. Collective."""
         ...
 
     def broadcast(self, values: "Tensor") -> None:
@@ -60,7 +60,7 @@ class World(Protocol):
         ...
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if it is true on one. Collective, on the host."""
+        """Whether the flag is true on any rank; the same on every rank. Collective, on the host."""
         ...
 
     def barrier(self) -> None:
@@ -72,14 +72,14 @@ class World(Protocol):
         ...
 
     def mesh(self) -> "DeviceMesh":
-        """The device mesh of the run's axes. Collective over the run; the same mesh each time."""
+        """The device mesh of the run's axes. Collective over the run; returns the same mesh each time."""
         ...
 
     def duplicate(self) -> "World":
         """The same ranks with a communicator of their own, as MPI_Comm_dup makes one. Collective over the run.
 
-        For a background thread: its host-side methods (objects, any, barrier) meet only those that other ranks call on
-        their duplicate. Use no others.
+        For a background thread: its host-side methods (objects, any, barrier) only communicate with the duplicates on
+        other ranks. Use no other methods.
         """
         ...
 

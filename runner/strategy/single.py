@@ -19,22 +19,22 @@ class Single:
     """The plain module on one device."""
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """One process only."""
+        """Report a fault if the run has more than one process."""
         if spec.world_size > 1:
-            asked = f"hardware.processes={spec.hardware.processes}"
+            requested = f"hardware.processes={spec.hardware.processes}"
             if spec.launch.nodes > 1:
-                asked += f" on launch.nodes={spec.launch.nodes}"
-            rule = f"single runs one process, but {asked} was asked for. Use strategy=ddp, or one process."
+                requested += f" on launch.nodes={spec.launch.nodes}"
+            rule = f"single runs in one process, but the recipe asks for {requested}. Use strategy=ddp, or one process."
             yield Fault(key="strategy", message=rule)
 
     def axes(self, num_ranks: int) -> Axes:
-        """One axis, whatever `check` says about its length."""
+        """One axis of replicas, of any length; `check` reports more than one process."""
         return Axes(names=(Axis.REPLICATE,), sizes=(num_ranks,), data=(Axis.REPLICATE,))
 
     def place(self, builder: Builder, world: World) -> PlacedModule:
-        """The model on the device."""
+        """The plain model on the device."""
         return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
-        """The placed model and its optimizer, with nothing between them."""
+        """The plain model and its optimizer."""
         return ModuleTrainable(self.place(builder, world), builder, world)

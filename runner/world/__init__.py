@@ -1,1 +1,1 @@
-"""The ranks of a run: who they are, how they agree, what they draw at random."""
+"""The ranks of a run: their identity, their communication and their random numbers."""

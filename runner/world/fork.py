@@ -1,4 +1,4 @@
-"""Whether this process may be copied by os.fork: the one place that decides it."""
+"""Decides whether this process may be forked; nothing else does."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""The world of several processes: torch.distributed behind the names that the engine uses."""
+"""The world of several processes: torch.distributed behind the `World` protocol."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from runner.world.solo import SoloWorld
 
 @final
 class GroupWorld:
-    """Some ranks of a run, or all. Host-side agreement runs on gloo, so that it never waits for a device."""
+    """Some or all ranks of a run. Host-side communication runs on gloo, so that it never waits for a device."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class GroupWorld:
         return self.rank == 0
 
     def along(self, *axes: Axis) -> World:
-        """The ranks that differ from this one along these axes only; without a group of their own if that is all."""
+        """The ranks that differ from this one along these axes only. Collective over the run on first use."""
         return self._run.along(axes)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class GroupWorld:
         return total
 
     def start_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """Begin `sum` without waiting for it. Collective."""
+        """Start `sum` asynchronously. Collective."""
         total = values.clone()
         work = dist.all_reduce(total, group=self.group, async_op=True)
 
@@ -69,19 +69,19 @@ class GroupWorld:
         dist.broadcast(values, group=self.group, group_src=0)
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank. Collective; pickles between our own processes only."""
+        """Rank 0's value, on every rank. Collective; pickled, between processes of this run only."""
         box = [value]
         dist.broadcast_object_list(box, group=self._host, group_src=0)
         return box[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """The values of all ranks in rank order. Collective; pickles between our own processes only."""
+        """The values of all ranks in rank order. Collective; pickled, between processes of this run only."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host)
         return values
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if it is true on one. Collective, on the host."""
+        """Whether the flag is true on any rank. Collective, on the host."""
         votes = torch.tensor(int(flag))
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._host)
         return bool(votes.item())
@@ -100,24 +100,24 @@ class GroupWorld:
             self.barrier()
 
     def mesh(self) -> DeviceMesh:
-        """The device mesh of the run's axes. Collective over the run the first time."""
+        """The device mesh of the run's axes. Collective over the run on first use."""
         return self._run.mesh()
 
     def duplicate(self) -> "GroupWorld":
-        """The same ranks, with a host-side group of their own. Collective over the run."""
+        """The same ranks with a new host-side group. Collective over the run."""
         return self._run.duplicate(self)
 
     def close(self) -> None:
-        """Leave the process group. Collective; nothing that hooks into it (a DDP model) may be alive any more.
+        """Destroy the process group. Collective; objects that use it (a DDP model) must have been freed before.
 
-        A reducer's destructor that runs after this joins a gloo thread and has hung.
+        A reducer's destructor that runs after this joins a gloo thread, and has been seen to hang.
         """
         dist.destroy_process_group()
 
 
 @final
 class _Run:
-    """What the worlds of one run share: its mesh, and the groups of ranks along its axes, each made once."""
+    """Shared by the worlds of one run: its mesh and the groups of ranks along its axes, each created once."""
 
     def __init__(self, device: torch.device, *, axes: Axes, backend: str, local_rank: int, timeout: timedelta) -> None:
         self.timeout = timeout
@@ -126,17 +126,17 @@ class _Run:
         self._backend = backend
         self._local_rank = local_rank
         self._mesh: DeviceMesh | None = None
-        everyone = dist.group.WORLD
-        assert everyone is not None
-        host = everyone if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
-        self.world = self._world(everyone, host)
+        default_group = dist.group.WORLD
+        assert default_group is not None
+        host = default_group if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+        self.world = self._world(default_group, host)
         self._along: dict[frozenset[Axis], World] = {}
 
     def along(self, axes: Sequence[Axis]) -> World:
         sizes = zip(self._axes.names, self._axes.sizes, strict=True)
         key = frozenset(name for name, size in sizes if name in axes and size > 1)
         if key not in self._along:
-            self._along[key] = self._make(key)
+            self._along[key] = self._create(key)
         return self._along[key]
 
     def mesh(self) -> DeviceMesh:
@@ -146,10 +146,10 @@ class _Run:
         return self._mesh
 
     def duplicate(self, world: GroupWorld) -> GroupWorld:
-        key = next((axes for axes, made in self._along.items() if made is world), frozenset(self._axes.names))
+        key = next((axes for axes, created in self._along.items() if created is world), frozenset(self._axes.names))
         return self._world(world.group, self._subgroup(key, backend="gloo"))
 
-    def _make(self, axes: frozenset[Axis]) -> World:
+    def _create(self, axes: frozenset[Axis]) -> World:
         size = self._axes.size(axes)
         if size == 1:
             return SoloWorld(self._device, local_rank=self._local_rank, axes=self._axes)
@@ -159,11 +159,11 @@ class _Run:
         return self._world(group, group if self._backend == "gloo" else self._subgroup(axes, backend="gloo"))
 
     def _subgroup(self, axes: frozenset[Axis], *, backend: str) -> dist.ProcessGroup:
-        """This rank's group along these axes. All ranks make all groups, in the same order."""
+        """Create this rank's group along these axes. All ranks create all groups in the same order."""
         groups = self._axes.groups(axes)
-        make: Any = dist.new_subgroups_by_enumeration
-        mine, _ = make(groups, timeout=self.timeout, backend=backend)
-        return cast("dist.ProcessGroup", mine)
+        new_groups: Any = dist.new_subgroups_by_enumeration
+        group, _ = new_groups(groups, timeout=self.timeout, backend=backend)
+        return cast("dist.ProcessGroup", group)
 
     def _world(self, group: dist.ProcessGroup, host: dist.ProcessGroup) -> GroupWorld:
         return GroupWorld(
@@ -175,7 +175,7 @@ def join_group(device: torch.device, *, axes: Axes, backend: str, local_rank: in
     """Join the process group that torch's rendezvous variables describe. Collective.
 
     Args:
-        device: this rank's own.
+        device: of this rank.
         axes: the mesh of all ranks.
         backend: of collectives on the device.
         local_rank: on this machine.
@@ -186,12 +186,12 @@ def join_group(device: torch.device, *, axes: Axes, backend: str, local_rank: in
 
 
 def open_world(hardware: Hardware, axes: Axes, identity: RankIdentity | None, *, timeout: timedelta) -> World:
-    """The world of this process: one of many ranks, or a world of one where it has no identity. Collective.
+    """The world of this process: one of several ranks, or a world of one if it has no identity. Collective.
 
     Args:
         hardware: gives this rank its device.
         axes: the mesh of all ranks.
-        identity: which rank this process is; torch's rendezvous variables say where the ranks meet.
+        identity: which rank this process is. Torch's rendezvous variables say where the ranks meet.
         timeout: of every collective.
     """
     if identity is None:

@@ -1,4 +1,4 @@
-"""How much memory a process may still take, and how the host's allocator gives back what it took."""
+"""Free memory of a device or the host, and how the host's allocator returns memory."""
 
 import ctypes
 import resource
@@ -8,28 +8,28 @@ from pathlib import Path
 import torch
 
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
-LARGE = 1 << 20  # bytes from which on a block is mapped by itself; glibc lets this grow to 32 MiB as blocks are freed
+LARGE = 1 << 20  # bytes; larger blocks are mapped separately. glibc raises this to up to 32 MiB as blocks are freed
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
-GROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """What is left on the device; on the host, up to the nearest limit that is set. 0 = not known."""
+    """Bytes that are free on the device; on the host, up to the lowest limit that is set. 0 = unknown."""
     if device.type == "cpu":
-        return max(0, min(_left_on_host())) if MEMINFO.exists() else 0
+        return max(0, min(_free_on_host())) if MEMINFO.exists() else 0
     try:
         return torch.accelerator.get_memory_info(device)[0]
-    except (RuntimeError, ValueError):  # not every backend counts
+    except (RuntimeError, ValueError):  # not every backend reports it
         return 0
 
 
 def return_large_blocks(device: torch.device) -> None:
-    """Let the host's allocator give each large block back when it is freed, from now on.
+    """Make the host's allocator return large blocks to the system when they are freed, from now on.
 
-    glibc keeps blocks of up to 32 MiB for later, between small ones that live on: what fitted in one step then does not
-    in a later one. A step on the host becomes a little slower, since its pages are mapped anew. Other devices and other
-    C libraries are left as they are.
+    glibc keeps freed blocks of up to 32 MiB, fragmented by small live ones: what fits in one step may then not fit in a
+    later one. A step on the CPU becomes a little slower, since its pages are mapped again. Does nothing for other
+    devices or other C libraries.
     """
     if device.type != "cpu":
         return
@@ -40,15 +40,15 @@ def return_large_blocks(device: torch.device) -> None:
     set_option(M_MMAP_THRESHOLD, LARGE)
 
 
-def _left_on_host() -> Iterator[int]:
+def _free_on_host() -> Iterator[int]:
     yield _kib(MEMINFO, "MemAvailable:") << 10
-    for limit, taken in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
-        allowed, _ = resource.getrlimit(limit)
-        if allowed != resource.RLIM_INFINITY:
-            yield allowed - (_kib(STATUS, taken) << 10)
-    allowed_here, taken_here = GROUP / "memory.max", GROUP / "memory.current"  # of a container's own cgroup, version 2
-    if allowed_here.exists() and (allowed_text := allowed_here.read_text().strip()) != "max":
-        yield int(allowed_text) - int(taken_here.read_text())
+    for limit, used in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        limit_bytes, _ = resource.getrlimit(limit)
+        if limit_bytes != resource.RLIM_INFINITY:
+            yield limit_bytes - (_kib(STATUS, used) << 10)
+    group_limit, group_used = CGROUP / "memory.max", CGROUP / "memory.current"  # of a container's cgroup, version 2
+    if group_limit.exists() and (limit_text := group_limit.read_text().strip()) != "max":
+        yield int(limit_text) - int(group_used.read_text())
 
 
 def _kib(path: Path, name: str) -> int:

@@ -1,7 +1,7 @@
-"""A world whose collectives go nowhere: a rank pays the memory of the real thing and waits for nobody.
+"""A world whose collectives do not communicate: a rank uses as much memory as in a run, but never waits for others.
 
-A rank may then run out of memory in the middle of a step without leaving the others in a collective. The numbers that
-come of it mean nothing.
+So a rank may run out of memory in the middle of a step without leaving the others waiting in a collective. The values
+that it computes are meaningless.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from runner.world.solo import SoloWorld
 
 @final
 class RehearsalWorld:
-    """This rank, among others that are only imagined."""
+    """This rank among simulated others."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class RehearsalWorld:
 
     @property
     def is_main(self) -> bool:
-        """As in the real world."""
+        """Whether this is rank 0 of this world."""
         return self.rank == 0
 
     def along(self, *axes: Axis) -> World:
-        """Imagined ranks along these axes."""
+        """This rank among simulated ranks along these axes."""
         run = self._run
         group = next(ranks for ranks in self.axes.groups(axes) if run.rank in ranks)
         if len(group) == 1:
@@ -59,22 +59,22 @@ class RehearsalWorld:
         )
 
     def sum(self, values: Tensor) -> Tensor:
-        """This rank's own values."""
+        """A copy of this rank's own values."""
         return values.clone()
 
     def start_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """This rank's own values."""
+        """A copy of this rank's own values."""
         return values.clone
 
     def broadcast(self, values: Tensor) -> None:
-        """Leave the values as they are."""
+        """Keep this rank's own values."""
 
     def broadcast_object(self, value: Any) -> Any:
         """This rank's own value."""
         return value
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """This rank's own value, once for each rank."""
+        """This rank's own value, repeated for each rank."""
         return [value] * self.size
 
     def any(self, flag: bool) -> bool:
@@ -86,12 +86,12 @@ class RehearsalWorld:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block."""
+        """Run the block at once."""
         yield
 
     def mesh(self) -> DeviceMesh:
-        """A mesh over torch's fake process groups. Collective the first time: all ranks make the groups together."""
-        import torch.testing._internal.distributed.fake_pg  # noqa: F401  its import registers the backend
+        """A mesh over torch's fake process groups. Collective on first use, when all ranks create the groups."""
+        import torch.testing._internal.distributed.fake_pg  # noqa: F401  importing it registers the backend
 
         run = self._run
         if run._mesh is None:
@@ -101,15 +101,15 @@ class RehearsalWorld:
         return run._mesh
 
     def duplicate(self) -> "RehearsalWorld":
-        """This world."""
+        """This same world."""
         return self
 
     def close(self) -> None:
-        """There is no process group to leave."""
+        """Do nothing, since there is no process group."""
 
 
 def rehearsal(world: World) -> World:
-    """A world to try steps in: alone where every rank holds the whole model, else among imagined ranks."""
+    """A world for trial steps: of one rank if every rank has the full model, else of simulated ranks."""
     sizes = zip(world.axes.names, world.axes.sizes, strict=True)
     if all(size == 1 or name is Axis.REPLICATE for name, size in sizes):
         return SoloWorld(world.device, local_rank=world.local_rank)

@@ -1,4 +1,4 @@
-"""Means over micro-batches and ranks: sums and counts are added up in float64, and divided once."""
+"""Means over micro-batches and ranks: sums and counts are accumulated in float64, and divided once."""
 
 from typing import final
 
@@ -12,11 +12,11 @@ Number = Tensor | float
 
 @final
 class RunningMeans:
-    """Named means. No number counts twice, and none is weighed by how the items were split.
+    """Named means, in which each value counts once, however items are divided into micro-batches and ranks.
 
     Args:
-        on_device: add tensors on their device, so that the host waits only for the sums; the device must have float64.
-            Otherwise each number is read by the host: cheapest if there are few, and it would wait for them anyway.
+        on_device: add tensors on their device, which must have float64, so that the host waits only for the sums.
+            Otherwise the host reads each value: cheapest if there are few and it would wait for them anyway.
     """
 
     def __init__(self, *, on_device: bool) -> None:
@@ -24,21 +24,21 @@ class RunningMeans:
         self._sums: dict[str, tuple[Number, Number]] = {}
 
     def update(self, name: str, total: Number, count: Number, *, weight: int = 1) -> None:
-        """Add `total` times `weight` to the name's sum, and `count` to what it is divided by. None is kept."""
+        """Add `total` times `weight` to the sum of this name, and `count` to its divisor."""
         before, counted = self._sums.get(name, (0.0, 0.0))
         self._sums[name] = self._add(before, total, weight), self._add(counted, count, 1)
 
     def merge(self, world: World) -> None:
         """Add the sums and counts of all ranks, in rank order, on the host. Collective."""
-        mine = {name: (float(total), float(count)) for name, (total, count) in self._sums.items()}
+        local = {name: (float(total), float(count)) for name, (total, count) in self._sums.items()}
         self._sums = {}
-        for of_rank in world.gather_objects(mine):
-            for name, (total, count) in of_rank.items():
+        for rank_sums in world.gather_objects(local):
+            for name, (total, count) in rank_sums.items():
                 before, counted = self._sums.get(name, (0.0, 0.0))
                 self._sums[name] = before + total, counted + count
 
     def compute(self) -> dict[str, float]:
-        """Name to mean; NaN where nothing was counted."""
+        """The means by name; NaN where the count is 0."""
         numbers = {name: (float(total), float(count)) for name, (total, count) in self._sums.items()}
         return {name: total / count if count else float("nan") for name, (total, count) in numbers.items()}
 
@@ -49,10 +49,10 @@ def add_on_host(before: Number, value: Number, weight: int) -> Number:
 
 
 def add_on_device(before: Number, value: Number, weight: int) -> Number:
-    """before + value × weight where the value lies: one kernel, in float64 whatever the value's type."""
+    """before + value × weight on the value's device: one kernel, in float64 whatever the value's dtype."""
     if not isinstance(value, Tensor):
         return before + float(value) * weight
     if not isinstance(before, Tensor):
         before = torch.full((), before, dtype=torch.float64, device=value.device)
-    # As a scalar, if it has one element in one dimension: beside that, torch would ignore the type of the sum.
+    # Reshape [1] to a scalar: with a tensor that has dimensions, torch would ignore the dtype of the scalar sum.
     return torch.add(before, value.detach().reshape(()), alpha=weight)

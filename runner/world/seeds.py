@@ -1,4 +1,4 @@
-"""Random numbers: seeded alike where ranks must agree, apart where they must not, and carried over a resume."""
+"""Random numbers: seeded equally where ranks must agree, differently elsewhere, and restored on resume."""
 
 import math
 import random
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from runner.errors import ModelError
 
-NO_FORM = " does not have a deterministic implementation"
-"""How torch's error goes on after the operation's name."""
+NO_IMPLEMENTATION = " does not have a deterministic implementation"
+"""How torch's error continues after the operation's name."""
 
 # splitmix64: consecutive seeds give unrelated streams. Steele, Lea, Flood (OOPSLA 2014).
 _GAMMA = 0x9E3779B97F4A7C15
@@ -21,7 +21,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(*parts: int) -> int:
-    """One 63-bit seed out of several numbers: the same on every machine and release, far apart for near inputs."""
+    """Mix numbers into one 63-bit seed: the same on every machine and release, unrelated for similar inputs."""
     state = 0
     for part in parts:
         state = (state + _GAMMA + part) & _MASK
@@ -39,36 +39,36 @@ def seed_all(seed: int) -> None:
 
 
 def set_deterministic() -> None:
-    """Let torch use deterministic kernels only, and raise for an operation that has none.
+    """Make torch use deterministic kernels only, and raise for an operation that has none.
 
-    Cuda's matrix library reads CUBLAS_WORKSPACE_CONFIG when it first runs; the launcher sets it for such a run.
+    cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it is first used; the launcher sets it for such a run.
     """
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 @contextmanager
-def nondeterminism_named() -> Iterator[None]:
-    """Let an operation without a deterministic form be known by its name, with the ways out.
+def report_nondeterminism() -> Iterator[None]:
+    """Report operations without a deterministic implementation by name, with suggestions.
 
     Raises:
-        ModelError: one was called in the block under `set_deterministic`.
+        ModelError: the block called one under `set_deterministic`.
     """
     try:
         yield
     except RuntimeError as error:
-        operation, found, _ = str(error).partition(NO_FORM)
+        operation, found, _ = str(error).partition(NO_IMPLEMENTATION)
         if not found:
             raise
         raise ModelError(
-            f"run.deterministic=true, but {operation.split()[-1]} has no deterministic form on this hardware. Use "
-            "another operation there (the traceback says where), allow this one in your hook by "
+            f"run.deterministic=true, but {operation.split()[-1]} has no deterministic implementation on this device. "
+            "Use another operation there (the traceback says where), allow this one in your hook with "
             "torch.use_deterministic_algorithms(False) around it, or train with run.deterministic=false."
         ) from error
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """This process's generators, by name; none of the tensors is shared with a generator.
+    """The states of this process's random generators by name, as copies.
 
     torch's and a device's states are their own bytes (uint8); Python's and NumPy's are Mersenne words (int64), and the
     spare Gaussian that each may hold (float64, NaN = none).
@@ -90,7 +90,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def load_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Continue this process's generators from what `rng_state` gave."""
+    """Restore this process's random generators from `rng_state`."""
     torch.set_rng_state(states["torch"])
     version, *words = states["python"].tolist()
     spare = states["python_spare"].item()

@@ -15,7 +15,7 @@ from runner.protocols.mesh import ALONE
 
 @final
 class SoloWorld:
-    """One rank; it needs no process group."""
+    """A single rank, without a process group."""
 
     rank = 0
     size = 1
@@ -27,7 +27,7 @@ class SoloWorld:
         self.axes = axes
 
     def along(self, *axes: Axis) -> "SoloWorld":
-        """This rank."""
+        """This world, whatever the axes."""
         return self
 
     def sum(self, values: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class SoloWorld:
         return lambda: values
 
     def broadcast(self, values: Tensor) -> None:
-        """Leave the values as they are."""
+        """Keep the values."""
 
     def broadcast_object(self, value: Any) -> Any:
         """The value itself."""
@@ -58,22 +58,23 @@ class SoloWorld:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block."""
+        """Run the block at once."""
         yield
 
     def mesh(self) -> DeviceMesh:
-        """A mesh needs a process group.
+        """Raise, since a mesh needs a process group.
 
         Raises:
             RankError: always.
         """
         raise RankError(
-            f"a mesh {self.axes.names} was asked for in a world of one process. Use hardware.processes=2 or more."
+            f"the strategy requires a mesh {self.axes.names}, but the run has only one process. "
+            "Use hardware.processes=2 or more."
         )
 
     def duplicate(self) -> "SoloWorld":
-        """This world."""
+        """This same world."""
         return self
 
     def close(self) -> None:
-        """There is no process group to leave."""
+        """Do nothing, since there is no process group."""

@@ -1,4 +1,4 @@
-"""A wish to stop, raised by a signal and granted at the next step boundary."""
+"""A request to stop, made by a signal and honoured at the next step boundary."""
 
 import signal
 from types import FrameType
@@ -7,17 +7,17 @@ from typing import final
 
 @final
 class StopRequest:
-    """A flag that a signal handler sets and the loop reads; a handler does nothing else (Lightning #21406)."""
+    """A flag that a signal handler sets and the loop reads; the handler does nothing else (Lightning #21406)."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def request(self) -> None:
-        """Ask the run to commit and return at its next step boundary."""
+        """Ask the run to save a checkpoint and return at its next step boundary."""
         self.requested = True
 
     def install(self, *signals: signal.Signals) -> None:
-        """Let each of these signals make the request. Main thread only."""
+        """Make each of these signals request a stop. Main thread only."""
         for number in signals:
             signal.signal(number, self._on_signal)
 

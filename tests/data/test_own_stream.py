@@ -86,4 +86,4 @@ def test_a_step_that_is_not_finite_can_be_left_out(project: Path, runner: Callab
     assert events
     assert all(found["items"] is None for event in events for found in event["found"])
     assert ended.run_dir.read_status()["step"] == 8
-    assert "left out: not finite. On rank 0" in ended.stderr
+    assert "skipped: not finite. On rank 0" in ended.stderr

@@ -44,7 +44,7 @@ def test_an_operation_without_a_deterministic_form_is_named(
 ) -> None:
     unordered = ["train", "points", "loss._target_=user_hooks.chance.unordered_loss", *place]
     ended = runner(*unordered, "run.deterministic=true", f"run.dir={project / 'run'}", code=4)
-    assert "run.deterministic=true, but put_ has no deterministic form on this hardware" in ended.stderr
+    assert "run.deterministic=true, but put_ has no deterministic implementation on this device" in ended.stderr
     assert "torch.use_deterministic_algorithms(False)" in ended.stderr
     assert "or train with run.deterministic=false" in ended.stderr
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner import log
-from runner.engine.console import LineConsole, Pace, SilentConsole, open_console, short
+from runner.engine.console import LineConsole, Pace, SilentConsole, format_count, open_console
 
 SHOW = """
 import sys, threading, warnings
@@ -48,7 +48,7 @@ def test_a_line_has_step_loss_throughput_and_eta(capsys: pytest.CaptureFixture[s
 def test_the_eta_of_a_resumed_run_counts_this_attempt_only() -> None:
     clock = iter((0.0, 10.0))
     pace = Pace(steps=600, start=500, clock=lambda: next(clock))
-    assert pace.how(520, {}, 5.0) == "5.00 items/s | eta 0:00:40"
+    assert pace.format_speed(520, {}, 5.0) == "5.00 items/s | eta 0:00:40"
 
 
 def test_an_evaluation_says_every_metric(said: Path) -> None:
@@ -73,7 +73,7 @@ def test_other_ranks_show_nothing(said: Path) -> None:
     ],
 )
 def test_numbers_have_three_digits_and_a_unit(number: float, text: str) -> None:
-    assert short(number) == text
+    assert format_count(number) == text
 
 
 def test_without_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:

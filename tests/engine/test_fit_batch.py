@@ -34,7 +34,7 @@ def test_the_largest_that_fits_is_found_and_the_next_does_not_fit(runner: Callab
     assert 1 < fits < 24
     assert (batch["items"], batch["accumulate"], batch["auto"]) == (24, 24 // fits, False)
     larger = DIVISORS[DIVISORS.index(fits) + 1]
-    assert f"batch.micro_items=auto: {fits} ({larger} do not fit), {24 // fits} rounds a step" in ended.stderr
+    assert f"batch.micro_items=auto: {fits} ({larger} do not fit), {24 // fits} micro-batches a step" in ended.stderr
     refused = runner(*TRAIN, f"batch.micro_items={larger}", limit, f"run.dir={project / 'refused'}", code=7)
     assert "OutOfMemoryError: out of memory: " in refused.stderr
     assert "allocate memory" in refused.stderr
@@ -72,7 +72,7 @@ def test_ranks_agree_on_what_fits_on_all(runner: Callable[..., Ended], strategy:
     ended = runner(*TRAIN, "batch.micro_items=auto", *placed(strategy, 2), *rooms)
     small = runner(*TRAIN, "batch.micro_items=auto", *placed(strategy, 2), rooms[0])
     assert 1 <= found(ended)["micro_items"] < found(small)["micro_items"] <= 12
-    assert "rounds a step" in ended.stderr
+    assert "micro-batches a step" in ended.stderr
 
 
 @pytest.mark.parametrize(("strategy", "room"), [("single", 500), ("ddp", 620), ("fsdp", 560)])

@@ -1,4 +1,4 @@
-"""What is not finite ends the run or is left out, and where it came from is in the run's directory."""
+"""What is not finite ends the run or is skipped, and where it came from is in the run's directory."""
 
 import json
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_came_from(
 def test_a_gradient_that_is_not_finite_stops_the_run_too(project: Path, runner: Callable[..., Ended]) -> None:
     step, _, _, items = sick_step()
     ended = runner(*TRAIN, "+model.middle=root", f"run.dir={project / 'run'}", code=6)
-    assert "the gradient is not finite; it arose on the way back" in ended.stderr
+    assert "the gradient is not finite; it arose in the backward pass" in ended.stderr
     (event,) = guarded(ended)
     (found,) = event["found"]
     assert (event["step"], found["items"], found["module"]) == (step, items, "middle (Root)")
@@ -103,13 +103,13 @@ def test_a_step_that_is_left_out_moves_nothing(runner: Callable[..., Ended]) -> 
     assert ended.run_dir.read_status()["step"] == 9
     assert finite(tensors(ended, 9))
     assert finite(tensors(ended, 9, "optimizer."))
-    assert "left out: not finite. On rank 0" in ended.stderr
+    assert "skipped: not finite. On rank 0" in ended.stderr
 
 
 def test_a_run_that_leaves_out_step_after_step_ends(project: Path, runner: Callable[..., Ended]) -> None:
     options = ["guard.non_finite=skip", "guard.max_skipped=3", "+data.all_items=true", f"run.dir={project / 'run'}"]
     ended = runner(*TRAIN, *options, code=6)
-    assert "guard.max_skipped=3 steps in a row were left out, and the next is not finite either" in ended.stderr
+    assert "guard.max_skipped=3 steps in a row were skipped, and the next one is not finite either" in ended.stderr
     assert len(guarded(ended)) == 3
 
 
@@ -129,6 +129,6 @@ def test_what_does_not_come_again_is_said_to_be_so(project: Path, runner: Callab
     )
     ended = runner("train", "points", "loss._target_=user_hooks.once.loss", code=6)
     assert (
-        "the loss or the gradient of step 3 is not finite, but was when steps 1 to 3 were taken again" in ended.stderr
+        "the loss or the gradient of step 3 is not finite, but it was when steps 1 to 3 were repeated" in ended.stderr
     )
     assert "With run.deterministic=true they do" in ended.stderr

@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_between_two_boundaries_is_seen_when_its_step_
     assert step == 4
     common = [*TRAIN, FP16, "precision.init_scale=1024", "log.every_steps=9", "checkpoint.every_steps=null"]
     ended = runner(*common, f"run.dir={project / 'run'}", code=6)
-    assert f"step {step} is not finite: taking steps 1 to {step} again" in ended.stderr
+    assert f"step {step} is not finite: repeating steps 1 to {step} to find" in ended.stderr
     at, found = the_finding(project / "run")
     assert (at, found["module"]) == (step, "middle (Divide)")
 

@@ -136,9 +136,9 @@ def test_a_tracker_that_fails_is_reported_once_and_ends_nothing(runner: Callable
     trackers = ["tracker=[witness,second]", "tracker.witness.fails=log"]
     ended = runner("train", "points", *trackers, "run.steps=3", "eval.at_end=false")
     log = ended.run_dir.rank_log(0).read_text()
-    assert log.count("tracker=witness failed; training goes on") == 1
+    assert log.count("tracker=witness failed; training continues") == 1
     assert log.count("ConnectionError: the line is dead at step 1") == 1
-    assert "tracker=witness failed 3 times in all" in log
+    assert "tracker=witness failed 3 times in total" in log
     assert [line for line in said(ended.run_dir) if "log" in line] == ["log 1", "log 2", "log 3"], "the other has all"
     assert said(ended.run_dir)[-2:] == ["close done", "close done"]
     assert [line["step"] for line in ended.metrics()] == [1, 2, 3]
@@ -204,16 +204,16 @@ def test_what_no_tracker_takes_is_said_once(tmp_path: Path, caplog: pytest.LogCa
         trackers.log_artifact(tmp_path, name="weights", kind="model")
     trackers.close(Outcome.DONE)
     assert caplog.messages == [
-        "text is logged (note), but no tracker of this run takes it",
-        "an image is logged (drawing), but no tracker of this run takes it",
-        "an artifact is logged (weights), but no tracker of this run takes it",
+        "text is logged (note), but no tracker of this run supports it",
+        "an image is logged (drawing), but no tracker of this run supports it",
+        "an artifact is logged (weights), but no tracker of this run supports it",
     ]
 
 
 def test_the_librarys_own_object_is_had_by_name(tmp_path: Path) -> None:
     trackers = opened(tmp_path, plain=Plain(), library=Library())
     assert trackers.handle("library") == "the library's own"
-    with pytest.raises(HookError, match=r"tracker=plain has no object of a library's own\. Use the methods"):
+    with pytest.raises(HookError, match=r"tracker=plain does not expose an object of its library\. Use the methods"):
         trackers.handle("plain")
     with pytest.raises(HookError, match=r"the run has no tracker 'other'; it has: plain, library\. Add it: tracker="):
         trackers.handle("other")

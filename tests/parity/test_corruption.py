@@ -44,7 +44,7 @@ def test_a_checkpoint_of_another_model_names_every_parameter_that_differs(runner
     refused = runner("resume", str(run_dir.path), "model.width=6", "--allow", "model.width", code=2)
     assert "there is no such key" in refused.stderr  # the recipe does not list it
     refused = runner("resume", str(run_dir.path), "+model.width=6", "--allow", "model.width", code=8)
-    assert "the checkpoint is of another model" in refused.stderr
+    assert "the checkpoint belongs to another model" in refused.stderr
     assert "misshapen: model.0.weight is [8, 2] in the checkpoint, [6, 2] in the model" in refused.stderr
     assert "misshapen: model.3.weight is [2, 8] in the checkpoint, [2, 6] in the model" in refused.stderr
 

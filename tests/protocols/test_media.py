@@ -24,6 +24,6 @@ def test_an_image_that_cannot_be_shown_is_refused(pixels: Any, says: str) -> Non
 
 def test_a_table_with_a_short_row_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"row 1 of the table has 1 values for 2 columns\. .* None where there is none"
+        ValueError, match=r"row 1 of the table has 1 values for 2 columns\. .* use None for missing ones"
     ):
         Table(columns=["a", "b"], rows=[[1, 2], [3]])

@@ -325,8 +325,8 @@ def test_zero_init_refuses_a_write_that_would_be_lost(tmp_path: Path) -> None:
 def test_leaf_modules_that_the_model_does_not_have(tmp_path: Path) -> None:
     part = DeepSpeed(stage=3, moe_leaf_modules=["Experts"])
     words = said(part, prepare, tmp_path)
-    assert "names Experts, of which the model has none. The model has modules of Block, GELU" in words or (
-        "names Experts, of which the model has none. The model has modules of Block, LayerNorm" in words
+    assert "names Experts, but the model has no such modules. It has modules of Block, GELU" in words or (
+        "names Experts, but the model has no such modules. It has modules of Block, LayerNorm" in words
     )
 
 

@@ -17,7 +17,16 @@ from runner.precision.fp32 import FP32
 from runner.protocols import Clip
 from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.deepspeed.check import config_faults
-from runner.strategy.deepspeed.config import ZERO, flat, join, nested, of_run, of_user, shaped, without_shape
+from runner.strategy.deepspeed.config import (
+    ZERO,
+    drop_auto,
+    fill_hidden_size_keys,
+    flatten,
+    merge_sources,
+    run_entries,
+    unflatten,
+    user_entries,
+)
 from tests.conftest import Ended, Zygote
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
@@ -56,56 +65,59 @@ def faults(runner: Callable[..., Ended], *overrides: Any) -> Any:
 
 
 def test_sections_are_flattened_and_put_together_again() -> None:
-    assert flat(TEMPLATE)["optimizer.params.lr"] == "auto"
-    assert nested(flat(TEMPLATE)) == TEMPLATE
+    assert flatten(TEMPLATE)["optimizer.params.lr"] == "auto"
+    assert unflatten(flatten(TEMPLATE)) == TEMPLATE
 
 
 @pytest.mark.parametrize("config", [{"hidden_size": 10}, {"hidden_sizes": [4, 10, 6]}])
 def test_auto_sizes_follow_the_hidden_size(config: Any) -> None:
     """The rules of Accelerate's documentation: h × h, int(0.9 × h × h), 10 × h."""
-    joined = join([of_run(FP32(), Clip()), of_user(TEMPLATE, "")])
-    filled = shaped(joined, model_of(**config))
+    merged = merge_sources([run_entries(FP32(), Clip()), user_entries(TEMPLATE, "")])
+    filled = fill_hidden_size_keys(merged, model_of(**config))
     assert filled[ZERO + "reduce_bucket_size"] == 100
     assert filled[ZERO + "stage3_prefetch_bucket_size"] == 90
     assert filled[ZERO + "stage3_param_persistence_threshold"] == 100
     assert "auto" not in filled.values()
-    assert "auto" not in without_shape(joined).values()
+    assert "auto" not in drop_auto(merged).values()
 
 
 @pytest.mark.parametrize("model", [nn.Linear(1, 1), model_of(width=3)])
 def test_auto_sizes_of_a_model_that_does_not_say_its_own(model: Any) -> None:
-    joined = join([of_user(TEMPLATE, "")])
+    merged = merge_sources([user_entries(TEMPLATE, "")])
     with pytest.raises(ModelError, match=r"has neither config.hidden_size nor config.hidden_sizes. Give numbers"):
-        shaped(joined, model)
+        fill_hidden_size_keys(merged, model)
 
 
 def test_what_is_set_elsewhere_fills_auto() -> None:
-    joined = join([of_run(BF16(), Clip(norm=0.5)), of_user(TEMPLATE, "")])
-    assert joined["bf16.enabled"] is True
-    assert joined["gradient_clipping"] == 0.5
-    assert joined["optimizer.type"] == "AdamW"
-    assert "optimizer.params.lr" not in joined  # the groups of the recipe's optimizer carry it
+    merged = merge_sources([run_entries(BF16(), Clip(norm=0.5)), user_entries(TEMPLATE, "")])
+    assert merged["bf16.enabled"] is True
+    assert merged["gradient_clipping"] == 0.5
+    assert merged["optimizer.type"] == "AdamW"
+    assert "optimizer.params.lr" not in merged  # the groups of the recipe's optimizer carry it
 
 
 def test_everything_said_twice_is_one_fault() -> None:
     file = {**TEMPLATE, "gradient_clipping": 1.0, "bf16": {"enabled": True}}
-    fault, *others = config_faults([of_run(FP32(), Clip(norm=0.5)), of_user(file, "ds.json: ")])
+    fault, *others = config_faults([run_entries(FP32(), Clip(norm=0.5)), user_entries(file, "ds.json: ")])
     assert not others
     assert "gradient_clipping is 0.5 by clip.norm and 1.0 by ds.json: gradient_clipping" in fault.message
     assert "bf16.enabled is False by precision and True by ds.json: bf16.enabled" in fault.message
-    assert "write auto there" in fault.message
+    assert "write auto in the other" in fault.message
 
 
 @pytest.mark.parametrize(
     ("section", "words"),
     [
         ({"scheduler": {"type": "WarmupLR"}}, "schedule._target_=deepspeed.runtime.lr_schedules"),
-        ({"zero_optimization": {"sub_group_size": "auto"}}, "anything fills for zero_optimization.sub_group_size"),
+        (
+            {"zero_optimization": {"sub_group_size": "auto"}},
+            "auto cannot be filled in for zero_optimization.sub_group_size",
+        ),
         ({"zero_optimization": True}, "must be a section"),
     ],
 )
 def test_sections_that_do_not_go(section: Any, words: str) -> None:
-    (fault,) = config_faults([of_user(section, "")])
+    (fault,) = config_faults([user_entries(section, "")])
     assert words in fault.message
 
 
@@ -116,7 +128,7 @@ def test_there_are_three_stages(stage: int) -> None:
 
 
 def test_no_stage_is_ddp() -> None:
-    with pytest.raises(ValueError, match="stage=0 cuts nothing: that is strategy=ddp"):
+    with pytest.raises(ValueError, match="stage=0 partitions nothing, like strategy=ddp"):
         DeepSpeed(stage=0)
 
 
@@ -202,9 +214,9 @@ def test_a_run_keeps_its_file_though_it_is_deleted(
     ended = resume()
     assert ended.code == 0, ended.stderr
     assert ended.metrics() == through.metrics()
-    frozen = [store.load(path).config["strategy"]["config_file"] for path in ended.run_dir.specs()]
-    assert len(frozen) == 2
-    assert all(one == {"path": "ds.json", "content": {**frozen[0]["content"], "note": "${HOME}"}} for one in frozen)
+    specs = [store.load(path).config["strategy"]["config_file"] for path in ended.run_dir.specs()]
+    assert len(specs) == 2
+    assert all(one == {"path": "ds.json", "content": {**specs[0]["content"], "note": "${HOME}"}} for one in specs)
     assert resume("run.steps=5", "strategy.config_file=null").code == 0
     (elsewhere / "other.json").write_text('{"zero_optimization": {"stage": 1}}')
     assert "2 by strategy.stage and 1 by other.json" in resume("strategy.config_file=other.json").stderr
@@ -221,35 +233,38 @@ def test_a_run_keeps_its_file_though_it_is_deleted(
         (["strategy=deepspeed_zero3", "strategy.offload_optimizer=nvme"], "nvme needs a directory on the disk"),
         (
             ["strategy=deepspeed_zero3", "strategy.offload_param=nvme", "strategy.param_nvme_path=/no/such/disk"],
-            "/no/such/disk is no directory",
+            "/no/such/disk is not a directory",
         ),
-        (["strategy=deepspeed_zero3", "strategy.param_nvme_path=/tmp"], "/tmp is used with nvme only"),
+        (["strategy=deepspeed_zero3", "strategy.param_nvme_path=/tmp"], "/tmp is only used with nvme"),
         (["strategy=deepspeed_zero3", "strategy.hpz_partition_size=2"], "2 does not divide the world size 1"),
         (["strategy=deepspeed_zero2", "strategy.quantized_weights=true"], "needs stage 3, not 2"),
         (
             ["strategy=deepspeed_zero3", "strategy.quantized_gradients=true", "hardware=cpu"],
-            "its kernels are for CUDA",
+            "its kernels need CUDA",
         ),
         (
             ["strategy=deepspeed_zero2", "strategy.offload_optimizer=cpu", "clip.value=1.0"],
-            "DeepSpeed does not where the optimizer is offloaded",
+            "DeepSpeed cannot do when the optimizer is offloaded",
         ),
         (
             ["strategy=deepspeed_zero2", "strategy.moe_leaf_modules=[Block]"],
-            "strategy.moe_leaf_modules: ['Block'] is of",
+            "strategy.moe_leaf_modules: ['Block'] is read by",
         ),
         (
             ["strategy=deepspeed_zero1", "strategy.zero_init=true"],
             "stage 1 does not read it. Use strategy=deepspeed_ze",
         ),
-        (["strategy=deepspeed_zero2", "strategy.max_live_parameters=0"], "max_live_parameters: 0 is of stage 3, and"),
+        (
+            ["strategy=deepspeed_zero2", "strategy.max_live_parameters=0"],
+            "max_live_parameters: 0 is read by stage 3, but",
+        ),
         (
             ["strategy=deepspeed_zero3", "strategy.allgather_bucket_size=9"],
-            "9 is of stage 1 or 2, and stage 3 does not",
+            "9 is read by stage 1 or 2, but stage 3 does not",
         ),
         (["strategy=deepspeed_zero3", "compile.what=model"], "Use compile.what=blocks"),
         (["strategy=deepspeed_zero2", "strategy.config_file=absent.json"], "absent.json cannot be read"),
-        (["strategy=deepspeed_zero2", "strategy.stage=0"], "that is strategy=ddp"),
+        (["strategy=deepspeed_zero2", "strategy.stage=0"], "like strategy=ddp"),
     ],
 )
 def test_bad_settings_are_said_before_launch(runner: Callable[..., Ended], overrides: list[str], words: str) -> None:

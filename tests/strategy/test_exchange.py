@@ -174,15 +174,15 @@ def test_options_that_change_no_number_change_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"comm_wrapper": CommWrapper.FP16}, "comm_wrapper=fp16 goes around PowerSGD, but comm_hook=none"),
+        ({"comm_wrapper": CommWrapper.FP16}, "comm_wrapper=fp16 only wraps PowerSGD, but comm_hook=none"),
         (
             {"comm_hook": CommHook.FP16, "comm_wrapper": CommWrapper.BF16},
             "Use comm_hook=bf16 alone, or comm_hook=power",
         ),
-        ({"matrix_approximation_rank": 4}, "matrix_approximation_rank=4: comm_hook=none does not look at it"),
+        ({"matrix_approximation_rank": 4}, "matrix_approximation_rank=4: comm_hook=none does not use it"),
         (
             BATCHED | {"min_compression_rate": 3.0},
-            "rate=3.0: comm_hook=batched_powersgd does not look at it",
+            "rate=3.0: comm_hook=batched_powersgd does not use it",
         ),
         (POWERSGD | {"start_powerSGD_iter": 1}, "start_powerSGD_iter=1 must be at least 2 with use_error_feedback or"),
         (POWERSGD | {"sync_each_round": True}, "sync_each_round=true would factor the sum of the rounds so far again"),
@@ -205,7 +205,7 @@ def test_powersgd_without_memory_may_begin_at_once() -> None:
 def test_a_moving_loss_scale_and_error_feedback_are_a_fault(runner: Callable[..., Ended]) -> None:
     hook = ["strategy=ddp", "strategy.comm_hook=powersgd", "precision=fp16"]
     ended = runner("check", "points", *hook, code=2)
-    assert "strategy.comm_hook: powersgd adds what it left out of a step to the next" in ended.stderr
+    assert "strategy.comm_hook: powersgd adds the compression error of a step to the next" in ended.stderr
     runner("check", "points", *hook, "strategy.use_error_feedback=false")
 
 
@@ -226,4 +226,4 @@ def test_a_run_under_powersgd_goes_on_factoring_after_it_resumed(runner: Callabl
         # Steps 7 and 8 were exchanged whole instead of factored: a few steps of 0.1 × a gradient below 0.1.
         assert_close(tensor, theirs[name], rtol=0, atol=0.05)
     log = resumed.run_dir.rank_log(0).read_text()
-    assert "PowerSGD goes on after 2 steps with whole gradients; what the last step left over is not kept" in log
+    assert "PowerSGD continues after 2 steps with uncompressed gradients; the last compression error is lost" in log

@@ -15,7 +15,7 @@ from runner.errors import ModelError, SpecError
 from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
 from runner.protocols import Clip, MicroBatch, StepBatches
-from runner.strategy.fsdp.fsdp import FSDP, Build, Gather, What
+from runner.strategy.fsdp.fsdp import FSDP, Build, Gather, Sharding
 from runner.strategy.fsdp.units import Wrap, units_of
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
@@ -99,12 +99,12 @@ def held(world: Any, part: Any) -> Any:
     return model, gradients, optimizer, amid[0]
 
 
-@pytest.mark.parametrize("sharding", [What.FULL_SHARD, What.SHARD_GRAD_OP])
+@pytest.mark.parametrize("sharding", [Sharding.FULL_SHARD, Sharding.SHARD_GRAD_OP])
 def test_each_rank_holds_its_share_of_parameters_gradients_and_state(sharding: Any, tmp_path: Path) -> None:
     model = seeded_model()
     whole = sum(p.numel() for p in model.parameters())
     in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
-    gathered = whole - in_blocks if sharding is What.FULL_SHARD else whole
+    gathered = whole - in_blocks if sharding is Sharding.FULL_SHARD else whole
     for rank, found in enumerate(on_ranks(2, held, FSDP(sharding=sharding), scratch=tmp_path)):
         partition = F32 * share_of(model, rank, 2)
         assert found == (partition, partition, 2 * partition, F32 * gathered)
@@ -137,7 +137,7 @@ def whole_gradients(world: Any, part: Any) -> Any:
     return seen[-1]
 
 
-@pytest.mark.parametrize("sharding", [What.FULL_SHARD, What.SHARD_GRAD_OP])
+@pytest.mark.parametrize("sharding", [Sharding.FULL_SHARD, Sharding.SHARD_GRAD_OP])
 @pytest.mark.parametrize("sync_each_round", [False, True])
 def test_accumulation_holds_whole_gradients_unless_each_round_exchanges_them(
     sharding: Any, sync_each_round: bool, tmp_path: Path
@@ -178,7 +178,7 @@ PARTS = [
     FSDP(wrap=Wrap.NONE, sync_each_round=True),
     FSDP(wrap=Wrap.SIZE, wrap_min_params=100, forward_prefetch=2, backward_prefetch=2),
     FSDP(wrap=Wrap.CLASSES, wrap_classes=["Linear", "LayerNorm"], backward_prefetch=0, unused_parameters=True),
-    FSDP(sharding=What.SHARD_GRAD_OP, offload=True, build=Build.RANK_0),
+    FSDP(sharding=Sharding.SHARD_GRAD_OP, offload=True, build=Build.RANK_0),
 ]
 
 
@@ -314,9 +314,9 @@ def test_no_split_needs_a_model_that_names_its_blocks() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sharding": What.NO_SHARD}, "sharding=no_shard keeps everything on every rank: that is strategy=ddp"),
+        ({"sharding": Sharding.NO_SHARD}, "sharding=no_shard shards nothing. Use strategy=ddp"),
         ({"shard_size": 0}, "shard_size=0 must be at least 1"),
-        ({"wrap": Wrap.CLASSES}, r"wrap_classes=\[\] names nothing"),
+        ({"wrap": Wrap.CLASSES}, r"wrap_classes=\[\] is empty"),
         ({"wrap_min_params": 0}, "wrap_min_params=0 must be at least 1"),
         ({"forward_prefetch": -1}, "forward_prefetch=-1 must not be negative"),
         ({"backward_prefetch": -1}, "backward_prefetch=-1 must not be negative"),
@@ -342,7 +342,7 @@ def test_axes_say_which_shard_sizes_divide() -> None:
         ("strategy.sharding=no_shard", "strategy.sharding: sharding=no_shard keeps everything on every rank"),
         (
             "strategy.shard_size=1",
-            "strategy.shard_size: 1 leaves every rank with the whole model: that is strategy=ddp",
+            "strategy.shard_size: 1 shards nothing. Use strategy=ddp",
         ),
         ("strategy.shard_size=3", "hardware.processes: strategy.shard_size=3 does not divide the 2 ranks"),
         ("strategy.wrap=block", "strategy.wrap: 'block' must be auto | classes | no_split | size | none"),
@@ -378,8 +378,12 @@ def refusal(world: Any, part: Any, build: Any) -> Any:
 @pytest.mark.parametrize(
     ("part", "build", "message"),
     [
-        (FSDP(), lambda: Scalar((), torch.float32), "parameters without a dimension, which cannot be cut: ['scale']"),
-        (FSDP(), lambda: Scalar((1,), torch.float64), "of several types: ['torch.float32', 'torch.float64']"),
+        (
+            FSDP(),
+            lambda: Scalar((), torch.float32),
+            "parameters without a dimension, which cannot be sharded: ['scale']",
+        ),
+        (FSDP(), lambda: Scalar((1,), torch.float64), "have several dtypes: ['torch.float32', 'torch.float64']"),
         (FSDP(build=Build.RANK_0), Keeps, "but mask is a tensor that is neither. Register it as a buffer, or use"),
     ],
 )

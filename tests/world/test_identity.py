@@ -104,7 +104,7 @@ def test_slurms_list_of_tasks_is_read(tasks: str, node_rank: int, expected: int)
         ),
         (
             SRUN | {"SLURM_STEP_TASKS_PER_NODE": "7"},
-            "SLURM_STEP_TASKS_PER_NODE='7' is a list of 1 nodes, but SLURM_NODEID=1.",
+            "SLURM_STEP_TASKS_PER_NODE='7' lists 1 nodes, but SLURM_NODEID=1.",
         ),
     ],
 )

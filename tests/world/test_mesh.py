@@ -99,7 +99,7 @@ def test_every_collective_stays_among_the_peers(tmp_path: Path) -> None:
 
 
 def test_a_world_of_one_has_no_mesh() -> None:
-    with pytest.raises(RankError, match="was asked for in a world of one process"):
+    with pytest.raises(RankError, match="but the run has only one process"):
         SoloWorld(CPU).mesh()
     assert SoloWorld(CPU).axes == ALONE
 

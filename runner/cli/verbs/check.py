@@ -63,9 +63,9 @@ def _summary(spec: "RunSpec", *, choices: dict[str, object]) -> str:
 
 def _plan(spec: "RunSpec") -> Iterator[str]:
     """What the precision does to the model's layers, if it chooses among them."""
-    from runner.model.outline import NoOutline, build_outline
+    from runner.model.meta_model import MetaBuildError, build_meta_model
 
     try:
-        yield from spec.precision.plan(lambda: build_outline(spec))
-    except NoOutline as error:
+        yield from spec.precision.plan(lambda: build_meta_model(spec))
+    except MetaBuildError as error:
         yield f"layers: the model cannot be built without values ({error}); the run's log will say which are converted"

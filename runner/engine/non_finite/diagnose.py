@@ -1,4 +1,4 @@
-"""Where in a step the first number arose that is not finite: on which rank, for which items, in which module."""
+"""Finds the origin of a step's first non-finite number: the rank, the items and the module."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import torch
 from runner.engine.non_finite.watch import Origin, Watch
 from runner.protocols import MicroBatch, StepBatches, StepPlan, Trainable, World
 
-SHOWN = 16  # items in a message; the file has all
+SHOWN = 16  # items in a message; guard.json has all
 
 
 class Finding(NamedTuple):
@@ -15,16 +15,16 @@ class Finding(NamedTuple):
 
     rank: int
     micro_batch: int
-    """Which of the step's, on that rank."""
+    """Index in the step, on that rank."""
     items: list[int] | None
-    """Indices into the training dataset; None if its items have none."""
+    """Indices into the training dataset; None if items have no index."""
     epoch: int | None
     what: str
-    """loss, or gradient."""
+    """`loss` or `gradient`."""
     module: str | None
-    """The first module that made it; None = it arose outside of all."""
+    """The first module that produced it; None = it arose outside all modules."""
     how: str
-    """The same as part of a sentence."""
+    """The origin, as part of a sentence."""
 
     def __str__(self) -> str:
         where = f"rank {self.rank}, micro-batch {self.micro_batch}{self._items()}"
@@ -39,27 +39,27 @@ class Finding(NamedTuple):
 
 
 def diagnose(trainable: Trainable, batches: StepBatches, plan: StepPlan | None, world: World) -> list[Finding]:
-    """Forward and backward a step again, watching every module; the weights are not touched. Collective.
+    """Repeat forward and backward of a step, watching every module; weights do not change. Collective.
 
     Args:
         plan: the items of the step on this rank; None if they have no index.
 
     Returns:
-        One for each rank and micro-batch in which something is not finite; the same on every rank.
+        One finding for each rank and micro-batch with a non-finite value; the same on every rank.
     """
-    mine = []
-    with torch.compiler.set_stance("force_eager"):  # a compiled module calls none of the hooks that watch it
+    local = []
+    with torch.compiler.set_stance("force_eager"):  # a compiled module does not call the hooks that watch it
         for number, micro_batch in enumerate(batches.micro_batches):
-            what, origin = _look_at(trainable, micro_batch, items=batches.items)
+            what, origin = _inspect(trainable, micro_batch, items=batches.items)
             if what:
-                share = plan.micro_batches[number] if plan is not None else None
-                items, epoch = (share.indices, share.epoch) if share is not None else (None, None)
-                mine.append(Finding(world.rank, number, items, epoch, what, origin.module, origin.how))
-    return _causes([finding for findings in world.gather_objects(mine) for finding in findings])
+                planned = plan.micro_batches[number] if plan is not None else None
+                items, epoch = (planned.indices, planned.epoch) if planned is not None else (None, None)
+                local.append(Finding(world.rank, number, items, epoch, what, origin.module, origin.how))
+    return _causes([finding for findings in world.gather_objects(local) for finding in findings])
 
 
-def _look_at(trainable: Trainable, micro_batch: MicroBatch, *, items: int) -> tuple[str, Origin]:
-    """What is not finite, empty if nothing is, and where it came from."""
+def _inspect(trainable: Trainable, micro_batch: MicroBatch, *, items: int) -> tuple[str, Origin]:
+    """What is not finite in a micro-batch (`loss`, `gradient` or nothing), and its origin."""
     trainable.discard()
     with Watch(trainable.models) as watch:
         loss = trainable.forward_backward(StepBatches([micro_batch], items))
@@ -68,14 +68,14 @@ def _look_at(trainable: Trainable, micro_batch: MicroBatch, *, items: int) -> tu
     if not all(one.value.detach().isfinite() for one in loss.losses):
         return "loss", watch.in_forward(micro_batch.batch)
     origin = watch.in_backward()
-    # What arose here may be noticed elsewhere: of a sharded gradient, a rank keeps its own part of the sum.
+    # A non-finite value that arose here may show on another rank, which holds that shard of the summed gradient.
     return ("gradient", origin) if not gradients_finite or origin.module is not None else ("", Origin(None, ""))
 
 
 def _causes(findings: list[Finding]) -> list[Finding]:
-    """Losses, else gradients on the ranks that saw them arise: what was summed over ranks is spoilt on all.
+    """Non-finite losses, else gradients on the ranks where they arose: after a sum over ranks, all have them.
 
-    Where a loss is not finite, a gradient elsewhere says little: under a loss scale it may just have overflowed.
+    If a loss is not finite, other gradients say little: under a loss scale they may just have overflowed.
     """
     losses = [finding for finding in findings if finding.what == "loss"]
     return losses or [finding for finding in findings if finding.module is not None] or findings

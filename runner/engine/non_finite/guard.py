@@ -1,4 +1,4 @@
-"""Whether a step is finite: checked where the host waits for the device anyway or, to skip a step, at every step."""
+"""Checks that steps are finite: where the host waits for the device anyway or, in order to skip, in every step."""
 
 import math
 from collections.abc import Mapping
@@ -13,45 +13,45 @@ from runner.protocols import Precision, StepLoss, Trainable, World
 
 
 class StepGuard(Protocol):
-    """What stands between the gradient of a step and the weights."""
+    """Decides whether a step's gradient may be applied to the weights."""
 
     @property
-    def looks(self) -> bool:
-        """Whether it needs the numbers of a step boundary, even where nothing logs them."""
+    def needs_values(self) -> bool:
+        """Whether it needs the values of a boundary step even if they are not logged."""
         ...
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
         """Whether the optimizer may take this step. The same on every rank; collective.
 
-        A step that is not allowed has been discarded.
+        If not, the guard has discarded the step.
         """
         ...
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Whether a step that was taken is to be looked into, by its values, the same on every rank. Collective."""
+        """Whether the values of a step show that it was not finite; the same on every rank. Collective."""
         ...
 
     def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
-        """Whether a step that the strategy or the precision skipped is to be looked into. Collective."""
+        """Whether a step that the strategy or the precision skipped was not finite. Collective."""
         ...
 
 
 @final
 class AtBoundaries:
-    """Checks what the host reads at step boundaries: the steps between them pay nothing.
+    """Checks the values that the host reads at step boundaries: other steps have no overhead.
 
-    That is soon enough. A gradient that is not finite makes weights that are not, so that the next boundary shows it;
-    and nothing is committed unchecked.
+    That is soon enough: a non-finite gradient makes the weights non-finite, which shows at the next boundary, and no
+    checkpoint is committed unchecked.
     """
 
-    looks = True
+    needs_values = True
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
-        """Always: whatever it is, it still shows at the boundary."""
+        """Always; a non-finite gradient shows at the next boundary."""
         return True
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Loss or gradient norm is nan or inf. A step in which nothing counts has no mean: its nan is no fault."""
+        """Whether loss or gradient norm is nan or inf. The mean loss of a step with count 0 is nan without a fault."""
         if not math.isfinite(values.get("train/grad_norm", 0.0)):
             return True
         return not math.isfinite(values.get("train/loss", 0.0)) and float(loss.count) != 0
@@ -63,39 +63,39 @@ class AtBoundaries:
 
 @final
 class UnderScaling:
-    """As `AtBoundaries`, where the precision itself skips steps whose gradient overflows under its loss scale.
+    """Like `AtBoundaries`, for a precision that skips steps whose gradient overflows under its loss scale.
 
-    A skipped step leaves no trace in the weights. So whether the losses themselves are finite is noted on the device in
-    each step, and read when a step was skipped, or at the boundary.
+    A skipped step does not show in the weights. So each step records on the device whether its losses are finite, which
+    is read when a step was skipped, or at the boundary.
     """
 
-    looks = True
+    needs_values = True
 
     def __init__(self) -> None:
         self._at_boundaries = AtBoundaries()
-        self._noted: list[Tensor] = []  # one at most: whether some loss so far was not finite
+        self._non_finite: list[Tensor] = []  # at most one tensor: whether any loss since the last check was not finite
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
-        """Always. Nothing is waited for."""
+        """Always; records on the device whether the losses are finite."""
         values = [one.value.detach() for one in loss.losses]
-        self._noted = [torch.stack([~value.isfinite() for value in values] + self._noted).any()]
+        self._non_finite = [torch.stack([~value.isfinite() for value in values] + self._non_finite).any()]
         return True
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Some loss since the last check was not finite, whether its step was taken or not."""
+        """Whether any loss since the last check was not finite, even of a skipped step."""
         return self._at_boundaries.suspects(values, loss, world) or self.suspects_skipped(loss, world)
 
     def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
-        """Some loss since the last check was not finite; otherwise a scaled gradient overflowed."""
-        noted, self._noted = self._noted, []
-        return world.any(any(map(bool, noted)))
+        """Whether any loss since the last check was not finite; if none, a scaled gradient overflowed."""
+        non_finite, self._non_finite = self._non_finite, []
+        return world.any(any(map(bool, non_finite)))
 
 
 @final
 class EachStep:
-    """Checks before every update, which the host then waits for."""
+    """Checks before every update; the host waits for the device in each step."""
 
-    looks = False
+    needs_values = False
 
     def __init__(self, *, max_skipped: int, scales: bool) -> None:
         self._max_skipped = max_skipped
@@ -106,7 +106,7 @@ class EachStep:
         """Whether loss and gradient are finite on every rank.
 
         Raises:
-            NonFiniteError: too many in a row were not.
+            NonFiniteError: too many steps in a row were not.
         """
         if is_finite(trainable, loss, world, scaled=self._scales):
             self._skipped = 0
@@ -116,14 +116,14 @@ class EachStep:
         return False
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Never: every step that was taken was checked."""
+        """Never: every applied step was checked before."""
         return False
 
     def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
-        """Never, but without a loss scale the step counts as left out.
+        """Never, but without a loss scale the step counts as skipped.
 
         Raises:
-            NonFiniteError: too many in a row were.
+            NonFiniteError: too many steps in a row were skipped.
         """
         if not self._scales:
             self._count()
@@ -133,8 +133,8 @@ class EachStep:
         self._skipped += 1
         if self._skipped > self._max_skipped:
             raise NonFiniteError(
-                f"guard.max_skipped={self._max_skipped} steps in a row were left out, and the next is not finite "
-                "either: leaving steps out does not help. guard.json says where they come from. Lower optimizer.lr, "
+                f"guard.max_skipped={self._max_skipped} steps in a row were skipped, and the next one is not "
+                "finite either: skipping steps does not help. guard.json has their origins. Lower optimizer.lr, "
                 "set clip.norm, or resume from an older checkpoint: --from step_N."
             )
 
@@ -143,23 +143,23 @@ class EachStep:
 class Unguarded:
     """Checks nothing."""
 
-    looks = False
+    needs_values = False
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
-        """Always."""
+        """Always, without a check."""
         return True
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
-        """Never."""
+        """Never, since nothing is checked."""
         return False
 
     def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
-        """Never."""
+        """Never, since nothing is checked."""
         return False
 
 
 def open_guard(guard: Guard, precision: Precision) -> StepGuard:
-    """The guard that the recipe asks for."""
+    """The guard for a recipe's `guard` section and precision."""
     scales = precision.scaler().scales
     if guard.non_finite is NonFinite.SKIP:
         return EachStep(max_skipped=guard.max_skipped, scales=scales)

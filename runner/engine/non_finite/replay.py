@@ -1,8 +1,8 @@
-"""A step that was not finite, found again: from the last commit on, every step is taken anew and looked at closely.
+"""Finds the first step that was not finite, by repeating and checking every step since the last checkpoint.
 
-So the steps of a run need not be watched while they are taken (law 8), and the one that spoilt the weights is seen with
-weights that are not spoilt yet. The order of items is a pure function of the position and the generators are part of a
-commit, so the same numbers come again.
+So the steps of a run need not be watched while they are taken (law 8), and the step that made the weights non-finite is
+seen with weights that are still finite. The order of items is a pure function of the position and generators are part
+of a checkpoint, so a repeated step gives the same numbers.
 """
 
 import logging
@@ -19,41 +19,41 @@ logger = logging.getLogger(__name__)
 
 WAY_OUT = (
     "Look at these items and at this module; lower optimizer.lr or set clip.norm if the weights grew too large. "
-    "guard.non_finite=skip leaves such steps out, ignore takes them."
+    "guard.non_finite=skip skips such steps, ignore applies them."
 )
 
 
 def explain(session: Session, seen: int) -> NonFiniteError:
-    """The error for step `seen`, just taken or skipped. Collective; the session is of no use any more."""
+    """The error for step `seen`, just taken or skipped. Collective; the session cannot be used afterwards."""
     start = _rewind(session)
-    logger.warning("step %d is not finite: taking steps %d to %d again, to see where from", seen, start + 1, seen)
+    logger.warning("step %d is not finite: repeating steps %d to %d to find the origin", seen, start + 1, seen)
     findings = _replay(session, until=seen)
     step = session.training.step + 1
     if not findings:
         return NonFiniteError(
-            f"the loss or the gradient of step {seen} is not finite, but was when steps {start + 1} to {seen} were "
-            "taken again: they do not come out alike each time. With run.deterministic=true they do. "
-            "guard.non_finite=skip leaves such steps out."
+            f"the loss or the gradient of step {seen} is not finite, but it was when steps {start + 1} to {seen} were "
+            "repeated: the run is not deterministic. Use run.deterministic=true to make it so, or "
+            "guard.non_finite=skip to skip such steps."
         )
     if session.world.is_main:
         session.run_dir.note_guard(step, [finding._asdict() for finding in findings])
     first = findings[0]
-    more = f" ({len(findings)} micro-batches are not; {session.run_dir.guard.name} has all)" if findings[1:] else ""
+    more = f" ({len(findings)} micro-batches are not; {session.run_dir.guard.name} lists all)" if findings[1:] else ""
     return NonFiniteError(f"step {step} is not finite{more}. On {first}. {WAY_OUT}")
 
 
 def _rewind(session: Session) -> int:
-    """Back to the newest commit, or to the beginning if there is none; returns the step. Collective."""
+    """Go back to the newest checkpoint, or to step 0 if there is none; returns the step. Collective."""
     session.checkpointer.wait()
     if not restore_latest(session.training, session.checkpoints):
-        session.training.listeners.fail(session)  # the run cannot go on; those that are built anew have not begun
+        session.training.listeners.fail(session)  # the run is over; the new listeners will not be started
         session.training.forget()  # room for its successor
         session.training = build_training(session.spec, session.data, session.world)
     return session.training.step
 
 
 def _replay(session: Session, *, until: int) -> list[Finding]:
-    """Steps until one is not finite. The training is then at the step before."""
+    """Repeat steps until one is not finite, and diagnose it; training is then at the step before."""
     training, trainable, world = session.training, session.training.trainable, session.world
     scaled = session.spec.precision.scaler().scales
     steps = iter(training.source)

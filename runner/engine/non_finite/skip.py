@@ -1,4 +1,4 @@
-"""A step that the guard left out: what about it was not finite, noted in guard.json, before training goes on."""
+"""Records in guard.json why a step that the guard skipped was not finite, before training continues."""
 
 import logging
 
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 def diagnose_skipped(training: Training, batches: StepBatches, world: World, run_dir: RunDir) -> None:
-    """Take the step again without updating, and note where its numbers come from. Collective.
+    """Repeat the step without an update, and record where it became non-finite. Collective.
 
-    Random numbers go on as if the step had been taken once.
+    The state of the generators afterwards is as if the step had been taken once.
     """
     generators = rng_state(world.device)
     plan = plan_at(training.source, training.source.position - batches.items)
@@ -24,5 +24,5 @@ def diagnose_skipped(training: Training, batches: StepBatches, world: World, run
     step = training.step + 1
     if world.is_main:
         run_dir.note_guard(step, [finding._asdict() for finding in findings])
-    where = f"On {findings[0]}" if findings else "Taken again, it is finite"
-    logger.warning("step %d left out: not finite. %s", step, where)
+    origin = f"On {findings[0]}" if findings else "When repeated, it is finite"
+    logger.warning("step %d skipped: not finite. %s", step, origin)

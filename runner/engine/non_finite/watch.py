@@ -1,4 +1,4 @@
-"""Looks at what every module returns, and at the gradients that come back, in one forward and backward."""
+"""Checks the outputs of every module and their gradients, in one forward and backward."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self, final
@@ -9,12 +9,12 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Origin(NamedTuple):
-    """Where something that is not finite came from."""
+    """Where a non-finite value arose."""
 
     module: str | None
-    """Name (class) of a module; None = outside of all."""
+    """`name (class)` of a module; None = outside all modules."""
     how: str
-    """Part of a sentence that says it."""
+    """A description, as part of a sentence."""
 
 
 class _Seen(NamedTuple):
@@ -33,57 +33,59 @@ class Watch:
         self._forward: list[_Seen] = []
         self._backward: list[_Seen] = []
         self._hooked: set[int] = set()
-        self._kept: list[Tensor] = []  # alive, so that no other tensor gets the id of one that has a hook
+        self._hooked_tensors: list[Tensor] = []  # alive, so that no other tensor gets the id of one with a hook
 
     def __enter__(self) -> Self:
         for called, module in self._modules:
-            self._handles.append(module.register_forward_hook(self._looking(called), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._forward_hook(called), with_kwargs=True))
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
-                    self._listen(parameter, f"{called}, in the gradient of its {key}")
+                    self._watch_gradient(parameter, f"{called}, in the gradient of its {key}")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         for handle in self._handles:
             handle.remove()
-        self._kept.clear()
+        self._hooked_tensors.clear()
 
     def in_forward(self, batch: Any) -> Origin:
-        """Where a loss came from that is not finite."""
+        """The origin of a non-finite loss."""
         if not _all_finite(batch):
-            return Origin(None, "the batch itself holds nan or inf")
+            return Origin(None, "the batch itself contains nan or inf")
         for module, finite, takes_finite in self._forward:
             if not finite:
                 known = "its weights are not finite" if not self._weights_finite(module) else "its input is finite"
                 return Origin(
                     module, f"the first module to return nan or inf is {module}" + f"; {known}" * takes_finite
                 )
-        return Origin(None, "every module returned finite numbers: it arose in the loss hook")
+        return Origin(None, "every module returned finite values: it arose in the loss hook")
 
     def in_backward(self) -> Origin:
-        """Where a gradient came from that is not finite, of a loss that is."""
+        """The origin of a non-finite gradient of a finite loss."""
         before = None
         for module, finite, _ in self._backward:
             if finite:
                 before = module
             elif before is None:
-                return Origin(module, f"it arose after {module}, on the way back from the loss hook")
+                return Origin(module, f"it arose in the backward pass between the loss hook and {module}")
             else:
-                return Origin(before, f"it arose on the way back from what {before} returns to {module}")
-        return Origin(None, "it was not seen to arise on this rank")
+                return Origin(before, f"it arose in the backward pass from the output of {before} to {module}")
+        return Origin(None, "it did not arise on this rank")
 
-    def _looking(self, called: str) -> Any:
-        def look(module: Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _forward_hook(self, called: str) -> Any:
+        def check(module: Module, args: Any, kwargs: Any, output: Any) -> None:
             self._forward.append(_Seen(called, _all_finite(output), _all_finite((args, kwargs))))
             for tensor in _tensors(output):
-                if tensor.requires_grad and id(tensor) not in self._hooked:  # a parent returns what its last child did
+                if (
+                    tensor.requires_grad and id(tensor) not in self._hooked
+                ):  # a parent may return its last child's output
                     self._hooked.add(id(tensor))
-                    self._kept.append(tensor)
-                    self._listen(tensor, called)
+                    self._hooked_tensors.append(tensor)
+                    self._watch_gradient(tensor, called)
 
-        return look
+        return check
 
-    def _listen(self, tensor: Tensor, called: str) -> None:
+    def _watch_gradient(self, tensor: Tensor, called: str) -> None:
         def note(grad: Tensor) -> None:
             self._backward.append(_Seen(called, _all_finite(grad)))
 
@@ -94,7 +96,7 @@ class Watch:
 
 
 def _named_modules(models: Mapping[str, Module]) -> Iterator[tuple[str, Module]]:
-    """By the model's own names, after that of the model where there are several."""
+    """All modules by name, prefixed by the model's name if there are several models."""
     for model, root in models.items():
         for name, module in root.named_modules():
             yield (name if len(models) == 1 else ".".join(filter(None, (model, name))), module)

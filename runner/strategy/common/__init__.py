@@ -1,1 +1,1 @@
-"""What several strategies are built from: the step of a torch module, and its state by the model's own names."""
+"""Code that several strategies share: the step of a torch module, and its state by the model's parameter names."""

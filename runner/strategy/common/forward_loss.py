@@ -1,4 +1,4 @@
-"""The forward of one micro-batch: what the loss hook returned, checked, with its weight in the step."""
+"""The forward of one micro-batch: checks the loss hook's result and gives it its weight in the step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from runner.protocols import Loss, MicroBatch, MicroBatchLoss
 
 
 def forward_loss(forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatch) -> MicroBatchLoss:
-    """Forward a micro-batch.
+    """Call the loss hook on a micro-batch.
 
     Raises:
-        HookError: what came is no loss.
+        HookError: the result is not a loss.
     """
     batch, items = micro_batch
     result = forward(batch)
@@ -26,7 +26,7 @@ def forward_loss(forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatc
 
 
 def check_has_gradient(loss: Tensor) -> None:
-    """Raise HookError for a loss that nothing can be learnt from."""
+    """Raise HookError if the loss does not require a gradient."""
     if not loss.requires_grad:
         raise HookError(
             "the loss that the hook returned has no gradient. Compute it from the model's output, without .item(), "
@@ -35,7 +35,7 @@ def check_has_gradient(loss: Tensor) -> None:
 
 
 def at_least_one(count: Tensor | int) -> Tensor | int:
-    """A step in which nothing counts has gradient 0, not 0 / 0."""
+    """The count, or 1 if it is 0: the gradient of a step that counts nothing is then 0, not 0 / 0."""
     return where(count == 0, 1, count) if isinstance(count, Tensor) else count or 1
 
 

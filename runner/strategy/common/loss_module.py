@@ -1,4 +1,4 @@
-"""The user's loss of their model as one module: what a strategy wraps, so that hooks always meet their own model."""
+"""The loss hook and the model as one module, which a strategy can wrap while hooks still get the user's own model."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -11,7 +11,7 @@ from runner.protocols import Loss
 
 @final
 class LossModule(Module):
-    """Its forward is the hook; all that the hook calls of the model happens inside."""
+    """A module whose forward calls the loss hook, so that the model runs inside this forward."""
 
     def __init__(self, model: Module, loss: Callable[[Module, Any], Loss | Tensor]) -> None:
         super().__init__()
@@ -19,5 +19,5 @@ class LossModule(Module):
         self._loss = loss
 
     def forward(self, batch: Any) -> Loss | Tensor:
-        """The hook's loss of one micro-batch."""
+        """The loss hook on one micro-batch."""
         return self._loss(self.model, batch)

@@ -33,19 +33,19 @@ from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_di
 STEPPED = Update(stepped=True)
 
 
-def found_here(found: Tensor) -> Tensor:
-    """What one rank finds, all find: they hold the same gradients."""
+def same_on_every_rank(found: Tensor) -> Tensor:
+    """The flag itself: every rank has the same gradients."""
     return found
 
 
-def gradients_in_place(parameters: Sequence[Parameter]) -> list[Tensor]:
-    """The gradients that are there."""
+def gradients_of_parameters(parameters: Sequence[Parameter]) -> list[Tensor]:
+    """The gradients of those parameters that have one."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 @final
 class ModuleTrainable:
-    """A module and its optimizer. How ranks exchange gradients is in `forward` and `no_sync`; all else is here."""
+    """A module and its optimizer. `forward` and `no_sync` control how ranks exchange gradients; the rest is here."""
 
     def __init__(
         self,
@@ -56,27 +56,27 @@ class ModuleTrainable:
         forward: Forward | None = None,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
         averaged: int = 1,
-        gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_in_place,
+        gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_of_parameters,
         norm_of: Callable[[list[Tensor]], Tensor] = get_total_norm,
-        found_anywhere: Callable[[Tensor], Tensor] = found_here,
+        reduce_found_inf: Callable[[Tensor], Tensor] = same_on_every_rank,
         narrow_exchange: bool = False,
         stateful: Mapping[str, Stateful] = NO_STATE,
     ) -> None:
-        """Set up for a fresh run.
+        """Start from step 0.
 
         Args:
             placed: the model; its optimizer is built here.
-            builder: gives the optimizer, the precision and the clipping.
+            builder: provides the optimizer, the precision and the clipping.
             world: all ranks of the run.
-            forward: the hook on a batch, in training; its backward exchanges gradients, except inside `no_sync`.
-                None = the model's own.
-            no_sync: a context in which backward only sums gradients on this rank.
+            forward: the loss hook on a batch, in training; its backward exchanges gradients, except inside `no_sync`.
+                None = as in evaluation.
+            no_sync: a context in which backward only accumulates gradients on this rank.
             averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
-            gradients_of: what of the parameters' gradients lies on this rank, in place.
-            norm_of: the 2-norm of the whole gradient, of which these are this rank's part.
-            found_anywhere: from whether something was found in this rank's part (0 or 1), whether it was in any.
-            narrow_exchange: ranks exchange gradients in a type that the gradient of a total may overflow.
-            stateful: what else goes into checkpoints, by name.
+            gradients_of: this rank's part of the parameters' gradients, not copied.
+            norm_of: the 2-norm of the full gradient, given this rank's part of it.
+            reduce_found_inf: given whether this rank's part has a non-finite value (0 or 1), whether any rank's has.
+            narrow_exchange: whether the gradient of a sum may overflow the dtype of the exchange.
+            stateful: further state for checkpoints, by name.
         """
         self._placed = placed
         self._optimizer = builder.build_optimizer(placed.model.named_parameters())
@@ -89,14 +89,14 @@ class ModuleTrainable:
         self._count_estimate: CountEstimate = EstimatedCount(self._loss_world) if estimates else NoEstimate()
         self._stateful = {"scaler": self._scaler, "count_estimate": self._count_estimate, **stateful}
         self._clip = clip = builder.clip
-        # Whether gradients that are divided already have still to be gone through.
-        self._goes_through = clip.norm is not None or clip.value is not None or self._scaler.scales
+        # Whether `update` must process gradients even if they are divided already.
+        self._always_processes = clip.norm is not None or clip.value is not None or self._scaler.scales
         self._gradients_of = gradients_of
         self._norm_of = norm_of
-        self._found_anywhere = found_anywhere
+        self._found_anywhere = reduce_found_inf
         self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        self._divided = True  # whether the gradients in place are those of the step already,
-        self._factor: Tensor | float = 1.0  # or what they must still be multiplied by
+        self._divided = True  # whether the gradients are divided by the step's count already;
+        self._factor: Tensor | float = 1.0  # if not, what they must still be multiplied by
         self._built_groups = settings(self._optimizer)
         placed.model.train()
 
@@ -107,12 +107,12 @@ class ModuleTrainable:
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Its optimizer."""
+        """The model's optimizer."""
         return {MODEL: self._optimizer}
 
     @property
     def exchange_bytes(self) -> int:
-        """A gradient for each of this rank's parameters."""
+        """The size of the gradients of this rank's parameters."""
         return sum(local_part(parameter).nbytes for parameter in self._parameters)
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
@@ -126,52 +126,52 @@ class ModuleTrainable:
         return StepLoss(losses, self._backward_and_count(losses, batches))
 
     def gradients_finite(self) -> Tensor:
-        """By the largest magnitude in each."""
+        """Whether this rank's gradients are finite, without waiting for the device."""
         return all_finite(self._gradients_of(self._parameters))
 
     def update(self, *, measure: bool) -> Update:
-        """Divide, clip, step, clear. Division folds into clipping's own multiplication where there is one."""
-        update = self._divide_and_clip(measure) if measure or self._goes_through or not self._divided else STEPPED
+        """Divide, clip, step, clear. Division is fused with the multiplication of clipping, if there is one."""
+        update = self._divide_and_clip(measure) if measure or self._always_processes or not self._divided else STEPPED
         if update.stepped:
             self._optimizer.step()
         self.discard()
         return update
 
     def discard(self) -> None:
-        """Drop the gradients in place."""
+        """Set all gradients to None."""
         for parameter in self._parameters:
             parameter.grad = None
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """The hook on the model itself: no gradients, nothing exchanged."""
+        """Call the loss hook on the unwrapped model, without communication."""
         return self._placed.evaluate(micro_batches)
 
     def state_dict(self) -> State[Tensor]:
-        """Model and optimizer by the model's own names."""
+        """Model and optimizer by the model's parameter names."""
         state = self._placed.state_dict()
         add_optimizer_state(state, self._placed.model, self._optimizer, built_groups=self._built_groups)
         state.values |= state_dicts(self._stateful)
         return state
 
     def load_state_dict(self, saved: SavedState) -> None:
-        """Continue from a checkpoint; every rank reads what it holds."""
+        """Continue from a checkpoint; each rank reads its own part."""
         state = self._placed.state_dict()
         load_named_state(state, self._placed.model, self._optimizer, saved, built_groups=self._built_groups)
         load_state_dicts(self._stateful, state.values)
 
     def _backward(self, loss: MicroBatchLoss, batches: StepBatches) -> None:
-        """A mean over items is divided before backward: every rank knows the items of the step."""
+        """Run backward. A mean over items is divided before it, since every rank knows the items of the step."""
         value, weight, _, is_mean, _ = loss
-        # Multiplied first: a mean over all items of the step then has the factor 1 exactly, and costs nothing.
+        # Multiply first: a mean over all items of the step then has the factor 1 exactly, and costs nothing.
         estimate = self._count_estimate
         factor = weight * self._averaged / batches.items if is_mean else weight / estimate.of(loss, batches)
         _backward(value, factor * self._scaler.scale if self._scaler.scales else factor)
 
     def _backward_and_count(self, losses: Sequence[MicroBatchLoss], batches: StepBatches) -> Tensor | int:
-        """Backward of the last micro-batch, and what the total of the whole step is to be divided by.
+        """Run the backward of the last micro-batch and return the count that the sum of the step is divided by.
 
-        What the hook itself counts is known only after the last forward: a step of a single micro-batch is divided at
-        once; otherwise the count is summed over ranks while the backward runs, and `update` divides.
+        A count that comes from the hook is known only after the last forward: a step of a single micro-batch is divided
+        at once; otherwise the count is summed over ranks while backward runs, and `update` divides.
         """
         last = losses[-1]
         self._divided = last.is_mean or (len(losses) == 1 and self._loss_world.size == 1)
@@ -181,11 +181,11 @@ class ModuleTrainable:
         if self._divided:
             _backward(last.value / at_least_one(last.count), self._scaler.scale)
             return last.count
-        # float32 counts exactly up to 2^24, and beyond that as finely as the gradients that it divides.
-        mine = torch.zeros((), device=last.value.device)
+        # float32 counts exactly up to 2^24, and beyond that as precisely as the gradients that it divides.
+        local_count = torch.zeros((), device=last.value.device)
         for loss in losses:
-            mine += loss.count
-        finish = self._loss_world.start_sum(mine)
+            local_count += loss.count
+        finish = self._loss_world.start_sum(local_count)
         self._backward(last, batches)
         count = finish()
         self._factor = self._averaged * self._count_estimate.of(last, batches) / at_least_one(count)
@@ -213,18 +213,18 @@ class ModuleTrainable:
 
 
 def all_finite(gradients: Sequence[Tensor]) -> Tensor:
-    """Whether all elements are finite: a boolean scalar, without waiting for the device."""
+    """Whether all elements are finite, as a boolean scalar; does not wait for the device."""
     gradients = [gradient for gradient in gradients if gradient.numel()]  # a rank's shard may be empty
     if not gradients:
         return torch.tensor(True)
     largest = torch._foreach_norm(gradients, math.inf)  # NaN where there is one
-    device = largest[0].device  # some gradients may be offloaded
+    device = largest[0].device  # some gradients may be in host memory
     return torch.stack([one.to(device) for one in largest]).isfinite().all()
 
 
 def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:
     if isinstance(factor, Tensor):
-        # Gradients may have been offloaded to the host, while what divides them was summed on the device.
+        # Gradients may be offloaded to the host, while the factor is on the device.
         torch._foreach_mul_(gradients, factor.to(gradients[0].device) if gradients else factor)
     elif factor != 1.0:
         torch._foreach_mul_(gradients, factor)

@@ -1,6 +1,6 @@
-"""Model and optimizer by the model's own parameter names: what every strategy saves and every other one loads. Law 6.
+"""Model and optimizer state by the model's parameter names, which any strategy can save and any other load. Law 6.
 
-A tied parameter stands there once, under its first name. Sharded tensors (DTensor) pass through as they are: the
+A tied parameter appears once, under its first name. Sharded tensors (DTensor) are passed through unchanged: the
 checkpoint reads and writes each rank's own part.
 """
 
@@ -17,29 +17,29 @@ from runner.protocols import SavedState, State, StoredTensor
 from runner.protocols.state import MODEL
 
 OptimizerTensors = dict[str, dict[str, Tensor]]
-"""By parameter, then by the optimizer's own key."""
+"""By parameter name, then by the optimizer's own key."""
 
 
 def model_tensors(model: Module) -> dict[str, Tensor]:
     """The live parameters and persistent buffers.
 
     Raises:
-        CheckpointError: the model's state_dict holds something that is no tensor.
+        CheckpointError: the model's state_dict contains something that is not a tensor.
     """
     return {name: value.detach() for name, value in distinct_tensors(model)}
 
 
 def distinct_tensors(model: Module) -> Iterable[tuple[str, Tensor]]:
-    """The model's state_dict, each tensor once.
+    """The model's state_dict, with tied tensors only once.
 
     Raises:
-        CheckpointError: something in it is no tensor.
+        CheckpointError: it contains something that is not a tensor.
     """
     seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"model.{name} is a {type(value).__name__}: a checkpoint holds tensors only. "
+                f"model.{name} is a {type(value).__name__}: a checkpoint can only hold tensors. "
                 "Register it as a buffer, or leave it out of state_dict."
             )
         if id(value) not in seen:
@@ -48,10 +48,10 @@ def distinct_tensors(model: Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def check_same_model(wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    """Compare names and shapes of a model's tensors with those in a checkpoint.
+    """Check that a model's tensors have the names and shapes of those in a checkpoint.
 
     Raises:
-        CheckpointError: names every missing, unexpected and misshapen tensor.
+        CheckpointError: lists every missing, unexpected and misshapen tensor.
     """
     problems = [f"missing in the checkpoint: model.{name}" for name in wanted.keys() - stored.keys()]
     problems += [f"unexpected in the checkpoint: model.{name}" for name in stored.keys() - wanted.keys()]
@@ -61,11 +61,11 @@ def check_same_model(wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTe
         if name in stored and tuple(stored[name].shape) != tuple(tensor.shape)
     ]
     if problems:
-        raise CheckpointError("the checkpoint is of another model:\n  " + "\n  ".join(sorted(problems)))
+        raise CheckpointError("the checkpoint belongs to another model:\n  " + "\n  ".join(sorted(problems)))
 
 
 def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The settings of each parameter group, as JSON will give them back."""
+    """The settings of each parameter group, as they look after a round trip through JSON."""
     plain = [
         {
             key: value.item() if isinstance(value, Tensor) else value
@@ -78,13 +78,13 @@ def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return groups
 
 
-def keep_changed_settings(
+def load_settings(
     optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], *, built_groups: list[dict[str, Any]]
 ) -> None:
-    """Continue from a checkpoint's settings, except for those that this run's spec has changed since.
+    """Load the parameter groups' settings from a checkpoint, except for those that this run's spec has changed since.
 
     Args:
-        saved: what the checkpoint holds of the optimizer: `groups`, and `built_groups` as the spec of then built them.
+        saved: the optimizer's values in the checkpoint: `groups`, and `built_groups` as the spec built them back then.
         built_groups: the settings as this run's spec built them.
     """
     if len(saved["groups"]) != len(built_groups):
@@ -122,10 +122,10 @@ def load_named_state(
     *,
     built_groups: list[dict[str, Any]],
 ) -> None:
-    """Fill a model (whose tensors are in `state`) in place, and its optimizer.
+    """Load a model (whose tensors are in `state`) in place, and its optimizer.
 
     Raises:
-        CheckpointError: names every missing, unexpected and misshapen parameter.
+        CheckpointError: lists every missing, unexpected and misshapen parameter.
     """
     check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
     parameters = dict(model.named_parameters())
@@ -133,30 +133,30 @@ def load_named_state(
     state.optimizers[MODEL] = {}
     for name, stored in saved.stored.optimizers.get(MODEL, {}).items():
         if name in parameters:
-            room = {key: _room_for(parameters[name], one) for key, one in stored.items()}
-            state.optimizers[MODEL][name] = room
-            slots[name] = dict(room)
+            tensors = {key: _allocate(parameters[name], one) for key, one in stored.items()}
+            state.optimizers[MODEL][name] = tensors
+            slots[name] = dict(tensors)
     saved.read(state)
     values = state.values["optimizer"]
     for name, numbers in values["numbers"].items():
         slots.setdefault(name, {}).update(numbers)
     _load_optimizer(model, optimizer, slots)
-    keep_changed_settings(optimizer, values, built_groups=built_groups)
+    load_settings(optimizer, values, built_groups=built_groups)
 
 
-def _room_for(parameter: Tensor, stored: StoredTensor) -> Tensor:
-    """An empty tensor for a piece of optimizer state: placed as its parameter where it has its shape."""
+def _allocate(parameter: Tensor, stored: StoredTensor) -> Tensor:
+    """An empty tensor for optimizer state: with the device and sharding of its parameter if it has the same shape."""
     if stored.shape == tuple(parameter.shape):
         return torch.empty_like(parameter, dtype=stored.dtype, requires_grad=False)
     return torch.empty(stored.shape, dtype=stored.dtype)
 
 
 def _load_optimizer(model: Module, optimizer: torch.optim.Optimizer, slots: Mapping[str, dict[str, Any]]) -> None:
-    """Hand the state over through the optimizer's own load_state_dict, which knows where each piece must live."""
+    """Load the state with the optimizer's own load_state_dict, which moves each tensor to the right device."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    whole = optimizer.state_dict()
+    state_dict = optimizer.state_dict()
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    whole["state"] = {
+    state_dict["state"] = {
         index: slots[names[id(parameter)]] for index, parameter in enumerate(order) if names[id(parameter)] in slots
     }
-    optimizer.load_state_dict(whole)
+    optimizer.load_state_dict(state_dict)

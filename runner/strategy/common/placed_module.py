@@ -1,4 +1,4 @@
-"""A torch module on this rank's device, and the user's loss of it: what is evaluated, and what training stands on."""
+"""A torch module on this rank's device together with its loss hook: can be evaluated, and training builds on it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,23 +15,23 @@ from runner.strategy.common.forward_loss import forward_loss
 from runner.strategy.common.named_state import check_same_model, model_tensors
 
 Forward = Callable[[Any], Loss | Tensor]
-"""The loss hook on a batch."""
+"""Calls the loss hook on a batch."""
 
 
 @final
 class PlacedModule:
-    """A model whose parameters are on the device, whole or as DTensors."""
+    """A model whose parameters are on the device, as plain tensors or DTensors."""
 
     def __init__(
         self, model: Module, builder: Builder, device: torch.device, *, forward: Forward | None = None
     ) -> None:
-        """Place a model that is already on its device.
+        """Hold a model that is already on its device.
 
         Args:
             model: the user's own module.
-            builder: gives the loss hook and the precision.
-            device: where the model computes.
-            forward: the loss hook of the model, where it is not called directly.
+            builder: provides the loss hook and the precision.
+            device: the device that the model computes on.
+            forward: calls the loss hook; None = directly on the model.
         """
         self.model = model
         self._precision = builder.precision
@@ -40,16 +40,16 @@ class PlacedModule:
 
     @property
     def models(self) -> Mapping[str, Module]:
-        """The one model."""
+        """The model, under its name."""
         return {MODEL: self.model}
 
     def in_autocast(self, forward: Forward) -> Forward:
-        """The forward inside the precision's autocast; the forward itself where that does nothing."""
+        """The forward inside the precision's autocast; unchanged if the precision has none."""
         context = self._precision.autocast(self._device.type)
         return forward if isinstance(context, nullcontext) else _inside(context, forward)
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """The hook on the model itself, without gradients."""
+        """Call the loss hook in evaluation mode, without gradients."""
         with evaluation_mode(self.model):
             for micro_batch in micro_batches:
                 with torch.no_grad():
@@ -57,11 +57,11 @@ class PlacedModule:
                 yield loss
 
     def state_dict(self) -> State[Tensor]:
-        """Parameters and persistent buffers."""
+        """The model's parameters and persistent buffers."""
         return State(models={MODEL: model_tensors(self.model)})
 
     def load_state_dict(self, saved: SavedState) -> None:
-        """Fill them in place."""
+        """Load parameters and buffers in place."""
         state = self.state_dict()
         check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
         saved.read(state)
@@ -69,7 +69,7 @@ class PlacedModule:
 
 @contextmanager
 def evaluation_mode(model: Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each module is in the mode that it was in."""
+    """Switch to evaluation mode inside the block; afterwards each module returns to its previous mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -80,7 +80,7 @@ def evaluation_mode(model: Module) -> Iterator[None]:
 
 
 def _inside(context: AbstractContextManager[Any], forward: Forward) -> Forward:
-    """The forward in this context, entered anew each time."""
+    """The forward inside a context that is entered on each call."""
 
     def inside(batch: Any) -> Loss | Tensor:
         with context:

@@ -1,4 +1,4 @@
-"""What goes into a checkpoint's values beside models and optimizers: small, by name, the same on every rank."""
+"""State for a checkpoint's values besides models and optimizers: small, by name, the same on every rank."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +14,6 @@ def state_dicts(parts: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
 
 
 def load_state_dicts(parts: Mapping[str, Stateful], values: Mapping[str, Any]) -> None:
-    """Give each part its state back; an empty one to a part that the checkpoint does not know."""
+    """Load the state of each part; a part that is not in the checkpoint gets an empty state."""
     for name, part in parts.items():
         part.load_state_dict(values.get(name, {}))

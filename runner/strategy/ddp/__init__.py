@@ -1,4 +1,4 @@
-"""Distributed data parallel: the model on every rank."""
+"""Distributed data parallel, by torch's DistributedDataParallel."""
 
 from runner.strategy.ddp.ddp import DDP
 

@@ -1,7 +1,7 @@
-"""PowerSGD over a whole bucket as one square matrix: Vogels et al. (NeurIPS 2019), the variant of torch's own examples.
+"""PowerSGD on a whole bucket as one square matrix: Vogels et al. (NeurIPS 2019), torch's batched variant.
 
-torch's batched_powerSGD_hook raises AssertionError in its first factored step (2.13): it hands matrices to a function
-that takes batches of them. This one has the same state and sends the same bytes.
+torch's batched_powerSGD_hook raises AssertionError in its first factored step (2.13): it passes matrices to a
+function that expects batches of matrices. This one uses the same state and sends the same bytes.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch.futures import Future
 
 
 def batched_power_sgd(state: PowerSGDState, bucket: GradBucket) -> Future[Tensor]:
-    """Average the bucket over all ranks, to the rank of `state`, in place."""
+    """Average the bucket over all ranks in place, approximated to the matrix rank in `state`."""
     buffer, index = bucket.buffer(), bucket.index()
     if state.iter < state.start_powerSGD_iter:
         state.maybe_increase_iter(bucket)  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ def _all_reduced(tensor: Tensor) -> Future[list[Tensor]]:
 
 
 def _square(buffer: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers as a square filled up with zeros, and a view of only them."""
+    """The buffer as a square matrix padded with zeros, and a flat view of it without the padding."""
     side = math.ceil(math.sqrt(len(buffer)))
     matrix = buffer.new_zeros(side, side)
     numbers = matrix.view(-1)[: len(buffer)]
@@ -67,14 +67,14 @@ def _square(buffer: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _random(state: PowerSGDState, matrix: Tensor) -> Tensor:
-    """A first factor, the same on every rank and another in every step."""
+    """A random initial factor, the same on every rank and different in every step."""
     generator = torch.Generator().manual_seed(int(state.rng.randint(1_000_000_000)))
     columns = min(len(matrix), state.matrix_approximation_rank)
     return torch.randn(len(matrix), columns, generator=generator).to(matrix)
 
 
 def _count(state: PowerSGDState, buffer: Tensor, q: Tensor, bucket: GradBucket) -> None:
-    """What PowerSGDState says in the log now and then."""
+    """Update the compression statistics that PowerSGDState logs from time to time."""
     state.total_numel_before_compression += len(buffer)
     state.total_numel_after_compression += 2 * q.numel()
     _report_compression_stats(bucket, state)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Distributed data parallel: Li et al. (VLDB 2020), as torch.nn.parallel has it."""
+"""Distributed data parallel: Li et al. (VLDB 2020), by torch.nn.parallel."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -21,50 +21,50 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class DDP:
-    """The model on every rank; gradients are summed over ranks while the backward still runs."""
+    """The model on every rank; gradients are averaged over ranks while backward is still running."""
 
     bucket_mib: float = 25.0
-    """MiB of gradients that travel together."""
+    """MiB of gradients per all-reduce."""
     sync_buffers: bool = True
-    """Before each forward, give every rank the buffers of rank 0."""
+    """Broadcast the buffers of rank 0 before each forward."""
     find_unused_parameters: bool = False
-    """Look, after each forward, for parameters that took no part; needed if some never do."""
+    """After each forward, look for parameters that were not used; needed if some are not used in every step."""
     static_graph: bool = False
-    """The same parameters take part in every step: lets DDP order buckets once."""
+    """The same parameters are used in every step: lets DDP order buckets once."""
     gradient_as_bucket_view: bool = True
-    """Let gradients live inside the buckets: saves one copy of them."""
+    """Make gradients views of the buckets, which saves one copy of them."""
     bucket_mibs: list[float] = field(default_factory=list)
     """MiB of each bucket, in the order in which they fill; empty = bucket_mib for all."""
     init_sync: bool = True
-    """Before the first step, compare shapes and give every rank the weights of rank 0, though they are equal."""
+    """Before the first step, compare shapes and broadcast the weights of rank 0, though they are equal already."""
     skip_unused_parameters: bool = False
-    """Exchange nothing for parameters that take part on no rank; they must be the same in all steps."""
+    """Exchange nothing for parameters that no rank uses; they must be the same in all steps."""
     batched_grad_copy: bool = False
     """Copy all gradients of a bucket into it at once: for many small parameters."""
     sync_each_round: bool = False
-    """Exchange gradients in every accumulation round, not only in the last."""
+    """Exchange gradients in every micro-batch, not only in the last of a step."""
     comm_hook: CommHook = CommHook.NONE
-    """What travels in place of each bucket of gradients."""
+    """What ranks exchange in place of each bucket of gradients."""
     comm_wrapper: CommWrapper = CommWrapper.NONE
-    """In which type what travels does so."""
+    """The dtype in which PowerSGD's tensors are exchanged."""
     matrix_approximation_rank: int = 1
     """Columns of PowerSGD's factors: more = more traffic, less error."""
     start_powerSGD_iter: int = 1000  # noqa: N815  as PowerSGDState calls it
-    """Steps before PowerSGD begins, exchanged whole."""
+    """Steps before PowerSGD begins, with uncompressed gradients."""
     min_compression_rate: float = 2.0
-    """A matrix that PowerSGD would shrink by less than this travels whole."""
+    """Matrices that PowerSGD would compress by less than this factor are exchanged uncompressed."""
     use_error_feedback: bool = True
-    """Add what PowerSGD left out of a step to the next: one copy of the gradients more."""
+    """Add the compression error of a step to the next; takes one more copy of the gradients."""
     warm_start: bool = True
-    """Begin from the factors of the step before."""
+    """Start from the factors of the previous step."""
     orthogonalization_epsilon: float = 0.0
-    """Added to the length of each column, in case one is all zeros."""
+    """Added to the norm of each column, in case one is all zeros."""
     random_seed: int = 0
-    """Of the first factors; the same on all ranks."""
+    """Seed of the initial factors; the same on all ranks."""
     compression_stats_logging_frequency: int = 10_000
-    """Steps between two lines in the log that say how much was saved."""
+    """Steps between log lines with compression statistics."""
     batch_tensors_with_same_shape: bool = False
-    """Factor matrices of one shape together."""
+    """Factor matrices of the same shape in one batch."""
 
     def __post_init__(self) -> None:
         if not self.bucket_mib > 0:
@@ -83,15 +83,15 @@ class DDP:
         if problem := self._exchange.contradiction({name: vars(DDP)[name] for name in POWER_SGD}):
             raise ValueError(problem)
         if self._exchange.is_factored and self.sync_each_round:
-            rule = "sync_each_round=true would factor the sum of the rounds so far again in each round."
+            rule = "sync_each_round=true would compress the gradients accumulated so far again in each micro-batch."
             raise ValueError(f"{rule} With comm_hook={self.comm_hook.value} use false.")
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Goes with any number of processes, one included."""
+        """Report PowerSGD's error feedback under a loss scale; any number of processes works."""
         if self._exchange.is_factored and self.use_error_feedback and spec.precision.scaler().scales:
             rule = (
-                f"{self.comm_hook.value} adds what it left out of a step to the next, so that one overflow under this "
-                "precision's loss scale would spoil all later steps. Use precision=bf16 or fp32, or "
+                f"{self.comm_hook.value} adds the compression error of a step to the next, so that one overflow under "
+                "this precision's loss scale would corrupt all later steps. Use precision=bf16 or fp32, or "
                 "strategy.use_error_feedback=false."
             )
             yield Fault(key="strategy.comm_hook", message=rule)
@@ -105,7 +105,7 @@ class DDP:
         return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
-        """Wrap the loss of the placed model in DDP, so that hooks always meet the user's own module."""
+        """Wrap the loss in DDP rather than the model, so that hooks always get the user's own module."""
         placed = self.place(builder, world)
         if world.size == 1:
             return ModuleTrainable(placed, builder, world)
@@ -117,7 +117,7 @@ class DDP:
             find_unused_parameters=self.find_unused_parameters,
             static_graph=self.static_graph,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
-            bucket_cap_mb_list=cast("list[int]", self.bucket_mibs) or None,  # fractions, too
+            bucket_cap_mb_list=cast("list[int]", self.bucket_mibs) or None,  # takes fractions too
             init_sync=self.init_sync,
             skip_all_reduce_unused_params=self.skip_unused_parameters,
             batched_grad_copy=self.batched_grad_copy,
@@ -135,5 +135,5 @@ class DDP:
 
     @property
     def _exchange(self) -> Exchange:
-        asked = {name: vars(self)[name] for name in POWER_SGD}
-        return Exchange(hook=self.comm_hook, wrapper=self.comm_wrapper, power_sgd=asked)
+        settings = {name: vars(self)[name] for name in POWER_SGD}
+        return Exchange(hook=self.comm_hook, wrapper=self.comm_wrapper, power_sgd=settings)

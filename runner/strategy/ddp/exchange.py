@@ -1,4 +1,4 @@
-"""How DDP's ranks exchange gradients: what of torch's communication hooks a run uses, and what they keep."""
+"""How ranks exchange gradients under DDP: the choice of torch's communication hooks, and their state."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,34 +22,34 @@ from runner.strategy.ddp.batched_power_sgd import batched_power_sgd
 logger = logging.getLogger(__name__)
 
 Hook = Callable[[Any, GradBucket], Future[Tensor]]
-# DDP lays out its buckets anew after its first exchange; what PowerSGD remembers has the old layout until then.
-SETTLED = 2
+# DDP rebuilds its buckets after the first step; state that PowerSGD kept from before has the old layout.
+FIRST_STABLE_STEP = 2
 
 
 class CommHook(Enum):
-    """What travels between ranks in place of each bucket of gradients."""
+    """What ranks exchange in place of each bucket of gradients."""
 
     NONE = "none"
-    """The bucket."""
+    """The bucket itself."""
     FP16 = "fp16"
     """The bucket, rounded to float16."""
     BF16 = "bf16"
     """The bucket, rounded to bfloat16."""
     POWERSGD = "powersgd"
-    """Of each matrix two narrow factors. Vogels et al. (NeurIPS 2019)."""
+    """Two low-rank factors of each matrix. Vogels et al. (NeurIPS 2019)."""
     BATCHED_POWERSGD = "batched_powersgd"
-    """Of the bucket as one square matrix two narrow factors: faster, and coarser."""
+    """Two low-rank factors of the bucket as one square matrix: faster, but less accurate."""
 
 
 class CommWrapper(Enum):
-    """In which type what travels does so."""
+    """The dtype in which PowerSGD's tensors are exchanged."""
 
     NONE = "none"
-    """As it is."""
+    """The dtype of the gradients."""
     FP16 = "fp16"
-    """float16."""
+    """Cast to float16."""
     BF16 = "bf16"
-    """bfloat16."""
+    """Cast to bfloat16."""
 
 
 HOOKS: Mapping[CommHook, Hook] = {
@@ -80,93 +80,92 @@ WRAPPERS: Mapping[CommWrapper, Callable[[Hook], Hook]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """A hook, the wrapper around it, and the settings of PowerSGD."""
+    """A communication hook, the wrapper around it, and the settings of PowerSGD."""
 
     hook: CommHook
     wrapper: CommWrapper
     power_sgd: Mapping[str, Any]
-    """By torch's own names: POWER_SGD."""
+    """By the names in POWER_SGD, which are those of torch's PowerSGDState."""
 
     @property
     def is_narrow(self) -> bool:
-        """Whether gradients travel in a type that a sum over many items overflows, or leave a rest for the next step.
+        """Whether a sum over many items may overflow the exchange's dtype, or a step leaves a compression error.
 
-        The rest is added to the next step's gradient, so both should be of one size, whatever each step counts.
+        The error is added to the next step's gradient, so both should have the same scale, whatever each step counts.
         """
         return self.hook is CommHook.FP16 or self.wrapper is CommWrapper.FP16 or self.is_factored
 
     @property
     def is_factored(self) -> bool:
-        """Whether the hook is a PowerSGD."""
+        """Whether the hook is a variant of PowerSGD."""
         return self.hook in FACTORED
 
     def contradiction(self, defaults: Mapping[str, Any]) -> str:
-        """What of it does not go together, or nothing.
+        """A message about settings that contradict each other, or an empty one.
 
         Args:
-            defaults: of `power_sgd`: what differs was asked for.
+            defaults: of `power_sgd`; a value that differs counts as set.
         """
         hook, wrapper = self.hook.value, self.wrapper.value
         if self.wrapper is not CommWrapper.NONE and not self.is_factored:
-            instead = f"Use comm_hook={wrapper} alone, or comm_hook=powersgd inside the wrapper."
-            return f"comm_wrapper={wrapper} goes around PowerSGD, but comm_hook={hook}. {instead}"
+            way_out = f"Use comm_hook={wrapper} alone, or comm_hook=powersgd inside the wrapper."
+            return f"comm_wrapper={wrapper} only wraps PowerSGD, but comm_hook={hook}. {way_out}"
         ignored = [] if self.is_factored else list(defaults)
         ignored += NOT_BATCHED if self.hook is CommHook.BATCHED_POWERSGD else ()
-        if asked := [name for name in ignored if self.power_sgd[name] != defaults[name]]:
-            name = asked[0]
-            rule = f"comm_hook={hook} does not look at it. Use comm_hook=powersgd, or {name}={defaults[name]}."
+        if changed := [name for name in ignored if self.power_sgd[name] != defaults[name]]:
+            name = changed[0]
+            rule = f"comm_hook={hook} does not use it. Use comm_hook=powersgd, or {name}={defaults[name]}."
             return f"{name}={self.power_sgd[name]}: {rule}"
-        remembers = self.power_sgd["use_error_feedback"] or self.power_sgd["warm_start"]
-        if self.is_factored and remembers and self.power_sgd["start_powerSGD_iter"] < SETTLED:
+        has_memory = self.power_sgd["use_error_feedback"] or self.power_sgd["warm_start"]
+        if self.is_factored and has_memory and self.power_sgd["start_powerSGD_iter"] < FIRST_STABLE_STEP:
             return (
-                f"start_powerSGD_iter={self.power_sgd['start_powerSGD_iter']} must be at least {SETTLED} with "
-                "use_error_feedback or warm_start: DDP lays out its buckets anew after the first step."
+                f"start_powerSGD_iter={self.power_sgd['start_powerSGD_iter']} must be at least {FIRST_STABLE_STEP} "
+                "with use_error_feedback or warm_start: DDP rebuilds its buckets after the first step."
             )
         return ""
 
-    def install(self, wrapped: DistributedDataParallel) -> "Mapping[str, Factors]":
-        """Let the wrapped model exchange so.
+    def install(self, wrapped: DistributedDataParallel) -> "Mapping[str, PowerSGDProgress]":
+        """Register the hook with the wrapped model.
 
         Returns:
-            What has a memory, by its name in checkpoints.
+            State of the hook for checkpoints, by name.
         """
         if self.hook is CommHook.NONE:
             return {}
         state = PowerSGDState(None, **self.power_sgd) if self.is_factored else None
         inner = WRAPPERS[self.wrapper](HOOKS[self.hook])
 
-        # DDP refuses the bfloat16 hooks of torch by the name of their function unless it was built for NCCL; gloo sums
-        # bfloat16 as well.
+        # Without NCCL, DDP rejects torch's bfloat16 hooks by the name of their function; but gloo can sum bfloat16.
         def exchange(state: Any, bucket: GradBucket) -> Future[Tensor]:
             return inner(state, bucket)
 
         exchange.__annotations__ = {"bucket": GradBucket, "return": torch.futures.Future[torch.Tensor]}
         wrapped.register_comm_hook(state, exchange)
-        return {"power_sgd": Factors(state)} if state is not None else {}
+        return {"power_sgd": PowerSGDProgress(state)} if state is not None else {}
 
 
 @final
-class Factors:
-    """What of PowerSGD's memory goes into checkpoints: how many steps it has seen.
+class PowerSGDProgress:
+    """The part of PowerSGD's state that goes into checkpoints: how many steps it has seen.
 
-    Not what each rank has left over of its last gradient. That is as large as the gradients on each rank, lies in the
-    layout of one process's buckets, and means nothing to another number of ranks or another strategy, while a
-    checkpoint belongs to the run. What is lost is the rest of a single step.
+    Each rank's compression error is not saved: it is as large as the gradients on every rank, has the layout of one
+    process's buckets, and cannot be used with another number of ranks or another strategy, while a checkpoint belongs
+    to the run. Only the error of a single step is lost.
     """
 
     def __init__(self, state: PowerSGDState) -> None:
         self._state = state
 
     def state_dict(self) -> dict[str, Any]:
-        """The same on every rank."""
+        """The number of steps, the same on every rank."""
         return {"steps": self._state.iter}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on factoring where that had begun, after as many whole exchanges as DDP needs to settle its buckets."""
+        """Continue compressing if that had begun, after the uncompressed steps in which DDP rebuilds its buckets."""
         if not state_dict:
             return
         start = self._state.start_powerSGD_iter
-        self._state.iter = min(state_dict["steps"], max(start - SETTLED, 0))
+        self._state.iter = min(state_dict["steps"], max(start - FIRST_STABLE_STEP, 0))
         if state_dict["steps"] > start:
-            said = "PowerSGD goes on after %d steps with whole gradients; what the last step left over is not kept"
-            logger.info(said, start - self._state.iter)
+            line = "PowerSGD continues after %d steps with uncompressed gradients; the last compression error is lost"
+            logger.info(line, start - self._state.iter)

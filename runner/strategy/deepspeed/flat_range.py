@@ -1,7 +1,7 @@
-"""A rank's partition of a tensor that is cut as one flat row of elements, as DeepSpeed cuts: its boxes in a checkpoint.
+"""A rank's contiguous range of a flattened tensor, as DeepSpeed partitions it, stored in a checkpoint as boxes.
 
-A checkpoint holds boxes. A range of the elements of a tensor, in row-major order, is a few boxes (three for a matrix:
-the end of a row, whole rows, the beginning of a row), so that each rank writes and reads its own and none gathers.
+A checkpoint stores rectangular boxes. A range of elements in row-major order is a few boxes (three for a matrix: the
+end of a row, full rows, the beginning of a row), so that each rank writes and reads its own without a gather.
 """
 
 import math
@@ -22,7 +22,7 @@ class Box(NamedTuple):
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     at: int
-    """Which element of the range is its first."""
+    """Index in the range of the box's first element."""
 
 
 def boxes(shape: Sequence[int], start: int, stop: int) -> list[Box]:
@@ -39,10 +39,10 @@ def boxes(shape: Sequence[int], start: int, stop: int) -> list[Box]:
     if start % row:
         found += _inside(shape, first, start % row, row, 0)
         first += 1
-    whole = stop // row - first
-    if whole:
+    full_rows = stop // row - first
+    if full_rows:
         zeros = (0,) * (len(shape) - 1)
-        found.append(Box((first, *zeros), (whole, *shape[1:]), first * row - start))
+        found.append(Box((first, *zeros), (full_rows, *shape[1:]), first * row - start))
     if stop % row:
         found += _inside(shape, last, 0, stop % row, last * row - start)
     return found
@@ -54,27 +54,27 @@ def _inside(shape: Sequence[int], row: int, start: int, stop: int, at: int) -> l
 
 @final
 class FlatRange(Tensor):
-    """Looks like the whole tensor; holds the elements [start, start + length) of it, perhaps none.
+    """Has the shape and dtype of the full tensor, but only the elements [start, start + length), possibly none.
 
-    A checkpoint's planner asks it for its boxes (torch.distributed._checkpointable). Nothing can be computed with it.
+    A checkpoint's planner asks it for its boxes (torch.distributed._checkpointable). It supports no computation.
     """
 
     @staticmethod
     def __new__(
         cls, elements: Callable[[], Tensor], *, shape: Sequence[int], start: int, length: int, dtype: torch.dtype
     ) -> "FlatRange":
-        """A tensor of that shape and type, without memory."""
-        made: FlatRange = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype)
-        return made
+        """Create a tensor of this shape and dtype without storage."""
+        tensor: FlatRange = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype)
+        return tensor
 
     def __init__(
         self, elements: Callable[[], Tensor], *, shape: Sequence[int], start: int, length: int, dtype: torch.dtype
     ) -> None:
-        """Say what is held.
+        """Set which elements the range has and how to get them.
 
         Args:
-            elements: brings the partition, [length], when it is read or written; live memory if it is to be filled.
-            shape: of the whole.
+            elements: returns the range, [length], when it is read or written; live memory if it is to be loaded into.
+            shape: of the full tensor.
         """
         self._elements = elements
         self._boxes = boxes(shape, start, start + length)
@@ -111,5 +111,5 @@ class FlatRange(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise NotImplementedError(
-            f"{func}: a FlatRange is a rank's partition of a tensor; only a checkpoint can read it."
+            f"{func}: a FlatRange is one rank's range of a tensor; only a checkpoint can read it."
         )

@@ -1,6 +1,6 @@
-"""DeepSpeed itself: found, imported for the right device, given ranks to speak with, and kept from the terminal.
+"""Imports DeepSpeed for the right device, sets up its process group and keeps its output off the terminal.
 
-Importing it takes one to three seconds, so that only a worker whose strategy needs it does.
+The import takes one to three seconds, so that only workers whose strategy needs DeepSpeed pay for it.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from runner.protocols import World
 from runner.world.environment import environment
 
 INSTALL = "pip install 'hydra-runner[deepspeed]'  (or: DS_BUILD_OPS=0 pip install deepspeed)"
-_OWN = logging.getLogger("DeepSpeed")
+_DEEPSPEED_LOGGER = logging.getLogger("DeepSpeed")
 
 
 def is_installed() -> bool:
-    """Whether DeepSpeed can be imported; it is not."""
+    """Whether DeepSpeed can be imported, without importing it."""
     return importlib.util.find_spec("deepspeed") is not None
 
 
 def load(world: World) -> ModuleType:
     """Import DeepSpeed for the device of this rank.
 
-    DeepSpeed looks for an accelerator while it is imported, and takes a GPU that it finds, unless DS_ACCELERATOR tells
-    it otherwise: call this inside `variables`. What DeepSpeed prints goes to the log of the rank.
+    DeepSpeed looks for an accelerator when it is imported and uses any GPU that it finds, unless DS_ACCELERATOR says
+    otherwise: call this inside `variables`. Its output goes to the log of the rank.
 
     Raises:
-        RankError: this process had imported DeepSpeed for another device.
+        RankError: this process has already imported DeepSpeed for another device.
     """
     kind = world.device.type
     with quiet():
@@ -53,10 +53,10 @@ def load(world: World) -> ModuleType:
             f"this process imported DeepSpeed for {found}, but the run's device is {kind}. "
             "Start the run in a process of its own (launch.fork=false)."
         )
-    _listen()
-    # It would compile an operator for inference, which no training uses: 40 s the first time, and a compiler.
+    _redirect_logger()
+    # Otherwise it compiles an operator that only inference uses: 40 s the first time, and it needs a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # It calls them by names that torch has changed since, several times a step.
+    # DeepSpeed calls them by names that torch has deprecated, several times a step.
     warnings.filterwarnings("ignore", message="`torch.distributed.(all_gather|reduce_scatter)_[a-z_]*` is deprecated")
     library: ModuleType = deepspeed
     return library
@@ -74,7 +74,7 @@ def variables(world: World) -> Iterator[None]:
 
 
 def _host() -> Any:
-    """The host, as DeepSpeed is told of it: torch computes in float16 on any, not only where oneDNN is fast at it."""
+    """The CPU accelerator with float16 enabled: torch supports it on any CPU, not only where oneDNN is fast at it."""
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     class Host(CPU_Accelerator):  # type: ignore[misc]
@@ -86,46 +86,46 @@ def _host() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What is printed or warned of in the block goes to the log of the rank, a line an event.
+    """Redirect output and warnings of the block to the log of the rank, one record a line.
 
-    For DeepSpeed's own calls only: no hook of the user, nor anything that logs, belongs inside.
+    For DeepSpeed's own calls only: neither user hooks nor code that logs may run inside.
     """
-    # A file, since DeepSpeed asks for its descriptor when it tries a compiler, and takes its absence for a failure.
-    with tempfile.TemporaryFile("w+") as said, warnings.catch_warnings(record=True) as warned:
+    # A real file: DeepSpeed asks for its descriptor when it probes for a compiler, and fails the probe without one.
+    with tempfile.TemporaryFile("w+") as output, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("default")
         try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 yield
         finally:
-            said.seek(0)
-            for line in [*said, *(str(warning.message) for warning in warned)]:
+            output.seek(0)
+            for line in [*output, *(str(warning.message) for warning in warned)]:
                 if line.strip():
                     _to_file(logging.INFO, " ".join(line.split()))
 
 
 def open_group(world: World) -> bool:
-    """Set the variable, make the process group that DeepSpeed wants even of a single rank, and tell it of the group.
+    """Set LOCAL_RANK and initialise DeepSpeed's communication, which needs a process group even for a single rank.
 
     Returns:
-        Whether there was no group; then `leave` is to undo all of it.
+        Whether the process group was created here; `release` then destroys it and unsets LOCAL_RANK.
     """
     os.environ["LOCAL_RANK"] = str(world.local_rank)
-    alone = not dist.is_initialized()
-    if alone:
+    created_group = not dist.is_initialized()
+    if created_group:
         backend = "gloo" if world.device.type == "cpu" else None
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     with quiet():
         from deepspeed import comm
 
         comm.init_distributed(verbose=False)
-    return alone
+    return created_group
 
 
-def leave(engine: Any, *, alone: bool) -> None:
-    """Let go of an engine, and of what `open_group` made for it."""
+def release(engine: Any, *, created_group: bool) -> None:
+    """Destroy an engine, and the process group if `open_group` created it."""
     with quiet():
         engine.destroy()
-        if alone and dist.is_initialized():
+        if created_group and dist.is_initialized():
             from deepspeed import comm
 
             comm.destroy_process_group()
@@ -133,13 +133,13 @@ def leave(engine: Any, *, alone: bool) -> None:
             os.environ.pop("LOCAL_RANK", None)
 
 
-def _listen() -> None:
-    """DeepSpeed has a logger of its own that prints: let it speak to the file of the rank, as everyone does."""
-    for handler in tuple(_OWN.handlers):
-        _OWN.removeHandler(handler)
+def _redirect_logger() -> None:
+    """Send DeepSpeed's logger, which prints to the terminal by default, to the log file of the rank."""
+    for handler in tuple(_DEEPSPEED_LOGGER.handlers):
+        _DEEPSPEED_LOGGER.removeHandler(handler)
     for handler in _files():
-        _OWN.addHandler(handler)
-    _OWN.setLevel(logging.WARNING)
+        _DEEPSPEED_LOGGER.addHandler(handler)
+    _DEEPSPEED_LOGGER.setLevel(logging.WARNING)
 
 
 def _files() -> list[logging.Handler]:

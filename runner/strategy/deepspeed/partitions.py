@@ -1,7 +1,7 @@
-"""Where DeepSpeed keeps what belongs to a parameter: the two layouts of its optimizers.
+"""Where DeepSpeed keeps this rank's part of each parameter: the two layouts of its optimizers.
 
-Stages 1 and 2 lay all parameters of an optimizer group end to end and cut the row into as many pieces as there are
-ranks; stage 3 cuts each parameter and lays a rank's pieces end to end. Both give a rank a range of each parameter.
+Stages 1 and 2 flatten and concatenate all parameters of an optimizer group and split the result into one partition a
+rank; stage 3 splits each parameter and concatenates a rank's partitions. Either way a rank owns a range of each.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +28,9 @@ class Partition(NamedTuple):
     shape: tuple[int, ...]
     """Of the whole parameter."""
     group: int
-    """Which of the flat tensors it is."""
+    """Index of the flat tensor."""
     is_swapped: bool = False
-    """The flat tensor and its state lie on a disk between steps."""
+    """Whether the flat tensor and its state are on disk between steps."""
 
 
 @final
@@ -45,12 +45,12 @@ class Partitions(Mapping[str, Partition]):
         swap_in: Callable[[int], None],
         swap_out: Callable[[int, bool], None],
     ) -> None:
-        """Know the partitions and how to reach them.
+        """Store the partitions and the functions that access them.
 
         Args:
-            refresh: makes the weights that the forward sees of those that the optimizer updates. Collective.
-            swap_in: brings a swapped flat tensor and its state to memory.
-            swap_out: lets go of it again; true = write it down before.
+            refresh: copies the weights that the optimizer updates to those that the forward uses. Collective.
+            swap_in: loads a swapped flat tensor and its state into memory.
+            swap_out: frees that memory again; true = write it to disk first.
         """
         self._partitions = dict(partitions)
         self.refresh = refresh
@@ -70,7 +70,7 @@ class Partitions(Mapping[str, Partition]):
 
     @contextmanager
     def resident(self, group: int, *, write: bool = False) -> Iterator[None]:
-        """A flat tensor and its state are in memory inside the block; only with `write` do changes outlive it."""
+        """Keep a flat tensor and its state in memory inside the block; changes persist only with `write`."""
         if group not in self._swapped or group == self._resident:
             yield
             return
@@ -83,8 +83,8 @@ class Partitions(Mapping[str, Partition]):
             self._swap_out(group, write)
 
     @property
-    def holds(self) -> int | None:
-        """The swapped flat tensor that is in memory just now."""
+    def resident_group(self) -> int | None:
+        """Index of the swapped flat tensor that is in memory, if any."""
         return self._resident
 
 
@@ -93,7 +93,7 @@ def partition_flat(zero: Any, groups: Mapping[str, int], named: Mapping[str, Par
 
     Args:
         zero: DeepSpeed's optimizer.
-        groups: of each trained parameter, by name, in which of the optimizer's groups it is.
+        groups: index of each trained parameter's optimizer group, by parameter name.
     """
     offsets = [_offsets(zero, group) for group in range(len(zero.optimizer.param_groups))]
     partitions = {}
@@ -101,7 +101,7 @@ def partition_flat(zero: Any, groups: Mapping[str, int], named: Mapping[str, Par
         parameter, owner = named[name], zero.optimizer.param_groups[group]["params"][0]
         first = (
             offsets[group][id(parameter)] - rank * owner.numel()
-        )  # in this rank's piece of the row, perhaps before it
+        )  # relative to this rank's partition; may be negative
         at, stop = (min(max(end, 0), owner.numel()) for end in (first, first + parameter.numel()))
         partitions[name] = Partition(
             owner, tuple(owner.shape), at, at - first, stop - at, tuple(parameter.shape), group
@@ -110,9 +110,9 @@ def partition_flat(zero: Any, groups: Mapping[str, int], named: Mapping[str, Par
 
 
 def _offsets(zero: Any, group: int) -> dict[int, int]:
-    """Where each parameter (by its id) begins in the row of its group.
+    """The offset of each parameter (by id) in the flattened group.
 
-    DeepSpeed's own map of this (`_hp_mapping`) is wrong where it deals parameters to ranks in turn.
+    DeepSpeed's own map of this (`_hp_mapping`) is wrong when it assigns parameters to ranks round-robin.
     """
     if "round_robin_bit16_groups" in vars(zero):
         row = zip(zero.round_robin_bit16_groups[group], zero.round_robin_bit16_offsets[group], strict=True)
@@ -124,7 +124,7 @@ def _offsets(zero: Any, group: int) -> dict[int, int]:
 
 
 def partition_each(zero: Any, names: Mapping[str, int], named: Mapping[str, Parameter], *, rank: int) -> Partitions:
-    """The layout of stage 3."""
+    """The layout of stage 3; arguments as for `partition_flat`."""
     partitions = {}
     for name in names:
         parameter: Any = named[name]
@@ -135,7 +135,7 @@ def partition_each(zero: Any, names: Mapping[str, int], named: Mapping[str, Para
             (int(zero.fp16_partitioned_groups_flat_numel[group]),),
             at,
             start,
-            min(size, parameter.ds_numel - start),  # the last pieces are padded
+            min(size, parameter.ds_numel - start),  # the last ones are padded
             tuple(parameter.ds_shape),
             group,
             bool(zero._swappable_optimizer_subgroup(group)),
@@ -144,7 +144,7 @@ def partition_each(zero: Any, names: Mapping[str, int], named: Mapping[str, Para
     def refresh() -> None:
         zero._partition_all_parameters()
         for group in range(len(zero.fp16_groups)):
-            with held.resident(group):
+            with result.resident(group):
                 zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
@@ -152,25 +152,25 @@ def partition_each(zero: Any, names: Mapping[str, int], named: Mapping[str, Para
     def swap_out(group: int, write: bool) -> None:
         (zero._optimizer_states_and_gradient_swap_out if write else zero._release_swap_buffers)(group)
 
-    held = Partitions(
+    result = Partitions(
         partitions, refresh=refresh, swap_in=zero._optimizer_states_and_gradient_swap_in, swap_out=swap_out
     )
-    return held
+    return result
 
 
-def frozen(value: Any, *, rank: int) -> Tensor:
-    """What a checkpoint takes of a buffer or of a parameter that is not trained: itself, or this rank's piece of it."""
+def untrained_tensor(value: Any, *, rank: int) -> Tensor:
+    """What a checkpoint stores of a buffer or an untrained parameter: the tensor, or this rank's partition of it."""
     if not (isinstance(value, Parameter) and "ds_tensor" in vars(value)):
         return torch.as_tensor(value).detach()
-    cut: Any = value
-    size = cut.ds_tensor.ds_numel
-    start = min(rank * size, cut.ds_numel)
+    parameter: Any = value
+    size = parameter.ds_tensor.ds_numel
+    start = min(rank * size, parameter.ds_numel)
     return FlatRange(
-        lambda: cut.ds_tensor.detach(),  # noqa: PLW0108  ds_tensor is another one after the next step
-        shape=cut.ds_shape,
+        lambda: parameter.ds_tensor.detach(),  # noqa: PLW0108  ds_tensor is replaced in every step
+        shape=parameter.ds_shape,
         start=start,
-        length=min(size, cut.ds_numel - start),
-        dtype=cut.ds_tensor.dtype,
+        length=min(size, parameter.ds_numel - start),
+        dtype=parameter.ds_tensor.dtype,
     )
 
 

@@ -1,4 +1,4 @@
-"""A model inside a DeepSpeed engine, without what trains it."""
+"""A model inside a DeepSpeed engine, without an optimizer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -13,14 +13,14 @@ from runner.protocols.state import MODEL
 from runner.strategy.common.forward_loss import forward_loss
 from runner.strategy.common.named_state import check_same_model, distinct_tensors
 from runner.strategy.common.placed_module import evaluation_mode
-from runner.strategy.deepspeed.partitions import frozen
+from runner.strategy.deepspeed.partitions import untrained_tensor
 
 
 @final
 class CastLossModule(Module):
-    """What DeepSpeed wraps: the hook's loss of the user's own model, in the types of the precision.
+    """The module that DeepSpeed wraps: computes the loss hook on the user's model, in the dtypes of the precision.
 
-    Autocast is entered here, since an engine leaves one that it finds around itself.
+    It enters autocast itself, since an engine exits any autocast that surrounds it.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class CastLossModule(Module):
         """Wrap a model.
 
         Args:
-            input_dtype: of floating tensors that the hook gives to the model; None = as they are.
+            input_dtype: cast floating-point inputs of the model to this; None = leave them.
         """
         super().__init__()
         self.model = model
@@ -46,21 +46,21 @@ class CastLossModule(Module):
             )
 
     def forward(self, batch: Any) -> Loss | Tensor:
-        """The hook's loss of one micro-batch."""
+        """The loss hook on one micro-batch."""
         with self._autocast:
             return self._loss(self.model, batch)
 
 
 @final
 class PlacedZero:
-    """A model whose parameters DeepSpeed may have partitioned, and gathers while they are used."""
+    """A model whose parameters DeepSpeed may partition, and then gathers for use."""
 
     def __init__(self, engine: Any, loss_module: CastLossModule, *, sync_buffers: bool, world: World) -> None:
-        """Place a model that is in an engine.
+        """Hold a model that is inside an engine.
 
         Args:
-            engine: DeepSpeed's.
-            loss_module: what it wraps.
+            engine: DeepSpeed's engine.
+            loss_module: the module that the engine wraps.
             sync_buffers: give every rank the buffers of rank 0 before each step.
             world: all ranks of the run.
         """
@@ -71,16 +71,16 @@ class PlacedZero:
 
     @property
     def models(self) -> Mapping[str, Module]:
-        """The user's model."""
+        """The user's model, unwrapped."""
         return {MODEL: self.loss_module.model}
 
     def sync_buffers(self) -> None:
-        """Give every rank the buffers of rank 0, if the strategy asks for it."""
+        """Broadcast the buffers of rank 0, if the strategy asks for it. Collective."""
         for buffer in self._buffers:
             self._world.broadcast(buffer)
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """The hook on the model itself; stage 3 gathers weights as in training."""
+        """Call the loss hook on the model; stage 3 gathers weights as in training."""
         with evaluation_mode(self._engine):
             for micro_batch in micro_batches:
                 with torch.no_grad():
@@ -89,11 +89,11 @@ class PlacedZero:
 
     def state_dict(self) -> State[Tensor]:
         """This rank's partition of each parameter."""
-        found = distinct_tensors(self.loss_module.model)
-        return State(models={MODEL: {name: frozen(value, rank=self._world.rank) for name, value in found}})
+        tensors = distinct_tensors(self.loss_module.model)
+        return State(models={MODEL: {name: untrained_tensor(value, rank=self._world.rank) for name, value in tensors}})
 
     def load_state_dict(self, saved: SavedState) -> None:
-        """Every rank reads its own partitions."""
+        """Load this rank's own partitions."""
         state = self.state_dict()
         check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
         saved.read(state)

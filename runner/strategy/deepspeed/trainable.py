@@ -1,4 +1,4 @@
-"""The step under a DeepSpeed engine: ZeRO, Rajbhandari et al. (SC 2020)."""
+"""The training step of a DeepSpeed engine: ZeRO, Rajbhandari et al. (SC 2020)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
@@ -41,14 +41,14 @@ class ZeroTrainable:
         scaler: Scaler,
         world: World,
     ) -> None:
-        """Set up for a fresh run.
+        """Start from step 0.
 
         Args:
-            placed: the model in the engine.
-            engine: DeepSpeed's, with an optimizer.
-            state: the model and its optimizer by name.
-            gradients: what the engine holds between a step's last backward and its update.
-            scaler: of the precision.
+            placed: the model inside the engine.
+            engine: DeepSpeed's engine, with an optimizer.
+            state: the model's and the optimizer's tensors by parameter name.
+            gradients: those that the engine holds between a step's last backward and its update.
+            scaler: the precision's loss scaler.
             world: all ranks of the run.
         """
         self._placed = placed
@@ -64,21 +64,21 @@ class ZeroTrainable:
 
     @property
     def models(self) -> Mapping[str, Module]:
-        """The user's model."""
+        """The user's model, unwrapped."""
         return self._placed.models
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """What DeepSpeed steps for each of its flat partitions."""
+        """The optimizer that DeepSpeed steps, whose parameters are flat partitions."""
         return {MODEL: self._engine.optimizer.optimizer}
 
     @property
     def exchange_bytes(self) -> int:
-        """A gradient for each parameter."""
+        """The size of all gradients."""
         return sum(parameter.nbytes for model in self.models.values() for parameter in model.parameters())
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
-        """Forward and backward every round; stage 1 exchanges gradients in the last, stages 2 and 3 in each."""
+        """Stage 1 exchanges gradients in the last micro-batch, stages 2 and 3 in every one."""
         self._gradients.begin()
         self._placed.sync_buffers()
         losses: list[MicroBatchLoss] = []
@@ -91,12 +91,12 @@ class ZeroTrainable:
             if is_last and not loss.is_mean:
                 counts = [loss.count for loss in losses]
                 finish = self._world.start_sum(torch.as_tensor(sum(counts), device=loss.value.device))
-            # The engine averages over ranks. A mean is divided before backward, for every rank knows the step's items.
+            # The engine averages over ranks. A mean is divided before backward, as every rank knows the step's items.
             weight, items = loss.weight, batches.items
             factor = (
                 weight * self._world.size / items if loss.is_mean else weight / self._count_estimate.of(loss, batches)
             )
-            # A product even by 1: given the very tensor that came from forward, the engine divides by its rounds.
+            # Multiply even by 1: if it gets the tensor that forward returned, the engine divides by its micro-batches.
             self._engine.backward(loss.value * (factor * self._scaler.scale), scale_wrt_gas=False)
         count = finish()
         last = losses[-1]
@@ -107,41 +107,41 @@ class ZeroTrainable:
         return StepLoss(losses, count)
 
     def gradients_finite(self) -> Tensor:
-        """By DeepSpeed's own check, over all ranks. Collective; waits for the device."""
+        """Whether the gradients of all ranks are finite. Collective; waits for the device."""
         return torch.tensor(self._gradients.finite())
 
     def update(self, *, measure: bool) -> Update:
-        """Divide, clip, step, clear, give the new weights to all: DeepSpeed's own step.
+        """Divide, clip, step, clear and gather the new weights, in DeepSpeed's own step.
 
-        It takes no step whose gradient is not finite, with a loss scale or without.
+        DeepSpeed skips a step whose gradient is not finite, with or without a loss scale.
         """
-        norm = self._gradients.finish(self._factor / self._scaler.scale)
+        norm = self._gradients.scale_and_clip(self._factor / self._scaler.scale)
         self._engine.step()
         applied = self._engine.was_step_applied()
-        # DeepSpeed has looked for what is not finite, on all ranks, and undone the scale.
+        # DeepSpeed has checked for non-finite gradients on all ranks, and undone the scale.
         self._scaler.unscale((), 1.0, lambda _: torch.tensor(not applied))
         if not applied:
-            self._gradients.forget()
+            self._gradients.clear_after_skip()
             return Update(False, None, self._scaler.record())
         measured = self._engine.get_global_grad_norm() if norm is None else norm
         return Update(True, torch.as_tensor(measured, dtype=torch.float32), self._scaler.record())
 
     def discard(self) -> None:
-        """Have DeepSpeed skip the step as it skips an overflow, which clears all that it keeps of the gradients."""
-        if self._gradients.spoil():
+        """Make DeepSpeed skip the step like an overflow, which clears its gradients."""
+        if self._gradients.force_skip():
             self._engine.step()
-            self._gradients.forget()
+            self._gradients.clear_after_skip()
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """As the placed model does."""
+        """Evaluate the placed model."""
         return self._placed.evaluate(micro_batches)
 
     def state_dict(self) -> State[Tensor]:
-        """Model and optimizer by the model's own names, this rank's part of them."""
+        """This rank's part of model and optimizer, by the model's parameter names."""
         state = self._state.state_dict()
         state.values |= state_dicts(self._stateful)
         return state
 
     def load_state_dict(self, saved: SavedState) -> None:
-        """Continue from a checkpoint; every rank reads what it owns."""
+        """Continue from a checkpoint; each rank reads its own partitions."""
         load_state_dicts(self._stateful, self._state.load(saved))

@@ -1,4 +1,4 @@
-"""A model that only rank 0 builds with values: its outline on the other ranks, and the shards that they are sent."""
+"""Builds a model with weights on rank 0 only; the other ranks build it on the meta device and receive their shards."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,11 +12,11 @@ from runner.errors import ModelError
 from runner.protocols import Axis, World
 
 
-def outline(build_model: Callable[[], Module]) -> Module:
-    """The model without values, on torch's meta device: for a rank that will be sent its shards.
+def build_on_meta(build_model: Callable[[], Module]) -> Module:
+    """Build the model without storage, on torch's meta device, for a rank that will receive its shards.
 
     Raises:
-        ModelError: the model keeps tensors of which nobody could be sent the values.
+        ModelError: a module holds a tensor that is neither a parameter nor a buffer.
     """
     with torch.device("meta"):
         model = build_model()
@@ -25,60 +25,60 @@ def outline(build_model: Callable[[], Module]) -> Module:
         if unregistered:
             rule = "Register it as a buffer, or use strategy.build=every_rank."
             raise ModelError(
-                f"with strategy.build=rank_0 the other ranks get parameters and buffers only, but "
+                f"with strategy.build=rank_0 other ranks receive parameters and buffers only, but "
                 f"{'.'.join(filter(None, (name, unregistered[0])))} is a tensor that is neither. {rule}"
             )
     return model
 
 
-def whole_tensors(model: Module) -> dict[str, Tensor]:
-    """What rank 0 sends: taken before the model is cut, and kept by nobody afterwards."""
+def full_tensors(model: Module) -> dict[str, Tensor]:
+    """The parameters that rank 0 sends, by name. Call it before sharding, and drop the result once it is sent."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def send_shards(
-    model: Module, whole: Mapping[str, Tensor], *, shard_group: dist.ProcessGroup, world: World, offloaded: bool
+    model: Module, full: Mapping[str, Tensor], *, shard_group: dist.ProcessGroup, world: World, offloaded: bool
 ) -> None:
-    """Fill the outlines on all ranks but the first. Collective; no rank but the first ever holds a whole parameter.
+    """Send the weights of rank 0 to the other ranks. Collective; no rank but rank 0 ever holds a full parameter.
 
     Args:
         model: already sharded.
-        whole: every parameter by name, on rank 0; not read on the others.
-        shard_group: the ranks that hold one copy of the model between them.
+        full: every unsharded parameter by name, on rank 0; ignored on the others.
+        shard_group: the ranks that share one copy of the model.
         world: all ranks.
-        offloaded: shards live on the host.
+        offloaded: shards are kept in host memory.
     """
     if not world.is_main:
         model.to_empty(device="cpu" if offloaded else world.device)
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), name
-        _send(parameter, whole.get(name), shard_group, world)
+        _send(parameter, full.get(name), shard_group, world)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            there = buffer.to(world.device)
-            world.broadcast(there)
-            module.register_buffer(name, there, persistent=name not in module._non_persistent_buffers_set)
+            on_device = buffer.to(world.device)
+            world.broadcast(on_device)
+            module.register_buffer(name, on_device, persistent=name not in module._non_persistent_buffers_set)
 
 
 @torch.no_grad()
-def _send(parameter: DTensor, whole: Tensor | None, shard_group: dist.ProcessGroup, world: World) -> None:
-    """One parameter: scattered in the shard group of rank 0, then broadcast to the other replicas."""
+def _send(parameter: DTensor, full: Tensor | None, shard_group: dist.ProcessGroup, world: World) -> None:
+    """Scatter one parameter in the shard group of rank 0, then broadcast the shards to the other replicas."""
     local = parameter.to_local()
     shard, replicate = world.along(Axis.SHARD), world.along(Axis.REPLICATE)
     rows = -(-parameter.shape[0] // shard.size)
-    room = torch.empty((rows, *parameter.shape[1:]), dtype=parameter.dtype, device=world.device)
+    shard_rows = torch.empty((rows, *parameter.shape[1:]), dtype=parameter.dtype, device=world.device)
     if replicate.is_main:
         parts = None
-        if whole is not None:
-            parts = [_padded(whole, at * rows, rows, world.device) for at in range(shard.size)]
-        dist.scatter(room, parts, group=shard_group, group_src=0)
-    replicate.broadcast(room)
-    local.copy_(room[: len(local)])
+        if full is not None:
+            parts = [_padded(full, at * rows, rows, world.device) for at in range(shard.size)]
+        dist.scatter(shard_rows, parts, group=shard_group, group_src=0)
+    replicate.broadcast(shard_rows)
+    local.copy_(shard_rows[: len(local)])
 
 
-def _padded(whole: Tensor, first: int, rows: int, device: torch.device) -> Tensor:
-    """Rows of a tensor; what lies beyond its end is zeros, since a scatter sends equal parts."""
-    part = whole[first : first + rows]
-    room = torch.zeros((rows, *whole.shape[1:]), dtype=whole.dtype, device=device)
-    room[: len(part)] = part
-    return room
+def _padded(tensor: Tensor, first: int, rows: int, device: torch.device) -> Tensor:
+    """Rows [first, first + rows) of a tensor, padded with zeros past its end: a scatter sends equal parts."""
+    part = tensor[first : first + rows]
+    padded = torch.zeros((rows, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+    padded[: len(part)] = part
+    return padded

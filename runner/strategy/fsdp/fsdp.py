@@ -1,4 +1,4 @@
-"""Fully sharded data parallel by torch's fully_shard: along one axis of ranks, or inside groups that are replicated."""
+"""Fully sharded data parallel by torch's fully_shard: over all ranks, or inside groups that are replicas (HSDP)."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,98 +23,98 @@ if TYPE_CHECKING:
     from runner.strategy.fsdp.trainable import PlacedShards
 
 
-class What(Enum):
-    """What is cut among the ranks of a shard group."""
+class Sharding(Enum):
+    """What is sharded among the ranks of a shard group, and when."""
 
     FULL_SHARD = "full_shard"
-    """Parameters, gradients and optimizer state; a unit's parameters are whole only while it runs. ZeRO stage 3."""
+    """Parameters, gradients and optimizer state; a unit's parameters are gathered only while it runs. ZeRO stage 3."""
     SHARD_GRAD_OP = "shard_grad_op"
-    """The same between steps; from a unit's forward to its backward its parameters stay whole. ZeRO stage 2."""
+    """The same, except that a unit's parameters stay gathered from its forward to its backward. ZeRO stage 2."""
     NO_SHARD = "no_shard"
-    """Nothing: that is strategy=ddp."""
+    """Nothing. Rejected: use strategy=ddp."""
 
 
 class Gather(Enum):
-    """In which type parameters travel and meet the forward."""
+    """The dtype in which parameters are gathered and used in the forward."""
 
     STORED = "stored"
-    """As they are stored: autocast then does what it does under every other strategy."""
+    """The dtype they are stored in: autocast then does the same as under every other strategy."""
     PRECISION = "precision"
-    """As the precision says: half the bytes under bf16, but norms and embeddings, too, see rounded weights."""
+    """The dtype of the precision: half the bytes under bf16, but norms and embeddings use rounded weights too."""
 
 
 class Build(Enum):
-    """Which ranks hold the whole model on the host while it is plan."""
+    """Which ranks build the full model on the host before it is sharded."""
 
     EVERY_RANK = "every_rank"
-    """All of them, each from the same seed: nothing is sent, and any model can be built so."""
+    """All of them, from the same seed: nothing is sent, and it works for any model."""
     RANK_0 = "rank_0"
-    """Rank 0; the others build its outline on torch's meta device and are sent their shards."""
+    """Rank 0; the others build it on torch's meta device and receive their shards."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class FSDP:
-    """Every rank holds a part of each parameter, of its gradient and of what the optimizer keeps for it."""
+    """Every rank holds a shard of each parameter, of its gradient and of its optimizer state."""
 
-    sharding: What = What.FULL_SHARD
-    """What is plan."""
+    sharding: Sharding = Sharding.FULL_SHARD
+    """What is sharded, and when."""
     shard_size: int | None = None
-    """Ranks that hold one copy of the model between them; null = all. Groups of so many are replicas of each other."""
+    """Ranks that share one copy of the model; null = all. Groups of this size are replicas of each other."""
     wrap: Wrap = Wrap.AUTO
-    """Which modules are gathered as one piece."""
+    """Which modules are units, gathered and freed as one."""
     wrap_classes: list[str] = field(default_factory=list)
-    """Class names of those modules, for wrap=classes and wrap=auto."""
+    """Class names of the units, for wrap=classes and wrap=auto."""
     wrap_min_params: int = 100_000_000
-    """Parameters from which on a module becomes a piece, for wrap=size."""
+    """Fewest parameters that make a module a unit, for wrap=size."""
     gather: Gather = Gather.STORED
-    """In which type parameters are gathered."""
+    """The dtype in which parameters are gathered."""
     forward_prefetch: int = 0
-    """Pieces gathered ahead in the forward; 0 = each when it is reached."""
+    """Units gathered ahead in the forward; 0 = each when it is reached."""
     backward_prefetch: int = 1
-    """Pieces gathered ahead in the backward; 0 = each when it is reached."""
+    """Units gathered ahead in the backward; 0 = each when it is reached."""
     sync_each_round: bool = False
-    """Exchange gradients in every accumulation round, so that none is ever held whole."""
+    """Reduce gradients in every micro-batch, so that no rank ever stores unsharded ones."""
     offload: bool = False
-    """Keep shards of parameters, gradients and optimizer state on the host; the optimizer steps there."""
+    """Keep shards of parameters, gradients and optimizer state in host memory; the optimizer steps there."""
     pin_memory: bool = True
-    """Keep what is offloaded in page-locked memory, from which the device copies without waiting."""
+    """Keep offloaded shards in page-locked memory, which allows asynchronous copies to the device."""
     build: Build = Build.EVERY_RANK
-    """Which ranks hold the whole model on the host while it is plan."""
+    """Which ranks build the full model on the host before it is sharded."""
     sync_buffers: bool = True
-    """Before each step, give every rank the buffers of rank 0."""
+    """Broadcast the buffers of rank 0 before each step."""
     unused_parameters: bool = False
-    """Ranks may use different parameters in one step: exchange zeros for those without a gradient."""
+    """Ranks may use different parameters in one step: reduce zeros for those without a gradient."""
 
     def __post_init__(self) -> None:
-        if self.sharding is What.NO_SHARD:
-            raise ValueError("sharding=no_shard keeps everything on every rank: that is strategy=ddp. Use that.")
+        if self.sharding is Sharding.NO_SHARD:
+            raise ValueError("sharding=no_shard shards nothing. Use strategy=ddp instead.")
         if self.shard_size is not None and self.shard_size < 1:
             raise ValueError(f"shard_size={self.shard_size} must be at least 1. Use null for all ranks.")
         if self.wrap is Wrap.CLASSES and not self.wrap_classes:
-            raise ValueError("wrap_classes=[] names nothing, but wrap=classes goes by it. Name classes, or use auto.")
+            raise ValueError("wrap_classes=[] is empty, but wrap=classes needs class names. Name some, or use auto.")
         if self.wrap_min_params < 1:
             raise ValueError(f"wrap_min_params={self.wrap_min_params} must be at least 1.")
         for name, value in (("forward_prefetch", self.forward_prefetch), ("backward_prefetch", self.backward_prefetch)):
             if value < 0:
-                raise ValueError(f"{name}={value} must not be negative. Use 0 to gather each piece when it is reached.")
+                raise ValueError(f"{name}={value} must not be negative. Use 0 to gather each unit when it is reached.")
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Goes with any number of processes that the shard size divides, one included."""
+        """Report a shard size of 1; `axes` checks that the shard size divides the number of ranks."""
         if self.shard_size == 1 and spec.world_size > 1:
-            rule = "1 leaves every rank with the whole model: that is strategy=ddp. Use that, or a larger size."
+            rule = "1 shards nothing. Use strategy=ddp instead, or a larger size."
             yield Fault(key="strategy.shard_size", message=rule)
 
     def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
-        """The model must have the classes that are to be wrapped."""
+        """Check that the model has the classes that become units."""
         if asks_for_classes(self.wrap, self.wrap_classes):
             yield partial(wrap_faults, wrap=self.wrap, classes=self.wrap_classes, key="strategy")
 
     def axes(self, num_ranks: int) -> Axes:
-        """One axis of shards; in front of it one of replicas, if the shards take fewer ranks than there are.
+        """One shard axis, preceded by a replicate axis if the shard size is smaller than the number of ranks.
 
         Raises:
-            ValueError: the shard size does not divide them.
+            ValueError: the shard size does not divide the number of ranks.
         """
         size = num_ranks if self.shard_size is None else self.shard_size
         if num_ranks % size:
@@ -127,11 +127,11 @@ class FSDP:
         return Axes(names=axes, sizes=(num_ranks // size, size), data=axes)
 
     def place(self, builder: Builder, world: World) -> "PlacedModule | PlacedShards":
-        """The sharded model, or the model itself in a world of one."""
+        """The sharded model, or the plain model in a world of one."""
         return self._place_alone(builder, world) if world.size == 1 else self._place_shards(builder, world)[0]
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
-        """Shard the model, then build the optimizer over the shards. A world of one has nothing to shard."""
+        """Shard the model, then build the optimizer over the shards; in a world of one, train the plain model."""
         if world.size == 1:
             return ModuleTrainable(self._place_alone(builder, world), builder, world)
         from runner.strategy.fsdp.trainable import ShardedTrainable
@@ -141,32 +141,34 @@ class FSDP:
 
     def _place_alone(self, builder: Builder, world: World) -> PlacedModule:
         model = builder.build_whole_model().to(world.device)
-        self._units(model)  # names that match no module are an error here, too, and not first on a large machine
+        self._units(
+            model
+        )  # so that class names which match no module fail here too, not only in a run on several devices
         return PlacedModule(model, builder, world.device)
 
     def _place_shards(self, builder: Builder, world: World) -> "tuple[PlacedShards, list[FSDPModule]]":
         """Build, shard and, with build=rank_0, send the weights."""
-        # fully_shard takes half a second to import: only who shards a model pays for it.
+        # fully_shard takes half a second to import: only runs that shard a model pay for it.
         from runner.strategy.common.loss_module import LossModule
-        from runner.strategy.fsdp.build_on_rank_0 import outline, send_shards, whole_tensors
+        from runner.strategy.fsdp.build_on_rank_0 import build_on_meta, full_tensors, send_shards
         from runner.strategy.fsdp.shard import prefetch, shard
         from runner.strategy.fsdp.trainable import PlacedShards
 
         plan = self._plan(builder.precision, world)
-        is_sent = self.build is Build.RANK_0 and not world.is_main
-        model = outline(builder.build_whole_model) if is_sent else builder.build_whole_model()
-        whole = whole_tensors(model) if world.is_main else {}
+        receives = self.build is Build.RANK_0 and not world.is_main
+        model = build_on_meta(builder.build_whole_model) if receives else builder.build_whole_model()
+        full = full_tensors(model) if world.is_main else {}
         root = LossModule(model, builder.loss)
         units = shard(root, self._units(model), plan)
         if self.build is Build.RANK_0:
             group = plan.mesh.get_group(Axis.SHARD)
-            send_shards(model, whole, shard_group=group, world=world, offloaded=self.offload)
+            send_shards(model, full, shard_group=group, world=world, offloaded=self.offload)
         prefetch(units, forward=self.forward_prefetch, backward=self.backward_prefetch)
         return PlacedShards(root, units, builder, world, sync_buffers=self.sync_buffers), units
 
     def _units(self, model: Module) -> Units:
-        classes, least = self.wrap_classes, self.wrap_min_params
-        return units_of(model, wrap=self.wrap, classes=classes, min_params=least, key="strategy")
+        classes, min_params = self.wrap_classes, self.wrap_min_params
+        return units_of(model, wrap=self.wrap, classes=classes, min_params=min_params, key="strategy")
 
     def _plan(self, precision: Precision, world: World) -> "ShardingPlan":
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
@@ -176,7 +178,7 @@ class FSDP:
         on_device = world.device.type != "cpu"
         return ShardingPlan(
             mesh=world.mesh(),
-            free_after_forward=self.sharding is What.FULL_SHARD,
+            free_after_forward=self.sharding is Sharding.FULL_SHARD,
             param_dtype=precision.dtypes.param if self.gather is Gather.PRECISION else None,
             reduce_dtype=precision.dtypes.reduce,
             offload=CPUOffloadPolicy(pin_memory=self.pin_memory and on_device) if self.offload else OffloadPolicy(),
@@ -185,8 +187,8 @@ class FSDP:
 
     def _no_sync(self, units: "list[FSDPModule]", axes: Axes) -> Callable[[], AbstractContextManager[Any]]:
         """What all micro-batches of a step but the last leave out."""
-        from runner.strategy.fsdp.shard import gradients_held, replicas_held
+        from runner.strategy.fsdp.shard import no_all_reduce, no_gradient_sync
 
         if not self.sync_each_round:
-            return partial(gradients_held, units, keep_gathered=self.sharding is not What.FULL_SHARD)
-        return partial(replicas_held, units) if axes.size([Axis.REPLICATE]) > 1 else nullcontext
+            return partial(no_gradient_sync, units, keep_gathered=self.sharding is not Sharding.FULL_SHARD)
+        return partial(no_all_reduce, units) if axes.size([Axis.REPLICATE]) > 1 else nullcontext

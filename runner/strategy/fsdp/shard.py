@@ -1,4 +1,4 @@
-"""A model cut among ranks by torch's fully_shard: Zhao et al. (VLDB 2023), Zhang et al. (MLSys 2022) for two axes."""
+"""Shards a model with torch's fully_shard: Zhao et al. (VLDB 2023), Zhang et al. (MLSys 2022) for two axes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,35 +16,35 @@ from runner.strategy.fsdp.units import Units
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingPlan:
-    """How each unit is cut and gathered."""
+    """How each unit is sharded and gathered."""
 
     mesh: DeviceMesh
     free_after_forward: bool
-    """Units give up their gathered parameters between forward and backward."""
+    """Units free their gathered parameters between forward and backward."""
     param_dtype: torch.dtype | None
-    """In which type parameters are gathered; None = as they are stored."""
+    """The dtype in which parameters are gathered; None = the dtype they are stored in."""
     reduce_dtype: torch.dtype
     offload: OffloadPolicy
     unused_parameters: bool
-    """Parameters without a gradient on this rank take part in the exchange, as zeros."""
+    """Whether parameters without a gradient on this rank are reduced as zeros."""
 
 
 def shard(root: Module, units: Units, plan: ShardingPlan) -> list[FSDPModule]:
-    """Shard the model in place, innermost units first; what is in no unit belongs to the root.
+    """Shard the model in place, innermost units first; parameters outside all units belong to the root.
 
     Gradients are summed over ranks, not averaged: the step divides once, by its count.
 
     Returns:
-        The units, the root first, then as the model holds them.
+        The units, the root first, then in the model's order of modules.
     """
-    _check_can_be_cut(root)
+    _check_can_be_sharded(root)
     for group in units.groups:
         _fully_shard(group, units, plan, owners=set(group), is_root=False)
     _fully_shard([root], units, plan, owners={None}, is_root=True)
     sharded: list[FSDPModule] = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for unit in sharded:
         unit.set_gradient_divide_factor(1.0)
-        unit.set_force_sum_reduction_for_comms(True)  # else the factor is a reduction that only nccl has
+        unit.set_force_sum_reduction_for_comms(True)  # otherwise the factor needs a reduction that only nccl has
         unit.set_reduce_scatter_unused_params(plan.unused_parameters, recurse=False)
     return sharded
 
@@ -52,8 +52,8 @@ def shard(root: Module, units: Units, plan: ShardingPlan) -> list[FSDPModule]:
 def _fully_shard(
     group: list[Module], units: Units, plan: ShardingPlan, *, owners: set[Module | None], is_root: bool
 ) -> None:
-    """The root is needed again as soon as backward begins: it is not freed between. Nor are its inputs cast: they are
-    the batch.
+    """Shard a group of modules as one unit. The root is not freed after its forward, since backward needs it at once,
+    and its inputs, the batch, are not cast.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=plan.param_dtype,
@@ -70,39 +70,39 @@ def _fully_shard(
     )
 
 
-def _check_can_be_cut(root: Module) -> None:
+def _check_can_be_sharded(root: Module) -> None:
     scalars = [name.removeprefix("model.") for name, parameter in root.named_parameters() if parameter.ndim == 0]
     if scalars:
         rule = "Give each the shape [1], or use strategy=ddp."
-        raise ModelError(f"the model has parameters without a dimension, which cannot be cut: {scalars}. {rule}")
+        raise ModelError(f"the model has parameters without a dimension, which cannot be sharded: {scalars}. {rule}")
     types = {parameter.dtype for parameter in root.parameters() if parameter.requires_grad}
     if len(types) > 1:
-        rule = "Gradients of one unit travel together: let the model hook return trained parameters of one type."
-        raise ModelError(f"the model's trained parameters are of several types: {sorted(map(str, types))}. {rule}")
+        rule = "A unit's gradients are reduced together: let the model hook return trained parameters of one dtype."
+        raise ModelError(f"the model's trained parameters have several dtypes: {sorted(map(str, types))}. {rule}")
 
 
 def prefetch(units: Sequence[FSDPModule], *, forward: int, backward: int) -> None:
-    """Gather units ahead of time, in the order in which the model holds them.
+    """Gather units ahead of time, in the model's order of modules.
 
     Args:
         forward: units ahead; 0 = each when it is reached.
-        backward: units ahead; 1 = fully_shard's own, by the order in which they ran; 0 = each when it is reached.
+        backward: units ahead; 1 = fully_shard's default, in reverse order of the forward; 0 = each when it is reached.
     """
     for at, unit in enumerate(units):
         if forward:
             unit.set_modules_to_forward_prefetch(list(units[at + 1 : at + 1 + forward]))
         if backward != 1:
             behind = list(units[max(at - backward, 0) : at][::-1])
-            # An empty list would mean the default of one unit ahead; a unit that is there already is not fetched again.
+            # An empty list would mean the default of one unit ahead; a unit that is gathered is not gathered again.
             unit.set_modules_to_backward_prefetch(behind or [unit])
 
 
 @contextmanager
-def gradients_held(units: Sequence[FSDPModule], *, keep_gathered: bool) -> Iterator[None]:
-    """Backward sums whole gradients on this rank and exchanges nothing.
+def no_gradient_sync(units: Sequence[FSDPModule], *, keep_gathered: bool) -> Iterator[None]:
+    """Let backward accumulate unsharded gradients on this rank, without communication.
 
     Args:
-        keep_gathered: the units keep their parameters for the next round: no gathering, and no memory given back.
+        keep_gathered: units keep gathered parameters for the next micro-batch: no all-gather, but more memory.
     """
     for unit in units:
         unit.set_requires_gradient_sync(False, recurse=False)
@@ -114,8 +114,8 @@ def gradients_held(units: Sequence[FSDPModule], *, keep_gathered: bool) -> Itera
 
 
 @contextmanager
-def replicas_held(units: Sequence[FSDPModule]) -> Iterator[None]:
-    """Backward sums gradients inside each shard group, and not yet over its replicas."""
+def no_all_reduce(units: Sequence[FSDPModule]) -> Iterator[None]:
+    """Let backward reduce gradients inside each shard group, but not yet across replicas."""
     for unit in units:
         unit.set_requires_all_reduce(False, recurse=False)
     yield

@@ -1,4 +1,4 @@
-"""A model that is sharded among ranks: placed, and the step that trains it over this rank's part of the gradients."""
+"""A model that is sharded among ranks, and its training step over this rank's shard of the gradients."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,16 +35,16 @@ class PlacedShards:
     def __init__(
         self, root: LossModule, units: Sequence[FSDPModule], builder: Builder, world: World, *, sync_buffers: bool
     ) -> None:
-        """Place a model that is already sharded.
+        """Hold a model that is already sharded.
 
         Args:
-            root: the outermost unit; everything that the hook calls of the model happens inside its forward.
-            units: the root first.
+            root: the outermost unit; the loss hook runs inside its forward.
+            units: all units, the root first.
             builder: gives the precision.
             world: all ranks of the run.
-            sync_buffers: give every rank the buffers of rank 0 before each step and each evaluation.
+            sync_buffers: broadcast the buffers of rank 0 before each step and each evaluation.
         """
-        # In evaluation, too, the root gathers the parameters that it owns: the hook is always called through it.
+        # The hook is called through the root in evaluation too, so that the root gathers the parameters that it owns.
         self.module = PlacedModule(root.model, builder, world.device, forward=root)
         self._units = units
         self._buffers = list(root.model.buffers()) if sync_buffers else []
@@ -56,17 +56,17 @@ class PlacedShards:
         return self.module.models
 
     def sync_buffers(self) -> None:
-        """Give every rank the buffers of rank 0, if the strategy asks for it."""
+        """Broadcast the buffers of rank 0, if the strategy asks for it. Collective."""
         for buffer in self._buffers:
             self._replicas.broadcast(buffer)
 
     def reshard(self) -> None:
-        """Let the modules hold their shards again; without this, a forward leaves the root's parameters whole."""
+        """Free gathered parameters; a forward without backward leaves those of the root gathered."""
         for unit in self._units:
             unit.reshard()
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """The hook on the model; afterwards nothing stays gathered."""
+        """Call the loss hook through the root; afterwards no parameter stays gathered."""
         self.sync_buffers()
         try:
             yield from self.module.evaluate(micro_batches)
@@ -74,19 +74,19 @@ class PlacedShards:
             self.reshard()
 
     def state_dict(self) -> State[Tensor]:
-        """This rank's shards."""
+        """This rank's shards, as DTensors."""
         self.reshard()
         return self.module.state_dict()
 
     def load_state_dict(self, saved: SavedState) -> None:
-        """Every rank reads its own shards."""
+        """Load this rank's own shards."""
         self.reshard()
         self.module.load_state_dict(saved)
 
 
 @final
 class ShardedTrainable:
-    """A sharded model and its optimizer: ModuleTrainable's step, over this rank's part of each gradient."""
+    """A sharded model and its optimizer: ModuleTrainable's step, over this rank's shard of each gradient."""
 
     def __init__(
         self,
@@ -96,10 +96,10 @@ class ShardedTrainable:
         *,
         no_sync: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        """Set up for a fresh run.
+        """Start from step 0.
 
         Args:
-            no_sync: a context in which backward does not finish the exchange of gradients.
+            no_sync: a context in which backward does not complete the reduction of gradients.
         """
         shard = world.along(Axis.SHARD)
         self._placed = placed
@@ -109,8 +109,8 @@ class ShardedTrainable:
             world,
             no_sync=no_sync,
             gradients_of=local_gradients,
-            norm_of=lambda gradients: whole_norm(gradients, shard),
-            found_anywhere=lambda found: shard.sum(found.to(shard.device)),
+            norm_of=lambda gradients: global_norm(gradients, shard),
+            reduce_found_inf=lambda found: shard.sum(found.to(shard.device)),
         )
 
     @property
@@ -125,49 +125,49 @@ class ShardedTrainable:
 
     @property
     def exchange_bytes(self) -> int:
-        """The gradients of this rank's shards."""
+        """The size of this rank's shards of the gradients."""
         return self._module.exchange_bytes
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
-        """Forward and backward of every micro-batch; gradients end as this rank's part of the sum."""
+        """Forward and backward of every micro-batch; leaves this rank's shard of the summed gradients."""
         self._placed.sync_buffers()
         return self._module.forward_backward(batches)
 
     def gradients_finite(self) -> Tensor:
-        """Whether this rank's parts are finite."""
+        """Whether this rank's shards of the gradients are finite."""
         return self._module.gradients_finite()
 
     def update(self, *, measure: bool) -> Update:
-        """Divide, clip by the norm of the whole gradient, step, clear."""
+        """Divide, clip by the norm over all shards, step, clear."""
         return self._module.update(measure=measure)
 
     def discard(self) -> None:
-        """Drop this rank's parts."""
+        """Drop this rank's shards of the gradients."""
         self._module.discard()
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """As the placed model does."""
+        """Evaluate the placed model."""
         return self._placed.evaluate(micro_batches)
 
     def state_dict(self) -> State[Tensor]:
-        """Model and optimizer by the model's own names; tensors are this rank's shards."""
+        """Model and optimizer by the model's parameter names; tensors are this rank's shards."""
         self._placed.reshard()
         return self._module.state_dict()
 
     def load_state_dict(self, saved: SavedState) -> None:
-        """Continue from a checkpoint; every rank reads its own shards."""
+        """Continue from a checkpoint; each rank reads its own shards."""
         self._placed.reshard()
         self._module.load_state_dict(saved)
 
 
 @torch.no_grad()
 def local_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
-    """This rank's rows of each gradient, in place. Plain tensors: DTensor's dispatch costs more than the arithmetic."""
+    """This rank's shard of each gradient, as a plain tensor: DTensor's dispatch costs more than the arithmetic."""
     return [cast("DTensor", parameter.grad).to_local() for parameter in parameters if parameter.grad is not None]
 
 
 @torch.no_grad()
-def whole_norm(gradients: list[Tensor], shard: World) -> Tensor:
-    """The 2-norm over all shards. Collective over the shard group; the result lies where the gradients do."""
+def global_norm(gradients: list[Tensor], shard: World) -> Tensor:
+    """The 2-norm over all shards. Collective over the shard group; the result is on the device of the gradients."""
     own = get_total_norm(gradients)
     return shard.sum(own.square().to(shard.device)).sqrt().to(own.device)

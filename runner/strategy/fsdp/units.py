@@ -1,4 +1,4 @@
-"""Which modules are gathered and freed as one piece, and where a parameter that several of them share belongs."""
+"""Divides a model into units, which are gathered and freed as one, and assigns shared parameters to units."""
 
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -9,25 +9,25 @@ from torch.nn import Module, ModuleDict, ModuleList, MultiheadAttention, Paramet
 from runner.errors import Fault, SpecError
 from runner.model.blocks import blocks_of, class_faults, own_classes
 
-# A container has no forward of its own, so that nothing would gather its parameters; attention reads those of its
-# output projection without calling it. As torch.distributed.fsdp.wrap.size_based_auto_wrap_policy has it.
+# A container has no forward, so nothing would gather its parameters; attention reads the parameters of its output
+# projection without calling it. The same lists as in torch.distributed.fsdp.wrap.size_based_auto_wrap_policy.
 CONTAINERS = (ModuleList, ModuleDict, ParameterList, ParameterDict)
 LEAVES = (MultiheadAttention,)
 
 
 class Wrap(Enum):
-    """Which modules become units; what is in none of them belongs to the root."""
+    """Which modules become units; parameters outside all of them belong to the root."""
 
     AUTO = "auto"
-    """Those of `wrap_classes` if any are named, else those that the model names, else none."""
+    """The modules of `wrap_classes` if any are named, else of `_no_split_modules` if the model has it, else none."""
     CLASSES = "classes"
     """The modules of `wrap_classes`."""
     NO_SPLIT = "no_split"
     """The modules that the model names in `_no_split_modules`."""
     SIZE = "size"
-    """From the leaves up, a module as soon as `wrap_min_params` of its parameters are in no unit yet."""
+    """From the leaves up, each module with at least `wrap_min_params` parameters that are in no unit yet."""
     NONE = "none"
-    """The whole model is one."""
+    """The whole model is a single unit."""
 
 
 class Units(NamedTuple):
@@ -36,19 +36,19 @@ class Units(NamedTuple):
     groups: list[list[Module]]
     """Innermost first; the modules of a group share a parameter and are gathered together."""
     owner_of_shared: dict[Parameter, Module | None]
-    """Shared parameters of which some user lies in an inner unit, and the outer one they belong to; None = the root."""
+    """Parameters shared with an inner unit, and the outer unit that they belong to; None = the root."""
 
 
 def units_of(model: Module, *, wrap: Wrap, classes: Sequence[str], min_params: int, key: str) -> Units:
-    """Divide a model.
+    """Divide a model into units.
 
     Raises:
-        SpecError: the model does not have the classes that units are found by.
+        SpecError: the model lacks the classes that are to be units.
     """
     if faults := list(wrap_faults(model, wrap=wrap, classes=classes, key=key)):
         raise SpecError(*faults)
     modules = list(_chosen(model, wrap=wrap, classes=classes, min_params=min_params, key=key))
-    return _with_shared_kept_together(model, [module for module in modules if module is not model])
+    return _with_shared_parameters(model, [module for module in modules if module is not model])
 
 
 def asks_for_classes(wrap: Wrap, classes: Sequence[str]) -> bool:
@@ -57,7 +57,7 @@ def asks_for_classes(wrap: Wrap, classes: Sequence[str]) -> bool:
 
 
 def wrap_faults(model: Module, *, wrap: Wrap, classes: Sequence[str], key: str) -> Iterator[Fault]:
-    """Classes that units are found by and that the model does not have."""
+    """Report classes that are to be units but that the model lacks."""
     if wrap is Wrap.CLASSES or (wrap is Wrap.AUTO and classes):
         yield from class_faults(model, classes, key=f"{key}.wrap_classes")
     elif wrap is Wrap.NO_SPLIT and not own_classes(model):
@@ -66,7 +66,7 @@ def wrap_faults(model: Module, *, wrap: Wrap, classes: Sequence[str], key: str) 
 
 
 def _chosen(model: Module, *, wrap: Wrap, classes: Sequence[str], min_params: int, key: str) -> Sequence[Module]:
-    """Parents before children."""
+    """The modules that become units, parents before children."""
     if wrap is Wrap.NONE:
         return []
     if wrap is Wrap.SIZE:
@@ -79,7 +79,7 @@ def _chosen(model: Module, *, wrap: Wrap, classes: Sequence[str], min_params: in
 
 
 def _grow(module: Module, min_params: int, large: set[Module], *, seen: set[Parameter]) -> int:
-    """Parameters below this module that are in no unit; it becomes one if they are enough."""
+    """Add modules to `large` from the leaves up; returns the number of parameters below that are in no unit."""
     free = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter not in seen)
     seen |= set(module.parameters(recurse=False))
     if isinstance(module, LEAVES):
@@ -93,9 +93,9 @@ def _grow(module: Module, min_params: int, large: set[Module], *, seen: set[Para
     return 0
 
 
-def _with_shared_kept_together(model: Module, units: list[Module]) -> Units:
-    """A shared parameter goes to the outermost unit (or the root) that uses it; with none outside the others, the units
-    that use it become one.
+def _with_shared_parameters(model: Module, units: list[Module]) -> Units:
+    """Assign each shared parameter to the unit (or the root) that contains all others using it; if there is none, the
+    units that use it are merged into one group.
     """
     inside = {unit: set(unit.modules()) for unit in units}
     group_of = {unit: {unit} for unit in units}
@@ -108,9 +108,9 @@ def _with_shared_kept_together(model: Module, units: list[Module]) -> Units:
         if outermost:
             owner_of_shared[parameter] = outermost.pop()
             continue
-        together = set().union(*(group_of[owner] for owner in owners if owner is not None))
-        for unit in together:
-            group_of[unit] = together
+        merged = set().union(*(group_of[owner] for owner in owners if owner is not None))
+        for unit in merged:
+            group_of[unit] = merged
     groups: list[list[Module]] = []
     for unit in reversed(units):
         group = [other for other in units if other in group_of[unit]]
@@ -120,7 +120,7 @@ def _with_shared_kept_together(model: Module, units: list[Module]) -> Units:
 
 
 def _shared(model: Module) -> Iterator[tuple[Parameter, set[Module]]]:
-    """Parameters that more than one module holds, and those modules."""
+    """Parameters that belong to more than one module, and those modules."""
     users: dict[Parameter, set[Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -129,5 +129,5 @@ def _shared(model: Module) -> Iterator[tuple[Parameter, set[Module]]]:
 
 
 def _innermost(module: Module, units: Sequence[Module], inside: dict[Module, set[Module]]) -> Module | None:
-    """The last unit in which a module lies: children come after parents. None is the root."""
+    """The innermost unit that contains a module, the last one since children come after parents; None is the root."""
     return next((unit for unit in reversed(units) if module in inside[unit]), None)

@@ -1,4 +1,4 @@
-"""Which rank this process is, from the environment variables of whatever started it: one file for each environment."""
+"""Finds the rank of this process in the environment variables of its launcher, with one file per launcher."""
 
 from runner.world.identity.find import VARIABLES, find_identity
 from runner.world.identity.identity import RankIdentity

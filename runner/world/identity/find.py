@@ -1,4 +1,4 @@
-"""The environments that can start a rank, the innermost first."""
+"""Tries the launchers that can start a rank, the innermost first."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ VARIABLES = (*torchrun.VARIABLES, *mpi.VARIABLES, *slurm.VARIABLES)
 
 
 def find_identity(environment: Mapping[str, str]) -> RankIdentity | None:
-    """Which rank the process with this environment is; None if nothing started it as one of several.
+    """The rank of the process with this environment; None if no launcher started it as a rank.
 
-    Processes inherit the variables of what is around them, so the innermost environment decides: torch's agent runs
-    inside of mpirun or srun, and in a Slurm allocation mpirun starts its daemons, whose variables its ranks inherit, by
+    Processes inherit the variables of outer launchers, so the innermost launcher decides: torch's agent runs
+    inside mpirun or srun, and in a Slurm allocation mpirun starts its daemons, whose variables its ranks inherit, by
     srun. The reverse does not happen.
 
     Raises:
-        RankError: the variables of one environment contradict each other, or one of them is missing.
+        RankError: the variables of one launcher contradict each other, or one of them is missing.
     """
     for identify in (torchrun.identify, mpi.identify, slurm.identify):
         identity = identify(environment)

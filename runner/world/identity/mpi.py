@@ -1,7 +1,7 @@
-"""Ranks that mpirun started: Open MPI's, or those of the Hydra process manager of MPICH and Intel MPI.
+"""Ranks started by mpirun: of Open MPI, or of the Hydra process manager of MPICH and Intel MPI.
 
 Open MPI: https://docs.open-mpi.org/en/v5.0.x/tuning-apps/environment-var.html
-MPICH: src/pm/hydra/proxy/pmip_cb.c sets MPI_LOCALRANKID and MPI_LOCALNRANKS beside PMI_RANK and PMI_SIZE.
+MPICH: src/pm/hydra/proxy/pmip_cb.c sets MPI_LOCALRANKID and MPI_LOCALNRANKS in addition to PMI_RANK and PMI_SIZE.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ VARIABLES = (*OPEN_MPI, *HYDRA)
 
 
 def identify(environment: Mapping[str, str]) -> RankIdentity | None:
-    """The rank that mpirun started, or None.
+    """The identity of a rank started by mpirun, or None.
 
     PMI_RANK alone is not enough: srun sets it as well (--mpi=pmi2), but not MPI_LOCALRANKID.
 

@@ -1,4 +1,4 @@
-"""Ranks that srun started, one task each.
+"""Ranks started by srun, one task each.
 
 https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES
 """
@@ -14,10 +14,10 @@ TASKS_PER_NODE = "SLURM_STEP_TASKS_PER_NODE"
 
 
 def identify(environment: Mapping[str, str]) -> RankIdentity | None:
-    """The rank that srun started, or None.
+    """The identity of a rank started by srun, or None.
 
     SLURM_PROCID and SLURM_NTASKS are not enough: a batch script has them too (0, and the number of tasks that it may
-    start), and is no rank. Only srun sets the variables of a step.
+    start) but is not a rank. Only srun sets the variables of a step.
 
     Raises:
         RankError: the variables contradict each other, or one of them is missing.
@@ -31,7 +31,7 @@ def identify(environment: Mapping[str, str]) -> RankIdentity | None:
 
 
 def _tasks_on(node_rank: int, text: str) -> int:
-    """How many tasks a node has, of a list such as `4(x2),3`: four on each of two nodes, three on the third."""
+    """The number of tasks on a node, from a list such as `4(x2),3`: four on each of two nodes, three on the third."""
     tasks: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -39,5 +39,5 @@ def _tasks_on(node_rank: int, text: str) -> int:
             raise RankError(f"{TASKS_PER_NODE}={text!r} must be a list such as 4(x2),3, as srun sets it.")
         tasks += [int(found[1])] * int(found[2] or 1)
     if node_rank >= len(tasks):
-        raise RankError(f"{TASKS_PER_NODE}={text!r} is a list of {len(tasks)} nodes, but SLURM_NODEID={node_rank}.")
+        raise RankError(f"{TASKS_PER_NODE}={text!r} lists {len(tasks)} nodes, but SLURM_NODEID={node_rank}.")
     return tasks[node_rank]

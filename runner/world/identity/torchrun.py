@@ -1,4 +1,4 @@
-"""Ranks that torch's elastic agent started: torchrun's, and those of our own launchers.
+"""Ranks started by torch's elastic agent: by torchrun, or by the runner's own launchers.
 
 https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables
 """
@@ -11,9 +11,9 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 def identify(environment: Mapping[str, str]) -> RankIdentity | None:
-    """The rank that torchrun started, or None.
+    """The identity of a rank started by torchrun, or None.
 
-    RANK alone is not enough: Kubeflow sets it, with WORLD_SIZE, for a machine and not for a process.
+    RANK alone is not enough: Kubeflow sets it, with WORLD_SIZE, per machine and not per process.
 
     Raises:
         RankError: the variables contradict each other, or one of them is missing.

@@ -268,7 +268,7 @@ def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, 
         (["launch.rendezvous=a", "launch.node_rank=2"], "node_rank=2 must be from 0 to 1: there are 2."),
         (["launch.rendezvous=a", "launch.nodes=0"], "nodes=0 must be at least 1."),
         (["launch.rendezvous=a", "launch.join_s=0"], "join_s=0.0 must be above 0."),
-        (["launch.rendezvous=a", "strategy=single"], "strategy: single runs one process, but hardware.processes=1 on launch.nodes=2 was"),  # noqa: E501
+        (["launch.rendezvous=a", "strategy=single"], "strategy: single runs in one process, but the recipe asks for hardware.processes=1 on launch.nodes=2"),  # noqa: E501
         (["launch.rendezvous=a", "batch.items=3", "batch.micro_items=3"], "batch.items: 3"),
     ],
 )  # fmt: skip

@@ -1,0 +1,44 @@
+"""Builds the model of a spec on torch's meta device: modules, names and shapes, without values or memory.
+
+Before launch, the user's model hook is called only here.
+"""
+
+import warnings
+from typing import TYPE_CHECKING
+
+from runner.config.hooks import resolve
+from runner.config.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+__all__ = ["MetaBuildError", "build_meta_model"]
+
+
+class MetaBuildError(Exception):
+    """The model cannot be built on the meta device; the message says why."""
+
+
+def build_meta_model(spec: RunSpec, *, converted: bool = False) -> "Module":
+    """Call the model hook under the meta device.
+
+    Args:
+        converted: also convert the model to the precision, as a run does.
+
+    Raises:
+        MetaBuildError: the hook raised an error, or returned something other than a module.
+    """
+    import torch
+
+    hook, roots = spec.model, spec.import_roots
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # for example, that loading values has no effect
+            model = resolve(hook, roots)()
+            if converted:
+                spec.precision.convert(model, spec.hardware)
+    except Exception as error:  # a user's function may raise anything on the meta device
+        raise MetaBuildError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(model, torch.nn.Module):
+        raise MetaBuildError(f"{hook.target} returned a {type(model).__name__}")
+    return model
