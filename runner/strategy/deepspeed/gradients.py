@@ -19,6 +19,7 @@ class Gradients:
         self._clip = clip
         self._world = world
         self._under_way = False  # whether a backward came since the last step
+        self._spoiled: list[Tensor] = []
         self._owned: Callable[[], list[Tensor]]
         self._held: Callable[[], list[Tensor]]
         if "fp32_groups_gradients_flat" in vars(zero):  # stage 1 in bfloat16: every rank holds all of them
@@ -55,7 +56,8 @@ class Gradients:
         if not self._under_way:
             return False
         self._multiply(1.0)
-        for tensor in self._norms() if self._is_offloaded else self._held():
+        self._spoiled = self._norms() if self._is_offloaded else self._held()
+        for tensor in self._spoiled:
             tensor.fill_(torch.nan)
         return True
 
@@ -81,8 +83,12 @@ class Gradients:
         """DeepSpeed has skipped a step.
 
         Where the optimizer is offloaded, DeepSpeed 0.19.8 keeps what spoilt it, and would add the next step onto that.
+        Stage 3 writes the next gradients into the same buffers, but never into their padding, which must not stay NaN.
         """
         self._under_way = False
+        for tensor in self._spoiled:
+            tensor.zero_()
+        self._spoiled = []
         if "averaged_gradients" in vars(self._zero):
             for group in self._zero.averaged_gradients:
                 self._zero.averaged_gradients[group] = None
