@@ -15,8 +15,8 @@ from runner.optimizer.sgd import SGD
 from runner.protocols import Clip, MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
 from runner.strategy.fsdp import FSDP
+from tests.strategy.common.test_module_trainable import COUNTS, MODEL, ROUNDING, X, Y, by_hand, mean_loss, token_loss
 from tests.strategy.ranks import builder, model_of, on_ranks
-from tests.strategy.test_step import COUNTS, MODEL, ROUNDING, X, Y, by_hand, mean_loss, token_loss
 
 ITEMS = len(X)
 CLIP = Clip(norm=0.05)

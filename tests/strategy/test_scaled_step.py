@@ -16,7 +16,18 @@ from runner.optimizer.adamw import AdamW
 from runner.optimizer.sgd import SGD
 from runner.precision.fp16 import FP16
 from runner.protocols import Clip, MicroBatch, StepBatches
-from tests.strategy.test_step import COUNTS, MODEL, ROUNDING, X, Y, cut_into, mean_loss, prepare, token_loss, weights
+from tests.strategy.common.test_module_trainable import (
+    COUNTS,
+    MODEL,
+    ROUNDING,
+    X,
+    Y,
+    cut_into,
+    mean_loss,
+    prepare,
+    token_loss,
+    weights,
+)
 
 LENGTHS = st.lists(st.integers(1, 4), max_size=3)
 LOSSES = pytest.mark.parametrize("loss", [mean_loss, token_loss])

@@ -19,6 +19,7 @@ class Gradients:
         self._clip = clip
         self._world = world
         self._has_gradients = False  # whether a backward has run since the last step
+        self._overwritten: list[Tensor] = []
         self._owned: Callable[[], list[Tensor]]
         self._stored: Callable[[], list[Tensor]]
         if "fp32_groups_gradients_flat" in vars(zero):  # stage 1 in bfloat16: every rank stores all of them
@@ -55,7 +56,8 @@ class Gradients:
         if not self._has_gradients:
             return False
         self._multiply(1.0)
-        for tensor in self._norms() if self._is_offloaded else self._stored():
+        self._overwritten = self._norms() if self._is_offloaded else self._stored()
+        for tensor in self._overwritten:
             tensor.fill_(torch.nan)
         return True
 
@@ -81,8 +83,12 @@ class Gradients:
         """Clear the gradients after DeepSpeed has skipped a step.
 
         With an offloaded optimizer, DeepSpeed 0.19.8 keeps non-finite gradients and would add the next ones to them.
+        Stage 3 writes the next gradients into the same buffers, but never into their padding, which must not stay NaN.
         """
         self._has_gradients = False
+        for tensor in self._overwritten:
+            tensor.zero_()
+        self._overwritten = []
         if "averaged_gradients" in vars(self._zero):
             for group in self._zero.averaged_gradients:
                 self._zero.averaged_gradients[group] = None
