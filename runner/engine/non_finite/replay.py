@@ -18,7 +18,7 @@ from runner.world.seeds import load_rng_state, rng_state
 logger = logging.getLogger(__name__)
 
 WAY_OUT = (
-    "Look at these items and at this module; lower optimizer.lr or set clip.norm if the weights grew too large. "
+    "Look at that micro-batch and that module; lower optimizer.lr or set clip.norm if the weights grew too large. "
     "guard.non_finite=skip skips such steps, ignore applies them."
 )
 
