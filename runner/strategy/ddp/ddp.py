@@ -103,7 +103,7 @@ class DDP:
         return Axes(names=(Axis.REPLICATE,), sizes=(num_ranks,), data=(Axis.REPLICATE,))
 
     def place(self, builder: Builder, world: World) -> PlacedModule:
-        """The whole model on every rank."""
+        """The full model on every rank, without DDP's wrapper."""
         return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
