@@ -257,7 +257,7 @@ def measure_blocked(gigabytes: float, rounds: int, where: Path) -> None:
             later["save"] += save[1:]
             later["copy"] += copy[1:]
             remove(path)
-    print(f"asynchronous: the caller waits, beside a copy of {gigabytes} GB; medians")
+    print(f"asynchronous: how long the caller is blocked, compared with a copy of {gigabytes} GB; medians")
     for name, times in (("first save, fresh memory", firsts), ("later saves", later)):
         save_s, copy_s = statistics.median(times["save"]), statistics.median(times["copy"])
         print(f"{name:26}{save_s:8.3f} s   copy {copy_s:8.3f} s   ratio {save_s / copy_s:6.2f}")

@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm           # all strategies, six minutes
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm ddp fsdp  # some
 
-Two processes train a tower of 84 million weights with AdamW for a step, and three seconds later, in which a run would
-train on, save with checkpoint.asynchronous=true and copy in alternation: whatever the strategy has to do to name and
-cut its state is inside the clock. A copy is one of every tensor that the rank holds, both ranks at once. The first copy
-goes into fresh memory, in another pair of processes than the first save; later ones go where the last went. Prints the
-slower rank's medians and their ratio.
+Two processes train a model of 84 million weights with AdamW for one step, wait for three seconds, in which a run would
+continue training, and then alternate saves with checkpoint.asynchronous=true and copies. The time of a save includes
+everything that the strategy does to name and partition its state. A copy is of every tensor on the rank, on both ranks
+at once. The first copy goes into fresh memory, in another pair of processes than the first save; later copies reuse the
+memory of the last. Prints the slower rank's medians and their ratio.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def alternate(session: Session, world: GroupWorld, first: str) -> Times:
 
     def copy() -> None:
         tensors = held(session)
-        if not memory:  # one block, which the system gives anew: a clone might get what the build has freed
+        if not memory:  # one new block from the system: a clone might reuse memory that the build has freed
             memory.append(torch.empty(sum(tensor.nbytes for tensor in tensors), dtype=torch.uint8))
         start = 0
         for tensor in tensors:

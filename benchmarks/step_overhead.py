@@ -68,8 +68,8 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / STEPS)))
     data = mlp.Points()
-    rounds = 4 if variant == "accumulate 4" else 1
-    items = 32 // rounds
+    num_micro_batches = 4 if variant == "accumulate 4" else 1
+    items = 32 // num_micro_batches
     order = [
         index
         for epoch in range(-(-STEPS * 32 // mlp.ITEMS))
@@ -86,12 +86,14 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
         began = time.process_time()
         for step in range(1, STEPS + 1):
             losses = []
-            for _ in range(rounds):
+            for _ in range(num_micro_batches):
                 x, y = data.__getitems__(order[position : position + items])
                 position += items
                 with torch.autocast("cpu", narrow) if narrow else contextlib.nullcontext():
                     loss = mlp.compute_loss(model, (x, y))
-                (scaler.scale(loss) if scaler else loss / rounds if rounds > 1 else loss).backward()
+                (
+                    scaler.scale(loss) if scaler else loss / num_micro_batches if num_micro_batches > 1 else loss
+                ).backward()
                 losses.append(loss)
             if scaler:
                 scaler.unscale_(optimizer)
@@ -109,7 +111,7 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
                 schedule.step()
             optimizer.zero_grad()
             if step % LOG_EVERY == 0:
-                last = sum(loss.item() for loss in losses) / rounds
+                last = sum(loss.item() for loss in losses) / num_micro_batches
                 record = {"train/loss": last, "train/grad_norm": norm.item(), "train/lr": lr}
                 _record(record, step, lines, terminal)
                 if board is not None:

@@ -50,7 +50,7 @@ def spec_of(*, each: bool) -> RunSpec:
     """Of the engine's run."""
     overrides = {
         "strategy": "ddp",
-        "strategy.sync_each_round": str(each).lower(),
+        "strategy.sync_each_micro_batch": str(each).lower(),
         "hardware.processes": RANKS,
         "hardware.threads": 1,
         "batch.items": ITEMS,
@@ -82,11 +82,11 @@ def by_hand(*, each: bool, world: World) -> Loop:
     plans = rank_steps.starting_at(0)
 
     def step() -> None:
-        rounds = next(plans).micro_batches
-        for number, share in enumerate(rounds, 1):
+        micro_batches = next(plans).micro_batches
+        for number, micro_batch in enumerate(micro_batches, 1):
             waits = not each and number < MICRO_BATCHES
             with model.no_sync() if waits else contextlib.nullcontext():
-                (mlp.compute_loss(model, data.__getitems__(share.indices)) / MICRO_BATCHES).backward()
+                (mlp.compute_loss(model, data.__getitems__(micro_batch.indices)) / MICRO_BATCHES).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -76,16 +76,16 @@ class LineConsole:
         self._pace = pace
 
     def log(self, step: int, values: Mapping[str, float], items_per_s: float) -> None:
-        """Print one line."""
+        """Print the values as one line."""
         # Not through the log, which would double its cost: the values are in metrics.jsonl anyway.
         print(f"{self._pace.format_step(step)} | {self._pace.format_speed(step, values, items_per_s)}", file=sys.stderr)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log one line."""
+        """Log the metrics as one line."""
         logger.info("%s", _evaluation(self._pace.format_step(step), metrics))
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
 
 @final
@@ -138,13 +138,13 @@ class SilentConsole:
     """Shows nothing: the console of every rank except rank 0."""
 
     def log(self, step: int, values: Mapping[str, float], items_per_s: float) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
 
 def format_count(number: float) -> str:

@@ -34,7 +34,7 @@ class MetricsFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close metrics.jsonl; every line is flushed already."""
         self._file.close()
 
 

@@ -31,26 +31,26 @@ class NoTrackers:
     """Records nothing: the trackers of every rank except rank 0."""
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
     def log_images(self, images: Mapping[str, Image]) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
     def log_tables(self, tables: Mapping[str, Table]) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
     def log_text(self, texts: Mapping[str, str]) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
     def log_artifact(self, path: Path, *, name: str, kind: str) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
     def handle(self, name: str) -> Any | None:
         """None: the libraries are open on rank 0 only."""
         return None
 
     def close(self, outcome: Outcome) -> None:
-        """Do nothing."""
+        """Do nothing, on this rank."""
 
 
 @final

@@ -1,4 +1,4 @@
-"""The group `hardware`."""
+"""The group `hardware`: the devices that ranks compute on."""
 
 from typing import TYPE_CHECKING, Protocol
 

@@ -1,4 +1,4 @@
-"""The group `metric`."""
+"""The group `metric`: what evaluations measure besides the loss."""
 
 from collections.abc import Mapping
 from typing import Protocol

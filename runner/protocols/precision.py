@@ -1,4 +1,4 @@
-"""The group `precision`."""
+"""The group `precision`: the dtypes of weights, computation and communication, and loss scaling."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager

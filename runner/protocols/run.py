@@ -71,7 +71,7 @@ class Run(Protocol):
 
     @property
     def run_dir(self) -> "RunDir":
-        """The run's directory."""
+        """The directory that the run writes to."""
         ...
 
     @property

@@ -100,5 +100,5 @@ class HasHandle(Protocol):
 
     @property
     def handle(self) -> Any:
-        """The library's object."""
+        """The library's object, for example wandb's Run."""
         ...

@@ -82,7 +82,7 @@ class RehearsalWorld:
         return flag
 
     def barrier(self) -> None:
-        """Return at once."""
+        """Return at once, without waiting for other ranks."""
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -101,7 +101,7 @@ class RehearsalWorld:
         return run._mesh
 
     def duplicate(self) -> "RehearsalWorld":
-        """This same world."""
+        """This same world, since it does not communicate."""
         return self
 
     def close(self) -> None:

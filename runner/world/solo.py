@@ -31,7 +31,7 @@ class SoloWorld:
         return self
 
     def sum(self, values: Tensor) -> Tensor:
-        """The values themselves."""
+        """Return the values themselves, not a copy."""
         return values
 
     def start_sum(self, values: Tensor) -> Callable[[], Tensor]:
@@ -39,10 +39,10 @@ class SoloWorld:
         return lambda: values
 
     def broadcast(self, values: Tensor) -> None:
-        """Keep the values."""
+        """Keep the values, which are rank 0's."""
 
     def broadcast_object(self, value: Any) -> Any:
-        """The value itself."""
+        """Return the value itself."""
         return value
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -50,11 +50,11 @@ class SoloWorld:
         return [value]
 
     def any(self, flag: bool) -> bool:
-        """The flag itself."""
+        """Return the flag itself."""
         return flag
 
     def barrier(self) -> None:
-        """Return at once."""
+        """Return at once, as there is no other rank."""
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -73,7 +73,7 @@ class SoloWorld:
         )
 
     def duplicate(self) -> "SoloWorld":
-        """This same world."""
+        """This same world, since it does not communicate."""
         return self
 
     def close(self) -> None:

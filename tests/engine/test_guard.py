@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_came_from(
     ended = runner(*TRAIN, saved, f"run.dir={project / 'run'}", code=6)
     assert f"step {step} is not finite. On rank 0, micro-batch 0, items {', '.join(map(str, items))} of" in ended.stderr
     assert "the first module to return nan or inf is middle (Divide)" in ended.stderr
-    assert "guard.non_finite=skip leaves such steps out" in ended.stderr
+    assert "guard.non_finite=skip skips such steps" in ended.stderr
     (event,) = guarded(ended)
     (found,) = event["found"]
     assert event["step"] == step
@@ -131,4 +131,4 @@ def test_what_does_not_come_again_is_said_to_be_so(project: Path, runner: Callab
     assert (
         "the loss or the gradient of step 3 is not finite, but it was when steps 1 to 3 were repeated" in ended.stderr
     )
-    assert "With run.deterministic=true they do" in ended.stderr
+    assert "Use run.deterministic=true to make it so" in ended.stderr

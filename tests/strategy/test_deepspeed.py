@@ -64,14 +64,14 @@ def prepare(
     )
 
 
-def rounds_of(world: Any, num_rounds: int = 2) -> Any:
-    """Eight items over the ranks and rounds."""
-    parts = X.chunk(num_rounds * world.size)[world.rank :: world.size]
+def micro_batches_of(world: Any, num_micro_batches: int = 2) -> Any:
+    """Eight items over ranks and micro-batches."""
+    parts = X.chunk(num_micro_batches * world.size)[world.rank :: world.size]
     return StepBatches([MicroBatch(part, len(part)) for part in parts], len(X))
 
 
 def step(trainable: Any, world: Any) -> Any:
-    trainable.forward_backward(rounds_of(world))
+    trainable.forward_backward(micro_batches_of(world))
     return trainable.update(measure=True).grad_norm.item()
 
 
@@ -284,17 +284,17 @@ def test_a_gradient_that_is_not_finite_is_noticed_and_can_be_discarded(part: Any
         for number in range(4):
             if number in spoilt:
                 factor[0] = float("nan")
-                trainable.forward_backward(rounds_of(world))
+                trainable.forward_backward(micro_batches_of(world))
                 assert not trainable.gradients_finite()
                 trainable.discard()
                 factor[0] = 1.0
-            trainable.forward_backward(rounds_of(world))
+            trainable.forward_backward(micro_batches_of(world))
             assert trainable.gradients_finite()
             update = trainable.update(measure=True)
             assert update.stepped
             norms.append(update.grad_norm.item())
         factor[0] = float("inf")
-        trainable.forward_backward(rounds_of(world))
+        trainable.forward_backward(micro_batches_of(world))
         assert not trainable.update(measure=True).stepped
         return norms
 

@@ -128,5 +128,5 @@ def test_what_is_kept_cannot_be_said_otherwise_elsewhere(runner: Callable[..., E
     assert "bf16.bf16_master_weights_and_grads is False by precision and True by strategy.config" in said
     away = ["strategy.offload_optimizer=cpu", "precision=bf16_pure"]
     said = runner("check", *TALL, "strategy=deepspeed_zero2", *away, code=2).stderr
-    assert "strategy.offload_optimizer: cpu: what is stepped on the host is kept in float32, but this" in said
-    assert "keeps it in bfloat16. Use precision=bf16, or none." in said
+    assert "strategy.offload_optimizer: cpu: an offloaded optimizer needs float32 weights, but this" in said
+    assert "keeps them in bfloat16. Use precision=bf16, or none." in said

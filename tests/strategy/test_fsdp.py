@@ -51,14 +51,14 @@ def prepare(
     )
 
 
-def rounds_of(world: Any, num_rounds: int = 1) -> Any:
-    """Eight items over the ranks and rounds."""
-    parts = X.chunk(num_rounds * world.size)[world.rank :: world.size]
+def micro_batches_of(world: Any, num_micro_batches: int = 1) -> Any:
+    """Eight items over ranks and micro-batches."""
+    parts = X.chunk(num_micro_batches * world.size)[world.rank :: world.size]
     return StepBatches([MicroBatch(part, len(part)) for part in parts], len(X))
 
 
-def step(trainable: Any, world: Any, num_rounds: int = 1) -> Any:
-    trainable.forward_backward(rounds_of(world, num_rounds))
+def step(trainable: Any, world: Any, num_micro_batches: int = 1) -> Any:
+    trainable.forward_backward(micro_batches_of(world, num_micro_batches))
     return trainable.update(measure=True).grad_norm.item()
 
 
@@ -90,7 +90,7 @@ def held(world: Any, part: Any) -> Any:
         return loss
 
     trainable = prepare(world, part, loss=watching_loss)
-    trainable.forward_backward(rounds_of(world))
+    trainable.forward_backward(micro_batches_of(world))
     gradients = bytes_of(p.grad for p in model_of(trainable).parameters())
     trainable.update(measure=False)
     state = named(trainable)
@@ -119,7 +119,7 @@ def test_groups_hold_replicas_of_shards(tmp_path: Path) -> None:
 
 
 def whole_gradients(world: Any, part: Any) -> Any:
-    """Bytes of gradients that this rank holds when the last of three rounds begins: shards, and whole ones."""
+    """Bytes of gradients that this rank holds when the last of three micro-batches begins: shards, and whole ones."""
     seen: list[tuple[int, int]] = []
 
     def watching_loss(model: Any, batch: Any) -> Any:
@@ -133,28 +133,28 @@ def whole_gradients(world: Any, part: Any) -> Any:
         return sum_loss(model, batch)
 
     trainable = prepare(world, part, loss=watching_loss)
-    trainable.forward_backward(rounds_of(world, 2))
+    trainable.forward_backward(micro_batches_of(world, 2))
     return seen[-1]
 
 
 @pytest.mark.parametrize("sharding", [Sharding.FULL_SHARD, Sharding.SHARD_GRAD_OP])
-@pytest.mark.parametrize("sync_each_round", [False, True])
+@pytest.mark.parametrize("sync_each_micro_batch", [False, True])
 def test_accumulation_holds_whole_gradients_unless_each_round_exchanges_them(
-    sharding: Any, sync_each_round: bool, tmp_path: Path
+    sharding: Any, sync_each_micro_batch: bool, tmp_path: Path
 ) -> None:
     """The trade of Accelerate's Mixtral table: one whole gradient a rank, or an exchange every round."""
     model = seeded_model()
-    part = FSDP(sharding=sharding, sync_each_round=sync_each_round)
+    part = FSDP(sharding=sharding, sync_each_micro_batch=sync_each_micro_batch)
     for rank, found in enumerate(on_ranks(2, whole_gradients, part, scratch=tmp_path)):
         whole = F32 * sum(p.numel() for p in model.parameters())
-        assert found == ((F32 * share_of(model, rank, 2), 0) if sync_each_round else (0, whole))
+        assert found == ((F32 * share_of(model, rank, 2), 0) if sync_each_micro_batch else (0, whole))
 
 
 # ── The same step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def trained(
-    world: Any, part: Any, num_rounds: Any, precision: Any = None, clip: Any = None, build: Any = seeded_model
+    world: Any, part: Any, num_micro_batches: Any, precision: Any = None, clip: Any = None, build: Any = seeded_model
 ) -> Any:
     """Weights before and after three steps, whole, and the norms."""
     trainable = prepare(world, part, precision=precision, clip=clip, build=build)
@@ -163,8 +163,8 @@ def trained(
         return {name: p.full_tensor() if isinstance(p, DTensor) else p.clone() for name, p in weights_of(trainable)}
 
     before = {name: tensor.detach() for name, tensor in whole().items()}
-    norms = [step(trainable, world, num_rounds) for _ in range(3)]
-    losses = [float(loss.value) for loss in trainable.evaluate(rounds_of(world).micro_batches)]
+    norms = [step(trainable, world, num_micro_batches) for _ in range(3)]
+    losses = [float(loss.value) for loss in trainable.evaluate(micro_batches_of(world).micro_batches)]
     return before, {name: tensor.detach() for name, tensor in whole().items()}, norms, losses
 
 
@@ -175,7 +175,7 @@ def weights_of(trainable: Any) -> Any:
 
 PARTS = [
     FSDP(build=Build.RANK_0),
-    FSDP(wrap=Wrap.NONE, sync_each_round=True),
+    FSDP(wrap=Wrap.NONE, sync_each_micro_batch=True),
     FSDP(wrap=Wrap.SIZE, wrap_min_params=100, forward_prefetch=2, backward_prefetch=2),
     FSDP(wrap=Wrap.CLASSES, wrap_classes=["Linear", "LayerNorm"], backward_prefetch=0, unused_parameters=True),
     FSDP(sharding=Sharding.SHARD_GRAD_OP, offload=True, build=Build.RANK_0),
@@ -194,7 +194,9 @@ def test_every_setting_takes_the_steps_of_one_process(part: Any, tmp_path: Path)
         assert norms == pytest.approx(alone[2], rel=1e-6)
 
 
-@pytest.mark.parametrize("part", [FSDP(shard_size=2), FSDP(shard_size=2, sync_each_round=True, build=Build.RANK_0)])
+@pytest.mark.parametrize(
+    "part", [FSDP(shard_size=2), FSDP(shard_size=2, sync_each_micro_batch=True, build=Build.RANK_0)]
+)
 def test_four_ranks_in_two_groups_take_the_steps_of_one_process(part: Any, tmp_path: Path) -> None:
     alone = trained(SoloWorld(torch.device("cpu")), Single(), 4)
     for before, after, norms, _ in on_ranks(4, trained, part, 2, scratch=tmp_path):
@@ -339,7 +341,7 @@ def test_axes_say_which_shard_sizes_divide() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("strategy.sharding=no_shard", "strategy.sharding: sharding=no_shard keeps everything on every rank"),
+        ("strategy.sharding=no_shard", "strategy.sharding: sharding=no_shard shards nothing"),
         (
             "strategy.shard_size=1",
             "strategy.shard_size: 1 shards nothing. Use strategy=ddp",

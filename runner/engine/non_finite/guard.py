@@ -135,7 +135,7 @@ class EachStep:
 
 @final
 class Unguarded:
-    """Checks nothing."""
+    """Checks no step, for guard.non_finite=ignore."""
 
     needs_values = False
 

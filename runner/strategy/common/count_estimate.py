@@ -26,7 +26,7 @@ class NoEstimate:
     """Does not divide: for gradients with the range of float32."""
 
     def of(self, loss: MicroBatchLoss, batches: StepBatches) -> float:
-        """Always 1."""
+        """Always 1, which divides nothing."""
         return 1.0
 
     def state_dict(self) -> dict[str, Any]:

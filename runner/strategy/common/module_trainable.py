@@ -102,12 +102,12 @@ class ModuleTrainable:
 
     @property
     def models(self) -> Mapping[str, Module]:
-        """The one model."""
+        """The user's model, unwrapped."""
         return self._placed.models
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """The model's optimizer."""
+        """The model's optimizer, by the model's name."""
         return {MODEL: self._optimizer}
 
     @property

@@ -26,7 +26,7 @@ class Partition(NamedTuple):
     start: int
     length: int
     shape: tuple[int, ...]
-    """Of the whole parameter."""
+    """Shape of the full parameter."""
     group: int
     """Index of the flat tensor."""
     is_swapped: bool = False
