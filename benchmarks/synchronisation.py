@@ -50,7 +50,7 @@ def spec_of(*, each: bool) -> RunSpec:
     """Of the engine's run."""
     overrides = {
         "strategy": "ddp",
-        "strategy.sync_each_micro_batch": str(each).lower(),
+        "strategy.sync_each_round": str(each).lower(),
         "hardware.processes": RANKS,
         "hardware.threads": 1,
         "batch.items": ITEMS,

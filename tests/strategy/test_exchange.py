@@ -146,7 +146,7 @@ def test_a_total_over_a_million_tokens_travels_in_float16(hook: str, tmp_path: P
 
 
 def test_exchanging_in_each_round_gives_the_same_step(tmp_path: Path) -> None:
-    both = [({"sync_each_micro_batch": True}, mean_loss, 3, 2), ({}, mean_loss, 3, 2)]
+    both = [({"sync_each_round": True}, mean_loss, 3, 2), ({}, mean_loss, 3, 2)]
     ((each, *_), (last, *_)), _ = on_ranks(2, train_each, *both, scratch=tmp_path)
     assert_close(each, last, rtol=0, atol=1e-6)  # fp32 sums in another order
 
@@ -186,8 +186,8 @@ def test_options_that_change_no_number_change_none(tmp_path: Path) -> None:
         ),
         (POWERSGD | {"start_powerSGD_iter": 1}, "start_powerSGD_iter=1 must be at least 2 with use_error_feedback or"),
         (
-            POWERSGD | {"sync_each_micro_batch": True},
-            "sync_each_micro_batch=true would compress the gradients accumulated so far",
+            POWERSGD | {"sync_each_round": True},
+            "sync_each_round=true would compress the gradients accumulated so far",
         ),
         ({"skip_unused_parameters": True}, "skip_unused_parameters=true needs find_unused_parameters=true or static"),
         ({"matrix_approximation_rank": 0}, "matrix_approximation_rank=0 must be at least 1"),

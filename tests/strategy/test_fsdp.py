@@ -138,16 +138,16 @@ def whole_gradients(world: Any, part: Any) -> Any:
 
 
 @pytest.mark.parametrize("sharding", [Sharding.FULL_SHARD, Sharding.SHARD_GRAD_OP])
-@pytest.mark.parametrize("sync_each_micro_batch", [False, True])
+@pytest.mark.parametrize("sync_each_round", [False, True])
 def test_accumulation_holds_whole_gradients_unless_each_round_exchanges_them(
-    sharding: Any, sync_each_micro_batch: bool, tmp_path: Path
+    sharding: Any, sync_each_round: bool, tmp_path: Path
 ) -> None:
     """The trade of Accelerate's Mixtral table: one whole gradient a rank, or an exchange every round."""
     model = seeded_model()
-    part = FSDP(sharding=sharding, sync_each_micro_batch=sync_each_micro_batch)
+    part = FSDP(sharding=sharding, sync_each_round=sync_each_round)
     for rank, found in enumerate(on_ranks(2, whole_gradients, part, scratch=tmp_path)):
         whole = F32 * sum(p.numel() for p in model.parameters())
-        assert found == ((F32 * share_of(model, rank, 2), 0) if sync_each_micro_batch else (0, whole))
+        assert found == ((F32 * share_of(model, rank, 2), 0) if sync_each_round else (0, whole))
 
 
 # ── The same step ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -175,7 +175,7 @@ def weights_of(trainable: Any) -> Any:
 
 PARTS = [
     FSDP(build=Build.RANK_0),
-    FSDP(wrap=Wrap.NONE, sync_each_micro_batch=True),
+    FSDP(wrap=Wrap.NONE, sync_each_round=True),
     FSDP(wrap=Wrap.SIZE, wrap_min_params=100, forward_prefetch=2, backward_prefetch=2),
     FSDP(wrap=Wrap.CLASSES, wrap_classes=["Linear", "LayerNorm"], backward_prefetch=0, unused_parameters=True),
     FSDP(sharding=Sharding.SHARD_GRAD_OP, offload=True, build=Build.RANK_0),
@@ -194,9 +194,7 @@ def test_every_setting_takes_the_steps_of_one_process(part: Any, tmp_path: Path)
         assert norms == pytest.approx(alone[2], rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "part", [FSDP(shard_size=2), FSDP(shard_size=2, sync_each_micro_batch=True, build=Build.RANK_0)]
-)
+@pytest.mark.parametrize("part", [FSDP(shard_size=2), FSDP(shard_size=2, sync_each_round=True, build=Build.RANK_0)])
 def test_four_ranks_in_two_groups_take_the_steps_of_one_process(part: Any, tmp_path: Path) -> None:
     alone = trained(SoloWorld(torch.device("cpu")), Single(), 4)
     for before, after, norms, _ in on_ranks(4, trained, part, 2, scratch=tmp_path):

@@ -41,7 +41,7 @@ class DDP:
     """Exchange nothing for parameters that no rank uses; they must be the same in all steps."""
     batched_grad_copy: bool = False
     """Copy all gradients of a bucket into it at once: for many small parameters."""
-    sync_each_micro_batch: bool = False
+    sync_each_round: bool = False
     """Exchange gradients in every micro-batch, not only in the last of a step."""
     comm_hook: CommHook = CommHook.NONE
     """What ranks exchange in place of each bucket of gradients."""
@@ -82,10 +82,8 @@ class DDP:
             raise ValueError(f"{rule} does not know which are unused.")
         if problem := self._exchange.contradiction({name: vars(DDP)[name] for name in POWER_SGD}):
             raise ValueError(problem)
-        if self._exchange.is_factored and self.sync_each_micro_batch:
-            rule = (
-                "sync_each_micro_batch=true would compress the gradients accumulated so far again in each micro-batch."
-            )
+        if self._exchange.is_factored and self.sync_each_round:
+            rule = "sync_each_round=true would compress the gradients accumulated so far again in each micro-batch."
             raise ValueError(f"{rule} With comm_hook={self.comm_hook.value} use false.")
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
@@ -129,7 +127,7 @@ class DDP:
             builder,
             world,
             forward=wrapped,
-            no_sync=nullcontext if self.sync_each_micro_batch else wrapped.no_sync,
+            no_sync=nullcontext if self.sync_each_round else wrapped.no_sync,
             averaged=world.size,
             narrow_exchange=exchange.is_narrow,
             stateful=exchange.install(wrapped),

@@ -73,7 +73,7 @@ class FSDP:
     """Units gathered ahead in the forward; 0 = each when it is reached."""
     backward_prefetch: int = 1
     """Units gathered ahead in the backward; 0 = each when it is reached."""
-    sync_each_micro_batch: bool = False
+    sync_each_round: bool = False
     """Reduce gradients in every micro-batch, so that no rank ever stores unsharded ones."""
     offload: bool = False
     """Keep shards of parameters, gradients and optimizer state in host memory; the optimizer steps there."""
@@ -189,6 +189,6 @@ class FSDP:
         """What all micro-batches of a step but the last leave out."""
         from runner.strategy.fsdp.shard import no_all_reduce, no_gradient_sync
 
-        if not self.sync_each_micro_batch:
+        if not self.sync_each_round:
             return partial(no_gradient_sync, units, keep_gathered=self.sharding is not Sharding.FULL_SHARD)
         return partial(no_all_reduce, units) if axes.size([Axis.REPLICATE]) > 1 else nullcontext
