@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from runner.callback.early_stop import EarlyStop, EarlyStopListener, Mode
 from runner.errors import HookError
 from runner.protocols import Progress, Run
+from tests.conftest import Ended
 
 NAN = float("nan")
 
@@ -123,3 +124,13 @@ def test_the_check_finds_nothing_where_it_works() -> None:
 def test_values_out_of_range_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         EarlyStop(**values)
+
+
+def test_the_run_ends_early_when_its_metric_stops_improving_on_all_ranks(runner: Callable[..., Ended]) -> None:
+    options = ["callback=[early_stop]", "callback.early_stop.patience=2", "callback.early_stop.min_delta=100.0"]
+    ended = runner("train", "points", "eval.every_steps=1", *options, "strategy=ddp", "hardware.processes=2")
+    # The first evaluation is the best; the second and third are no hundred better.
+    assert ended.run_dir.read_status()["step"] == 3
+    assert ended.run_dir.read_status()["state"] == "done"
+    assert (ended.run_dir.checkpoints / "step_3").is_dir()
+    assert "ended after step 3" in ended.stderr
