@@ -74,8 +74,9 @@ class ZeroTrainable:
 
     @property
     def exchange_bytes(self) -> int:
-        """The size of all gradients."""
-        return sum(parameter.nbytes for model in self.models.values() for parameter in model.parameters())
+        """The size of all gradients, of parameters that stage 3 has partitioned too."""
+        parameters = (one for model in self.models.values() for one in model.parameters() if one.requires_grad)
+        return sum(getattr(one, "ds_numel", one.numel()) * one.element_size() for one in parameters)
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
         """Stage 1 exchanges gradients in the last micro-batch, stages 2 and 3 in every one."""

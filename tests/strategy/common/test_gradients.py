@@ -166,6 +166,7 @@ def exchanged(world: World, strategy: Strategy) -> int:
         pytest.param(DDP(), [84, 84], id="ddp"),
         pytest.param(FSDP(), [52, 32], id="fsdp"),  # rows: 2 and 2 of [4, 3], 2 and 2 of [4], 1 and 0 of [1, 4] and [1]
         pytest.param(DeepSpeed(stage=1), [84, 84], id="zero1", marks=needs_deepspeed),
+        pytest.param(DeepSpeed(stage=3), [84, 84], id="zero3", marks=needs_deepspeed),
     ],
 )
 def test_gradients_are_exchanged_in_as_many_bytes_as_the_parameters_have(
