@@ -72,7 +72,7 @@ def sick(project: Path) -> Any:
 def test_a_loss_that_is_not_finite_is_reported_without_items(
     project: Path, runner: Callable[..., Ended], sick: Any
 ) -> None:
-    ended = runner("train", *sick, *PAIR, code=1)
+    ended = runner("train", *sick, *PAIR, code=6)
     (event,) = json.loads((project / "r" / "guard.json").read_text())
     (found,) = event["found"]
     assert found["items"] is found["epoch"] is None

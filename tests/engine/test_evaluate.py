@@ -57,7 +57,7 @@ def test_each_named_set_is_measured_as_if_it_were_alone(runner: Callable[..., En
 
 def test_early_stopping_lists_the_names_of_the_sets(runner: Callable[..., Ended]) -> None:
     options = ["callback=[early_stop]", "eval.every_steps=1"]
-    ended = runner("train", "points", *sets(near=3, far=4), *options, code=1)
+    ended = runner("train", "points", *sets(near=3, far=4), *options, code=3)
     assert "callback.early_stop.metric=eval/loss" in ended.stderr
     assert "eval/far/accuracy, eval/far/loss, eval/near/accuracy, eval/near/loss" in ended.stderr
     better = [*options, "callback.early_stop.metric=eval/far/loss"]
@@ -65,11 +65,11 @@ def test_early_stopping_lists_the_names_of_the_sets(runner: Callable[..., Ended]
 
 
 def test_a_bad_name_of_a_set_ends_the_run_before_its_first_step(runner: Callable[..., Ended]) -> None:
-    ended = runner("train", "points", "data._target_=user_hooks.sets.bad_name", "hardware=cpu", code=1)
+    ended = runner("train", "points", "data._target_=user_hooks.sets.bad_name", "hardware=cpu", code=5)
     assert "the data hook's eval has a set named 'a/b'" in ended.stderr
 
 
 def test_two_metrics_of_one_name_are_told(runner: Callable[..., Ended]) -> None:
     options = ["metric=[perplexity]", "loss._target_=user_hooks.sets.perplexed", "hardware=cpu"]
-    ended = runner("train", "points", *options, code=1)
+    ended = runner("train", "points", *options, code=3)
     assert "metric.perplexity gives 'perplexity', and so does another metric or the loss hook" in ended.stderr

@@ -119,7 +119,7 @@ def test_a_model_whose_arguments_have_changed_is_not_described_falsely(
     spec.write_text(spec.read_text().replace("n_positions: 64", "n_positions: 32"))
     said = runner("export", str(run), env=OFFLINE, code=8).stderr
     assert "the model hook builds another GPT2LMHeadModel than the one in the checkpoint, which has " in said
-    assert "transformer.wpe.weight [64, 32]. Bring back its arguments, or leave out config.json: --config none." in said
+    assert "transformer.wpe.weight [64, 32]. Restore its arguments, or leave out config.json: --config none." in said
     runner("export", str(run), "--config", "none")
 
 

@@ -69,7 +69,8 @@ def variables(world: World) -> Iterator[None]:
     Operators are compiled when they are first used, by ninja, which a virtual environment that is not active hides.
     """
     path = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))
-    with environment({"DS_ACCELERATOR": world.device.type, "PATH": path}):
+    nvml = "PYTORCH_NVML_BASED_CUDA_CHECK"  # set by DeepSpeed when it is imported
+    with environment({"DS_ACCELERATOR": world.device.type, "PATH": path, nvml: os.environ.get(nvml)}):
         yield
 
 

@@ -194,7 +194,7 @@ def test_deepspeed_refuses_to_ignore_what_it_always_skips(runner: Callable[..., 
     for strategy, ranks in ZERO:
         ended = runner(*TRAIN, *options, *where(strategy, ranks), code=2)
         assert (
-            "guard.non_finite: ignore takes steps whose gradient is not finite, but DeepSpeed skips every such step."
+            "guard.non_finite: ignore applies steps whose gradient is not finite, but DeepSpeed skips every such step."
             in (" ".join(ended.stderr.split()))
         )
         assert "Use stop or skip, or another strategy." in ended.stderr

@@ -199,7 +199,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_every_name(strategy: Stra
         found = on_ranks(2, read_misshapen, strategy, theirs, scratch=tmp_path / "ranks")
     for words in found:
         assert words.splitlines() == [
-            "the checkpoint is of another model:",
+            "the checkpoint belongs to another model:",
             "  missing in the checkpoint: model.3.bias",
             "  missing in the checkpoint: model.3.weight",
             "  unexpected in the checkpoint: model.2.bias",
