@@ -112,7 +112,13 @@ class EachStep:
             self._skipped = 0
             return True
         trainable.discard()
-        self._count()
+        self._skipped += 1
+        if self._skipped > self._max_skipped:
+            raise NonFiniteError(
+                f"guard.max_skipped={self._max_skipped} steps in a row were skipped, and the next one is not "
+                "finite either: skipping steps does not help. guard.json has their origins. Lower optimizer.lr, "
+                "set clip.norm, or resume from an older checkpoint: --from step_N."
+            )
         return False
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:
@@ -122,15 +128,6 @@ class EachStep:
     def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
         """Never: `allows` has counted the steps that this guard skipped."""
         return False
-
-    def _count(self) -> None:
-        self._skipped += 1
-        if self._skipped > self._max_skipped:
-            raise NonFiniteError(
-                f"guard.max_skipped={self._max_skipped} steps in a row were skipped, and the next one is not "
-                "finite either: skipping steps does not help. guard.json has their origins. Lower optimizer.lr, "
-                "set clip.norm, or resume from an older checkpoint: --from step_N."
-            )
 
 
 @final

@@ -93,7 +93,7 @@ class ModuleTrainable:
         self._always_processes = clip.norm is not None or clip.value is not None or self._scaler.scales
         self._gradients_of = gradients_of
         self._norm_of = norm_of
-        self._found_anywhere = reduce_found_inf
+        self._reduce_found_inf = reduce_found_inf
         self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._divided = True  # whether the gradients are divided by the step's count already;
         self._factor: Tensor | float = 1.0  # if not, what they must still be multiplied by
@@ -194,7 +194,7 @@ class ModuleTrainable:
     def _divide_and_clip(self, measure: bool) -> Update:
         gradients = self._gradients_of(self._parameters)
         factor = 1.0 if self._divided else self._factor
-        factor, finite = self._scaler.unscale(gradients, factor, self._found_anywhere)
+        factor, finite = self._scaler.unscale(gradients, factor, self._reduce_found_inf)
         if not finite:
             return Update(False, None, self._scaler.record())
         clip = self._clip
