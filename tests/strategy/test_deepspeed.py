@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,17 @@ from torch import nn
 
 from runner import Loss
 from runner.errors import CheckpointError, ModelError, NonFiniteError
-from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
 from runner.precision.fp32 import FP32
-from runner.protocols import Clip, MicroBatch, StepBatches, StoredTensor, World
+from runner.protocols import Clip, MicroBatch, StoredTensor, World
 from runner.storage.names import from_names
 from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.deepspeed.deepspeed import Place
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
 from tests.conftest import Ended
-from tests.project.user_hooks.tower import build_model
-from tests.strategy.ranks import builder, model_of, named, on_ranks
+from tests.strategy.ranks import model_of, named, on_ranks
+from tests.strategy.small_tower import X, micro_batches_of, prepare, seeded_model
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 builds = pytest.mark.skipif(
@@ -34,44 +32,13 @@ builds = pytest.mark.skipif(
     reason="needs g++ and libaio-dev to compile DeepSpeed's operators",
 )
 F32 = 4
-X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
 SMALL = {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000, "prefetch_bucket_size": 100}
 CUT = DeepSpeed(stage=3, param_persistence_threshold=0, **SMALL)
 STAGES = [DeepSpeed(stage=1, **SMALL), DeepSpeed(stage=2, **SMALL), CUT]
 
 
-def seeded_model() -> Any:
-    torch.manual_seed(0)
-    return build_model(width=6, blocks=2)
-
-
-def sum_loss(model: Any, batch: Any) -> Any:
-    return Loss(model(batch).square().sum(), len(batch))
-
-
-def prepare(
-    world: Any, part: Any, *, loss: Any = sum_loss, build: Any = seeded_model, precision: Any = None, clip: Any = None
-) -> Any:
-    return part.prepare(
-        builder(
-            build=build,
-            optimizer=partial(AdamW(lr=0.01).build, items=1),
-            loss=loss,
-            precision=precision,
-            clip=clip,
-        ),
-        world,
-    )
-
-
-def micro_batches_of(world: Any, num_micro_batches: int = 2) -> Any:
-    """Eight items over ranks and micro-batches."""
-    parts = X.chunk(num_micro_batches * world.size)[world.rank :: world.size]
-    return StepBatches([MicroBatch(part, len(part)) for part in parts], len(X))
-
-
 def step(trainable: Any, world: Any) -> Any:
-    trainable.forward_backward(micro_batches_of(world))
+    trainable.forward_backward(micro_batches_of(world, 2))
     return trainable.update(measure=True).grad_norm.item()
 
 
@@ -284,17 +251,17 @@ def test_a_gradient_that_is_not_finite_is_noticed_and_can_be_discarded(part: Any
         for number in range(4):
             if number in spoilt:
                 factor[0] = float("nan")
-                trainable.forward_backward(micro_batches_of(world))
+                trainable.forward_backward(micro_batches_of(world, 2))
                 assert not trainable.gradients_finite()
                 trainable.discard()
                 factor[0] = 1.0
-            trainable.forward_backward(micro_batches_of(world))
+            trainable.forward_backward(micro_batches_of(world, 2))
             assert trainable.gradients_finite()
             update = trainable.update(measure=True)
             assert update.stepped
             norms.append(update.grad_norm.item())
         factor[0] = float("inf")
-        trainable.forward_backward(micro_batches_of(world))
+        trainable.forward_backward(micro_batches_of(world, 2))
         assert not trainable.update(measure=True).stepped
         return norms
 

@@ -1,7 +1,6 @@
 """What the sharding options promise: who holds how much, shared parameters, the same start, and words for bad input."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,51 +9,19 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from runner import Loss
 from runner.errors import ModelError, SpecError
-from runner.optimizer.adamw import AdamW
 from runner.precision.bf16 import BF16
-from runner.protocols import Clip, MicroBatch, StepBatches
+from runner.protocols import Clip
 from runner.strategy.fsdp.fsdp import FSDP, Build, Gather, Sharding
 from runner.strategy.fsdp.units import Wrap, units_of
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
 from tests.conftest import Ended
 from tests.project.user_hooks.tower import Block, Tower, build_model
-from tests.strategy.ranks import builder, model_of, named, on_ranks
+from tests.strategy.ranks import model_of, named, on_ranks
+from tests.strategy.small_tower import micro_batches_of, prepare, seeded_model, sum_loss
 
 F32 = 4
-X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-
-
-def seeded_model() -> Any:
-    torch.manual_seed(0)
-    return build_model(width=6, blocks=2)
-
-
-def sum_loss(model: Any, batch: Any) -> Any:
-    return Loss(model(batch).square().sum(), len(batch))
-
-
-def prepare(
-    world: Any, part: Any, *, loss: Any = sum_loss, build: Any = seeded_model, precision: Any = None, clip: Any = None
-) -> Any:
-    return part.prepare(
-        builder(
-            build=build,
-            optimizer=partial(AdamW(lr=0.01).build, items=1),
-            loss=loss,
-            precision=precision,
-            clip=clip,
-        ),
-        world,
-    )
-
-
-def micro_batches_of(world: Any, num_micro_batches: int = 1) -> Any:
-    """Eight items over ranks and micro-batches."""
-    parts = X.chunk(num_micro_batches * world.size)[world.rank :: world.size]
-    return StepBatches([MicroBatch(part, len(part)) for part in parts], len(X))
 
 
 def step(trainable: Any, world: Any, num_micro_batches: int = 1) -> Any:
@@ -90,7 +57,7 @@ def held(world: Any, part: Any) -> Any:
         return loss
 
     trainable = prepare(world, part, loss=watching_loss)
-    trainable.forward_backward(micro_batches_of(world))
+    trainable.forward_backward(micro_batches_of(world, 1))
     gradients = bytes_of(p.grad for p in model_of(trainable).parameters())
     trainable.update(measure=False)
     state = named(trainable)
@@ -164,7 +131,7 @@ def trained(
 
     before = {name: tensor.detach() for name, tensor in whole().items()}
     norms = [step(trainable, world, num_micro_batches) for _ in range(3)]
-    losses = [float(loss.value) for loss in trainable.evaluate(micro_batches_of(world).micro_batches)]
+    losses = [float(loss.value) for loss in trainable.evaluate(micro_batches_of(world, 1).micro_batches)]
     return before, {name: tensor.detach() for name, tensor in whole().items()}, norms, losses
 
 
