@@ -47,12 +47,13 @@ def distinct_tensors(model: Module) -> Iterable[tuple[str, Tensor]]:
             yield name, value
 
 
-def check_same_model(wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    """Check that a model's tensors have the names and shapes of those in a checkpoint.
+def check_same_model(state: State[Tensor], saved: SavedState) -> None:
+    """Check that the model's tensors have the names and shapes of those in a checkpoint.
 
     Raises:
         CheckpointError: lists every missing, unexpected and misshapen tensor.
     """
+    wanted, stored = state.models[MODEL], saved.stored.models.get(MODEL, {})
     problems = [f"missing in the checkpoint: model.{name}" for name in wanted.keys() - stored.keys()]
     problems += [f"unexpected in the checkpoint: model.{name}" for name in stored.keys() - wanted.keys()]
     problems += [
@@ -127,7 +128,7 @@ def load_named_state(
     Raises:
         CheckpointError: lists every missing, unexpected and misshapen parameter.
     """
-    check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
+    check_same_model(state, saved)
     parameters = dict(model.named_parameters())
     slots: dict[str, dict[str, Any]] = {}
     state.optimizers[MODEL] = {}

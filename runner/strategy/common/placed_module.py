@@ -50,11 +50,7 @@ class PlacedModule:
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
         """Call the loss hook in evaluation mode, without gradients."""
-        with evaluation_mode(self.model):
-            for micro_batch in micro_batches:
-                with torch.no_grad():
-                    loss = forward_loss(self.forward, micro_batch)
-                yield loss
+        return evaluation_losses(self.model, self.forward, micro_batches)
 
     def state_dict(self) -> State[Tensor]:
         """The model's parameters and persistent buffers."""
@@ -63,12 +59,21 @@ class PlacedModule:
     def load_state_dict(self, saved: SavedState) -> None:
         """Load parameters and buffers in place."""
         state = self.state_dict()
-        check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
+        check_same_model(state, saved)
         saved.read(state)
 
 
+def evaluation_losses(model: Module, forward: Forward, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
+    """The loss of each micro-batch, with the model in evaluation mode and without gradients."""
+    with _evaluation_mode(model):
+        for micro_batch in micro_batches:
+            with torch.no_grad():
+                loss = forward_loss(forward, micro_batch)
+            yield loss
+
+
 @contextmanager
-def evaluation_mode(model: Module) -> Iterator[None]:
+def _evaluation_mode(model: Module) -> Iterator[None]:
     """Switch to evaluation mode inside the block; afterwards each module returns to its previous mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

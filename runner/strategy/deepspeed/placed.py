@@ -10,9 +10,8 @@ from torch.nn import Module
 
 from runner.protocols import Loss, MicroBatch, MicroBatchLoss, SavedState, State, World
 from runner.protocols.state import MODEL
-from runner.strategy.common.forward_loss import forward_loss
 from runner.strategy.common.named_state import check_same_model, distinct_tensors
-from runner.strategy.common.placed_module import evaluation_mode
+from runner.strategy.common.placed_module import evaluation_losses
 from runner.strategy.deepspeed.partitions import untrained_tensor
 
 
@@ -81,11 +80,7 @@ class PlacedZero:
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
         """Call the loss hook on the model; stage 3 gathers weights as in training."""
-        with evaluation_mode(self._engine):
-            for micro_batch in micro_batches:
-                with torch.no_grad():
-                    loss = forward_loss(self.loss_module, micro_batch)
-                yield loss
+        return evaluation_losses(self._engine, self.loss_module, micro_batches)
 
     def state_dict(self) -> State[Tensor]:
         """This rank's partition of each parameter."""
@@ -95,7 +90,7 @@ class PlacedZero:
     def load_state_dict(self, saved: SavedState) -> None:
         """Load this rank's own partitions."""
         state = self.state_dict()
-        check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
+        check_same_model(state, saved)
         saved.read(state)
 
 

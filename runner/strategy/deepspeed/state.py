@@ -68,7 +68,7 @@ class NamedPartitions:
             CheckpointError: it belongs to another model, or to an optimizer whose state cannot be partitioned.
         """
         state: State[Tensor] = State(models={MODEL: self._model_tensors()}, optimizers={MODEL: {}})
-        check_same_model(state.models[MODEL], saved.stored.models.get(MODEL, {}))
+        check_same_model(state, saved)
         slots = self._slots(saved.stored.optimizers.get(MODEL, {}))
         _check_slots(slots, self._partitions)
         swapped: dict[int, State[Tensor]] = {}
