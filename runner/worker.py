@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch._dynamo  # noqa: F401  the first optimizer step needs it; a launcher that forks imports it once for all ranks
 
-from runner import log
+from runner import durable, log
 from runner.config import store
 from runner.config.run_dir import RunDir
 from runner.engine.loop import train
@@ -86,7 +86,5 @@ def _reporting(run_dir: RunDir, rank: int) -> Iterator[_RunProgress]:
         }
         run_dir.failures.mkdir(exist_ok=True)
         path = run_dir.failures / f"{now}_rank_{rank}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(failure, indent=1) + "\n")
-        partial.rename(path)
+        durable.replace(path, json.dumps(failure, indent=1) + "\n")
         raise

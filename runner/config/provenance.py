@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from runner import durable
 from runner.config.imports import NotFound, locate
 from runner.config.run_spec import RunSpec
 
@@ -84,9 +85,7 @@ def hook_hashes(spec: RunSpec) -> dict[str, str]:
 
 
 def _write(path: Path, attempts: Sequence[Mapping[str, Any]]) -> None:
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps(attempts, indent=2) + "\n")
-    os.replace(partial_path, path)
+    durable.replace(path, json.dumps(attempts, indent=2) + "\n")
 
 
 def _python() -> str:

@@ -1,7 +1,6 @@
 """The layout of a run's directory: the one place that knows its names. Other tools may read what stands here."""
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner import durable
 from runner.errors import Fault, SpecError
 
 STATES = ("queued", "running", "done", "failed", "preempted")
@@ -85,16 +85,12 @@ class RunDir:
     def write_status(self, state: str, *, step: int, metrics: Mapping[str, float]) -> None:
         """Replace status.json in one rename, so that a reader never sees half of it. Several machines may at once."""
         assert state in STATES, state
-        partial = self.status.with_suffix(f".{secrets.token_hex(4)}.partial")
-        partial.write_text(json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n")
-        os.replace(partial, self.status)
+        durable.replace(self.status, json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n")
 
     def read_id(self) -> str:
         """16 hexadecimal digits, the same for all attempts of the run: trackers know the run by them. Rank 0 only."""
         if not self.id.exists():
-            partial = self.id.with_suffix(".partial")
-            partial.write_text(secrets.token_hex(8) + "\n")
-            os.replace(partial, self.id)
+            durable.replace(self.id, secrets.token_hex(8) + "\n")
         return self.id.read_text().strip()
 
     def write_state(self, state: str) -> None:
@@ -105,9 +101,7 @@ class RunDir:
     def note_guard(self, step: int, found: list[dict[str, Any]]) -> None:
         """Add a step to guard.json, in one rename."""
         events = json.loads(self.guard.read_text()) if self.guard.exists() else []
-        partial = self.guard.with_suffix(".partial")
-        partial.write_text(json.dumps([*events, {"step": step, "found": found}], indent=1) + "\n")
-        os.replace(partial, self.guard)
+        durable.replace(self.guard, json.dumps([*events, {"step": step, "found": found}], indent=1) + "\n")
 
     def read_status(self) -> dict[str, Any]:
         """What status.json says; before an attempt wrote it, a run is queued at step 0."""

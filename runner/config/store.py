@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from runner import durable
 from runner.config.parts import MISSING
 from runner.config.read import read as read_config
 from runner.config.run_spec import RunSpec
@@ -51,7 +52,7 @@ def save(path: Path, stored: StoredSpec) -> None:
         "import_roots": stored.import_roots,
         "source": vars(stored.source),
     }
-    path.write_text(dump_yaml(page))
+    durable.replace(path, dump_yaml(page))
 
 
 def load(path: Path) -> StoredSpec:

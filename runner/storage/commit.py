@@ -7,12 +7,12 @@
 Only rank 0 calls these functions.
 """
 
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from runner.durable import sync_directory, write_new
 from runner.storage.format import MANIFEST, File, Manifest, check_sizes, encode_manifest, hash_of
 
 
@@ -36,10 +36,10 @@ def commit(partial: Path, manifest: Manifest, texts: Mapping[str, bytes]) -> Pat
     """
     check_sizes(partial, manifest, "Every node must see the same directory: put run.dir on a file system they share.")
     for name, text in texts.items():
-        write_durably(partial / name, text)
+        write_new(partial / name, text)
     added = {name: File(bytes=len(text), xxh3_128=hash_of(text)) for name, text in texts.items()}
     whole = Manifest(**{**vars(manifest), "files": {**manifest.files, **added}})
-    write_durably(partial / MANIFEST, encode_manifest(whole))
+    write_new(partial / MANIFEST, encode_manifest(whole))
     sync_directory(partial)
     return _rename_durably(partial, partial.parent / f"step_{manifest.step}")
 
@@ -79,20 +79,3 @@ def _rename_durably(partial: Path, committed: Path) -> Path:
     if replaced.exists():
         drop(replaced)
     return committed
-
-
-def write_durably(path: Path, text: bytes) -> None:
-    """Write a new file and flush it to the disk; its name is durable once the directory is synced."""
-    with path.open("xb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Flush to the disk which names there are in a directory."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

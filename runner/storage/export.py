@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from runner.durable import sync_directory, write_new
 from runner.errors import CheckpointError
-from runner.storage.commit import sync_directory, write_durably
 from runner.storage.format import METADATA, SAFETENSORS_TYPES, TensorMetadata, decode_metadata
 from runner.storage.history import verify
 from runner.storage.memory import DTYPES, dtype_name, view_bytes
@@ -80,7 +80,7 @@ def export_weights(checkpoint: Path, directory: Path, *, dtype: str | None, max_
     if len(shards) > 1:
         total = sum(_size(one) for one in exported.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_durably(directory / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+        write_new(directory / INDEX, json.dumps(index, indent=2).encode() + b"\n")
 
 
 @contextmanager

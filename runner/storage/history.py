@@ -4,15 +4,14 @@ They are ordered by commit, not by step: a run that went back to step_20 and the
 step_30, even if a step_40 from before it went back still exists.
 """
 
-import os
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from runner import durable
 from runner.errors import CheckpointError
-from runner.storage.commit import sync_directory, write_durably
 from runner.storage.format import MANIFEST, Manifest, check_sizes, decode_manifest, encode_manifest
 
 COMMITTED = re.compile(r"step_\d+")
@@ -113,11 +112,8 @@ def choose(checkpoints: Path, name: str) -> Path:
         path.rename(path.with_name(f"{path.name}.unreadable-{secrets.token_hex(4)}"))
     manifest = verify(chosen)
     if last_serial(found) > manifest.serial:
-        rewritten = chosen / f"{MANIFEST}.partial-{secrets.token_hex(4)}"
-        write_durably(rewritten, encode_manifest(replace(manifest, serial=last_serial(found) + 1)))
-        os.replace(rewritten, chosen / MANIFEST)
-        sync_directory(chosen)
-    sync_directory(checkpoints)
+        durable.replace(chosen / MANIFEST, encode_manifest(replace(manifest, serial=last_serial(found) + 1)))
+    durable.sync_directory(checkpoints)
     return chosen
 
 
