@@ -13,7 +13,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import TextIO, final
+from typing import TYPE_CHECKING, TextIO, final
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = ["open_closed_descriptors", "protect", "report_losses", "write"]
 
@@ -76,7 +79,7 @@ class Stream(io.FileIO):
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
+    def write(self, data: "ReadableBuffer", /) -> int:
         """Write or drop all of it; returns its length."""
         view = memoryview(data).cast("B")
         position = 0
@@ -125,7 +128,7 @@ def _protected(stream: TextIO | None, descriptor: int) -> io.TextIOWrapper:
             stream.flush()
     encoding, errors = ("utf-8", "backslashreplace") if stream is None else (stream.encoding, stream.errors)
     line_buffering = descriptor == 2 or os.isatty(descriptor)
-    buffer: io.BufferedWriter = io.BufferedWriter(Stream(descriptor))  # type: ignore[type-var]  # its write is wider
+    buffer: io.BufferedWriter = io.BufferedWriter(Stream(descriptor))
     return io.TextIOWrapper(buffer, encoding=encoding, errors=errors, line_buffering=line_buffering)
 
 

@@ -59,9 +59,11 @@ def test_closed_descriptors(project: Path, closed: str, where: tuple[str, ...]) 
 
 
 def test_a_terminal_that_is_closed(project: Path) -> None:
-    """Its processes keep running (`nohup`, `disown`), and their writes fail with EIO."""
+    """Its processes keep running if they ignore SIGHUP, and their writes fail with EIO."""
     master, slave = pty.openpty()
-    run = command(project, *WORDS, before=["nohup"], stdin=slave, stdout=slave, stderr=slave)
+    run = command(
+        project, *WORDS, before=["sh", "-c", 'trap "" HUP; exec "$@"', "-"], stdin=slave, stdout=slave, stderr=slave
+    )
     os.close(slave)
     os.read(master, 10)
     os.close(master)

@@ -92,7 +92,13 @@ START = 77
 
 def write(run_dir: RunDir, rank: int, monotonic_ns: int, **changes: Any) -> None:
     run_dir.failures.mkdir(exist_ok=True)
-    told = {"rank": rank, "monotonic_ns": monotonic_ns, "time_ns": 1000 - monotonic_ns, "start": START, "step": 7}
+    told: dict[str, Any] = {
+        "rank": rank,
+        "monotonic_ns": monotonic_ns,
+        "time_ns": 1000 - monotonic_ns,
+        "start": START,
+        "step": 7,
+    }
     path = run_dir.failures / f"{monotonic_ns}_rank_{rank}.json"
     told |= {"error": "ValueError", "message": f"of {rank}", "traceback": "Traceback …"}
     path.write_text(json.dumps({**told, **changes}))
