@@ -12,6 +12,9 @@ from runner.errors import Interrupted, RunFailed
 from runner.launch.failures import read_failures
 from runner.world.stop import STOP_SIGNALS
 
+ENDING_SIGNALS = (*STOP_SIGNALS, signal.SIGQUIT)
+"""Signals that end a process which does not handle them, and that people and schedulers send."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +87,11 @@ def _signals_raise() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    deadly = [number for number in (*STOP_SIGNALS, signal.SIGQUIT) if signal.getsignal(number) is signal.SIG_DFL]
+    deadly = [number for number in ENDING_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
     for number in deadly:
         signal.signal(number, signal.default_int_handler)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         yield
     finally:
         for number in deadly:
