@@ -1,8 +1,11 @@
 """The runner's log: one logger, one line per event, one file per rank; rank 0 also logs to the terminal."""
 
+import functools
 import logging
 import sys
 from pathlib import Path
+
+from runner import terminal
 
 __all__ = ["close", "logger", "setup"]
 
@@ -34,6 +37,8 @@ def setup(log_file: Path, *, rank: int, console: bool) -> None:
         # Hydra adds a stdout handler to the root logger, so propagated records would be printed twice.
         source.propagate = False
     logging.captureWarnings(True)
+    # To the file only: the terminal is what was lost.
+    terminal.report_losses(functools.partial(_warn, file))
 
 
 def close() -> None:
@@ -44,6 +49,10 @@ def close() -> None:
             handler.close()
         source.propagate = True
     logging.captureWarnings(False)
+
+
+def _warn(handler: logging.Handler, message: str) -> None:
+    handler.handle(logger.makeRecord(logger.name, logging.WARNING, "", 0, message, (), None))
 
 
 class _OneLine(logging.Formatter):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,42 +19,43 @@ from runner.engine.loop import train
 from runner.engine.out_of_memory import report_out_of_memory
 from runner.engine.session import Stopping, open_session
 from runner.protocols import World
+from runner.world.activity import Activity, Phase
 from runner.world.group import open_world
 from runner.world.identity import find_identity
-from runner.world.stop import StopRequest
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-
-
-def main(spec_path: str) -> None:
-    """Run the rank that torch's rendezvous variables describe."""
-    stop = StopRequest()
-    stop.install(signal.SIGUSR1)
-    work(Path(spec_path), stop)
+LAUNCHER_FIRST_S = 60.0
+"""How much longer torch waits in a collective than the launcher, which can name the rank that is missing."""
 
 
-def work(spec_path: Path, stopping: Stopping) -> None:
-    """Train as the spec says, in this process.
+def work(spec_path: Path, stopping: Stopping, activity: Activity) -> None:
+    """Train as the spec says, in this process, as the rank that torch's rendezvous variables describe.
+
+    Args:
+        spec_path: the frozen declaration, in its run's directory.
+        stopping: whether somebody asked the run to stop.
+        activity: tells the launcher what this rank does.
 
     Raises:
         The error that ended the run, after recording it in the run's directory.
     """
     # The session must be freed before its world closes: a DDP model's destructor has hung without its process group.
-    world = _train(spec_path, stopping)
+    world = _train(spec_path, stopping, activity)
     world.barrier()
     world.close()
 
 
-def _train(spec_path: Path, stopping: Stopping) -> World:
+def _train(spec_path: Path, stopping: Stopping, activity: Activity) -> World:
     run_dir = RunDir(spec_path.parent)
     identity = find_identity(os.environ)
     rank = 0 if identity is None else identity.rank
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
-    with _reporting(run_dir, rank) as run_progress, report_out_of_memory():
+    with _reporting(run_dir, rank, activity.start) as run_progress, report_out_of_memory():
         spec = store.read(spec_path)
         axes = spec.strategy.axes(spec.world_size)
-        world = open_world(spec.hardware, axes, identity, timeout=COLLECTIVE_TIMEOUT)
-        with open_session(spec, run_dir, world, stopping) as session:
+        timeout = timedelta(seconds=spec.hardware.timeout_s + LAUNCHER_FIRST_S)
+        world = open_world(spec.hardware, axes, identity, timeout=timeout, activity=activity)
+        activity.enter(Phase.BUILDING)
+        with open_session(spec, run_dir, world, stopping, activity) as session:
             run_progress.step = lambda: session.training.step
             session.outcome = train(session)
     return world
@@ -69,7 +69,7 @@ class _RunProgress:
 
 
 @contextmanager
-def _reporting(run_dir: RunDir, rank: int) -> Iterator[_RunProgress]:
+def _reporting(run_dir: RunDir, rank: int, start: int) -> Iterator[_RunProgress]:
     """Record the error that ends the block in the run's directory, for the launcher and the user."""
     run_progress = _RunProgress(step=lambda: int(run_dir.read_status()["step"]))
     try:
@@ -79,6 +79,8 @@ def _reporting(run_dir: RunDir, rank: int) -> Iterator[_RunProgress]:
         failure = {
             "rank": rank,
             "time_ns": now,
+            "monotonic_ns": time.monotonic_ns(),
+            "start": start,
             "step": run_progress.step(),
             "error": type(error).__name__,
             "message": str(error),

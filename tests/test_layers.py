@@ -14,7 +14,7 @@ import yaml
 CHECKOUT = Path(__file__).parent.parent
 PACKAGE = CHECKOUT / "runner"
 LAYERS = (
-    {"errors", "log", "durable"},
+    {"errors", "terminal", "log", "durable"},
     {"protocols", "config"},
     {"world", "model", "losses"},
     {"storage"},

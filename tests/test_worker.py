@@ -38,6 +38,7 @@ CODES = {
     "CheckpointError": 8,
     "LaunchError": 9,
     "RankError": 10,
+    "HangError": 11,
 }
 """Written down from docs/exit_codes.md."""
 
@@ -73,7 +74,7 @@ def test_the_class_of_the_error_is_the_exit_code(fail: Callable[..., RunDir], er
 def test_a_failing_rank_of_two_reports_rank_step_class_and_traceback(fail: Callable[..., RunDir], error: str) -> None:
     run_dir = fail(error, code=CODES[error], rank=1, step=4, ranks=2)
     report = reports(run_dir)[1]
-    assert report.keys() == {"rank", "time_ns", "step", "error", "message", "traceback"}
+    assert report.keys() == {"rank", "time_ns", "monotonic_ns", "start", "step", "error", "message", "traceback"}
     assert (report["rank"], report["step"], report["error"]) == (1, 3, error), "three steps were done"
     assert report["message"] == f"{error} of rank 1"
     first, *_, last = report["traceback"].splitlines()

@@ -1,5 +1,6 @@
 """One attempt at a run: what is written before it starts, how it is started, and what the command prints."""
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,8 +10,9 @@ from runner.config import provenance, store
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.errors import Interrupted, RunnerError
-from runner.launch.outcome import final_state
+from runner.launch.outcome import ENDING_SIGNALS, final_state
 from runner.protocols import Launch
+from runner.world.stop import mask_restored
 
 __all__ = ["begin", "run", "run_sweep_job"]
 
@@ -31,8 +33,14 @@ def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
         LaunchError: a machine did not join.
         Interrupted: a signal ended the run.
     """
-    with spec.launch.open(spec) as launch:
-        spec_path = launch.begin(freeze)
+
+    def freeze_undisturbed() -> Path:
+        # From `queued` on, a signal must not end this process before `final_state` can say so in status.json.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        return freeze()
+
+    with mask_restored(), spec.launch.open(spec) as launch:
+        spec_path = launch.begin(freeze_undisturbed)
         try:
             _start(launch, spec_path)
         finally:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from runner import __version__
+from runner import __version__, terminal
 from runner.cli.help import overview
 from runner.cli.verb import load_verb, parser_of, verb_names
 from runner.config.nearest import did_you_mean
@@ -27,6 +27,7 @@ def run() -> None:
     # Imports create a million objects and little garbage: collecting every 700 objects costs 0.3 s at start-up, never
     # collecting costs 7 MB.
     gc.set_threshold(10_000)
+    terminal.open_closed_descriptors()
     code = main(sys.argv[1:])
     atexit._run_exitfuncs()
     logging.shutdown()

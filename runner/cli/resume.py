@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from runner import terminal
 from runner.cli import attempt
 from runner.cli.arguments import run_words
 from runner.compose.overrides import Overridden, apply_overrides
@@ -36,6 +37,7 @@ def resume(found: argparse.Namespace) -> int:
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
+    terminal.protect()
     run_dir, overrides = run_words(found, prog="runner resume")
     changed = apply_overrides(_without_stop(store.load(run_dir.specs()[-1])), overrides)
     _check_checkpoint(run_dir, found.resume_from)

@@ -11,16 +11,20 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from runner import terminal
 from runner.cli import attempt
 from runner.cli.arguments import TrainArguments
 from runner.cli.results import report
@@ -32,13 +36,13 @@ from runner.config.run_dir import RunDir, claim, claim_named
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.world.fork import can_fork_ranks
+from runner.world.parent import end_with_parent
+from runner.world.stop import STOP_SIGNALS
 
 __all__ = ["sweep"]
 
 TRIED_VALUES = 64
 """Values of one swept key that are composed before the sweep begins (40 ms each)."""
-GRACE_S = 5.0
-"""Seconds that an interrupted job has to stop its ranks."""
 OBJECTIVES = ("eval/loss", "train/loss")
 """Metrics that a job returns to a sweeper that optimizes: the first of these that it measured."""
 
@@ -68,19 +72,44 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
         f"hydra.sweep.dir={quoted(str(directory))}",
         *_job_name(recipe, fixed),
     ]
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the jobs as Ctrl-C does
     try:
-        code = hydra_main(
-            recipe,
-            [*hydra_arguments, *arguments.overrides],
-            directories=directories,
-            task=task,
-        )
+        with _interrupted_by_signals():
+            code = hydra_main(
+                recipe,
+                [*hydra_arguments, *arguments.overrides],
+                directories=directories,
+                task=task,
+            )
     finally:
-        signal.signal(signal.SIGTERM, before)
         failed = report(directory)
         print(directory, flush=True)
     return 1 if failed or code else 0
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal that ends the sweep, and its job as it would end a run."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let every signal that stops a run interrupt the block; those that are ignored stay so."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        raise _Stopped(signum)
+
+    signals = [*STOP_SIGNALS, signal.SIGQUIT]
+    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _job_name(recipe: Recipe, overrides: list[str]) -> list[str]:
@@ -180,31 +209,39 @@ def _run_in_child(spec_path: Path, spec: RunSpec) -> int:
         import_module("runner.worker")  # torch and the engine: once here instead of once in every job
     forks = can_fork_ranks(spec.hardware)
     context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
-    process = context.Process(target=_be_job, args=(str(spec_path),))
+    process = context.Process(target=_be_job, args=(str(spec_path), os.getpid()))
     sys.stdout.flush()
     sys.stderr.flush()
     process.start()
     try:
         process.join()
-    except KeyboardInterrupt:
-        _stop(process)
+    except KeyboardInterrupt as stopped:
+        _stop(process, stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT)
         raise
     return process.exitcode or 0
 
 
-def _stop(process: BaseProcess) -> None:
-    """Let a job end its ranks, then kill what is left of its process group."""
+def _stop(process: BaseProcess, number: int) -> None:
+    """Pass a signal on, wait until the job has ended in its own time, and kill what is left of its process group.
+
+    Another signal meanwhile kills it at once.
+    """
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
-    process.join(GRACE_S)
-    with contextlib.suppress(ProcessLookupError):  # nothing is left
-        os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    try:
+        os.kill(process.pid, number)
+        process.join()
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nothing is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
 
 
-def _be_job(spec_path: str) -> None:
+def _be_job(spec_path: str, sweep_pid: int) -> None:
     # A process group of its own: Ctrl-C reaches only the sweep, which then interrupts this job exactly once.
     os.setpgrp()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (*STOP_SIGNALS, signal.SIGQUIT):
+        signal.signal(number, signal.default_int_handler)
+    terminal.protect()
+    # A sweep that was killed: its job ends its step and saves a checkpoint, as it does when it is asked to stop.
+    end_with_parent(sweep_pid, signal.SIGTERM)
     attempt.run_sweep_job(Path(spec_path))

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from runner import terminal
 from runner.cli import attempt
 from runner.cli.arguments import TrainArguments, train_arguments
 from runner.compose.composed import Composed
@@ -23,6 +24,7 @@ def train(found: argparse.Namespace) -> int:
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
+    terminal.protect()
     arguments = train_arguments(found)
     recipe = find(arguments.recipe)
     if arguments.hydra_flags:

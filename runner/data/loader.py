@@ -1,6 +1,8 @@
 """Loading items: in the rank itself, or ahead of it by worker processes."""
 
+import os
 import random
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, final, runtime_checkable
@@ -10,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from runner.protocols import LoaderOptions, MicroBatch, MicroBatchIndices
+from runner.world.parent import end_with_parent
 from runner.world.seeds import mix
 
 
@@ -59,6 +62,7 @@ def load(
         prefetch_factor=options.prefetch,
         pin_memory=options.pin_memory,
         generator=torch.Generator(),  # else it draws from the rank's own
+        worker_init_fn=_BeginWorker(os.getpid()),
     )
     device, pinned = options.device, options.pin_memory
     return (MicroBatch(to_device(batch, device, non_blocking=pinned), counts.popleft()) for batch in loader)
@@ -91,6 +95,22 @@ def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device, non_blocking=non_blocking) for value in batch)
     return batch
+
+
+@final
+class _BeginWorker:
+    """Called first in each worker: it ends with its rank, at once, and only with it.
+
+    Torch's own watchdog notices a rank that died after 5 s. SIGTERM to the whole tree (systemd, Slurm) must reach the
+    rank, which ends its step; a worker that died of it would fail the step instead.
+    """
+
+    def __init__(self, rank_pid: int) -> None:
+        self._rank_pid = rank_pid
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end_with_parent(self._rank_pid)
 
 
 @final

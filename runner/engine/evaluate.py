@@ -1,6 +1,6 @@
 """Evaluation: processes every item of every evaluation set once, divided among all ranks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,14 +13,16 @@ from runner.data.steps import single_pass
 from runner.engine.measure import LossMeans
 from runner.errors import HookError
 from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Trainable, World
+from runner.world.activity import Activity, Phase
 from runner.world.seeds import mix
 
 
-def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World) -> dict[str, float]:
+def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World, activity: Activity) -> dict[str, float]:
     """Evaluate all metrics on all evaluation sets; the same result on every rank. Collective.
 
     Args:
         world: all ranks of the run.
+        activity: is told what this rank does.
 
     Returns:
         Values by name: eval/<metric>, or eval/<set>/<metric> if the sets are named.
@@ -33,7 +35,8 @@ def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World) -> d
     for prefix, dataset in eval_sets(data).items():
         meters: dict[str, Meter] = {"": LossMeans(on_device=on_device)}
         meters |= {name: metric.build(on_device=on_device) for name, metric in spec.metric.items()}
-        _update(meters.values(), trainable, _micro_batches(dataset, prefix, options, spec, readers))
+        micro_batches = _micro_batches(dataset, prefix, options, spec, readers)
+        _update(meters.values(), trainable, _noted(micro_batches, activity))
         for meter in meters.values():
             meter.merge(summands)
         values |= {f"{prefix}/{name}": value for name, value in _computed(meters).items()}
@@ -51,6 +54,15 @@ def _micro_batches(
         ranks=world.size,
     )
     return load(dataset, indices, options, seed=mix(spec.run.seed, 1))
+
+
+def _noted(micro_batches: Iterable[MicroBatch], activity: Activity) -> Iterator[MicroBatch]:
+    activity.enter(Phase.DATA)
+    for micro_batch in micro_batches:
+        activity.enter(Phase.EVALUATION)
+        yield micro_batch
+        activity.enter(Phase.DATA)
+    activity.enter(Phase.EVALUATION)
 
 
 def _update(meters: Iterable[Meter], trainable: Trainable, micro_batches: Iterable[MicroBatch]) -> None:

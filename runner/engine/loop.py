@@ -10,8 +10,10 @@ from runner.engine.measure import step_values
 from runner.engine.non_finite.replay import explain
 from runner.engine.session import Session
 from runner.protocols import Outcome, StepBatches, StepLoss
+from runner.world.activity import Phase
 
 logger = logging.getLogger(__name__)
+DATA = Phase.DATA
 
 
 def train(session: Session) -> Outcome:
@@ -30,6 +32,7 @@ def train(session: Session) -> Outcome:
         _take_steps(session, steps, until=boundary - 1)
         rates = learning_rates(session)
         logs, checks = cadence.logs(boundary), session.guard.needs_values
+        session.activity.enter(DATA, training.step + 1)
         loss, update = session.take_step(next(steps), measure=logs or checks)
         if not update.stepped:
             _check_skipped(session, loss)
@@ -57,8 +60,9 @@ def train(session: Session) -> Outcome:
 
 def _take_steps(session: Session, steps: Iterator[StepBatches], *, until: int) -> None:
     """Take the steps after which nothing is due."""
-    training = session.training
+    training, activity = session.training, session.activity
     while training.step < until:
+        activity.enter(DATA, training.step + 1)
         loss, update = session.take_step(next(steps), measure=False)
         if not update.stepped:
             _check_skipped(session, loss)
@@ -97,11 +101,13 @@ def _evaluate(session: Session) -> str:
     """Evaluate and record the metrics; returns why a callback ends the run, or an empty string."""
     if session.data.eval is None:
         return ""
-    training = session.training
+    training, activity = session.training, session.activity
     with training.listeners.around_eval(session):
-        metrics = evaluate(training.trainable, session.data, session.spec, session.world)
+        metrics = evaluate(training.trainable, session.data, session.spec, session.world, activity)
+    activity.enter(Phase.CALLBACK)
     session.record(metrics)
     session.console.evaluated(training.step, metrics)
     verdict = training.listeners.evaluated(session, metrics)
+    activity.enter(Phase.STEP)
     session.throughput.restart(training.source.position)
     return verdict

@@ -28,10 +28,12 @@ from runner.protocols import (
     World,
 )
 from runner.storage.checkpoints import Checkpoints
+from runner.world.activity import UNREAD, Activity, Phase
 from runner.world.seeds import report_nondeterminism, set_deterministic
 
 logger = logging.getLogger(__name__)
 SKIPPED = Update(stepped=False)
+STEP = Phase.STEP
 
 
 class Stopping(Protocol):
@@ -51,6 +53,8 @@ class Session:
     run_dir: RunDir
     world: World
     stopping: Stopping
+    activity: Activity
+    """Tells the launcher what this rank does."""
     data: Data
     training: Training
     checkpoints: Checkpoints
@@ -83,14 +87,16 @@ class Session:
     def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         """Take one optimizer step and call the listeners of steps."""
         listeners = self.training.listeners
+        self.activity.enter(STEP)
         if listeners.around_steps:
             with listeners.around_step(self):
                 loss, update = self._step(batches, measure=measure)
         else:
             loss, update = self._step(batches, measure=measure)
-        if update.stepped:
-            for listener in listeners.after_step:
-                listener.after_step(self)
+        if update.stepped and listeners.after_step:
+            with self.activity.during(Phase.CALLBACK):
+                for listener in listeners.after_step:
+                    listener.after_step(self)
         return loss, update
 
     def _step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
@@ -113,14 +119,16 @@ class Session:
     def save(self) -> None:
         """Save a checkpoint; with asynchronous saving it is committed later. Collective."""
         training = self.training
-        self.checkpointer.save(training.state_dict(), progress=training.progress, metrics=training.metrics)
-        training.listeners.look_for_save(self, self.checkpoints.latest)
+        with self.activity.during(Phase.SAVING):
+            self.checkpointer.save(training.state_dict(), progress=training.progress, metrics=training.metrics)
+            training.listeners.look_for_save(self, self.checkpoints.latest)
 
     def poll(self) -> None:
         """Between saves: check whether a background save has failed or finished, and update the status. Collective."""
-        self.checkpointer.poll(self.training.state_dict)
-        self.training.listeners.look_for_save(self, self.checkpoints.latest)
-        self.write_status("running")
+        with self.activity.during(Phase.SAVING):
+            self.checkpointer.poll(self.training.state_dict)
+            self.training.listeners.look_for_save(self, self.checkpoints.latest)
+            self.write_status("running")
 
     def write_status(self, state: str) -> None:
         """Write state and progress to status.json. Only rank 0 writes."""
@@ -129,7 +137,9 @@ class Session:
 
 
 @contextmanager
-def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping) -> Iterator[Session]:
+def open_session(
+    spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping, activity: Activity = UNREAD
+) -> Iterator[Session]:
     """Build a session, restore the newest checkpoint if there is one, and close it with its outcome. Collective.
 
     Raises:
@@ -153,6 +163,7 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
         run_dir=run_dir,
         world=world,
         stopping=stopping,
+        activity=activity,
         data=data,
         training=training,
         checkpoints=checkpoints,
@@ -164,8 +175,10 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
     session.throughput.restart(training.source.position)
     gc.freeze()  # what exists by now lives as long as the run: the garbage collector need not traverse it
     with _closing(session), report_nondeterminism():
+        activity.enter(Phase.CALLBACK)
         training.listeners.start(session, checkpoints.latest)
         yield session
+        activity.enter(Phase.SAVING)
         checkpointer.wait()
         training.listeners.look_for_save(session, checkpoints.latest)
         training.listeners.end(session, session.outcome)

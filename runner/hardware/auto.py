@@ -10,7 +10,7 @@ from runner.errors import Fault
 from runner.hardware.cpu import CPU
 from runner.hardware.cuda import CUDA
 from runner.hardware.mps import MPS
-from runner.hardware.shared import check_processes
+from runner.hardware.shared import TIMEOUT_S, check_processes
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -25,15 +25,17 @@ class Auto:
     """Number of ranks on this machine."""
     threads: int | None = None
     """CPU threads per rank; null = torch's default for one rank, an even share of the cores for several."""
+    timeout_s: float = TIMEOUT_S
+    """Seconds that a rank of several may make no progress, after which the run ends and names it."""
 
     def __post_init__(self) -> None:
-        check_processes(self.processes, self.threads)
+        check_processes(self.processes, self.threads, self.timeout_s)
 
     @property
     def found(self) -> CPU | CUDA | MPS:
         """The option selected on this machine."""
         option = CUDA if torch.cuda.is_available() else MPS if torch.backends.mps.is_available() else CPU
-        return option(processes=self.processes, threads=self.threads)
+        return option(processes=self.processes, threads=self.threads, timeout_s=self.timeout_s)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Delegates to the hardware found."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 import torch
 
 from runner.errors import Fault
-from runner.hardware.shared import check_processes, num_cores, too_many, use_threads
+from runner.hardware.shared import TIMEOUT_S, check_processes, num_cores, too_many, use_threads
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -22,11 +22,13 @@ class CPU:
     """Number of ranks on this machine."""
     threads: int | None = None
     """CPU threads per rank; null = torch's default for one rank, an even share of the cores for several."""
+    timeout_s: float = TIMEOUT_S
+    """Seconds that a rank of several may make no progress, after which the run ends and names it."""
     oversubscribe: bool = False
     """Allow more processes than cores."""
 
     def __post_init__(self) -> None:
-        check_processes(self.processes, self.threads)
+        check_processes(self.processes, self.threads, self.timeout_s)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires at most one process per core unless `oversubscribe` is set."""

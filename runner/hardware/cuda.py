@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 import torch
 
 from runner.errors import Fault
-from runner.hardware.shared import check_processes, too_many, use_threads
+from runner.hardware.shared import TIMEOUT_S, check_processes, too_many, use_threads
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -22,11 +22,13 @@ class CUDA:
     """Number of ranks on this machine, one device each."""
     threads: int | None = None
     """CPU threads per rank; null = torch's default for one rank, an even share of the cores for several."""
+    timeout_s: float = TIMEOUT_S
+    """Seconds that a rank of several may make no progress, after which the run ends and names it."""
     tf32: bool = False
     """Allow TF32 in float32 matrix multiplications and convolutions: faster, with about three decimal digits."""
 
     def __post_init__(self) -> None:
-        check_processes(self.processes, self.threads)
+        check_processes(self.processes, self.threads, self.timeout_s)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires one visible device per process."""

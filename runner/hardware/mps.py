@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 import torch
 
 from runner.errors import Fault
-from runner.hardware.shared import check_processes, too_many, use_threads
+from runner.hardware.shared import TIMEOUT_S, check_processes, too_many, use_threads
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -22,9 +22,11 @@ class MPS:
     """Number of ranks on this machine; always 1."""
     threads: int | None = None
     """CPU threads; null = torch's default."""
+    timeout_s: float = TIMEOUT_S
+    """Seconds that a rank of several may make no progress, after which the run ends and names it."""
 
     def __post_init__(self) -> None:
-        check_processes(self.processes, self.threads)
+        check_processes(self.processes, self.threads, self.timeout_s)
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires a Metal device and a single process."""

@@ -7,13 +7,20 @@ import torch
 
 from runner.errors import Fault
 
+TIMEOUT_S = 1800.0
+"""The default of hardware.timeout_s: torch's own default for gloo."""
+LONGEST_S = 1e8
+"""Three years: torch counts milliseconds in 64 bits, and some backends in 32 of seconds."""
 
-def check_processes(processes: int, threads: int | None) -> None:
+
+def check_processes(processes: int, threads: int | None, timeout_s: float) -> None:
     """Validate the fields that all hardware parts share.
 
     Raises:
         ValueError: a value is below 1.
     """
+    if not 1 <= timeout_s <= LONGEST_S:
+        raise ValueError(f"timeout_s={timeout_s} must be from 1 to {LONGEST_S:g}: seconds without any progress.")
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1.")
     if threads is not None and threads < 1:

@@ -1,19 +1,19 @@
 """The ranks of this machine, under torch's elastic agent."""
 
+import contextlib
 import gc
 import importlib
 import logging
-import multiprocessing
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from signal import SIGTERM
+from signal import Signals as Signal
 from typing import Any, final
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -23,7 +23,10 @@ from runner.launch import rank
 from runner.launch.outcome import Outcome
 from runner.launch.signals import FOR_TORCH, Signals
 from runner.launch.supervision import Supervision
+from runner.launch.watchdog import Watchdog, record_hang
+from runner.world.activity import ActivityTable, Phase
 from runner.world.environment import environment
+from runner.world.stop import held_back
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
 # The first optimizer step imports torch._dynamo (0.9 CPU s); imported before the fork, every rank has it.
@@ -32,36 +35,73 @@ PRELOAD = ("torch._dynamo",)
 
 @final
 class Agent(LocalElasticAgent):
-    """Torch's agent, with a record of each start of its ranks: the first one and those after a failure."""
+    """Torch's agent, except that this class decides when ranks have failed, and ends them at once.
 
-    def __init__(self, spec: WorkerSpec, signals: Signals) -> None:
+    Torch's sends SIGTERM, which asks a rank to save a checkpoint, and waits for 30 s; it reports a rank only by its
+    exit code, and does not notice one that left with 0 in the middle of a run.
+    """
+
+    def __init__(
+        self, spec: WorkerSpec, signals: Signals, table: ActivityTable, *, run_dir: RunDir, timeout_s: float
+    ) -> None:
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
-        self.started_ns = time.time_ns()
+        self.start = 0
+        """The number of the last start of the ranks."""
         self.num_starts = 0
+        self.exit_codes: dict[int, int] = {}
+        """By rank, of the ranks that ended before this agent ended the others; -n = killed by signal n."""
         self._signals = signals
-        self._forked: dict[int, BaseProcess] = {}
+        self._table = table
+        self._run_dir = run_dir
+        self._timeout_s = timeout_s
+        self._watchdog = Watchdog(timeout_s)
+        self._pids: dict[int, int] = {}
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self.started_ns = time.time_ns()
+        self.start = self._table.begin()
+        self._watchdog = Watchdog(self._timeout_s)
         self.num_starts += 1
         # A restart that another machine's failure caused counts as well.
         self._remaining_restarts = worker_group.spec.max_restarts - (self.num_starts - 1)
-        pids: dict[int, int] = super()._start_workers(worker_group)
-        children = {child.pid: child for child in multiprocessing.active_children()}
-        self._forked = {local_rank: children[pid] for local_rank, pid in pids.items() if pid in children}
-        self._signals.watch(pids.values())
+        with held_back(rank.HELD_BACK):
+            pids: dict[int, int] = super()._start_workers(worker_group)
+            self._pids = {worker.global_rank: pids[worker.local_rank] for worker in worker_group.workers}
+            self._signals.watch(pids.values())
         return pids
 
-    def exit_codes(self, result: RunResult) -> dict[int, int]:
-        """Exit code by rank, of the ranks that failed, the first one to be noticed leading; -n = killed by signal n.
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        standings = dict(zip(self._pids, self._table.read(), strict=True))
+        ended = _exit_codes(self._pids)
+        unfinished = [number for number, one in standings.items() if one.phase is not Phase.FINISHED]
+        self.exit_codes = {number: ended[number] for number in unfinished if number in ended}
+        hang = None if self.exit_codes else self._watchdog.poll(standings)
+        if hang is not None:
+            record_hang(self._run_dir, hang, self._pids, start=self.start)
+        if self.exit_codes or hang is not None:
+            self._signals.kill()
+            return RunResult(state=WorkerState.FAILED)
+        if unfinished:
+            return RunResult(state=WorkerState.HEALTHY)
+        if any(ended.values()):  # on its way out, with nothing left to do
+            self._signals.kill()
+            return RunResult(state=WorkerState.SUCCEEDED, return_values=dict.fromkeys(self._pids))
+        result: RunResult = super()._monitor_workers(worker_group)
+        return result
 
-        Of forked ranks the agent reports only one, though several may have died between two checks.
-        """
-        codes: dict[int, int] = {number: failure.exitcode for number, failure in result.failures.items()}
-        for number, process in self._forked.items():
-            if process.exitcode:
-                codes.setdefault(number, process.exitcode)
-        return codes
+    def _shutdown(self, death_sig: Signal = SIGTERM, timeout: int = 30) -> None:
+        self._signals.kill()
+        super()._shutdown(death_sig, timeout)
+
+
+def _exit_codes(pids: Mapping[int, int]) -> dict[int, int]:
+    """The exit codes of the ranks that have ended; -n = killed by signal n. They stay to be waited for by torch."""
+    codes = {}
+    for number, pid in pids.items():
+        with contextlib.suppress(ChildProcessError):  # torch has waited for it
+            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is not None:
+                codes[number] = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+    return codes
 
 
 def supervise(
@@ -69,6 +109,7 @@ def supervise(
     supervision: Supervision,
     *,
     processes: int,
+    timeout_s: float,
     fork: bool,
     rendezvous: Callable[[Callable[[], bool]], RendezvousHandler],
     log: str = "agent.log",
@@ -80,16 +121,17 @@ def supervise(
         spec_path: the frozen declaration, in its run's directory.
         supervision: restarts and timeouts.
         processes: how many ranks.
+        timeout_s: how long a rank may make no progress.
         fork: fork the ranks from this process; otherwise each is a new interpreter.
         rendezvous: makes the rendezvous handler of torch's agent, given a function that says whether a signal has asked
             this launcher to stop.
         log: the file among the run's logs that torch's agent logs to.
-        worker: the module whose `main(spec_path)` is a rank.
+        worker: the module whose `work(spec_path, stopping, activity)` is a rank.
     """
     run_dir = RunDir(spec_path.parent)
     times = {"interrupt_s": supervision.interrupt_s, "grace_s": supervision.grace_s}
-    with Signals(**times) as signals, _agent_log(run_dir, log):
-        entrypoint, args = _entrypoint(worker, spec_path, fork=fork)
+    with closing(ActivityTable(processes)) as table, Signals(**times) as signals, _agent_log(run_dir, log):
+        entrypoint, args = _entrypoint(worker, spec_path, table, fork=fork)
         handler = rendezvous(lambda: signals.stop_requested)
         spec = WorkerSpec(
             role="rank",
@@ -100,15 +142,15 @@ def supervise(
             max_restarts=supervision.max_restarts,
             monitor_interval=supervision.monitor_interval_s,
         )
-        agent = Agent(spec, signals)
+        agent = Agent(spec, signals, table, run_dir=run_dir, timeout_s=timeout_s)
         result = _run_agent(agent)
         handler.shutdown()
     return Outcome(
         succeeded=result is not None and not result.is_failed(),
         stop_requested=signals.stop_requested,
         num_restarts=agent.num_starts - 1,
-        started_ns=agent.started_ns,
-        exit_codes=agent.exit_codes(result) if result is not None else {},
+        start=agent.start,
+        exit_codes=agent.exit_codes,
     )
 
 
@@ -124,13 +166,15 @@ def _run_agent(agent: Agent) -> RunResult | None:
         gc.unfreeze()
 
 
-def _entrypoint(worker: str, spec_path: Path, *, fork: bool) -> tuple[str | Callable[..., None], tuple[Any, ...]]:
+def _entrypoint(
+    worker: str, spec_path: Path, table: ActivityTable, *, fork: bool
+) -> tuple[str | Callable[..., None], tuple[Any, ...]]:
     """The function that the agent calls in a fork of this process, or the program that it starts, with arguments."""
     if not fork:
-        return sys.executable, ("-m", rank.__name__, worker, str(spec_path), str(os.getpid()))
+        return sys.executable, ("-m", rank.__name__, worker, str(spec_path), str(os.getpid()), table.path)
     for module in (*PRELOAD, worker):
         importlib.import_module(module)
-    return rank.enter, (worker, str(spec_path), os.getpid())
+    return rank.enter, (worker, str(spec_path), os.getpid(), table.path)
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 import json
 import signal
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import IntEnum
 from typing import final
 
+from runner import durable
 from runner.config.run_dir import RunDir
+from runner.errors import HangError
+from runner.launch.stacks import innermost_file
 
 LOG_LINES = 20
 HINTS: dict[int, str] = {
@@ -15,15 +18,22 @@ HINTS: dict[int, str] = {
     signal.SIGSEGV: "Native code crashed; the log shows where.",
     signal.SIGBUS: "Usually /dev/shm is full: try loader.workers=0, or give the machine more shared memory.",
 }
+COMMUNICATION = ("gloo/transport/", "DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
+"""What the traceback of a rank contains that lost its connection to another one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The report that one failed rank wrote."""
+    """The report that one failed rank wrote, or its launcher for it."""
 
     rank: int
     time_ns: int
+    """By the clock on the wall, for people."""
+    monotonic_ns: int
+    """By the machine's monotonic clock, which nobody sets: what came first."""
+    start: int
+    """Which start of the ranks it belongs to: see Activity.start."""
     step: int
     error: str
     message: str
@@ -33,19 +43,47 @@ class Failure:
         summary = f"{self.error}: {self.message}" if self.message else self.error
         return f"rank {self.rank} failed at step {self.step}: {summary}\n{self.traceback.rstrip()}"
 
+    @property
+    def lost_connection(self) -> bool:
+        """Whether it may only follow from what another rank did: this one could not reach it, or waited for it."""
+        if self.error == HangError.__name__:
+            return "/torch/" in innermost_file(self.traceback)
+        return any(word in self.traceback for word in COMMUNICATION)
 
-def read_failures(run_dir: RunDir, *, since_ns: int) -> list[Failure]:
-    """The reports since then, earliest first: the first is the cause, the others usually follow from it."""
+
+def write_failure(run_dir: RunDir, failure: Failure) -> None:
+    """Put a report into the run's directory."""
+    run_dir.failures.mkdir(exist_ok=True)
+    path = run_dir.failures / f"{failure.time_ns}_rank_{failure.rank}.json"
+    durable.replace(path, json.dumps(asdict(failure), indent=1) + "\n")
+
+
+def read_failures(run_dir: RunDir, *, start: int) -> list[Failure]:
+    """The reports of one start, causes before what may follow from them, each earliest first."""
     found = []
     for path in run_dir.failures.glob("*.json"):
         try:
             stored = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            continue  # incomplete: the agent killed the rank while it wrote, so another rank had failed before
-        failure = Failure(**{name: stored[name] for name in Failure.__dataclass_fields__})
-        if failure.time_ns >= since_ns:
+            failure = Failure(**{name: stored[name] for name in Failure.__dataclass_fields__})
+        except (json.JSONDecodeError, KeyError):
+            continue  # incomplete, or of an earlier version: not of this start
+        if failure.start == start:
             found.append(failure)
-    return sorted(found, key=lambda failure: failure.time_ns)
+    return sorted(found, key=lambda failure: (failure.lost_connection, failure.monotonic_ns))
+
+
+class CauseKind(IntEnum):
+    """What kind of cause it is. Of the causes that several machines report, the first kind here is the reason."""
+
+    STOPPED = 0
+    """A request to stop: whatever fails while ranks are being stopped is not the cause."""
+    DIED = 1
+    """A rank died without a report, or hung: the others failed when they waited for it."""
+    RAISED = 2
+    """A rank raised an error of its own."""
+    LOST_CONNECTION = 3
+    """A rank could not reach another."""
+    UNKNOWN = 4
 
 
 @final
@@ -54,8 +92,7 @@ class Cause:
     """Why a run failed."""
 
     text: str
-    time_ns: int
-    """When; 0 = a rank died without a report, before any rank that wrote one."""
+    kind: CauseKind
     error: str = ""
     """The class that the rank raised; "" = not known."""
 
@@ -64,28 +101,34 @@ class Cause:
         return f"{self.text}\n(after {num_restarts} restarts)" if num_restarts else self.text
 
 
-def find_cause(run_dir: RunDir, *, since_ns: int, exit_codes: Mapping[int, int]) -> Cause:
-    """Which rank failed first, and how.
+def find_cause(run_dir: RunDir, *, start: int, exit_codes: Mapping[int, int]) -> Cause:
+    """Which rank failed first, and how. No clock on the wall is asked.
+
+    A rank that died without a report comes before any traceback: it could not write one, and the other ranks failed
+    when their connections to it broke. Only an abort comes after a rank's own error: NCCL aborts ranks that lost
+    another.
 
     Args:
         run_dir: the run's directory.
-        since_ns: when the ranks were started for the last time.
-        exit_codes: by rank, of the ranks that failed, the first one to be noticed leading; -n = killed by signal n.
-
-    A rank that died without a report comes before any traceback: it could not write one, and the other ranks failed
-    when their connections to it broke. SIGTERM does not count, since the agent ends the other ranks with it.
+        start: which start of the ranks.
+        exit_codes: by rank, of the ranks that ended before their launcher ended the others; -n = killed by signal n.
     """
-    failures = read_failures(run_dir, since_ns=since_ns)
+    failures = read_failures(run_dir, start=start)
     reported = {failure.rank for failure in failures}
     silent = {rank: code for rank, code in exit_codes.items() if rank not in reported}
-    for rank, code in silent.items():
-        if -code != signal.SIGTERM:
-            return Cause(text=_describe_exit(run_dir, rank, code), time_ns=0)
-    if failures:
-        return Cause(text=str(failures[0]), time_ns=failures[0].time_ns, error=failures[0].error)
+    died = [rank for rank, code in silent.items() if -code != signal.SIGABRT]
+    raised = [failure for failure in failures if not failure.lost_connection]
+    if died:
+        return Cause(text=_describe_exit(run_dir, died[0], silent[died[0]]), kind=CauseKind.DIED)
+    if raised:
+        kind = CauseKind.DIED if raised[0].error == HangError.__name__ else CauseKind.RAISED
+        return Cause(text=str(raised[0]), kind=kind, error=raised[0].error)
     if silent:
-        return Cause(text=_describe_exit(run_dir, *next(iter(silent.items()))), time_ns=time.time_ns())
-    return Cause(text="the ranks failed without reporting a cause.", time_ns=time.time_ns())
+        rank, code = next(iter(silent.items()))
+        return Cause(text=_describe_exit(run_dir, rank, code), kind=CauseKind.DIED)
+    if failures:
+        return Cause(text=str(failures[0]), kind=CauseKind.LOST_CONNECTION, error=failures[0].error)
+    return Cause(text="the ranks failed without reporting a cause.", kind=CauseKind.UNKNOWN)
 
 
 def _describe_exit(run_dir: RunDir, rank: int, code: int) -> str:
@@ -93,6 +136,8 @@ def _describe_exit(run_dir: RunDir, rank: int, code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
         first = f"rank {rank} was killed by {name}; {last}. {HINTS.get(-code, '')}".rstrip()
+    elif code == 0:
+        first = f"rank {rank} ended with exit code 0 before the run was done; {last}. Does a hook call os._exit?"
     else:
         first = f"rank {rank} exited with code {code} without a traceback in {run_dir.failures}; {last}."
     log = run_dir.rank_log(rank)

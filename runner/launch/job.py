@@ -1,13 +1,14 @@
 """What a submitted job runs on its machine: `python -m runner.launch.job SPEC`, where SPEC is a frozen declaration.
 
 It runs all ranks of the run here, handles signals, writes the final state into the run's directory, and leaves with the
-exit code of `runner train`. SIGTERM makes it save a checkpoint and stop.
+exit code of `runner train`. SIGTERM makes it save a checkpoint and stop; so do SIGINT, SIGHUP, SIGUSR1 and SIGUSR2.
 """
 
 import os
 import sys
 from pathlib import Path
 
+from runner import terminal
 from runner.config import store
 from runner.config.run_dir import RunDir
 from runner.errors import Interrupted, RunnerError
@@ -30,6 +31,7 @@ def run(spec_path: Path, supervision: Supervision) -> None:
 
 def main() -> int:
     """Run the spec named on the command line and return the exit code."""
+    terminal.protect()
     try:
         run(Path(sys.argv[1]), Supervision())
     except RunnerError as error:

@@ -12,7 +12,13 @@ from runner.launch.supervision import Supervision
 
 
 def run(
-    spec_path: Path, supervision: Supervision, *, processes: int, fork: bool, worker: str = "runner.worker"
+    spec_path: Path,
+    supervision: Supervision,
+    *,
+    processes: int,
+    timeout_s: float,
+    fork: bool,
+    worker: str = "runner.worker",
 ) -> None:
     """Start the ranks and wait until they are done.
 
@@ -20,8 +26,9 @@ def run(
         spec_path: the frozen declaration, in its run's directory.
         supervision: restarts and timeouts.
         processes: how many ranks.
+        timeout_s: how long a rank may make no progress.
         fork: fork the ranks from this process; otherwise each is a new interpreter.
-        worker: the module whose `main(spec_path)` is a rank.
+        worker: the module whose `work(spec_path, stopping, activity)` is a rank.
 
     Raises:
         RunFailed: a rank failed and no restart is left.
@@ -31,6 +38,7 @@ def run(
         spec_path,
         supervision,
         processes=processes,
+        timeout_s=timeout_s,
         fork=fork,
         rendezvous=lambda stop_requested: Rendezvous(SingleNode(), stop_requested=stop_requested),
         worker=worker,
@@ -42,6 +50,6 @@ def _raise_unless_done(run_dir: RunDir, outcome: Outcome) -> None:
     if outcome.succeeded:
         return check_done(run_dir)
     if outcome.stop_requested:
-        raise stopped_by_signal(run_dir, since_ns=outcome.started_ns)
-    cause = find_cause(run_dir, since_ns=outcome.started_ns, exit_codes=outcome.exit_codes)
+        raise stopped_by_signal(run_dir, start=outcome.start)
+    cause = find_cause(run_dir, start=outcome.start, exit_codes=outcome.exit_codes)
     raise failed(run_dir, cause.after(outcome.num_restarts), error=cause.error)

@@ -1,5 +1,7 @@
 """How a launch ended: the last state in status.json, and the error that the command reports."""
 
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +10,10 @@ from typing import final
 from runner.config.run_dir import RunDir
 from runner.errors import Interrupted, RunFailed
 from runner.launch.failures import read_failures
+from runner.world.stop import STOP_SIGNALS
+
+ENDING_SIGNALS = (*STOP_SIGNALS, signal.SIGQUIT)
+"""Signals that end a process which does not handle them, and that people and schedulers send."""
 
 
 @final
@@ -20,10 +26,10 @@ class Outcome:
     stop_requested: bool
     """A signal asked the launcher to stop."""
     num_restarts: int
-    started_ns: int
-    """When they were started for the last time."""
+    start: int
+    """Tells the last start of the ranks from others, in failure reports."""
     exit_codes: Mapping[int, int]
-    """Exit code by rank, of the ranks that failed, the first one to be noticed leading; -n = killed by signal n."""
+    """By rank, of the ranks that ended before their launcher ended the others; -n = killed by signal n."""
 
 
 def check_done(run_dir: RunDir) -> None:
@@ -40,9 +46,9 @@ def check_done(run_dir: RunDir) -> None:
         raise failed(run_dir, f"the ranks ended, but {run_dir.status} says {state}. Does a hook call sys.exit?")
 
 
-def stopped_by_signal(run_dir: RunDir, *, since_ns: int) -> Interrupted:
+def stopped_by_signal(run_dir: RunDir, *, start: int) -> Interrupted:
     """The error for a launch that a signal ended; a rank's failure while it was stopping is reported with it."""
-    failures = read_failures(run_dir, since_ns=since_ns)
+    failures = read_failures(run_dir, start=start)
     return interrupted(run_dir, f"While stopping, {failures[0]}" if failures else "")
 
 
@@ -61,15 +67,35 @@ def failed(run_dir: RunDir, cause: str, *, error: str = "") -> RunFailed:
 
 @contextmanager
 def final_state(run_dir: RunDir) -> Iterator[None]:
-    """See to it that status.json does not say `queued` or `running` after the block has raised."""
+    """See to it that status.json does not say `queued` or `running` after the block has raised.
+
+    A signal that would end this process raises KeyboardInterrupt instead, where nothing else handles it yet.
+    """
     try:
-        yield
+        with _signals_raise():
+            yield
     except (Interrupted, KeyboardInterrupt):
         _write_final_state(run_dir, "preempted")
         raise
     except BaseException:
         _write_final_state(run_dir, "failed")
         raise
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    deadly = [number for number in ENDING_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _write_final_state(run_dir: RunDir, state: str) -> None:

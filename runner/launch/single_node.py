@@ -35,4 +35,6 @@ def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: boo
             from runner.launch import multi_process
 
             fork = fork and can_fork_ranks(hardware)
-            multi_process.run(spec_path, supervision, processes=hardware.processes, fork=fork)
+            multi_process.run(
+                spec_path, supervision, processes=hardware.processes, timeout_s=hardware.timeout_s, fork=fork
+            )

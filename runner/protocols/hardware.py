@@ -13,6 +13,8 @@ class Hardware(Part, Protocol):
 
     processes: int
     """The number of ranks on each machine."""
+    timeout_s: float
+    """Seconds that a rank of several may make no progress in a step or its data, or wait for the others."""
 
     @property
     def backend(self) -> str:

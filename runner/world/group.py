@@ -1,7 +1,7 @@
 """The world of several processes: torch.distributed behind the `World` protocol."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, cast, final
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from runner.protocols import Axes, Axis, Hardware, World
+from runner.world.activity import UNREAD, Activity, Phase
 from runner.world.identity import RankIdentity
 from runner.world.solo import SoloWorld
 
@@ -28,6 +29,7 @@ class GroupWorld:
         group: dist.ProcessGroup,
         host_group: dist.ProcessGroup,
         run: "_Run",
+        activity: Activity,
     ) -> None:
         self.device = device
         self.axes = axes
@@ -37,6 +39,7 @@ class GroupWorld:
         self.group = group
         self._host = host_group
         self._run = run
+        self._activity = activity
 
     @property
     def is_main(self) -> bool:
@@ -50,7 +53,8 @@ class GroupWorld:
     def sum(self, values: Tensor) -> Tensor:
         """Sum elementwise over ranks, into a new tensor. Collective."""
         total = values.clone()
-        dist.all_reduce(total, group=self.group)
+        with self._waiting():
+            dist.all_reduce(total, group=self.group)
         return total
 
     def start_sum(self, values: Tensor) -> Callable[[], Tensor]:
@@ -59,36 +63,42 @@ class GroupWorld:
         work = dist.all_reduce(total, group=self.group, async_op=True)
 
         def finish() -> Tensor:
-            work.wait()
+            with self._waiting():
+                work.wait()
             return total
 
         return finish
 
     def broadcast(self, values: Tensor) -> None:
         """Overwrite the tensor with rank 0's, in place. Collective."""
-        dist.broadcast(values, group=self.group, group_src=0)
+        with self._waiting():
+            dist.broadcast(values, group=self.group, group_src=0)
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank. Collective; pickled, between processes of this run only."""
         box = [value]
-        dist.broadcast_object_list(box, group=self._host, group_src=0)
+        with self._waiting():
+            dist.broadcast_object_list(box, group=self._host, group_src=0)
         return box[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all ranks in rank order. Collective; pickled, between processes of this run only."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._host)
+        with self._waiting():
+            dist.all_gather_object(values, value, group=self._host)
         return values
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any rank. Collective, on the host."""
         votes = torch.tensor(int(flag))
-        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._host)
+        with self._waiting():
+            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._host)
         return bool(votes.item())
 
     def barrier(self) -> None:
         """Wait for all ranks, on the host. Collective."""
-        dist.barrier(group=self._host)
+        with self._waiting():
+            dist.barrier(group=self._host)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -107,6 +117,9 @@ class GroupWorld:
         """The same ranks with a new host-side group. Collective over the run."""
         return self._run.duplicate(self)
 
+    def _waiting(self) -> AbstractContextManager[None]:
+        return self._activity.during(Phase.WAITING)
+
     def close(self) -> None:
         """Destroy the process group. Collective; objects that use it (a DDP model) must have been freed before.
 
@@ -119,8 +132,18 @@ class GroupWorld:
 class _Run:
     """Shared by the worlds of one run: its mesh and the groups of ranks along its axes, each created once."""
 
-    def __init__(self, device: torch.device, *, axes: Axes, backend: str, local_rank: int, timeout: timedelta) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        axes: Axes,
+        backend: str,
+        local_rank: int,
+        timeout: timedelta,
+        activity: Activity,
+    ) -> None:
         self.timeout = timeout
+        self._activity = activity
         self._device = device
         self._axes = axes
         self._backend = backend
@@ -129,7 +152,7 @@ class _Run:
         default_group = dist.group.WORLD
         assert default_group is not None
         host = default_group if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
-        self.world = self._world(default_group, host)
+        self.world = self._world(default_group, host, activity)
         self._along: dict[frozenset[Axis], World] = {}
 
     def along(self, axes: Sequence[Axis]) -> World:
@@ -147,7 +170,7 @@ class _Run:
 
     def duplicate(self, world: GroupWorld) -> GroupWorld:
         key = next((axes for axes, created in self._along.items() if created is world), frozenset(self._axes.names))
-        return self._world(world.group, self._subgroup(key, backend="gloo"))
+        return self._world(world.group, self._subgroup(key, backend="gloo"), UNREAD)
 
     def _create(self, axes: frozenset[Axis]) -> World:
         size = self._axes.size(axes)
@@ -156,7 +179,8 @@ class _Run:
         if size == self.world.size:
             return self.world
         group = self._subgroup(axes, backend=self._backend)
-        return self._world(group, group if self._backend == "gloo" else self._subgroup(axes, backend="gloo"))
+        host = group if self._backend == "gloo" else self._subgroup(axes, backend="gloo")
+        return self._world(group, host, self._activity)
 
     def _subgroup(self, axes: frozenset[Axis], *, backend: str) -> dist.ProcessGroup:
         """Create this rank's group along these axes. All ranks create all groups in the same order."""
@@ -165,13 +189,27 @@ class _Run:
         group, _ = new_groups(groups, timeout=self.timeout, backend=backend)
         return cast("dist.ProcessGroup", group)
 
-    def _world(self, group: dist.ProcessGroup, host: dist.ProcessGroup) -> GroupWorld:
+    def _world(self, group: dist.ProcessGroup, host: dist.ProcessGroup, activity: Activity) -> GroupWorld:
         return GroupWorld(
-            self._device, axes=self._axes, local_rank=self._local_rank, group=group, host_group=host, run=self
+            self._device,
+            axes=self._axes,
+            local_rank=self._local_rank,
+            group=group,
+            host_group=host,
+            run=self,
+            activity=activity,
         )
 
 
-def join_group(device: torch.device, *, axes: Axes, backend: str, local_rank: int, timeout: timedelta) -> GroupWorld:
+def join_group(
+    device: torch.device,
+    *,
+    axes: Axes,
+    backend: str,
+    local_rank: int,
+    timeout: timedelta,
+    activity: Activity = UNREAD,
+) -> GroupWorld:
     """Join the process group that torch's rendezvous variables describe. Collective.
 
     Args:
@@ -180,12 +218,17 @@ def join_group(device: torch.device, *, axes: Axes, backend: str, local_rank: in
         backend: of collectives on the device.
         local_rank: on this machine.
         timeout: of every collective.
+        activity: is told when this rank waits for others.
     """
-    dist.init_process_group(backend, timeout=timeout)
-    return _Run(device, axes=axes, backend=backend, local_rank=local_rank, timeout=timeout).world
+    with activity.during(Phase.WAITING):
+        dist.init_process_group(backend, timeout=timeout)
+    run = _Run(device, axes=axes, backend=backend, local_rank=local_rank, timeout=timeout, activity=activity)
+    return run.world
 
 
-def open_world(hardware: Hardware, axes: Axes, identity: RankIdentity | None, *, timeout: timedelta) -> World:
+def open_world(
+    hardware: Hardware, axes: Axes, identity: RankIdentity | None, *, timeout: timedelta, activity: Activity = UNREAD
+) -> World:
     """The world of this process: one of several ranks, or a world of one if it has no identity. Collective.
 
     Args:
@@ -193,9 +236,12 @@ def open_world(hardware: Hardware, axes: Axes, identity: RankIdentity | None, *,
         axes: the mesh of all ranks.
         identity: which rank this process is. Torch's rendezvous variables say where the ranks meet.
         timeout: of every collective.
+        activity: is told when this rank waits for others.
     """
     if identity is None:
         return SoloWorld(hardware.claim(0), axes=axes)
     local_rank = identity.local_rank
     device = hardware.claim(local_rank)
-    return join_group(device, axes=axes, backend=hardware.backend, local_rank=local_rank, timeout=timeout)
+    return join_group(
+        device, axes=axes, backend=hardware.backend, local_rank=local_rank, timeout=timeout, activity=activity
+    )

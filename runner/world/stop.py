@@ -1,8 +1,15 @@
 """A request to stop, made by a signal and honoured at the next step boundary."""
 
 import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import final
+
+__all__ = ["STOP_SIGNALS", "StopRequest", "held_back", "mask_restored"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a run to end its step, save a checkpoint and stop: those of people, systemd, Docker and Slurm."""
 
 
 @final
@@ -23,3 +30,27 @@ class StopRequest:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.request()
+
+
+@contextmanager
+def held_back(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Deliver these signals after the block.
+
+    To processes that are started in it, once they let them through: a signal that arrives before a process has
+    installed its handlers would end it, or be lost in a fork that still has its parent's.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def mask_restored() -> Iterator[None]:
+    """Whatever the block does to the set of blocked signals, it is as before afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -41,10 +41,12 @@ def test_metal_that_is_absent_is_a_fault() -> None:
     ("fields", "message"),
     [
         ({"processes": 0}, "processes=0 must be at least 1"),
+        ({"timeout_s": 0.0}, r"timeout_s=0.0 must be from 1 to 1e\+08: seconds without any progress"),
+        ({"timeout_s": float("inf")}, "timeout_s=inf must be from 1 to"),
         ({"threads": 0}, "threads=0 must be at least 1, or null for an even share of the cores"),
     ],
 )
-def test_a_number_below_one_is_refused(kind: Any, fields: Any, message: str) -> None:
+def test_a_number_out_of_range_is_refused(kind: Any, fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**fields)
 

@@ -24,7 +24,8 @@ def main() -> int:
             in_process.run(spec_path, interrupt_s=times.interrupt_s, grace_s=times.grace_s, worker=WORKER)
         else:
             fork = local.fork and can_fork()
-            multi_process.run(spec_path, times, processes=processes, fork=fork, worker=WORKER)
+            timeout_s = float(os.environ.get("TIMEOUT_S", "1800"))
+            multi_process.run(spec_path, times, processes=processes, timeout_s=timeout_s, fork=fork, worker=WORKER)
     except RunnerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

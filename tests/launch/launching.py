@@ -20,7 +20,17 @@ ROOT = HERE.parent.parent
 class Launch:
     """A launching process in a session of its own, as a terminal would have it."""
 
-    def __init__(self, path: Path, *, processes: int, mode: str, at: int = 5, steps: int = 20, **options: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        processes: int,
+        mode: str,
+        at: int = 5,
+        steps: int = 20,
+        timeout_s: float = 1800,
+        **options: Any,
+    ) -> None:
         path.mkdir(exist_ok=True)
         self.run_dir = RunDir(path)
         if not self.run_dir.spec.exists():
@@ -29,7 +39,7 @@ class Launch:
         roots = os.pathsep.join([str(ROOT), str(HERE)])
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "launcher.py"), str(self.run_dir.spec), str(processes), json.dumps(options)],
-            env={**os.environ, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1", "TIMEOUT_S": str(timeout_s)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -52,6 +62,16 @@ class Launch:
     def send(self, number: signal.Signals) -> None:
         """To the launcher alone."""
         self._process.send_signal(number)
+
+    def send_to_rank(self, rank: int, number: signal.Signals) -> None:
+        """To one rank alone, the last one that started with this number."""
+        newest = max(self.run_dir.path.glob(f"pid_{rank}_*"), key=lambda path: path.name)
+        os.kill(int(newest.read_text()), number)
+
+    def send_to_all(self, number: signal.Signals) -> None:
+        """To the launcher and to every rank, as systemd and Slurm do."""
+        for pid in {self._process.pid, *self.rank_pids()}:
+            os.kill(pid, number)
 
     def end(self, timeout_s: float = 40) -> tuple[int, str, str]:
         """Exit code, stdout and stderr; fails, with the logs, if that takes too long."""
@@ -80,6 +100,10 @@ class Launch:
     def alive(self) -> list[int]:
         """Ranks that still run."""
         return [pid for pid in self.rank_pids() if _runs(pid)]
+
+    def is_running(self) -> bool:
+        """Whether the launcher runs."""
+        return self._process.poll() is None
 
     def wait_until_gone(self) -> None:
         """No rank runs."""

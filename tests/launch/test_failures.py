@@ -64,6 +64,15 @@ def test_a_rank_left_by_sys_exit_fails_the_run(launch: Launcher, fork: bool) -> 
     assert "HookError: rank 1 called sys.exit(0). Return, or raise an exception, instead." in stderr
 
 
+@FORK
+def test_a_rank_left_by_os_exit_is_the_one_that_is_blamed(launch: Launcher, fork: bool) -> None:
+    run = launch(processes=2, mode="leave", fork=fork)
+    code, _, stderr = run.end()
+    assert code == 1
+    assert re.match("RunFailed: rank 1 ended with exit code 0 before the run was done; the last recorded", stderr)
+    run.wait_until_gone()
+
+
 def test_one_process_left_by_sys_exit_fails_the_run(launch: Launcher) -> None:
     run = launch(processes=1, mode="exit")
     code, _, stderr = run.end()
@@ -78,22 +87,51 @@ def test_ranks_that_return_without_an_end_fail_the_run(launch: Launcher) -> None
     assert f"the ranks ended, but {run.run_dir.status} says running." in stderr
 
 
-def write(run_dir: RunDir, rank: int, time_ns: int, **changes: Any) -> None:
+START = 77
+
+
+def write(run_dir: RunDir, rank: int, monotonic_ns: int, **changes: Any) -> None:
     run_dir.failures.mkdir(exist_ok=True)
-    told = {"rank": rank, "time_ns": time_ns, "step": 7, "error": "ValueError", "message": f"of {rank}"}
-    path = run_dir.failures / f"{time_ns}_rank_{rank}.json"
-    path.write_text(json.dumps({**told, "traceback": "Traceback …", **changes}))
+    told: dict[str, Any] = {
+        "rank": rank,
+        "monotonic_ns": monotonic_ns,
+        "time_ns": 1000 - monotonic_ns,
+        "start": START,
+        "step": 7,
+    }
+    path = run_dir.failures / f"{monotonic_ns}_rank_{rank}.json"
+    told |= {"error": "ValueError", "message": f"of {rank}", "traceback": "Traceback …"}
+    path.write_text(json.dumps({**told, **changes}))
 
 
-def test_the_earliest_failure_of_the_last_start_is_the_cause(tmp_path: Path) -> None:
+def test_the_earliest_failure_of_the_last_start_is_the_cause_whatever_the_clock_on_the_wall_says(
+    tmp_path: Path,
+) -> None:
     run_dir = RunDir(tmp_path)
-    write(run_dir, 0, 10)
+    write(run_dir, 0, 10, start=START - 1)
     write(run_dir, 1, 30)
     write(run_dir, 2, 20)
     (run_dir.failures / "25_rank_3.json").write_text('{"rank": 3, "time')
-    assert [failure.rank for failure in read_failures(run_dir, since_ns=15)] == [2, 1]
-    cause = find_cause(run_dir, since_ns=15, exit_codes={1: 1, 2: 1}).text
+    (run_dir.failures / "26_rank_3.json").write_text('{"rank": 3, "time_ns": 26}')
+    assert [failure.rank for failure in read_failures(run_dir, start=START)] == [2, 1]
+    cause = find_cause(run_dir, start=START, exit_codes={1: 1, 2: 1}).text
     assert cause == "rank 2 failed at step 7: ValueError: of 2\nTraceback …"
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer",
+        "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp",
+    ],
+)
+def test_a_lost_connection_is_not_the_cause_of_an_error_that_was_reported_later(tmp_path: Path, lost: str) -> None:
+    run_dir = RunDir(tmp_path)
+    write(run_dir, 0, 10, error="RuntimeError", traceback=f"Traceback …\n{lost}")
+    write(run_dir, 1, 20)
+    cause = find_cause(run_dir, start=START, exit_codes={0: 1, 1: 1})
+    assert cause.text.startswith("rank 1 failed at step 7: ValueError: of 1")
+    assert cause.kind < find_cause(run_dir, start=START - 1, exit_codes={}).kind
 
 
 def test_a_rank_killed_without_a_report_comes_before_what_it_caused(tmp_path: Path) -> None:
@@ -101,7 +139,7 @@ def test_a_rank_killed_without_a_report_comes_before_what_it_caused(tmp_path: Pa
     write(run_dir, 0, 10, error="RuntimeError", message="Connection closed by peer")
     run_dir.logs.mkdir()
     run_dir.rank_log(1).write_text("Fatal Python error: Segmentation fault\n")
-    cause = find_cause(run_dir, since_ns=0, exit_codes={0: 1, 1: -11}).text
+    cause = find_cause(run_dir, start=START, exit_codes={0: 1, 1: -11}).text
     first, *log = cause.splitlines()
     assert first.startswith("rank 1 was killed by SIGSEGV; the last recorded step is 0. Native code crashed;")
     assert log == [
@@ -110,18 +148,29 @@ def test_a_rank_killed_without_a_report_comes_before_what_it_caused(tmp_path: Pa
     ]
 
 
-def test_ranks_that_the_agent_ended_are_not_the_cause(tmp_path: Path) -> None:
+def test_an_abort_is_the_cause_only_where_no_rank_raised_an_error_of_its_own(tmp_path: Path) -> None:
+    """NCCL aborts a rank that has lost another."""
     run_dir = RunDir(tmp_path)
     write(run_dir, 0, 10)
-    assert find_cause(run_dir, since_ns=0, exit_codes={1: -15, 0: 1}).text.startswith("rank 0 failed")
+    assert find_cause(run_dir, start=START, exit_codes={0: 1, 1: -6}).text.startswith("rank 0 failed")
+    assert find_cause(run_dir, start=START + 1, exit_codes={0: 1, 1: -6}).text.startswith("rank 0 exited with code 1")
+    assert find_cause(run_dir, start=START + 1, exit_codes={1: -6}).text.startswith("rank 1 was killed by SIGABRT")
 
 
 def test_a_rank_without_a_report_is_reported_with_its_exit_code(tmp_path: Path) -> None:
-    cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={1: 3}).text
+    cause = find_cause(RunDir(tmp_path), start=START, exit_codes={1: 3}).text
     failures = tmp_path / "failures"
     assert cause == f"rank 1 exited with code 3 without a traceback in {failures}; the last recorded step is 0."
 
 
+def test_a_rank_that_ended_with_0_before_the_run_was_done_is_named(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    write(run_dir, 0, 10, traceback="gloo/transport/tcp/pair.cc: Connection closed by peer")
+    cause = find_cause(run_dir, start=START, exit_codes={1: 0, 0: 1}).text
+    first = "rank 1 ended with exit code 0 before the run was done; the last recorded step is 0. Does a hook call"
+    assert cause.startswith(first)
+
+
 def test_an_unknown_cause_is_reported_as_such(tmp_path: Path) -> None:
-    cause = find_cause(RunDir(tmp_path), since_ns=0, exit_codes={}).text
+    cause = find_cause(RunDir(tmp_path), start=START, exit_codes={}).text
     assert cause == "the ranks failed without reporting a cause."

@@ -1,6 +1,7 @@
 """Ctrl-C stops everything within 5 s and leaves no process behind."""
 
 import json
+import re
 import signal
 import time
 
@@ -100,12 +101,98 @@ def test_sigterm_gives_time_to_commit_and_then_kills(launch: Launcher, processes
     run.wait_until_gone()
 
 
+STOPS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+
+
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_hangup_stops_like_sigterm(launch: Launcher, processes: int) -> None:
+@pytest.mark.parametrize("number", STOPS)
+def test_every_signal_that_asks_to_stop_is_answered_at_a_step_boundary(
+    launch: Launcher, processes: int, number: signal.Signals
+) -> None:
     run = launch(processes=processes, mode="train", steps=10_000)
     run.wait_for_step(3)
-    run.send(signal.SIGHUP)
-    assert run.end(5)[0] == 130
+    run.send(number)
+    code, _, stderr = run.end(5)
+    status = run.run_dir.read_status()
+    assert (code, status["state"]) == (130, "preempted")
+    assert f"interrupted after step {status['step']}." in stderr
+    assert not run.run_dir.failures.exists()
+    run.wait_until_gone()
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_to_one_rank_alone_stops_all(launch: Launcher, number: signal.Signals) -> None:
+    run = launch(processes=2, mode="train", steps=10_000)
+    run.wait_for_step(3)
+    run.send_to_rank(1, number)
+    code, _, stderr = run.end(5)
+    status = run.run_dir.read_status()
+    assert (code, status["state"]) == (130, "preempted")
+    assert stderr.startswith(f"Interrupted: interrupted after step {status['step']}."), "nobody asked the launcher"
+    run.wait_until_gone()
+
+
+@FORK
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_whole_tree_stops_at_a_step_boundary(
+    launch: Launcher, number: signal.Signals, fork: bool
+) -> None:
+    run = launch(processes=2, mode="slow", fork=fork)
+    run.wait_for_trouble()
+    run.send_to_all(number)
+    code, _, _ = run.end(5)
+    status = run.run_dir.read_status()
+    assert (code, status["state"], status["step"]) == (130, "preempted", 6), "rank 1 was asleep in step 5"
+    assert not run.run_dir.failures.exists()
+    run.wait_until_gone()
+
+
+@FORK
+def test_a_signal_to_the_whole_tree_while_ranks_start_is_not_lost(launch: Launcher, fork: bool) -> None:
+    run = launch(processes=2, mode="train", steps=10_000, fork=fork)
+    run.wait_until(run.rank_pids, "first rank")
+    run.send_to_all(signal.SIGTERM)
+    assert run.end(20)[0] == 130
+    assert run.run_dir.read_status()["state"] == "preempted"
+    run.wait_until_gone()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_again_does_not_shorten_the_time_to_commit_but_ctrl_c_does(launch: Launcher, processes: int) -> None:
+    run = launch(processes=processes, mode="hang_c")
+    run.wait_for_trouble()
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):  # Slurm sends as many
+        run.send(number)
+        time.sleep(0.3)
+    assert run.is_running()
+    run.send(signal.SIGINT)
+    assert run.end(2)[0] == 130
+    run.wait_until_gone()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigquit_ends_at_once_and_leaves_the_stacks(launch: Launcher, processes: int) -> None:
+    run = launch(processes=processes, mode="hang_collective", grace_s=60)
+    run.wait_for_trouble()
+    run.send(signal.SIGQUIT)
+    code, _, stderr = run.end(3)
+    assert (code, run.run_dir.read_status()["state"]) == (130, "preempted")
+    assert stderr.startswith("ending at once; the logs have the stacks of all threads\n")
+    assert re.search(r'toy\.py", line \d+ in _trouble', run.run_dir.rank_log(processes - 1).read_text())
+    run.wait_until_gone()
+
+
+def test_a_failure_is_told_at_once_although_ranks_handle_sigterm(launch: Launcher) -> None:
+    """Torch's agent would send SIGTERM to the other rank, which is in a C call, and wait for 30 s."""
+    run = launch(processes=2, mode="hang_c")
+    run.wait_for_trouble()
+    begin = time.monotonic()
+    run.send_to_rank(0, signal.SIGKILL)
+    code, _, stderr = run.end(5)
+    assert code == 1
+    assert time.monotonic() - begin < 2
+    assert stderr.startswith("RunFailed: rank 0 was killed by SIGKILL; ")
+    run.wait_until_gone()
 
 
 @FORK

@@ -18,17 +18,11 @@ import torch
 import torch.distributed as dist
 
 from runner.config.run_dir import RunDir
+from runner.world.activity import Activity, Phase
 from runner.world.stop import StopRequest
 
 
-def main(spec_path: str) -> None:
-    stop = StopRequest()
-    stop.install(signal.SIGUSR1)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    work(Path(spec_path), stop)
-
-
-def work(spec_path: Path, stop: StopRequest) -> None:
+def work(spec_path: Path, stop: StopRequest, activity: Activity) -> None:
     run_dir, plan = RunDir(spec_path.parent), SimpleNamespace(**json.loads(spec_path.read_text()))
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     (run_dir.path / f"pid_{rank}_{time.time_ns()}").write_text(str(os.getpid()))
@@ -36,16 +30,16 @@ def work(spec_path: Path, stop: StopRequest) -> None:
     if size > 1:
         dist.init_process_group("gloo")
     try:
-        _loop(run_dir, plan, rank, size, stop)
+        _loop(run_dir, plan, rank, size, stop, activity)
     except Exception as error:
-        _tell(run_dir, rank, error)
+        _tell(run_dir, rank, error, activity.start)
         raise
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def _loop(run_dir: RunDir, plan: Any, rank: int, size: int, stop: StopRequest) -> None:
+def _loop(run_dir: RunDir, plan: Any, rank: int, size: int, stop: StopRequest, activity: Activity) -> None:
     begin = torch.tensor(run_dir.read_status()["step"] if plan.mode != "fail_again" else 0)
     if size > 1:
         dist.broadcast(begin, src=0)
@@ -53,8 +47,10 @@ def _loop(run_dir: RunDir, plan: Any, rank: int, size: int, stop: StopRequest) -
         if rank == 0:
             run_dir.write_status("running", step=step, metrics={"train/loss": 1 / step})
         votes = torch.tensor([1.0, float(stop.requested)])
+        activity.enter(Phase.STEP, step)
         if size > 1:
             dist.all_reduce(votes)
+        activity.enter(Phase.DATA)
         assert votes[0] == size
         if votes[1]:
             _end(run_dir, "preempted", step, rank)
@@ -62,6 +58,7 @@ def _loop(run_dir: RunDir, plan: Any, rank: int, size: int, stop: StopRequest) -
         if step == plan.at and rank == plan.rank:
             _trouble(run_dir, plan.mode, size)
         if plan.mode == "hang_collective" and step == plan.at:
+            activity.enter(Phase.STEP)
             dist.all_reduce(votes)
         time.sleep(0.01)
     if plan.mode != "forget":
@@ -77,8 +74,12 @@ def _trouble(run_dir: RunDir, mode: str, size: int) -> None:
         time.sleep(0.5)
     if mode == "exit":
         sys.exit(0)
+    if mode == "leave":
+        os._exit(0)
     if mode == "kill" or (mode == "kill_once" and first):
         os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "hang_once" and first:
+        time.sleep(60)
     if mode in ("hang_c", "hang_collective"):
         print("hanging", flush=True)
         _lock_for_ever() if mode == "hang_c" else time.sleep(60)
@@ -96,11 +97,13 @@ def _end(run_dir: RunDir, state: str, step: int, rank: int) -> None:
         run_dir.write_status(state, step=step, metrics={"train/loss": 1 / step})
 
 
-def _tell(run_dir: RunDir, rank: int, error: Exception) -> None:
+def _tell(run_dir: RunDir, rank: int, error: Exception, start: int) -> None:
     run_dir.failures.mkdir(exist_ok=True)
     told = {
         "rank": rank,
         "time_ns": time.time_ns(),
+        "monotonic_ns": time.monotonic_ns(),
+        "start": start,
         "step": run_dir.read_status()["step"],
         "error": type(error).__name__,
         "message": str(error),

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ from runner.config.run_dir import RunDir
 from runner.errors import RunnerError
 from runner.launch.agent import supervise
 from runner.launch.attached import AttachedJob
-from runner.launch.failures import Cause, find_cause
+from runner.launch.failures import Cause, CauseKind, find_cause
 from runner.launch.node_group import EndReason, NodeEnded
 from runner.launch.nodes.coordinator import Coordinator
 from runner.launch.nodes.hosts import interface_to
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 OWN_KEYS = ("node_rank", "interface", "hostfile")
 """Keys of `launch` that may differ from machine to machine."""
-BEFORE_ANY_FAILURE_NS = -1
-"""The time of a request to stop: whatever fails while the ranks are being stopped is not the cause."""
 GLOO_INTERFACE, NCCL_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 
@@ -72,6 +69,7 @@ class NodesLaunch:
                 spec_path,
                 self.supervision,
                 processes=processes,
+                timeout_s=self.spec.hardware.timeout_s,
                 fork=False,  # node 0's TCPStore has a thread of its own, which Python does not see: see can_fork
                 rendezvous=make_rendezvous,
                 log="agent.log" if coordinator.node_rank == 0 else f"agent_{coordinator.node_rank}.log",
@@ -94,30 +92,30 @@ class NodesLaunch:
             return check_done(run_dir)
         if outcome.stop_requested:
             coordinator.announce_end(EndReason.INTERRUPTED, f"node {coordinator.node_rank} was asked to stop.")
-            coordinator.report_cause({"text": "", "time_ns": BEFORE_ANY_FAILURE_NS})
-            raise stopped_by_signal(run_dir, since_ns=outcome.started_ns)
+            coordinator.report_cause(asdict(Cause(text="", kind=CauseKind.STOPPED)))
+            raise stopped_by_signal(run_dir, start=outcome.start)
         if ended is not None:
             was_stopped = ended.reason is EndReason.INTERRUPTED
-            heard = Cause(text=ended.message, time_ns=BEFORE_ANY_FAILURE_NS if was_stopped else time.time_ns())
+            heard = Cause(text=ended.message, kind=CauseKind.STOPPED if was_stopped else CauseKind.UNKNOWN)
             coordinator.report_cause(None)  # this node has seen no cause of its own
             raise self._error(run_dir, outcome, heard, is_own=False)
         coordinator.announce_end(EndReason.FAILED, f"the ranks of node {coordinator.node_rank} failed.")
-        own = find_cause(run_dir, since_ns=outcome.started_ns, exit_codes=outcome.exit_codes)
+        own = find_cause(run_dir, start=outcome.start, exit_codes=outcome.exit_codes)
         coordinator.report_cause(asdict(own))
         raise self._error(run_dir, outcome, own, is_own=True)
 
     def _error(self, run_dir: RunDir, outcome: Outcome, known: Cause, *, is_own: bool) -> RunnerError:
-        """The error for the earliest of the causes that the nodes report; `known` if they report none."""
+        """The error for the first kind of cause that the nodes report; `known` if they report none."""
         try:
             causes, unresponsive = self.coordinator.collect_causes()
         except NodeEnded as lost:
             causes = [asdict(replace(known, text=f"{lost.message}\n{known.text}"))] if is_own else []
             unresponsive = []
-        first = min((Cause(**cause) for cause in causes), key=lambda cause: cause.time_ns, default=known)
-        if first.time_ns == BEFORE_ANY_FAILURE_NS:
+        first = min((Cause(**cause) for cause in causes), key=lambda cause: cause.kind, default=known)
+        if first.kind == CauseKind.STOPPED:
             return interrupted(run_dir, "Another node was asked to stop.")
         text = first.after(outcome.num_restarts)
-        if unresponsive and first.time_ns:
+        if unresponsive and first.kind != CauseKind.DIED:
             text += f"\nNo report from {', '.join(unresponsive)}: look there first."
         return failed(run_dir, text, error=first.error)
 
