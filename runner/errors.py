@@ -10,6 +10,7 @@ RunnerError (1)
 ├── CheckpointError (8)    a checkpoint is missing, corrupted, of another model, or cannot be written
 ├── LaunchError (9)        the machines of a run did not come together
 ├── RankError (10)         ranks disagree, or a process cannot be the rank that it should be
+├── DiskError (12)         a file of the run's directory cannot be written: the disk is full, or does not take it
 ├── RunFailed (of cause)   a run that started and failed; 1 if the runner does not know the cause
 └── Interrupted (130)      a run that a person or a scheduler stopped
 """
@@ -98,6 +99,12 @@ class RankError(RunnerError):
     exit_code = 10
 
 
+class DiskError(RunnerError):
+    """A file of the run's directory that cannot be written: the disk or a quota is full, or it is read-only."""
+
+    exit_code = 12
+
+
 class Interrupted(RunnerError):
     """A run that was asked to stop before its last step."""
 
@@ -114,6 +121,7 @@ CAUSES = (
     CheckpointError,
     LaunchError,
     RankError,
+    DiskError,
 )
 """What can end a rank."""
 
