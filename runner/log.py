@@ -22,7 +22,7 @@ def setup(log_file: Path, *, rank: int, console: bool) -> None:
     """
     close()
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(log_file, encoding="utf-8")
+    file = _RankFile(log_file, encoding="utf-8")
     file.setFormatter(_OneLine(f"%(asctime)s | rank {rank} | %(levelname)s | %(message)s"))
     handlers: list[logging.Handler] = [file]
     if console and rank == 0:
@@ -55,6 +55,20 @@ class _OneLine(logging.Formatter):
                 {**record.__dict__, "msg": " ".join(record.getMessage().split()), "args": ()}
             )
         return super().format(record)
+
+
+class _RankFile(logging.FileHandler):
+    """A log file that reports an error of the file system, such as a full disk, in one line and once."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            print(f"warning: cannot write {self.baseFilename}: {error.strerror}", file=sys.stderr, flush=True)
 
 
 class _Terminal(logging.Handler):

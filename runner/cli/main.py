@@ -4,6 +4,7 @@ Help, version and the completion of verbs and recipes import neither torch nor H
 """
 
 import atexit
+import faulthandler
 import gc
 import logging
 import os
@@ -27,6 +28,8 @@ def run() -> None:
     # Imports create a million objects and little garbage: collecting every 700 objects costs 0.3 s at start-up, never
     # collecting costs 7 MB.
     gc.set_threshold(10_000)
+    if sys.stderr is not None:
+        faulthandler.enable()  # a run of one process has no other process that could say that native code crashed
     code = main(sys.argv[1:])
     atexit._run_exitfuncs()
     logging.shutdown()

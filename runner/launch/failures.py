@@ -1,13 +1,16 @@
 """Why a run failed: the failure files and the exit codes of its ranks, in one message."""
 
-import json
+import functools
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from pathlib import Path
+from typing import Any, final
 
+from runner.config.damage import Damaged, read_json, warn
 from runner.config.run_dir import RunDir
+from runner.errors import CAUSES
 
 LOG_LINES = 20
 HINTS: dict[int, str] = {
@@ -28,10 +31,15 @@ class Failure:
     error: str
     message: str
     traceback: str
+    file: Path | None = None
+    """The report; None = it was not written."""
 
     def __str__(self) -> str:
+        """What happened. An error of the runner's own says all that helps, so its traceback stays in the report."""
         summary = f"{self.error}: {self.message}" if self.message else self.error
-        return f"rank {self.rank} failed at step {self.step}: {summary}\n{self.traceback.rstrip()}"
+        expected = self.file is not None and self.error in {kind.__name__ for kind in CAUSES}
+        details = f"traceback: {self.file}" if expected else self.traceback.rstrip()
+        return f"rank {self.rank} failed at step {self.step}: {summary}\n{details}"
 
 
 def read_failures(run_dir: RunDir, *, since_ns: int) -> list[Failure]:
@@ -39,13 +47,25 @@ def read_failures(run_dir: RunDir, *, since_ns: int) -> list[Failure]:
     found = []
     for path in run_dir.failures.glob("*.json"):
         try:
-            stored = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            continue  # incomplete: the agent killed the rank while it wrote, so another rank had failed before
-        failure = Failure(**{name: stored[name] for name in Failure.__dataclass_fields__})
+            failure = read_json(path, functools.partial(_failure, path))
+        except Damaged as damaged:
+            warn(str(damaged))
+            continue
         if failure.time_ns >= since_ns:
             found.append(failure)
     return sorted(found, key=lambda failure: failure.time_ns)
+
+
+def _failure(path: Path, stored: Any) -> Failure:
+    """A report, as it was written.
+
+    Raises:
+        KeyError, ValueError, TypeError: it is something else.
+    """
+    types = {"rank": int, "time_ns": int, "step": int, "error": str, "message": str, "traceback": str}
+    if not isinstance(stored, dict) or not all(isinstance(stored[name], kind) for name, kind in types.items()):
+        raise ValueError("it is not the report of a rank")
+    return Failure(**{name: stored[name] for name in types}, file=path)
 
 
 @final
