@@ -4,6 +4,7 @@ PyYAML builds a document by recursion in C: 100,000 opening brackets end the pro
 aliases that repeat aliases stands for a document that fills the memory of whoever walks through it.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -27,7 +28,8 @@ def check_nesting(text: str, loader: Any) -> None:
     """
     sizes: dict[str | None, int] = {}
     opened: list[tuple[str | None, int]] = []  # each collection that is open: its anchor, and its nodes so far
-    for event in yaml.parse(text, Loader=loader):
+    events: Iterator[Any] = yaml.parse(text, Loader=loader)
+    for event in events:
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, 1))
             if len(opened) > MAX_DEPTH:

@@ -9,6 +9,7 @@ import json
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,16 @@ def damaged_lines(path: Path) -> list[tuple[int, int]]:
     a record does and holds nothing but ASCII passes for one.
     """
     found = []
-    with _mapped(path) as data:
-        start = 0
-        while start < len(data):
-            end = data.find(b"\n", min(start + BLOCK, len(data)) - 1) + 1 or len(data)
-            block = data[start:end]
-            if end == len(data) or not _looks_whole(block):
+    size, start, block = path.stat().st_size if path.exists() else 0, 0, b""
+    with path.open("rb") if size else BytesIO() as file:
+        while start < size:
+            block = file.read(BLOCK) + file.readline()
+            end = start + len(block)
+            if end >= size or not _looks_whole(block):
                 found += [(start + at, start + at + len(line)) for at, line in _lines(block) if _record(line) is None]
             start = end
-        if found and found[-1][1] == len(data) and data[-1:] != b"\n":
-            found.pop()
+    if found and found[-1][1] == start and not block.endswith(b"\n"):
+        found.pop()
     return found
 
 

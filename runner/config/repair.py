@@ -80,9 +80,9 @@ def _repair_specs(run_dir: RunDir) -> None:
         except Damaged as error:
             damaged.append(error)
             continue
-        for error in damaged:
+        for newer in damaged:
             rule = f"the run continues with {path.name}; give overrides of later attempts again"
-            _report(error, set_aside(error.path), rule)
+            _report(newer, set_aside(newer.path), rule)
         return
 
 

@@ -12,6 +12,7 @@ holds for all machines. The server of a machine that has crashed keeps it for a 
 On a file system that cannot lock, a run goes on without, after a warning: refusing would forbid training on it at all.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -85,9 +86,17 @@ def hold(run_dir: RunDir, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
         try:
             yield
         finally:
-            # Left in place if status.json could not be brought up to date: the next one to hold the lock does that.
-            if descriptor is not None and run_dir.read_status()["state"] != "running":
-                _write(descriptor, run_dir.lock, {})
+            _end_attempt(run_dir, descriptor)
+
+
+def _end_attempt(run_dir: RunDir, descriptor: int | None) -> None:
+    state = run_dir.read_status()["state"]
+    with contextlib.suppress(OSError, DiskError):  # what is left behind does no harm
+        if state not in ("queued", "running"):
+            run_dir.reserve.unlink(missing_ok=True)
+        # If status.json could not be brought up to date, the next one to hold the lock sees that, and does it.
+        if descriptor is not None and state != "running":
+            _write(descriptor, run_dir.lock, {})
 
 
 def check_free(run_dir: RunDir) -> None:
@@ -179,13 +188,14 @@ def _read(descriptor: int) -> Holder | None:
 def _write(descriptor: int, path: Path, fields: dict[str, Any]) -> None:
     try:
         os.pwrite(descriptor, json.dumps(fields).encode().ljust(BYTES - 1) + b"\n", 0)
+        os.fsync(descriptor)  # after a power failure, too, the next attempt knows of this one
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error.strerror}.") from error
 
 
 def _holds(holder: Holder, path: Path) -> bool:
     """Whether the process that this describes is still there, as far as can be seen from here."""
-    if not holder.is_here:
+    if not holder.is_here or holder.pid == os.getpid():
         return True
     try:
         os.kill(holder.pid, 0)

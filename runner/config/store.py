@@ -92,10 +92,10 @@ def load_newest(run_dir: RunDir) -> tuple[Path, StoredSpec]:
         except Damaged as error:
             damaged.append(error)
             continue
-        for error in damaged:
-            warn(f"{error} {path.name} takes its place: give overrides of later attempts again.")
+        for newer in damaged:
+            warn(f"{newer} {path.name} takes its place: give overrides of later attempts again.")
         return path, stored
-    found = "\n".join(f"  {error}" for error in damaged)
+    found = "\n".join(f"  {one}" for one in damaged)
     rule = (
         "A run cannot continue without its declaration: put a whole copy in place of one of these files, or train "
         "anew; .hydra/ has what the first attempt was composed from. Its weights: runner export --config none "

@@ -35,6 +35,7 @@ def test_the_next_attempt_stands_beside_the_first(runner: Callable[..., tuple[in
     assert last(run).config["strategy"]["_target_"] == "runner.strategy.ddp.DDP"
     assert last(run).source.choices["strategy"] == "ddp"
     attempts = json.loads((run / "provenance.json").read_text())
+    assert not (run / ".reserve").exists()  # room is kept while an attempt is under way
     assert [attempt["run_id"] for attempt in attempts] == [(run / "run_id").read_text().strip()] * 2
 
 

@@ -141,3 +141,19 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Disk]]:
     yield mount
     for path in mounted:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Disk]:
+    """An ext4 file system in a file, mounted. Skips the test where that is not permitted."""
+    image, path = tmp_path / "image", tmp_path / "ext4"
+    path.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    for words in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(path)]):
+        try:
+            subprocess.run(words, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"an ext4 file system cannot be mounted here: {error}")
+    yield Disk(path)
+    subprocess.run(["umount", "--lazy", str(path)], check=True)

@@ -23,7 +23,7 @@ from user_hooks.points import mean_loss
 CALLS = itertools.count(1)
 
 
-def fill(path):
+def fill(path, leave):
     with Path(path).open("ab", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1):
             try:
@@ -31,11 +31,12 @@ def fill(path):
                     pass
             except OSError:
                 pass
+        os.ftruncate(file.fileno(), file.tell() - leave)
 
 
-def loss(model, batch, path="", call=6):
+def loss(model, batch, path="", call=6, leave=0):
     if next(CALLS) == call and os.environ.get("RANK", "0") == "0":
-        fill(path)
+        fill(path, leave)
     return mean_loss(model, batch)
 '''
 PAIR = ["strategy=ddp", "hardware.processes=2"]
@@ -47,16 +48,21 @@ def names(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("placed", [[], PAIR], ids=["single", "ddp"])
-@pytest.mark.parametrize("log", [1, 100], ids=["at_a_record", "at_a_checkpoint"])
+@pytest.mark.parametrize(("leave", "code"), [(0, 12), (8192, 8)], ids=["at_the_status", "at_a_checkpoint"])
 def test_a_run_says_that_the_disk_is_full_and_ends_as_failed(
-    project: Path, runner: Callable[..., Ended], disk: Callable[..., Disk], placed: list[str], log: int
+    project: Path, runner: Callable[..., Ended], disk: Callable[..., Disk], placed: list[str], leave: int, code: int
 ) -> None:
     small = disk(4096)
     (project / "user_hooks" / "filling.py").write_text(FILLING)
     run_dir = RunDir(small.path / "run")
-    argv = [f"run.dir={run_dir.path}", f"log.every_steps={log}", "checkpoint.every_steps=3", "eval.every_steps=null"]
-    hook = ["loss._target_=user_hooks.filling.loss", f"loss.path={small.path / 'filler'}", "loss.call=5"]
-    ended = runner("train", "points", *argv, *hook, *placed, code=8 if log == 100 else 12)
+    argv = [f"run.dir={run_dir.path}", "checkpoint.every_steps=3", "eval.every_steps=null"]
+    hook = [
+        "loss._target_=user_hooks.filling.loss",
+        f"+loss.path={small.path / 'filler'}",
+        "+loss.call=5",
+        f"+loss.leave={leave}",
+    ]
+    ended = runner("train", "points", *argv, *hook, *placed, code=code)
     *_, cause, traceback, logs, way_out = [line for line in ended.stderr.splitlines() if line.strip()]
     assert "No space left on device" in cause
     assert traceback.startswith(f"traceback: {run_dir.failures}/")

@@ -164,7 +164,7 @@ def test_a_process_that_leaves_without_a_word_is_reported_by_the_next_command(
     runner("train", "points", "run.dir=run", "loss._target_=user_hooks.leaving.exits", code=7)
     run_dir = RunDir(project / "run")
     assert run_dir.read_status()["state"] == "running"
-    again = runner("resume", "run", "loss.call=0")
+    again = runner("resume", "run", "+loss.call=0", "--allow", "loss")
     assert "has gone without reporting an end; its last recorded step is 5" in again.stderr
     assert run_dir.read_status()["state"] == "done"
 
