@@ -4,7 +4,6 @@ PyYAML builds a document by recursion in C: 100,000 opening brackets end the pro
 aliases that repeat aliases stands for a document that fills the memory of whoever walks through it.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -28,15 +27,14 @@ def check_nesting(text: str, loader: Any) -> None:
     """
     sizes: dict[str | None, int] = {}
     opened: list[tuple[str | None, int]] = []  # each collection that is open: its anchor, and its nodes so far
-    events: Iterator[Any] = yaml.parse(text, Loader=loader)
-    for event in events:
+    for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, 1))
             if len(opened) > MAX_DEPTH:
-                raise yaml.YAMLError(f"line {event.start_mark.line + 1} is nested more than {MAX_DEPTH} levels deep")
+                raise yaml.YAMLError(f"line {_line(event)} is nested more than {MAX_DEPTH} levels deep")
             continue
         if isinstance(event, yaml.AliasEvent) and event.anchor in [anchor for anchor, _ in opened]:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: {event.anchor} contains itself")
+            raise yaml.YAMLError(f"line {_line(event)}: {event.anchor} contains itself")
         anchor, size = opened.pop() if isinstance(event, yaml.CollectionEndEvent) else (None, 1)
         if isinstance(event, yaml.AliasEvent):
             size = sizes.get(event.anchor, 1)
@@ -45,3 +43,8 @@ def check_nesting(text: str, loader: Any) -> None:
             opened[-1] = (opened[-1][0], opened[-1][1] + size)
         if size > MAX_NODES and len(sizes) > 1:
             raise yaml.YAMLError(f"its aliases stand for more than {MAX_NODES:,} values")
+
+
+def _line(event: Any) -> int:
+    """Where an event starts; PyYAML's types allow it to have no mark, which its loaders always set."""
+    return int(event.start_mark.line) + 1

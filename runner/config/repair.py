@@ -9,7 +9,7 @@ from runner import durable
 from runner.config import provenance, store
 from runner.config.damage import Damaged, free_name, read_json, set_aside, warn
 from runner.config.records import damaged_lines
-from runner.config.run_dir import RunDir, status_fields
+from runner.config.run_dir import ID, RunDir, status_fields
 
 __all__ = ["repair"]
 
@@ -24,7 +24,8 @@ def repair(run_dir: RunDir) -> None:
     _repair_metrics(run_dir.metrics)
     _repair_status(run_dir)
     attempts = _repair_provenance(run_dir.provenance)
-    _repair_id(run_dir, [str(attempt["run_id"]) for attempt in attempts if "run_id" in attempt])
+    known = [str(attempt["run_id"]) for attempt in attempts if "run_id" in attempt]
+    _repair_id(run_dir, [run_id for run_id in known if ID.fullmatch(run_id)])
     _repair_guard(run_dir)
     _repair_specs(run_dir)
 

@@ -41,6 +41,7 @@ def crashes(model, batch, call=6):
         ctypes.string_at(0)
     return mean_loss(model, batch)
 '''
+UNSAVED = ["checkpoint=none", "checkpoint.every_steps=null"]
 PAIR = ["strategy=ddp", "hardware.processes=2"]
 
 
@@ -124,10 +125,10 @@ def test_the_status_is_never_older_than_a_record_or_a_commit(
         command.wait(30)
         time.sleep(0.2)  # ranks end with the launcher
         status = json.loads(run_dir.status.read_text())
-        records = [line for line in run_dir.metrics.read_text().split("\n")[:-1] if line]
-        assert status["step"] >= json.loads(records[-1])["step"]
+        records = [json.loads(line)["step"] for line in run_dir.metrics.read_text().split("\n")[:-1]]
+        assert status["step"] >= max(records, default=0)
         assert status["step"] >= max(run_dir.committed_steps(), default=0)
-        assert steps(run_dir.metrics) == sorted(steps(run_dir.metrics))
+        assert records == sorted(records)
         argv = ["resume", "run"]
 
 
@@ -151,7 +152,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_from_0(runner: Callable
 
 
 def test_a_run_that_never_committed_starts_from_0_and_says_so(runner: Callable[..., Ended]) -> None:
-    run = runner("train", "points", "run.steps=4", "checkpoint=none")
+    run = runner("train", "points", "run.steps=4", *UNSAVED)
     assert provenance.committed(run.run_dir.provenance) == []
     again = runner("resume", str(run.run_dir.path), "run.steps=5")
     assert f"warning: {run.run_dir.path} starts from step 0: it has not committed a checkpoint yet." in again.stderr
@@ -180,11 +181,14 @@ def test_a_crash_of_native_code_is_told_at_once(project: Path, process: Callable
 def test_no_reader_sees_a_status_that_is_not_whole(start: Callable[..., Started], project: Path) -> None:
     """Read as fast as possible while a run writes it a few hundred times a second."""
     run_dir = RunDir(project / "run")
-    command = start("train", "points", "run.dir=run", "run.steps=1500", "checkpoint=none")
+    command = start("train", "points", "run.dir=run", "run.steps=400", *UNSAVED)
     seen: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 60
     while not seen or seen[-1]["state"] in ("queued", "running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
         if run_dir.status.exists():
             seen.append(json.loads(run_dir.status.read_text()))
     assert command.wait(60).code == 0
-    assert len({one["step"] for one in seen}) > 50
+    assert len({one["step"] for one in seen}) > 20
     assert [one["step"] for one in seen] == sorted(one["step"] for one in seen)
