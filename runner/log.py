@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-__all__ = ["close", "logger", "setup"]
+__all__ = ["LogFile", "close", "logger", "setup"]
 
 logger = logging.getLogger("runner")
 """The logger that every module uses."""
@@ -22,7 +22,7 @@ def setup(log_file: Path, *, rank: int, console: bool) -> None:
     """
     close()
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    file = _RankFile(log_file, encoding="utf-8")
+    file = LogFile(log_file, encoding="utf-8")
     file.setFormatter(_OneLine(f"%(asctime)s | rank {rank} | %(levelname)s | %(message)s"))
     handlers: list[logging.Handler] = [file]
     if console and rank == 0:
@@ -57,12 +57,20 @@ class _OneLine(logging.Formatter):
         return super().format(record)
 
 
-class _RankFile(logging.FileHandler):
+class LogFile(logging.FileHandler):
     """A log file that reports an error of the file system, such as a full disk, in one line and once."""
 
     _failed = False
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line. With `delay`, this opens the file."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
+        """Report an error of the file system once."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)

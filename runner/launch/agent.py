@@ -23,6 +23,7 @@ from runner.launch import rank
 from runner.launch.outcome import Outcome
 from runner.launch.signals import FOR_TORCH, Signals
 from runner.launch.supervision import Supervision
+from runner.log import LogFile
 from runner.world.environment import environment
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
@@ -137,7 +138,7 @@ def _entrypoint(worker: str, spec_path: Path, *, fork: bool) -> tuple[str | Call
 def _agent_log(run_dir: RunDir, name: str) -> Iterator[None]:
     """Write the messages of torch's agent to a file: the terminal is for those of the run."""
     run_dir.logs.mkdir(exist_ok=True)
-    handler = logging.FileHandler(run_dir.logs / name, delay=True)
+    handler = LogFile(run_dir.logs / name, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in AGENT_LOGGERS]
     propagated = [logger.propagate for logger in loggers]

@@ -1,6 +1,5 @@
 """A file system that becomes read-only in the middle of a run, as ext4 does after an error of its device."""
 
-import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -36,7 +35,7 @@ def test_a_run_says_so_and_the_next_attempt_corrects_its_state(
     image = ext4.path.parent / "image"
     subprocess.run(["e2fsck", "-fy", str(image)], check=False, capture_output=True)
     subprocess.run(["mount", "-o", "loop", str(image), str(ext4.path)], check=True)
-    assert json.loads(run_dir.status.read_text())["state"] in ("queued", "running")
     again = runner("resume", str(run_dir.path), f"run.steps={max(run_dir.committed_steps()) + 3}")
-    assert "has gone without reporting an end" in again.stderr
+    # What was not flushed when the journal was aborted may be zeros; that is named, too.
+    assert "has gone without reporting an end" in again.stderr or "status.json is damaged: it is empty" in again.stderr
     assert run_dir.read_status()["state"] == "done"
