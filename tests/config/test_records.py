@@ -105,13 +105,15 @@ def _parsed_end(content: bytes, step: int) -> int:
     return kept
 
 
-def test_many_lines_cost_neither_time_nor_memory(tmp_path: Path) -> None:
+def test_many_lines_cost_no_memory(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("wb") as file:
         for copy in range(1_000):
-            file.write(b"".join(line(step, loss=0.123456789012345) for step in range(10)) if copy else line(0) * 90_000)
+            file.write(
+                b"".join(line(step, loss=0.123456789012345) for step in range(10)) if copy else line(0) * 400_000
+            )
     tracemalloc.start()
     assert end_of(tmp_path / "metrics.jsonl", 8) == (tmp_path / "metrics.jsonl").stat().st_size - len(LAST)
     assert damaged_lines(tmp_path / "metrics.jsonl") == []
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 3 << 20  # of 3.5 MB; a list of the lines takes 9 MB, their records 50 MB
+    assert peak < 5 << 20  # the file has 12 MB, a list of its lines more than 30
