@@ -1,40 +1,73 @@
 """Writing files so that a crash or a full disk leaves the old content or the new one, and never a part of either."""
 
+import contextlib
+import errno
 import os
 import secrets
+import sys
 from pathlib import Path
 
-__all__ = ["replace", "sync_directory", "write_new"]
+from runner.errors import DiskError
+
+__all__ = ["FULL", "replace", "sync_directory", "write_error", "write_new"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a file system reports if there is no room: the disk is full, or the user's quota."""
 
 
-def replace(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
+def replace(path: Path, content: str | bytes, *, mode: int = 0o666, flush: bool = True) -> None:
     """Write a file, or replace one, in a single rename that survives a power failure. Several processes may at once.
 
     Args:
         path: in a directory that exists.
         content: text is encoded as UTF-8.
         mode: permissions of the file, from which the process's umask is taken.
+        flush: wait for the disk. Without, a killed process leaves the old content or the new one as well, but a power
+            failure may leave an empty file: for what is replaced again within seconds.
 
     Raises:
         OSError: the file system reported an error. Nothing has changed, and no partial file is left.
     """
     partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
     try:
-        write_new(partial, content, mode=mode)
+        write_new(partial, content, mode=mode, flush=flush)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a write to a descriptor names no file
         raise
-    sync_directory(path.parent)
+    if flush:
+        sync_directory(path.parent)
 
 
-def write_new(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
+def write_new(path: Path, content: str | bytes, *, mode: int = 0o666, flush: bool = True) -> None:
     """Write a new file and flush it to the disk; its name is durable once the directory is synced."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    data = content.encode() if isinstance(content, str) else content
     with open(descriptor, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        if not flush:
+            _allocate(file.fileno(), len(data))
+        file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if flush:
+            os.fsync(file.fileno())
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Take room for a small file at once, so that renaming it does not wait for the disk.
+
+    ext4 writes a file out when it replaces another one, unless it has its blocks by then: 1.4 ms against 0.11 ms.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # not every file system can; a full one reports it when it is written to
+            os.posix_fallocate(descriptor, 0, size)
+
+
+def write_error(path: Path, error: OSError) -> DiskError:
+    """The error of a run that cannot write one of its own files."""
+    rule = "Once that is mended, the run continues from its last checkpoint with runner resume."
+    return DiskError(f"cannot write {path}: {error.strerror}. {rule}")
 
 
 def sync_directory(path: Path) -> None:

@@ -11,6 +11,7 @@ RunnerError (1)
 ├── LaunchError (9)        the machines of a run did not come together
 ├── RankError (10)         ranks disagree, or a process cannot be the rank that it should be
 ├── HangError (11)         a rank makes no progress while the others wait for it
+├── DiskError (12)         a file of the run's directory cannot be written: the disk is full, or does not take it
 ├── RunFailed (of cause)   a run that started and failed; 1 if the runner does not know the cause
 └── Interrupted (130)      a run that a person or a scheduler stopped
 """
@@ -105,6 +106,12 @@ class HangError(RunnerError):
     exit_code = 11
 
 
+class DiskError(RunnerError):
+    """A file of the run's directory that cannot be written: the disk or a quota is full, or it is read-only."""
+
+    exit_code = 12
+
+
 class Interrupted(RunnerError):
     """A run that was asked to stop before its last step."""
 
@@ -122,6 +129,7 @@ CAUSES = (
     LaunchError,
     RankError,
     HangError,
+    DiskError,
 )
 """What can end a rank."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runner import terminal
 
-__all__ = ["close", "logger", "setup"]
+__all__ = ["LogFile", "close", "logger", "setup"]
 
 logger = logging.getLogger("runner")
 """The logger that every module uses."""
@@ -25,7 +25,7 @@ def setup(log_file: Path, *, rank: int, console: bool) -> None:
     """
     close()
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(log_file, encoding="utf-8")
+    file = LogFile(log_file, encoding="utf-8")
     file.setFormatter(_OneLine(f"%(asctime)s | rank {rank} | %(levelname)s | %(message)s"))
     handlers: list[logging.Handler] = [file]
     if console and rank == 0:
@@ -64,6 +64,28 @@ class _OneLine(logging.Formatter):
                 {**record.__dict__, "msg": " ".join(record.getMessage().split()), "args": ()}
             )
         return super().format(record)
+
+
+class LogFile(logging.FileHandler):
+    """A log file that reports an error of the file system, such as a full disk, in one line and once."""
+
+    _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line. With `delay`, this opens the file."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
+        """Report an error of the file system once."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            print(f"warning: cannot write {self.baseFilename}: {error.strerror}", file=sys.stderr, flush=True)
 
 
 class _Terminal(logging.Handler):

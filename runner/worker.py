@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch._dynamo  # noqa: F401  the first optimizer step needs it; a launcher that forks imports it once for all ranks
 
-from runner import durable, log
+from runner import log
 from runner.config import store
 from runner.config.run_dir import RunDir
 from runner.engine.loop import train
@@ -86,7 +86,9 @@ def _reporting(run_dir: RunDir, rank: int, start: int) -> Iterator[_RunProgress]
             "message": str(error),
             "traceback": "".join(traceback.format_exception(error)),
         }
-        run_dir.failures.mkdir(exist_ok=True)
         path = run_dir.failures / f"{now}_rank_{rank}.json"
-        durable.replace(path, json.dumps(failure, indent=1) + "\n")
+        try:
+            run_dir.write_last(path, json.dumps(failure, indent=1) + "\n")
+        except OSError as unwritten:
+            error.add_note(f"{path} could not be written: {unwritten.strerror}")
         raise

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.checkpoint.retention import Retention
+from runner.config import provenance
 from runner.config.run_dir import RunDir
 from runner.errors import CheckpointError
 from runner.protocols import Progress, World
@@ -96,6 +97,8 @@ def _commit(
     )
     state = {"values": saved.values, "progress": vars(progress), "metrics": metrics}
     commit(partial, manifest, {STATE: encode_state(state), METADATA: encode_metadata(metadata)})
+    # Outside the directory of checkpoints: if that is ever lost, a resume knows that it was.
+    provenance.note_commit(RunDir(partial.parent.parent).provenance, progress.step)
 
 
 def _retain(checkpoints: Path, metrics: Mapping[str, float], retention: Retention) -> None:

@@ -3,21 +3,26 @@
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from runner.config import provenance, store
 from runner.config.run_dir import RunDir
+from runner.config.run_lock import hold
 from runner.config.run_spec import RunSpec
-from runner.errors import Interrupted, RunnerError
+from runner.errors import DiskError, Interrupted, RunnerError
 from runner.launch.outcome import ENDING_SIGNALS, final_state
 from runner.protocols import Launch
 from runner.world.stop import mask_restored
 
-__all__ = ["begin", "run", "run_sweep_job"]
+__all__ = ["Lock", "begin", "run", "run_sweep_job"]
+
+Lock = Callable[[RunDir], None]
+"""Keeps other attempts out of a run's directory until this one has ended."""
 
 
-def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
+def run(spec: RunSpec, freeze: Callable[[Lock], Path]) -> None:
     """Start an attempt, and wait for its end unless it was submitted to run elsewhere.
 
     The run's directory is the last line on stdout, however the attempt ends; the name of a submitted job stands before
@@ -25,22 +30,18 @@ def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
 
     Args:
         spec: what is launched.
-        freeze: claims a directory if need be, calls `begin`, and returns the spec file.
+        freeze: claims a directory if need be, locks it, calls `begin`, and returns the spec file. With several machines
+            only the first one calls it, whose process then keeps the lock for all of them.
 
     Raises:
         SpecError: the machines were given different declarations.
         RunFailed: a rank failed, or the job could not be submitted.
-        LaunchError: a machine did not join.
+        LaunchError: a machine did not join, or another attempt at the run is under way.
         Interrupted: a signal ended the run.
+        DiskError: the run's directory cannot be written to.
     """
-
-    def freeze_undisturbed() -> Path:
-        # From `queued` on, a signal must not end this process before `final_state` can say so in status.json.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-        return freeze()
-
-    with mask_restored(), spec.launch.open(spec) as launch:
-        spec_path = launch.begin(freeze_undisturbed)
+    with mask_restored(), spec.launch.open(spec) as launch, ExitStack() as held:
+        spec_path = launch.begin(lambda: _frozen(freeze, held))
         try:
             _start(launch, spec_path)
         finally:
@@ -48,16 +49,39 @@ def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
             print(spec_path.parent, flush=True)
 
 
+def _frozen(freeze: Callable[[Lock], Path], held: ExitStack) -> Path:
+    # From `queued` on, a signal must not end this process before `final_state` can say so in status.json.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        return freeze(lambda run_dir: held.enter_context(hold(run_dir)))
+    except OSError as error:
+        rule = "Nothing has changed; start it again once that is mended."
+        raise DiskError(f"cannot begin the attempt: {error.filename}: {error.strerror}. {rule}") from error
+
+
 def begin(run_dir: RunDir, stored: store.StoredSpec, spec: RunSpec, *, command: list[str]) -> Path:
     """Freeze the declaration beside those of earlier attempts; the ranks read nothing else.
 
+    For whoever holds the run's lock.
+
     Returns:
         The spec file.
+
+    Raises:
+        OSError: the file system reported an error. There is no new spec file.
     """
     path = run_dir.next_spec()
-    store.save(path, replace(stored, config=dict(spec.config)))
-    provenance.record(run_dir.provenance, provenance.describe(spec, command=command))
-    run_dir.write_state("queued")
+    run_dir.keep_reserve()
+    try:
+        store.save(path, replace(stored, config=dict(spec.config)))
+        described = provenance.describe(spec, command=command)
+        provenance.record(run_dir.provenance, {**described, "run_id": run_dir.read_id()})
+        for step in run_dir.committed_steps()[-1:]:
+            provenance.note_commit(run_dir.provenance, step)
+        run_dir.write_state("queued")
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -74,7 +98,7 @@ def run_sweep_job(spec_path: Path) -> None:
     """Run what a sweep has frozen, in the process of one of its jobs; exits with the exit code of `runner train`."""
     try:
         spec = store.read(spec_path)
-        with spec.launch.open(spec) as launch:
+        with hold(RunDir(spec_path.parent)), spec.launch.open(spec) as launch:
             _start(launch, launch.begin(lambda: spec_path))
     except RunnerError as error:
         print(f"{error}", file=sys.stderr, flush=True)

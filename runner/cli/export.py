@@ -55,7 +55,7 @@ def _checkpoint(run_dir: RunDir, step: int | None) -> Path:
 
 def _model_hook(run_dir: RunDir) -> Callable[[], object]:
     """The model hook of the run's last attempt. Nothing else is read: parts may not be installed here."""
-    stored = store.load(run_dir.specs()[-1])
+    _, stored = store.load_newest(run_dir)
     hook = hooks.hook_of(stored.config["model"])
 
     def build_model() -> object:

@@ -4,6 +4,7 @@ Help, version and the completion of verbs and recipes import neither torch nor H
 """
 
 import atexit
+import faulthandler
 import gc
 import logging
 import os
@@ -28,6 +29,8 @@ def run() -> None:
     # collecting costs 7 MB.
     gc.set_threshold(10_000)
     terminal.open_closed_descriptors()
+    if sys.stderr is not None:
+        faulthandler.enable()  # a run of one process has no other process that could say that native code crashed
     code = main(sys.argv[1:])
     atexit._run_exitfuncs()
     logging.shutdown()

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
+from runner import durable
+from runner.config.damage import Damaged, read_text, warn
 from runner.config.run_dir import RunDir
 from runner.config.store import load_yaml
 
@@ -20,7 +23,7 @@ def report(directory: Path) -> int:
         How many of them failed.
     """
     jobs = [_job(path) for path in _job_dirs(directory)]
-    (directory / "results.json").write_text(json.dumps(jobs, indent=2) + "\n")
+    durable.replace(directory / "results.json", json.dumps(jobs, indent=2) + "\n")
     console = Console()
     # A log file has no width, so nothing is cut there.
     (console if console.is_terminal else Console(width=1000)).print(_table(jobs))
@@ -40,13 +43,23 @@ def _job_dirs(directory: Path) -> list[Path]:
 
 def _job(path: Path) -> dict[str, Any]:
     run_dir = RunDir(path)
-    overrides = path / ".hydra" / "overrides.yaml"
     return {
         "job": int(path.name) if path.name.isdigit() else path.name,
-        "overrides": load_yaml(overrides.read_text()) if overrides.exists() else [],
+        "overrides": _overrides(path / ".hydra" / "overrides.yaml"),
         **run_dir.read_status(),
         "dir": str(path),
     }
+
+
+def _overrides(path: Path) -> list[str]:
+    try:
+        found = load_yaml(read_text(path))
+    except FileNotFoundError:
+        return []
+    except (Damaged, yaml.YAMLError) as error:
+        warn(f"{path} cannot be read ({' '.join(str(error).split())}): the table lacks the overrides of that job.")
+        return []
+    return [str(override) for override in found] if isinstance(found, list) else []
 
 
 def _table(jobs: list[dict[str, Any]]) -> Table:

@@ -9,11 +9,13 @@ from pathlib import Path
 from runner import terminal
 from runner.cli import attempt
 from runner.cli.arguments import run_words
+from runner.cli.start import FROM_0, check_start
 from runner.compose.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
 from runner.config.nearest import did_you_mean, listed
 from runner.config.read import read
 from runner.config.run_dir import RunDir
+from runner.config.run_lock import check_free
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.model.check import model_faults
@@ -33,19 +35,25 @@ def resume(found: argparse.Namespace) -> int:
 
     Raises:
         SpecError: the directory is not a run's, an override cannot be applied, or it would make this another run.
-        CheckpointError: the checkpoint chosen with --from is corrupted.
+        CheckpointError: the checkpoint chosen with --from is corrupted, or the run's checkpoints are gone.
+        LaunchError: another attempt at the run is under way.
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
     terminal.protect()
     run_dir, overrides = run_words(found, prog="runner resume")
-    changed = apply_overrides(_without_stop(store.load(run_dir.specs()[-1])), overrides)
+    check_free(run_dir)
+    path, stored = store.load_newest(run_dir)
+    changed = apply_overrides(_without_stop(stored), overrides)
     _check_checkpoint(run_dir, found.resume_from)
-    spec = _read(changed, before=store.read(run_dir.specs()[-1]), allowed=found.allow)
+    before = store.read(path)
+    check_start(run_dir, before.checkpoint, from_0=found.resume_from in FROM_0)
+    spec = _read(changed, before=before, allowed=found.allow)
     _warn_of_changed_hooks(run_dir, spec)
 
-    def freeze() -> Path:
-        if found.resume_from is not None:
+    def freeze(lock: attempt.Lock) -> Path:
+        lock(run_dir)
+        if found.resume_from is not None and found.resume_from not in FROM_0:
             choose(run_dir.checkpoints, found.resume_from)
         return attempt.begin(run_dir, changed.stored, spec, command=found.command)
 
@@ -55,12 +63,13 @@ def resume(found: argparse.Namespace) -> int:
 
 def _without_stop(stored: store.StoredSpec) -> store.StoredSpec:
     """Without the stop of the earlier attempt, which this one continues beyond."""
-    config = {**stored.config, "run": {**stored.config["run"], "stop_at_step": None}}
+    run = stored.config.get("run")
+    config = {**stored.config, "run": {**run, "stop_at_step": None}} if isinstance(run, dict) else stored.config
     return replace(stored, config=config)
 
 
 def _check_checkpoint(run_dir: RunDir, name: str | None) -> None:
-    if name is None or (run_dir.checkpoints / name).is_dir():
+    if name is None or name in FROM_0 or (run_dir.checkpoints / name).is_dir():
         return
     there = [path.name for path in run_dir.checkpoints.glob("step_*")] if run_dir.checkpoints.is_dir() else []
     rule = f"there is no checkpoint {name!r}.{did_you_mean(name, there)} There are: {listed(there)}."
@@ -116,7 +125,7 @@ def _refusal(key: str, change: str) -> Fault:
 
 def _warn_of_changed_hooks(run_dir: RunDir, spec: RunSpec) -> None:
     attempts = provenance.read(run_dir.provenance)
-    recorded = attempts[-1]["hooks"] if attempts else {}
+    recorded = attempts[-1].get("hooks", {}) if attempts else {}
     for file, digest in provenance.hook_hashes(spec).items():
         if recorded.get(file, digest) != digest:
             print(

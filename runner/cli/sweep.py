@@ -33,6 +33,7 @@ from runner.compose.composed import Composed
 from runner.compose.hydra_main import hydra_main, quoted
 from runner.compose.recipe import Recipe, search_path
 from runner.config.run_dir import RunDir, claim, claim_named
+from runner.config.run_lock import hold
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.world.fork import can_fork_ranks
@@ -182,7 +183,8 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
             flush=True,
         )
         return math.nan
-    spec_path = attempt.begin(run_dir, composed.stored(), spec, command=command)
+    with hold(run_dir):  # the process of the job takes it over
+        spec_path = attempt.begin(run_dir, composed.stored(), spec, command=command)
     code = _run_in_child(spec_path, spec)
     if code:
         print(

@@ -1,6 +1,7 @@
 """Trains a recipe: compose, check, claim a directory, freeze, launch."""
 
 import argparse
+import shutil
 from pathlib import Path
 
 from runner import terminal
@@ -41,10 +42,15 @@ def train(found: argparse.Namespace) -> int:
 def _train(composed: Composed, *, command: list[str]) -> int:
     spec = composed.read()
 
-    def freeze() -> Path:
+    def freeze(lock: attempt.Lock) -> Path:
         run_dir = RunDir(_claimed(spec))
-        composed.write_hydra_dir(run_dir.path)
-        return attempt.begin(run_dir, composed.stored(), spec, command=command)
+        try:
+            lock(run_dir)
+            composed.write_hydra_dir(run_dir.path)
+            return attempt.begin(run_dir, composed.stored(), spec, command=command)
+        except BaseException:
+            shutil.rmtree(run_dir.path, ignore_errors=True)  # made a moment ago by this process, for this attempt
+            raise
 
     attempt.run(spec, freeze)
     return 0

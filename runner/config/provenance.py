@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from runner import durable
+from runner.config.damage import Damaged, list_of_objects, read_json, set_aside, warn
 from runner.config.imports import NotFound, locate
 from runner.config.run_spec import RunSpec
 
-__all__ = ["describe", "describe_code", "hook_hashes", "note", "read", "record"]
+__all__ = ["committed", "describe", "describe_code", "hook_hashes", "note", "note_commit", "read", "record"]
+
+COMMITTED = "committed"
+"""The key in an attempt's entry whose value is the step of one checkpoint that the run has committed by then."""
 
 PACKAGES = (
     "hydra-runner",
@@ -55,20 +59,50 @@ def describe_code(spec: RunSpec) -> dict[str, Any]:
 
 
 def record(path: Path, attempt: Mapping[str, Any]) -> None:
-    """Append an attempt to the list in a file, atomically."""
-    _write(path, [*read(path), attempt])
+    """Append an attempt to the list in a file, atomically. A file that is damaged is set aside and begun again."""
+    _write(path, [*_read_or_set_aside(path), attempt])
 
 
 def note(path: Path, key: str, value: Any) -> None:
     """Add something found during the last attempt to its entry, atomically."""
-    *before, last = read(path)
-    _write(path, [*before, {**last, key: value}])
+    attempts = _read_or_set_aside(path)
+    last = attempts[-1] if attempts else {}
+    _write(path, [*attempts[:-1], {**last, key: value}])
+
+
+def note_commit(path: Path, step: int) -> None:
+    """Note that the run has committed a checkpoint, once for each attempt."""
+    if not any(COMMITTED in attempt for attempt in _read_or_set_aside(path)[-1:]):
+        note(path, COMMITTED, step)
+
+
+def committed(path: Path) -> list[int]:
+    """Steps of checkpoints that the run is known to have committed, whether they still exist or not.
+
+    Raises:
+        Damaged: the file does not hold a list of attempts.
+    """
+    return [attempt[COMMITTED] for attempt in read(path) if type(attempt.get(COMMITTED)) is int]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Every attempt so far, oldest first."""
-    attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return attempts
+    """Every attempt so far, oldest first.
+
+    Raises:
+        Damaged: the file does not hold a list of attempts.
+    """
+    try:
+        return read_json(path, list_of_objects)
+    except FileNotFoundError:
+        return []
+
+
+def _read_or_set_aside(path: Path) -> list[dict[str, Any]]:
+    try:
+        return read(path)
+    except Damaged as damaged:
+        warn(f"{damaged} It is set aside as {set_aside(path).name}, and a new one begins.")
+        return []
 
 
 def hook_hashes(spec: RunSpec) -> dict[str, str]:

@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 
 from runner import durable
+from runner.config.damage import Damaged, read_text, warn
+from runner.config.nesting import check_nesting
 from runner.config.parts import MISSING
 from runner.config.read import read as read_config
+from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.errors import RunnerError
 
-__all__ = ["Composition", "StoredSpec", "diff", "dump_yaml", "load", "load_yaml", "read", "save"]
+__all__ = ["Composition", "StoredSpec", "diff", "dump_yaml", "load", "load_newest", "load_yaml", "read", "save"]
 
 FORMAT = 1
 
@@ -59,23 +62,60 @@ def load(path: Path) -> StoredSpec:
     """Load a spec file.
 
     Raises:
-        RunnerError: it is not a spec file, or has another format.
+        Damaged: it is not a spec file.
+        RunnerError: it cannot be read, or has another format.
     """
     try:
-        page = load_yaml(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise RunnerError(f"{path} cannot be read: {error}") from error
-    if not isinstance(page, dict) or page.get("format") != FORMAT:
-        found = page.get("format") if isinstance(page, dict) else None
-        raise RunnerError(
-            f"{path} is not a spec file of format {FORMAT} (its format is {found}). Use the version that wrote it."
-        )
-    source = Composition(**page["source"])
-    return StoredSpec(
-        config=page["config"],
-        import_roots=page["import_roots"],
-        source=source,
+        page = load_yaml(read_text(path))
+    except FileNotFoundError as error:
+        raise RunnerError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Damaged(path, f"it is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(page, dict) or not isinstance(page.get("format"), int):
+        raise Damaged(path, "it is not a spec file: it has no format")
+    if page["format"] != FORMAT:
+        rule = f"its format is {page['format']}, and this version reads {FORMAT}. Use the version that wrote it."
+        raise RunnerError(f"{path} cannot be read: {rule}")
+    return _stored(path, page)
+
+
+def load_newest(run_dir: RunDir) -> tuple[Path, StoredSpec]:
+    """The newest spec file of a run that is whole. Warns of newer ones that are not.
+
+    Raises:
+        RunnerError: none is whole, or the newest whole one has another format.
+    """
+    damaged = []
+    for path in reversed(run_dir.specs()):
+        try:
+            stored = load(path)
+        except Damaged as error:
+            damaged.append(error)
+            continue
+        for newer in damaged:
+            warn(f"{newer} {path.name} takes its place: give overrides of later attempts again.")
+        return path, stored
+    found = "\n".join(f"  {one}" for one in damaged)
+    rule = (
+        "A run cannot continue without its declaration: put a whole copy in place of one of these files, or train "
+        "anew; .hydra/ has what the first attempt was composed from. Its weights: runner export --config none "
+        f"{run_dir.path}"
     )
+    raise RunnerError(f"{run_dir.path} has no spec file that is whole:\n{found}\n{rule}")
+
+
+def _stored(path: Path, page: Mapping[str, Any]) -> StoredSpec:
+    config, roots, source = (page.get(name) for name in ("config", "import_roots", "source"))
+    if not (isinstance(config, dict) and all(isinstance(key, str) for key in config)):
+        raise Damaged(path, "its config is not a mapping")
+    if not (isinstance(roots, list) and all(isinstance(root, str) for root in roots)):
+        raise Damaged(path, "its import_roots are not a list of directories")
+    types = {"recipe": str, "overrides": list, "choices": dict, "search_path": list}
+    if not isinstance(source, dict) or set(source) != set(types):
+        raise Damaged(path, "its source is incomplete")
+    if not all(isinstance(source[name], kind) for name, kind in types.items()):
+        raise Damaged(path, "its source has values of other types")
+    return StoredSpec(config=config, import_roots=roots, source=Composition(**source))
 
 
 def read(path: Path) -> RunSpec:
@@ -113,8 +153,14 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def load_yaml(text: str) -> Any:
-    """Load YAML safely, with the C parser where libyaml is available (ten times faster)."""
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """Load YAML safely, with the C parser where libyaml is available (ten times faster).
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or is nested or repeated beyond reason.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    check_nesting(text, loader)
+    return yaml.load(text, Loader=loader)
 
 
 def dump_yaml(value: Mapping[str, Any] | Sequence[Any]) -> str:

@@ -4,60 +4,80 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import TextIO, final
+from typing import final
+
+from runner.config.records import end_of
+from runner.durable import write_error
 
 
 def open_metrics_file(path: Path, *, step: int) -> "MetricsFile":
-    """Open the file to append after `step`; later lines and a partial line from a crash are dropped."""
-    if path.exists():
-        _drop_beyond(path, step)
-    return MetricsFile(path.open("a", encoding="utf-8"))
+    """Open the file to append after `step`; later lines and a partial line from a crash are dropped.
+
+    They are cut off in place, at the end of a line: a reader finds the file with them or without them, and whole lines
+    either way. A copy under another name would take a second and twice the room for a million lines, and a program that
+    follows the file would be left with the old one.
+
+    Raises:
+        DiskError: the file system reported an error.
+    """
+    try:
+        file = FileIO(path, "a")
+    except OSError as error:
+        raise write_error(path, error) from error
+    _cut(file, end_of(path, step))
+    return MetricsFile(path, file)
 
 
 @final
 class MetricsFile:
     """An open metrics.jsonl: one object a line, step and time_s first, values in full precision."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
+        self._path = path
         self._file = file
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Write one line and hand it to the operating system, so that a killed process loses none.
+        """Hand one line to the operating system, so that a killed process loses none.
 
         Args:
             values: `time_s` must be among them.
             step: optimizer steps done.
+
+        Raises:
+            DiskError: the file system reported an error. The file ends with the line before.
         """
         # A dict keeps a key's first position: step and time_s come first, and setting time_s again does not move it.
-        self._file.write(_line({"step": step, "time_s": values["time_s"], **values}))
-        self._file.flush()
+        line = _line({"step": step, "time_s": values["time_s"], **values})
+        written = 0
+        try:
+            while written < len(line):  # a disk takes what there is room for, and reports that it is full afterwards
+                written += self._file.write(line[written:])
+        except OSError as error:
+            if written:
+                os.ftruncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - written)
+            raise write_error(self._path, error) from error
 
     def close(self) -> None:
-        """Close metrics.jsonl; every line is flushed already."""
+        """Close metrics.jsonl; every line is written already."""
         self._file.close()
 
 
 ENCODER = json.JSONEncoder(allow_nan=False)  # json.dumps creates a new one in each call with options
 
 
-def _line(record: Mapping[str, float]) -> str:
+def _line(record: Mapping[str, float]) -> bytes:
     """JSON with repr's precision. NaN and infinity, which JSON lacks, become null: pandas and jq read it as missing."""
     try:
-        return ENCODER.encode(record) + "\n"
+        text = ENCODER.encode(record)
     except ValueError:
-        return json.dumps({key: value if math.isfinite(value) else None for key, value in record.items()}) + "\n"
+        text = json.dumps({key: value if math.isfinite(value) else None for key, value in record.items()})
+    return text.encode() + b"\n"
 
 
-def _drop_beyond(path: Path, step: int) -> None:
-    """Keep the complete lines up to `step`, by writing another file and renaming it: readers see one or the other.
-
-    Only the last line can be incomplete (each is one write), and then it lacks its line end.
-    """
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.writelines(line for line in lines if json.loads(line)["step"] <= step)
-        file.flush()
+def _cut(file: FileIO, size: int) -> None:
+    """Shorten the file to this size, durably."""
+    if os.fstat(file.fileno()).st_size > size:
+        os.ftruncate(file.fileno(), size)
         os.fsync(file.fileno())
-    os.replace(partial, path)

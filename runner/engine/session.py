@@ -120,6 +120,7 @@ class Session:
         """Save a checkpoint; with asynchronous saving it is committed later. Collective."""
         training = self.training
         with self.activity.during(Phase.SAVING):
+            self.write_status("running")  # first: status.json never tells a step older than the newest checkpoint
             self.checkpointer.save(training.state_dict(), progress=training.progress, metrics=training.metrics)
             training.listeners.look_for_save(self, self.checkpoints.latest)
 
@@ -157,7 +158,13 @@ def open_session(
     training.listeners.tensors(training.trainable)  # a callback that cannot work with these models raises here
     trackers: OpenTrackers | NoTrackers = NoTrackers()
     if world.is_main:
-        trackers = open_trackers(spec, run_dir, step=training.step, now=lambda: (training.step, training.time_s))
+        trackers = open_trackers(
+            spec,
+            run_dir,
+            step=training.step,
+            now=lambda: (training.step, training.time_s),
+            write_status=lambda: run_dir.write_status("running", step=training.step, metrics=training.metrics),
+        )
     session = Session(
         spec=spec,
         run_dir=run_dir,
@@ -172,6 +179,7 @@ def open_session(
         trackers=trackers,
         console=open_console(steps=spec.run.steps, start=training.step, is_main=world.is_main),
     )
+    session.write_status("running")  # where the attempt starts: later records of the one before have been dropped
     session.throughput.restart(training.source.position)
     gc.freeze()  # what exists by now lives as long as the run: the garbage collector need not traverse it
     with _closing(session), report_nondeterminism():

@@ -24,6 +24,7 @@ from runner.launch.outcome import Outcome
 from runner.launch.signals import FOR_TORCH, Signals
 from runner.launch.supervision import Supervision
 from runner.launch.watchdog import Watchdog, record_hang
+from runner.log import LogFile
 from runner.world.activity import ActivityTable, Phase
 from runner.world.environment import environment
 from runner.world.stop import held_back
@@ -181,7 +182,7 @@ def _entrypoint(
 def _agent_log(run_dir: RunDir, name: str) -> Iterator[None]:
     """Write the messages of torch's agent to a file: the terminal is for those of the run."""
     run_dir.logs.mkdir(exist_ok=True)
-    handler = logging.FileHandler(run_dir.logs / name, delay=True)
+    handler = LogFile(run_dir.logs / name, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in AGENT_LOGGERS]
     propagated = [logger.propagate for logger in loggers]

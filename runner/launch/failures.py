@@ -1,15 +1,17 @@
 """Why a run failed: the failure files and the exit codes of its ranks, in one message."""
 
+import functools
 import json
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import final
+from pathlib import Path
+from typing import Any, final
 
-from runner import durable
+from runner.config.damage import Damaged, read_json, warn
 from runner.config.run_dir import RunDir
-from runner.errors import HangError
+from runner.errors import CAUSES, HangError
 from runner.launch.stacks import innermost_file
 
 LOG_LINES = 20
@@ -38,10 +40,15 @@ class Failure:
     error: str
     message: str
     traceback: str
+    file: Path | None = None
+    """The report; None = it was not written."""
 
     def __str__(self) -> str:
+        """What happened. An error of the runner's own says all that helps, so its traceback stays in the report."""
         summary = f"{self.error}: {self.message}" if self.message else self.error
-        return f"rank {self.rank} failed at step {self.step}: {summary}\n{self.traceback.rstrip()}"
+        expected = self.file is not None and self.error in {kind.__name__ for kind in CAUSES}
+        details = f"traceback: {self.file}" if expected else self.traceback.rstrip()
+        return f"rank {self.rank} failed at step {self.step}: {summary}\n{details}"
 
     @property
     def lost_connection(self) -> bool:
@@ -52,10 +59,13 @@ class Failure:
 
 
 def write_failure(run_dir: RunDir, failure: Failure) -> None:
-    """Put a report into the run's directory."""
-    run_dir.failures.mkdir(exist_ok=True)
+    """Put a report into the run's directory, unless the file system does not let it be written."""
     path = run_dir.failures / f"{failure.time_ns}_rank_{failure.rank}.json"
-    durable.replace(path, json.dumps(asdict(failure), indent=1) + "\n")
+    fields = {name: value for name, value in asdict(failure).items() if name != "file"}
+    try:
+        run_dir.write_last(path, json.dumps(fields, indent=1) + "\n")
+    except OSError as error:
+        warn(f"{path} cannot be written: {error.strerror}. It would have said: {failure}")
 
 
 def read_failures(run_dir: RunDir, *, start: int) -> list[Failure]:
@@ -63,10 +73,10 @@ def read_failures(run_dir: RunDir, *, start: int) -> list[Failure]:
     found = []
     for path in run_dir.failures.glob("*.json"):
         try:
-            stored = json.loads(path.read_text())
-            failure = Failure(**{name: stored[name] for name in Failure.__dataclass_fields__})
-        except (json.JSONDecodeError, KeyError):
-            continue  # incomplete, or of an earlier version: not of this start
+            failure = read_json(path, functools.partial(_failure, path))
+        except Damaged as damaged:
+            warn(str(damaged))
+            continue
         if failure.start == start:
             found.append(failure)
     return sorted(found, key=lambda failure: (failure.lost_connection, failure.monotonic_ns))
@@ -84,6 +94,19 @@ class CauseKind(IntEnum):
     LOST_CONNECTION = 3
     """A rank could not reach another."""
     UNKNOWN = 4
+
+
+def _failure(path: Path, stored: Any) -> Failure:
+    """A report, as it was written.
+
+    Raises:
+        KeyError, ValueError, TypeError: it is something else.
+    """
+    numbers, texts = ("rank", "time_ns", "monotonic_ns", "start", "step"), ("error", "message", "traceback")
+    types = dict.fromkeys(numbers, int) | dict.fromkeys(texts, str)
+    if not isinstance(stored, dict) or not all(isinstance(stored[name], kind) for name, kind in types.items()):
+        raise ValueError("it is not the report of a rank")
+    return Failure(**{name: stored[name] for name in types}, file=path)
 
 
 @final

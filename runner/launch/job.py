@@ -11,10 +11,14 @@ from pathlib import Path
 from runner import terminal
 from runner.config import store
 from runner.config.run_dir import RunDir
+from runner.config.run_lock import hold
 from runner.errors import Interrupted, RunnerError
 from runner.launch import single_node
 from runner.launch.outcome import final_state
 from runner.launch.supervision import Supervision
+
+SUBMITTED_S = 10.0
+"""How long the command that submitted the job may keep the run's lock after the job has started."""
 
 
 def run(spec_path: Path, supervision: Supervision) -> None:
@@ -23,9 +27,11 @@ def run(spec_path: Path, supervision: Supervision) -> None:
     Raises:
         RunFailed: a rank failed and no restart is left.
         Interrupted: a signal ended the run.
+        LaunchError: another attempt at the run is under way.
         RunnerError: the file is not a spec file.
     """
-    with final_state(RunDir(spec_path.parent)):
+    run_dir = RunDir(spec_path.parent)
+    with hold(run_dir, patience_s=SUBMITTED_S), final_state(run_dir):
         single_node.run(spec_path, store.read(spec_path), supervision)
 
 

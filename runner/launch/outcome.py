@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
+from runner.config.damage import warn
 from runner.config.run_dir import RunDir
 from runner.errors import Interrupted, RunFailed
 from runner.launch.failures import read_failures
@@ -54,14 +55,14 @@ def stopped_by_signal(run_dir: RunDir, *, start: int) -> Interrupted:
 
 def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
     """The error for a run that was asked to stop: how far it came and how to continue it."""
-    run_dir.write_state("preempted")
+    _write_state(run_dir, "preempted")
     message = f"interrupted after step {run_dir.read_status()['step']}. {_how_to_continue(run_dir)}"
     return Interrupted(f"{message}\n{note}" if note else message)
 
 
 def failed(run_dir: RunDir, cause: str, *, error: str = "") -> RunFailed:
     """The error for a run that failed: the cause first, then where to look."""
-    run_dir.write_state("failed")
+    _write_state(run_dir, "failed")
     return RunFailed(f"{cause}\n\nlogs: {run_dir.logs}\n{_how_to_continue(run_dir)}", cause=error)
 
 
@@ -100,7 +101,15 @@ def _signals_raise() -> Iterator[None]:
 
 def _write_final_state(run_dir: RunDir, state: str) -> None:
     if run_dir.read_status()["state"] in ("queued", "running"):
+        _write_state(run_dir, state)
+
+
+def _write_state(run_dir: RunDir, state: str) -> None:
+    """Write the last state, unless the file system does not let it be written: the error to report is another one."""
+    try:
         run_dir.write_state(state)
+    except OSError as error:
+        warn(f"{run_dir.status} cannot be brought up to date: {error.strerror}. The run's state is: {state}.")
 
 
 def _how_to_continue(run_dir: RunDir) -> str:

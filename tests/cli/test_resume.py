@@ -1,18 +1,23 @@
 """`runner resume`: from the directory alone, with changes that keep the run what it is."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner.config import store
+from runner.config import provenance, store
+from runner.config.run_dir import RunDir
+from runner.config.run_lock import hold
 
 
 @pytest.fixture
 def run(runner: Callable[..., tuple[int, str, str]], project: Path) -> Any:
     runner("train", "tiny", "run.dir=run", "run.stop_at_step=3")
+    (project / "run" / "checkpoints" / "step_8").mkdir(parents=True)  # the launcher of these tests trains nothing
     return project / "run"
 
 
@@ -29,7 +34,9 @@ def test_the_next_attempt_stands_beside_the_first(runner: Callable[..., tuple[in
     assert (spec.run.steps, spec.batch.items, spec.batch.micro_items) == (9, 64, 32)
     assert last(run).config["strategy"]["_target_"] == "runner.strategy.ddp.DDP"
     assert last(run).source.choices["strategy"] == "ddp"
-    assert len(json.loads((run / "provenance.json").read_text())) == 2
+    attempts = json.loads((run / "provenance.json").read_text())
+    assert not (run / ".reserve").exists()  # room is kept while an attempt is under way
+    assert [attempt["run_id"] for attempt in attempts] == [(run / "run_id").read_text().strip()] * 2
 
 
 def test_where_the_earlier_attempt_was_told_to_stop_the_next_goes_on(
@@ -107,7 +114,6 @@ def test_another_optimizer_starts_from_its_own_defaults(runner: Callable[..., tu
 def test_what_cannot_be_resumed_is_named(
     runner: Callable[..., tuple[int, str, str]], run: Any, argv: Any, words: str
 ) -> None:
-    (run / "checkpoints" / "step_8").mkdir(parents=True)
     code, _, err = runner("resume", *argv)
     assert code == 2
     assert words in err
@@ -119,3 +125,61 @@ def test_a_hook_that_has_changed_is_a_warning(
     assert runner("resume", "run")[2] == ""
     (project / "cli_hooks.py").write_text((project / "cli_hooks.py").read_text() + "\n# changed\n")
     assert f"warning: {project / 'cli_hooks.py'} has changed since the last attempt" in runner("resume", "run")[2]
+
+
+def test_an_attempt_that_cannot_be_written_down_leaves_no_spec(
+    runner: Callable[..., tuple[int, str, str]], run: Any
+) -> None:
+    """Here provenance.json cannot be replaced, since it has become a directory."""
+    (run / "provenance.json").unlink()
+    (run / "provenance.json").mkdir()
+    code, _, err = runner("resume", "run")
+    assert code == 1
+    assert err == f"{run / 'provenance.json'} cannot be read: Is a directory.\n"
+    assert [path.name for path in run.glob("spec*")] == ["spec.yaml"]
+
+
+@pytest.mark.parametrize("evidence", ["provenance", "directory", "no_provenance"])
+def test_a_start_from_0_that_would_lose_a_checkpoint_is_refused(
+    runner: Callable[..., tuple[int, str, str]], run: Any, evidence: str
+) -> None:
+    run_dir = RunDir(run)
+    if evidence == "provenance":
+        provenance.note_commit(run_dir.provenance, 3)
+        words = "provenance.json says that step_3 was committed"
+        (run_dir.checkpoints / "step_8").rmdir()
+    elif evidence == "directory":
+        words = "it was at step 5, and saved checkpoints"
+        shutil.rmtree(run_dir.checkpoints)
+    else:
+        words = "it was at step 5, and provenance.json, which would say whether it committed one, is lost"
+        (run_dir.checkpoints / "step_8").rmdir()
+        run_dir.provenance.unlink()
+    code, _, err = runner("resume", "run")
+    assert code == 8
+    assert err.startswith(f"the checkpoints of this run are gone: {words}, but there is none in {run_dir.checkpoints}.")
+    code, _, err = runner("resume", "run", "--from", "0")
+    assert code == 0
+    assert err == f"warning: {run} starts from step 0: as --from 0 asks for.\n"
+
+
+def test_a_run_that_committed_nothing_starts_from_0_and_says_so(
+    runner: Callable[..., tuple[int, str, str]], run: Any
+) -> None:
+    (run / "checkpoints" / "step_8").rmdir()
+    code, _, err = runner("resume", "run")
+    assert (code, err) == (0, f"warning: {run} starts from step 0: it has not committed a checkpoint yet.\n")
+
+
+def test_an_attempt_notes_a_checkpoint_that_it_finds(runner: Callable[..., tuple[int, str, str]], run: Any) -> None:
+    runner("resume", "run")
+    assert provenance.committed(RunDir(run).provenance) == [8]
+
+
+def test_a_run_in_use_is_refused_and_left_alone(runner: Callable[..., tuple[int, str, str]], run: Any) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "run.lock"}
+    with hold(RunDir(run)):
+        code, _, err = runner("resume", "run")
+    assert code == 9
+    assert f"{run} is in use by process {os.getpid()} on " in err
+    assert {name: (run / name).read_bytes() for name in before} == before

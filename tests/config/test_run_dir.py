@@ -35,3 +35,11 @@ def test_a_status_comes_back_as_written(tmp_path: Path) -> None:
     assert run_dir.read_status()["step"] == 0
     run_dir.write_status("done", step=3, metrics={"train/loss": 0.1})
     assert run_dir.read_status() == {"state": "done", "step": 3, "metrics": {"train/loss": 0.1}}
+
+
+def test_a_spec_that_was_set_aside_is_counted_but_not_read(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    for name in ("spec.yaml", "spec.attempt_2.yaml.damaged-1", "spec.attempt_x.yaml", "spec.yaml.partial-1"):
+        (tmp_path / name).touch()
+    assert run_dir.specs() == [run_dir.spec]
+    assert run_dir.next_spec().name == "spec.attempt_3.yaml"

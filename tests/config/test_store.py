@@ -37,7 +37,8 @@ def test_reading_a_spec_imports_neither_hydra_nor_omegaconf(config: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a: [", "cannot be read"), ("format: 9", "is not a spec file of format 1 .its format is 9.")]
+    ("text", "words"),
+    [("a: [", "is damaged: it is not YAML"), ("format: 9", "cannot be read: its format is 9, and this")],
 )
 def test_a_file_that_is_no_spec_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "spec.yaml").write_text(text)

@@ -1,6 +1,8 @@
 """metrics.jsonl: what other tools read."""
 
 import json
+import resource
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 from runner.config.run_dir import RunDir
 from runner.engine.metrics_file import open_metrics_file
+from runner.errors import DiskError
 
 
 def record(run: Path, *steps: int, after: int = 0, values: Mapping[str, float] | None = None) -> None:
@@ -68,3 +71,47 @@ def test_the_rewrite_leaves_no_other_file(tmp_path: Path) -> None:
     record(tmp_path, 1, 2)
     record(tmp_path, 2, after=1)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_resume_that_drops_nothing_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    record(tmp_path, 1, 2)
+    before = RunDir(tmp_path).metrics.stat()
+    open_metrics_file(RunDir(tmp_path).metrics, step=2).close()
+    after = RunDir(tmp_path).metrics.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+
+
+def test_a_program_that_follows_the_file_sees_what_the_next_attempt_writes(tmp_path: Path) -> None:
+    record(tmp_path, 1, 2, 3)
+    with RunDir(tmp_path).metrics.open() as followed:
+        assert len(followed.readlines()) == 3
+        record(tmp_path, 3, after=2, values={"again": 1.0})
+        followed.seek(0)
+        assert "again" in followed.readlines()[-1]
+
+
+def test_a_line_that_a_disk_does_not_take_leaves_no_part_of_it(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands for the disk: it takes the part of a line for which there is room, then no more."""
+    path = RunDir(tmp_path).metrics
+    record(tmp_path, 1)
+    before, size = path.read_bytes(), path.stat().st_size
+    log = open_metrics_file(path, step=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+    try:
+        with pytest.raises(DiskError, match=r"cannot write .*metrics\.jsonl: File too large\. Once that is mended"):
+            log.log({"time_s": 1.0}, step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    log.log({"time_s": 1.0}, step=2)
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    RunDir(tmp_path).metrics.mkdir()
+    with pytest.raises(DiskError, match=r"cannot write .*metrics\.jsonl: Is a directory"):
+        open_metrics_file(RunDir(tmp_path).metrics, step=0)

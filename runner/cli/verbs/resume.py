@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let KEY change although it defines the run (model, data, loss, batch.items, run.seed, loader.shuffle)",
     )
     parser.add_argument(
-        "--from", metavar="step_N", dest="resume_from", help="start from this checkpoint instead of the newest"
+        "--from",
+        metavar="step_N",
+        dest="resume_from",
+        help="start from this checkpoint instead of the newest; 0 = from step 0, if the checkpoints are gone",
     )
 
 
