@@ -5,9 +5,11 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from runner.config.run_dir import RunDir
+from runner.errors import CAUSES
 
 LOG_LINES = 20
 HINTS: dict[int, str] = {
@@ -28,10 +30,15 @@ class Failure:
     error: str
     message: str
     traceback: str
+    file: Path | None = None
+    """The report; None = it was not written."""
 
     def __str__(self) -> str:
+        """What happened. An error of the runner's own says all that helps, so its traceback stays in the report."""
         summary = f"{self.error}: {self.message}" if self.message else self.error
-        return f"rank {self.rank} failed at step {self.step}: {summary}\n{self.traceback.rstrip()}"
+        expected = self.file is not None and self.error in {kind.__name__ for kind in CAUSES}
+        details = f"traceback: {self.file}" if expected else self.traceback.rstrip()
+        return f"rank {self.rank} failed at step {self.step}: {summary}\n{details}"
 
 
 def read_failures(run_dir: RunDir, *, since_ns: int) -> list[Failure]:
@@ -42,7 +49,7 @@ def read_failures(run_dir: RunDir, *, since_ns: int) -> list[Failure]:
             stored = json.loads(path.read_text())
         except json.JSONDecodeError:
             continue  # incomplete: the agent killed the rank while it wrote, so another rank had failed before
-        failure = Failure(**{name: stored[name] for name in Failure.__dataclass_fields__})
+        failure = Failure(**{name: stored[name] for name in Failure.__dataclass_fields__ if name != "file"}, file=path)
         if failure.time_ns >= since_ns:
             found.append(failure)
     return sorted(found, key=lambda failure: failure.time_ns)
