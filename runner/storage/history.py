@@ -31,7 +31,7 @@ class History:
     """The committed checkpoints in one directory. It reads each manifest once, however often it is asked.
 
     What it has read is valid as long as a directory keeps its name and its inode: no manifest changes while a run is
-    open. With 2,000 checkpoints, reading every manifest took 0.16 s, the names 2 ms.
+    open. With 2,000 checkpoints, reading every manifest took 0.15 s of CPU, looking at the names takes 0.006 s.
     """
 
     def __init__(self, checkpoints: Path) -> None:
