@@ -10,6 +10,7 @@ from runner.checkpoint.save import SaveMetadata, check_cadence, open_checkpoints
 from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Progress, State, World
+from runner.storage.history import History
 from runner.storage.names import to_names
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Full:
 class FullCheckpointer:
     """Saves one run. All methods are collective."""
 
-    def __init__(self, checkpoints: Path, part: Full, world: World) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, history: History, part: Full, world: World) -> None:
+        self._history = history
         self._retention = part.retention
         self._world = world
 
@@ -63,7 +64,7 @@ class FullCheckpointer:
 
         saved = SaveMetadata(values=state.values, progress=progress, metrics=metrics)
         save_into(
-            self._checkpoints,
+            self._history,
             self._world,
             saved,
             self._retention,

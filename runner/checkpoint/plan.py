@@ -172,6 +172,8 @@ def _check(item: WriteItem) -> None:
     if item.type is WriteItemType.BYTE_IO:
         rule = "Put what JSON can represent into the values of the state."
         raise CheckpointError(f"{name} cannot be saved: it is not a tensor. {rule}")
+    if not name.isprintable():
+        raise CheckpointError(f"{name!r} cannot be saved: the name is not printable. Rename the parameter.")
     dtype = dtype_name(_dtype(item))
     if dtype not in SAFETENSORS_TYPES:
         rule = f"Use one of {', '.join(SAFETENSORS_TYPES)}."

@@ -12,7 +12,7 @@ from runner.errors import CheckpointError
 from runner.protocols import Progress, World
 from runner.storage.commit import begin, commit, discard, drop, recover
 from runner.storage.format import METADATA, STATE, File, Manifest, TensorMetadata, encode_metadata, encode_state
-from runner.storage.history import last_serial, manifests
+from runner.storage.history import History, last_serial
 from runner.storage.rank0 import on_rank_0
 
 Written = tuple[Mapping[str, TensorMetadata], Mapping[str, File]]
@@ -40,8 +40,8 @@ def check_cadence(*, every_steps: int | None, every_minutes: float | None) -> No
         raise ValueError(f"every_minutes={every_minutes} must be above 0, or null for off.")
 
 
-def open_checkpoints(run_dir: Path, world: World) -> Path:
-    """The run's directory of checkpoints, rid of what a killed attempt left behind. Collective."""
+def open_checkpoints(run_dir: Path, world: World) -> History:
+    """The run's checkpoints, rid of what a killed attempt left behind. Collective."""
     checkpoints = RunDir(run_dir).checkpoints
 
     def prepare() -> None:
@@ -49,11 +49,11 @@ def open_checkpoints(run_dir: Path, world: World) -> Path:
         recover(checkpoints)
 
     on_rank_0(world, prepare, path=checkpoints)
-    return checkpoints
+    return History(checkpoints)
 
 
 def save_into(
-    checkpoints: Path,
+    history: History,
     world: World,
     saved: SaveMetadata,
     retention: Retention,
@@ -69,17 +69,19 @@ def save_into(
         CheckpointError: the checkpoint could not be written, and the newest one is still there; or it is committed, but
             the evaluation did not measure the metric that keep_best compares.
     """
+    checkpoints = history.checkpoints
     partial = on_rank_0(world, lambda: begin(checkpoints, saved.progress.step), path=checkpoints)
     try:
         metadata, payloads = write(world, partial)
-        on_rank_0(world, lambda: _commit(partial, world.size, saved, metadata, payloads), path=partial)
+        on_rank_0(world, lambda: _commit(history, partial, world.size, saved, metadata, payloads), path=partial)
     except CheckpointError:
         on_rank_0(world, lambda: discard(partial), path=partial)
         raise
-    on_rank_0(world, lambda: _retain(checkpoints, saved.metrics, retention), path=checkpoints)
+    on_rank_0(world, lambda: _retain(history, saved.metrics, retention), path=checkpoints)
 
 
 def _commit(
+    history: History,
     partial: Path,
     world_size: int,
     saved: SaveMetadata,
@@ -91,7 +93,7 @@ def _commit(
         step=progress.step,
         position=progress.position,
         world_size=world_size,
-        serial=last_serial(manifests(partial.parent)) + 1,
+        serial=last_serial(history.manifests()) + 1,
         metrics=metrics,
         files=payloads,
     )
@@ -101,8 +103,8 @@ def _commit(
     provenance.note_commit(RunDir(partial.parent.parent).provenance, progress.step)
 
 
-def _retain(checkpoints: Path, metrics: Mapping[str, float], retention: Retention) -> None:
-    for path in retention.superfluous(manifests(checkpoints)):
+def _retain(history: History, metrics: Mapping[str, float], retention: Retention) -> None:
+    for path in retention.superfluous(history.manifests()):
         drop(path)
     metric = retention.metric
     measured = sorted(name for name in metrics if name.partition("/")[0] == metric.partition("/")[0])

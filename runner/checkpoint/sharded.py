@@ -13,6 +13,7 @@ from runner.checkpoint.save import SaveMetadata, check_cadence, open_checkpoints
 from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Progress, State, World
+from runner.storage.history import History
 from runner.storage.names import to_names
 
 if TYPE_CHECKING:
@@ -47,20 +48,20 @@ class Sharded:
 
     def open(self, run_dir: Path, world: World) -> "ShardedCheckpointer":
         """Open the run's directory, and remove what a killed attempt left behind. Collective."""
-        checkpoints = open_checkpoints(run_dir, world)
+        history = open_checkpoints(run_dir, world)
         if not self.asynchronous:
-            return ShardedCheckpointer(checkpoints, self, world, background_world=world)
+            return ShardedCheckpointer(history, self, world, background_world=world)
         # Takes half a second, for which the run would otherwise wait at the first save.
         importlib.import_module("runner.checkpoint.rank_files")
-        return ShardedCheckpointer(checkpoints, self, world, background_world=world.duplicate())
+        return ShardedCheckpointer(history, self, world, background_world=world.duplicate())
 
 
 @final
 class ShardedCheckpointer:
     """Saves one run. All methods are collective."""
 
-    def __init__(self, checkpoints: Path, part: Sharded, world: World, *, background_world: World) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, history: History, part: Sharded, world: World, *, background_world: World) -> None:
+        self._history = history
         self._part = part
         self._retention = part.retention
         self._world = world
@@ -80,7 +81,7 @@ class ShardedCheckpointer:
         rank_files = self._rank_files()
         saved = SaveMetadata(values=state.values, progress=progress, metrics=metrics)
         save_into(
-            self._checkpoints,
+            self._history,
             self._world,
             saved,
             self._retention,
@@ -91,9 +92,9 @@ class ShardedCheckpointer:
         """Copy what the next step changes; a thread on each rank does the rest."""
         self._background.wait()
         saved = SaveMetadata(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
-        write = self._rank_files().stage(self._world, self._checkpoints, to_names(state))
+        write = self._rank_files().stage(self._world, self._history.checkpoints, to_names(state))
         self._background.start(
-            lambda: save_into(self._checkpoints, self._background_world, saved, self._retention, write=write)
+            lambda: save_into(self._history, self._background_world, saved, self._retention, write=write)
         )
 
     def _rank_files(self) -> "RankFiles":
@@ -110,7 +111,7 @@ class ShardedCheckpointer:
             CheckpointError: as `save`.
         """
         if self._part.asynchronous and self._made is None:
-            self._rank_files().prepare(self._world, self._checkpoints, to_names(state()))
+            self._rank_files().prepare(self._world, self._history.checkpoints, to_names(state()))
         # Another rank may know of a failure first: agree on it, then wait until every rank has it.
         if self._part.asynchronous and self._world.any(self._background.failed):
             self._background.wait()

@@ -1,7 +1,8 @@
 """Everything of a run that a checkpoint contains: built from a spec, or restored from a checkpoint."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.engine.listeners import Listeners
+from runner.errors import CheckpointError
 from runner.protocols import Progress, SavedState, Scheduler, Source, State, Trainable, World
 from runner.protocols.state import of_model
 from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
@@ -76,19 +78,48 @@ class Training:
             CheckpointError: it is corrupted or belongs to another model.
         """
         reader = _CheckpointReader(saved, self)
-        self.trainable.load_state_dict(reader)
+        with _restoring(saved, "model and optimizer"):
+            self.trainable.load_state_dict(reader)
         values = reader.values
-        self.step = values["step"]
-        self.source.load_state_dict(values["source"])
-        self.time_before_s = values["time_s"]
-        self.metrics = values["metrics"]
+        with _restoring(saved, "progress"):
+            self.step = _count(values["step"])
+            self.time_before_s = float(values["time_s"])
+            self.metrics = dict(values["metrics"])
+        with _restoring(saved, "source"):
+            self.source.load_state_dict(values["source"])
+            _count(self.source.position)
         for model, schedule in self.schedules.items():
-            schedule.load_state_dict(values[of_model(model, "schedule")])
-        self.listeners.load_state_dict(values["callbacks"])
+            with _restoring(saved, of_model(model, "schedule")):
+                schedule.load_state_dict(values[of_model(model, "schedule")])
+        with _restoring(saved, "callbacks"):
+            self.listeners.load_state_dict(values["callbacks"])
         if reader.rng:
-            load_rng_state(reader.rng, self.random_world.device)
+            with _restoring(saved, "random number generators"):
+                try:
+                    load_rng_state(reader.rng, self.random_world.device)
+                except RuntimeError as error:  # torch's, of a state that is none
+                    raise ValueError(str(error)) from error
         else:  # more ranks than wrote it: the additional ones get a seed of their own
             seed_all(mix(self.seed, self.random_world.rank, self.step))
+
+
+@contextmanager
+def _restoring(saved: SavedState, what: str) -> Iterator[None]:
+    """Say of a saved state that its owner cannot take which one it is. The owner's own error stays the cause."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        rule = "Change back what you changed since, or use the version of runner that wrote it: see provenance.json."
+        raise CheckpointError(
+            f"{saved.path}: the state of {what} cannot be restored: {type(error).__name__}: {error}. {rule}"
+        ) from error
+
+
+def _count(value: object) -> int:
+    """The value, which must be a number of steps or items."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.80} is not a whole number from 0")
+    return value
 
 
 class _CheckpointReader:
@@ -97,6 +128,7 @@ class _CheckpointReader:
     def __init__(self, saved: SavedState, training: Training) -> None:
         self._saved = saved
         self._rank = training.random_world.rank
+        self.path = saved.path
         self.stored = saved.stored
         generators = self.stored.rng.get(self._rank, {})
         self.rng = {name: torch.empty(one.shape, dtype=one.dtype) for name, one in generators.items()}

@@ -1,5 +1,6 @@
 """How a launch ended: the last state in status.json, and the error that the command reports."""
 
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from runner.config.damage import warn
 from runner.config.run_dir import RunDir
 from runner.errors import Interrupted, RunFailed
 from runner.launch.failures import read_failures
+from runner.storage.history import NO_OLDER
 from runner.world.stop import STOP_SIGNALS
 
 ENDING_SIGNALS = (*STOP_SIGNALS, signal.SIGQUIT)
@@ -63,7 +65,7 @@ def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
 def failed(run_dir: RunDir, cause: str, *, error: str = "") -> RunFailed:
     """The error for a run that failed: the cause first, then where to look."""
     _write_state(run_dir, "failed")
-    return RunFailed(f"{cause}\n\nlogs: {run_dir.logs}\n{_how_to_continue(run_dir)}", cause=error)
+    return RunFailed(f"{cause}\n\nlogs: {run_dir.logs}\n{_how_to_continue(run_dir, cause)}".rstrip(), cause=error)
 
 
 @contextmanager
@@ -112,7 +114,11 @@ def _write_state(run_dir: RunDir, state: str) -> None:
         warn(f"{run_dir.status} cannot be brought up to date: {error.strerror}. The run's state is: {state}.")
 
 
-def _how_to_continue(run_dir: RunDir) -> str:
+def _how_to_continue(run_dir: RunDir, cause: str = "") -> str:
+    if NO_OLDER in cause:
+        return ""
+    if chosen := re.search(r"--from step_[0-9]+", cause):  # the last checkpoint is corrupted
+        return f"To continue from that one: runner resume {run_dir.path} {chosen[0]}"
     has_checkpoint = any(run_dir.checkpoints.glob("step_*"))
     start = "To continue from the last checkpoint" if has_checkpoint else "To start again (there is no checkpoint yet)"
     return f"{start}: runner resume {run_dir.path}"

@@ -1,6 +1,7 @@
 """The state of a run, as checkpoints store it, and its progress."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class StoredTensor(NamedTuple):
 
 class SavedState(Protocol):
     """A committed checkpoint, open for reading."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory, for messages."""
+        ...
 
     @property
     def stored(self) -> State[StoredTensor]:

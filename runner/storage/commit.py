@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runner.durable import sync_directory, write_new
-from runner.storage.format import MANIFEST, File, Manifest, check_sizes, encode_manifest, hash_of
+from runner.storage.decode import check_sizes
+from runner.storage.format import MANIFEST, File, Manifest, encode_manifest, hash_of
 
 
 def begin(checkpoints: Path, step: int) -> Path:
@@ -53,7 +54,7 @@ def recover(checkpoints: Path) -> None:
         else:
             replaced.rename(committed)
     for partial in checkpoints.glob("step_*.partial-*"):
-        shutil.rmtree(partial)
+        _delete(partial)
     sync_directory(checkpoints)
 
 
@@ -66,7 +67,15 @@ def drop(path: Path) -> None:
     """Delete a checkpoint. It is renamed first, so that a half-deleted one does not look committed."""
     doomed = path.with_name(f"{path.name.partition('.')[0]}.partial-{secrets.token_hex(4)}")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    """Delete a directory; of a link to one, only the link."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def _rename_durably(partial: Path, committed: Path) -> Path:

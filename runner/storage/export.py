@@ -23,10 +23,12 @@ from torch import Tensor
 
 from runner.durable import sync_directory, write_new
 from runner.errors import CheckpointError
-from runner.storage.format import METADATA, SAFETENSORS_TYPES, TensorMetadata, decode_metadata
-from runner.storage.history import verify
+from runner.storage.decode import OtherFormatError, decode_metadata
+from runner.storage.files import open_regular
+from runner.storage.format import SAFETENSORS_TYPES, TensorMetadata
+from runner.storage.integrity import verify_sizes
 from runner.storage.memory import DTYPES, dtype_name, view_bytes
-from runner.storage.reader import read_verified
+from runner.storage.payload import read_verified
 
 __all__ = ["FLOATS", "export_weights", "fresh_directory", "model_tensors"]
 
@@ -45,8 +47,9 @@ def model_tensors(checkpoint: Path, *, dtype: str | None) -> dict[str, TensorMet
         CheckpointError: the checkpoint is corrupted.
     """
     try:
-        manifest = verify(checkpoint)
-        metadata = decode_metadata(checkpoint, manifest.files[METADATA])
+        metadata = decode_metadata(checkpoint, verify_sizes(checkpoint))
+    except OtherFormatError as error:
+        raise CheckpointError(*error.args) from error
     except CheckpointError as error:
         raise CheckpointError(f"{error} {OTHER_STEP}") from error
     return {
@@ -167,7 +170,7 @@ def _read(checkpoint: Path, one: TensorMetadata) -> Tensor:
         path = checkpoint / chunk.file
         room = box if box.is_contiguous() else torch.empty_like(box, memory_format=torch.contiguous_format)
         try:
-            with path.open("rb", buffering=0) as file:
+            with open_regular(path) as file:
                 read_verified(file, path, chunk, view_bytes(room))
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}. {OTHER_STEP}") from error

@@ -1,4 +1,4 @@
-"""The files in a checkpoint's directory. Needs no torch.
+"""The files in a checkpoint's directory, and how they are written. Needs no torch. `decode.py` reads them.
 
     step_40/
         rank_0.safetensors …   tensors, one file for each rank that had any to write
@@ -9,22 +9,35 @@
 
 Hashes are xxh3-128 in hexadecimal. That of a JSON file covers its bytes; that of a payload file covers its safetensors
 header followed by the 16-byte digests of its tensors in file order, so that no byte is hashed twice.
+
+The manifest has two lines. The second one holds the hash of the first, with its newline, and nothing else:
+
+    {"format": 3, "step": 40, "position": 1280, …, "files": {…},
+    "xxh3_128": "0123456789abcdef0123456789abcdef"}
+
+so that a person can compare the two by hand: `head -n 1 manifest.json | xxh128sum`. Hashes find accidents. They prove
+nothing about who wrote a file: whoever may write into the directory can write matching hashes as well.
+
+A reader looks only at files that the manifest lists; any others in the directory are ignored. metadata.json and
+manifest.json are strict JSON, with null for a metric that is not finite; state.json may hold NaN and Infinity.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
 
 from runner.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 METADATA = "metadata.json"
 STATE = "state.json"
+MAX_JSON_BYTES = 1 << 30
+"""What a JSON file may take at most, so that reading one never claims more memory than a machine has."""
 
 # torch's name of a dtype to safetensors': those that safetensors.safe_open returns as torch tensors.
 SAFETENSORS_TYPES: Mapping[str, str] = {
@@ -47,6 +60,11 @@ SAFETENSORS_TYPES: Mapping[str, str] = {
     "uint8": "U8",
     "bool": "BOOL",
 }
+ITEM_BYTES: Mapping[str, int] = {
+    name: 1 if kind == "BOOL" else int(kind.partition("_")[0].strip("BCFIU")) // 8
+    for name, kind in SAFETENSORS_TYPES.items()
+}
+"""The size of one element, by torch's name of the dtype."""
 
 
 class Chunk(NamedTuple):
@@ -100,44 +118,16 @@ def hash_of(data: bytes) -> str:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest as JSON."""
-    return _encode({"format": FORMAT, **asdict(manifest)})
+    """The manifest as JSON, with the hash of itself in its last line."""
+    metrics = {name: value if math.isfinite(value) else None for name, value in manifest.metrics.items()}
+    fields = _encode({"format": FORMAT, **asdict(manifest), "metrics": metrics})
+    first_line = fields.removesuffix(b"}\n") + b",\n"
+    return first_line + digest_line(first_line)
 
 
-def decode_manifest(path: Path) -> Manifest:
-    """Read the manifest of the checkpoint in a directory.
-
-    Raises:
-        CheckpointError: it is missing, or is not a manifest.
-    """
-    file = path / MANIFEST
-    fields = _decode(file)
-    try:
-        files = {
-            name: File(bytes=entry["bytes"], xxh3_128=entry["xxh3_128"]) for name, entry in fields["files"].items()
-        }
-        names = ("step", "position", "world_size", "serial", "metrics")
-        return Manifest(files=files, **{name: fields[name] for name in names})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is corrupted: it is not a manifest ({error!r}).") from error
-
-
-def check_sizes(path: Path, manifest: Manifest, remedy: str = "") -> None:
-    """Compare the sizes of the files in a directory with the manifest.
-
-    Args:
-        remedy: ends the message.
-
-    Raises:
-        CheckpointError: a file is missing or has another size; names the first.
-    """
-    for name, file in manifest.files.items():
-        try:
-            size = (path / name).stat().st_size
-        except FileNotFoundError:
-            raise CheckpointError(f"{path / name} is missing. {remedy}".rstrip()) from None
-        if size != file.bytes:
-            raise CheckpointError(f"{path / name} has {size} bytes instead of {file.bytes}. {remedy}".rstrip())
+def digest_line(first_line: bytes) -> bytes:
+    """The last line of a manifest with this first line."""
+    return b'"xxh3_128": "%s"}\n' % hash_of(first_line).encode()
 
 
 def encode_metadata(tensors: Mapping[str, TensorMetadata]) -> bytes:
@@ -147,19 +137,6 @@ def encode_metadata(tensors: Mapping[str, TensorMetadata]) -> bytes:
         for name, one in tensors.items()
     }
     return _encode({"format": FORMAT, "tensors": metadata})
-
-
-def decode_metadata(path: Path, file: File) -> dict[str, TensorMetadata]:
-    """Read the metadata of the tensors of the checkpoint in a directory.
-
-    Args:
-        file: the manifest's entry for it.
-
-    Raises:
-        CheckpointError: it is missing or corrupted.
-    """
-    fields = _decode(path / METADATA, file)
-    return {name: _tensor_metadata(entry) for name, entry in fields["tensors"].items()}
 
 
 def encode_state(fields: Mapping[str, Any]) -> bytes:
@@ -176,15 +153,6 @@ def encode_state(fields: Mapping[str, Any]) -> bytes:
         raise CheckpointError(f"{culprits} cannot be saved: {error}. {rule}") from error
 
 
-def decode_state(path: Path, file: File) -> dict[str, Any]:
-    """Read values, progress and metrics of the checkpoint in a directory.
-
-    Raises:
-        CheckpointError: it is missing or corrupted.
-    """
-    return _decode(path / STATE, file)
-
-
 def _unserializable(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for group, entries in fields.items():
         for name, value in entries.items():
@@ -194,30 +162,9 @@ def _unserializable(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield group, name
 
 
-def _tensor_metadata(entry: Mapping[str, Any]) -> TensorMetadata:
-    chunks = (
-        Chunk(**{**chunk, "offset": tuple(chunk["offset"]), "shape": tuple(chunk["shape"])})
-        for chunk in entry["chunks"]
-    )
-    return TensorMetadata(dtype=entry["dtype"], shape=tuple(entry["shape"]), chunks=tuple(chunks))
-
-
 def _encode(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields).encode() + b"\n"
-
-
-def _decode(file: Path, expected: File | None = None) -> dict[str, Any]:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file} is missing or cannot be read: {error.strerror}.") from error
-    if expected is not None and hash_of(data) != expected.xxh3_128:
-        raise CheckpointError(f"{file} is corrupted: it does not match its hash in {MANIFEST}.")
-    try:
-        fields = json.loads(data)
-        version = fields["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file} is corrupted: it is not JSON with a format version ({error}).") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{file} has format {version}; this version of runner reads format {FORMAT}.")
-    return dict(fields)
+    data = json.dumps(fields).encode() + b"\n"
+    if len(data) > MAX_JSON_BYTES:
+        rule = "Keep large values among the tensors of the state."
+        raise CheckpointError(f"a checkpoint takes at most {MAX_JSON_BYTES} bytes of JSON, not {len(data)}. {rule}")
+    return data

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from runner.storage.format import SAFETENSORS_TYPES
+from runner.storage.format import ITEM_BYTES
 
 DTYPES: Mapping[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -30,7 +30,7 @@ DTYPES: Mapping[str, torch.dtype] = {
         torch.bool,
     )
 }
-assert DTYPES.keys() == SAFETENSORS_TYPES.keys()
+assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEM_BYTES
 
 
 def dtype_name(dtype: torch.dtype) -> str:

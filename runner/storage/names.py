@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from runner.protocols import State
 from runner.protocols.state import MODEL
+from runner.storage.fields import shown
 
 T = TypeVar("T")
 
@@ -38,6 +39,8 @@ def from_names(tensors: Mapping[str, T]) -> State[T]:
     state: State[T] = State()
     for name, tensor in tensors.items():
         _put(state, name, tensor)
+    if odd := tensors.keys() ^ to_names(state).keys():  # a number or a quotation that `to_names` would write otherwise
+        raise ValueError(f"{shown(min(odd))} is not the name of a tensor in a checkpoint.")
     return state
 
 
@@ -79,7 +82,7 @@ def _put(state: State[T], name: str, tensor: T) -> None:
         state.optimizers.setdefault(model, {}).setdefault(parameter, {})[unquote(key)] = tensor
     elif kind == "callback" and inner_dot and model == MODEL:
         state.callbacks.setdefault(unquote(first), {})[last] = tensor
-    elif kind == "rng" and inner_dot and model == MODEL and re.fullmatch(rf"{RANK}\d+", first):
+    elif kind == "rng" and inner_dot and model == MODEL and re.fullmatch(rf"{RANK}[0-9]{{1,18}}", first):
         state.rng.setdefault(int(first.removeprefix(RANK)), {})[last] = tensor
     else:
-        raise ValueError(f"{name!r} is not the name of a tensor in a checkpoint.")
+        raise ValueError(f"{shown(name)} is not the name of a tensor in a checkpoint.")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, final
 
 import torch
-import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -18,11 +17,10 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from runner.errors import CheckpointError
-from runner.storage.format import MANIFEST, METADATA, Chunk, File, TensorMetadata
+from runner.storage.decode import chunks_by_file
+from runner.storage.format import Chunk, File, TensorMetadata
 from runner.storage.memory import DTYPES, is_contiguous_on_host, view_bytes
-
-READ_BYTES = 1 << 20  # read and hashed at a time: fits a core's cache, so that hashing does not wait for memory
+from runner.storage.payload import open_payload, read_verified
 
 
 @final
@@ -33,10 +31,11 @@ class TensorReader(StorageReader):
         self.path = path
         self._metadata = metadata
         self._files = files
-        self._chunks = {(name, chunk.offset): chunk for name, one in metadata.items() for chunk in one.chunks}
-        self._in_file: dict[str, list[Chunk]] = {}
-        for chunk in self._chunks.values():
-            self._in_file.setdefault(chunk.file, []).append(chunk)
+        # An empty chunk may start where another one does, but is never read.
+        self._chunks = {
+            (name, chunk.offset): chunk for name, one in metadata.items() for chunk in one.chunks if chunk.bytes
+        }
+        self._in_file = chunks_by_file(metadata)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Do nothing: a reader serves one load."""
@@ -81,23 +80,9 @@ class TensorReader(StorageReader):
 
     def _read_file(self, name: str, wanted: Mapping[Chunk, list[ReadItem]], planner: LoadPlanner) -> None:
         path = self.path / name
-        try:
-            with path.open("rb", buffering=0) as file:
-                self._verify_header(file, path)
-                for chunk in sorted(wanted, key=lambda chunk: chunk.start):
-                    self._read_chunk(file, path, chunk, wanted[chunk], planner)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-
-    def _verify_header(self, file: BinaryIO, path: Path) -> None:
-        """Compare the safetensors header, which other programs read, with the hash in the manifest."""
-        length = file.read(8)
-        header = length + file.read(min(int.from_bytes(length, "little"), self._files[path.name].bytes))
-        # An empty tensor starts where the next one does, and was written before it.
-        in_order = sorted(self._in_file[path.name], key=lambda chunk: (chunk.start, chunk.bytes))
-        digests = b"".join(bytes.fromhex(chunk.xxh3_128) for chunk in in_order)
-        if xxhash.xxh3_128(header + digests).hexdigest() != self._files[path.name].xxh3_128:
-            raise CheckpointError(f"{path} is corrupted: its header does not match the hash in {MANIFEST}.")
+        with open_payload(path, chunks=self._in_file[name], expected=self._files[name]) as file:
+            for chunk in sorted(wanted, key=lambda chunk: chunk.start):
+                self._read_chunk(file, path, chunk, wanted[chunk], planner)
 
     def _read_chunk(
         self, file: BinaryIO, path: Path, chunk: Chunk, items: Sequence[ReadItem], planner: LoadPlanner
@@ -128,24 +113,3 @@ def _cut(whole: Tensor, item: ReadItem) -> Tensor:
     for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
         whole = whole.narrow(dim, offset, length)
     return whole
-
-
-def read_verified(file: BinaryIO, path: Path, chunk: Chunk, target: memoryview) -> None:
-    """Read a chunk into memory of its size and compare it with its hash.
-
-    Raises:
-        CheckpointError: the file is truncated or corrupted.
-    """
-    hasher = xxhash.xxh3_128()
-    done = 0
-    while done < chunk.bytes:
-        piece = target[done : done + READ_BYTES]
-        read = os.preadv(file.fileno(), [piece], chunk.start + done)
-        if not read:
-            raise CheckpointError(
-                f"{path} is truncated: tensor {chunk.key!r} ends after {done} of {chunk.bytes} bytes."
-            )
-        hasher.update(piece[:read])
-        done += read
-    if hasher.hexdigest() != chunk.xxh3_128:
-        raise CheckpointError(f"{path} is corrupted: tensor {chunk.key!r} does not match its hash in {METADATA}.")

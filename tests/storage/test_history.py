@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from runner.checkpoint.retention import Retention
+from runner.checkpoint.sharded import Sharded
 from runner.errors import CheckpointError
-from runner.protocols import State
+from runner.protocols import Progress, State
 from runner.storage.checkpoints import Checkpoints
 from runner.storage.history import choose, find
+from runner.world.solo import SoloWorld
 
 Save = Callable[..., Path]
 
@@ -64,15 +67,16 @@ def test_find_offers_an_older_one_for_a_corrupted_one(tmp_path: Path, save: Save
 
 
 def test_what_was_chosen_stays_the_newest(
-    tmp_path: Path, checkpoints: Checkpoints, save: Save, blank: State[Tensor]
+    tmp_path: Path, checkpoints: Checkpoints, save: Save, blank: State[Tensor], world: SoloWorld
 ) -> None:
     path = save(1)
     save(2)
     assert choose(tmp_path / "checkpoints", "step_1") == path
     assert checkpoints.latest() == path
     checkpoints.open(path).read(blank)
-    later = save(3)
-    assert checkpoints.latest() == later
+    again = Sharded(retention=Retention(keep_last=None)).open(tmp_path, world)
+    again.save(State(), progress=Progress(step=3, position=0), metrics={})
+    assert checkpoints.latest() == path.with_name("step_3")
 
 
 def test_choosing_gets_past_a_manifest_that_cannot_be_read(

@@ -13,13 +13,14 @@ from torch import Tensor
 from runner.errors import CheckpointError
 from runner.protocols import State
 from runner.storage.checkpoints import Checkpoints
-from runner.storage.format import decode_manifest, decode_metadata
+from runner.storage.decode import decode_manifest, decode_metadata
 from runner.storage.names import to_names
 from runner.storage.read import read_tensors
 from runner.world.solo import SoloWorld
 
 Save = Callable[..., Path]
 
+NO_HASH = "is corrupted: it does not match the hash of itself, which is its last line."
 OLDER = "An older checkpoint is intact; continue from it: --from step_1."
 
 
@@ -84,10 +85,11 @@ def test_a_missing_file_is_found_before_it_is_read(checkpoints: Checkpoints, sav
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("{", "is corrupted: it is not JSON with a format version"),
-        ("[]", "is corrupted: it is not JSON with a format version"),
-        ('{"format": 2}', "is corrupted: it is not a manifest"),
-        ('{"format": 9}', "has format 9; this version of runner reads format 2."),
+        ("", NO_HASH),
+        ("{", NO_HASH),
+        ("[]", NO_HASH),
+        ('{"format": 3}', NO_HASH),
+        ('{"format": 9}', NO_HASH),
     ],
 )
 def test_a_manifest_that_is_none_is_found(text: str, fault: str, checkpoints: Checkpoints, save: Save) -> None:
@@ -98,6 +100,20 @@ def test_a_manifest_that_is_none_is_found(text: str, fault: str, checkpoints: Ch
         checkpoints.latest()
     assert str(caught.value).startswith(f"{path}/manifest.json {fault}")
     assert str(caught.value).endswith(OLDER)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_checkpoint_of_an_older_format_is_refused_by_name(
+    version: int, checkpoints: Checkpoints, save: Save, blank: State[Tensor]
+) -> None:
+    """Their manifests have no hash of themselves. Nothing else here can be read either: that is not advised."""
+    path = save(1)
+    (path / "manifest.json").write_text(f'{{"format": {version}, "step": 1, "serial": 1, "files": {{}}}}\n')
+    rule = "this version of runner reads format 3. Use the version that wrote it: see provenance.json."
+    for read in (checkpoints.latest, lambda: checkpoints.open(path).read(blank)):
+        with pytest.raises(CheckpointError) as caught:
+            read()
+        assert str(caught.value) == f"{path}/manifest.json has format {version}; {rule}"
 
 
 def test_a_missing_manifest_is_found(checkpoints: Checkpoints, save: Save) -> None:
@@ -119,10 +135,21 @@ def test_an_older_commit_that_is_corrupted_too_is_not_offered(checkpoints: Check
     assert str(caught.value).endswith(OLDER)
 
 
+def test_an_older_commit_is_offered_only_after_all_of_it_was_read(checkpoints: Checkpoints, save: Save) -> None:
+    for step in (1, 2, 3, 4):
+        path = save(step)
+        if step in (2, 3):
+            flip(path / "rank_0.safetensors", -step)
+    (path / "manifest.json").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.latest()
+    assert str(caught.value).endswith(OLDER)
+
+
 def read(world: SoloWorld, path: Path, tensors: dict[str, Tensor]) -> None:
     """Read the payload alone, as a saved checkpoint does once it has seen that sizes are right."""
     manifest = decode_manifest(path)
-    metadata = decode_metadata(path, manifest.files["metadata.json"])
+    metadata = decode_metadata(path, manifest)
     read_tensors(world, path, tensors, metadata=metadata, files=manifest.files)
 
 
@@ -138,7 +165,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_said(world: SoloWorld, save: Sa
 def test_a_file_that_vanishes_while_it_is_read_is_said(world: SoloWorld, save: Save, blank: State[Tensor]) -> None:
     file = save(1) / "rank_0.safetensors"
     file.unlink()
-    with pytest.raises(CheckpointError, match=r"rank_0.safetensors cannot be read: No such file or directory."):
+    with pytest.raises(
+        CheckpointError, match=r"rank_0.safetensors is missing or cannot be read: No such file or directory."
+    ):
         read(world, file.parent, to_names(blank))
 
 
