@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch.nn import Module, Parameter
-
 from runner.errors import Fault
 from runner.optimizer.groups import check_patterns, group_checks, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
 
 if TYPE_CHECKING:
+    import torch
+    from torch.nn import Module, Parameter
+
     from runner.config.run_spec import RunSpec
 
 
@@ -54,11 +54,11 @@ class ForeignOptimizer:
             rule = f"{self.target} has no lr to multiply. Set lr, or remove scale_lr and lr_factor from the groups."
             yield Fault(key="optimizer", message=rule)
 
-    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+    def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
         """Each group must take a parameter."""
         return group_checks(self.groups)
 
-    def build(self, named_parameters: Iterable[tuple[str, Parameter]], *, items: int) -> torch.optim.Optimizer:
+    def build(self, named_parameters: "Iterable[tuple[str, Parameter]]", *, items: int) -> "torch.optim.Optimizer":
         """Builds the optimizer over the parameters that require a gradient."""
         arguments, lr = dict(self.arguments), self._defaults().get("lr")
         if lr is not None and self.scale_lr is not ScaleLR.NONE:
