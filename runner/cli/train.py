@@ -51,7 +51,7 @@ def _train(composed: Composed, *, command: list[str]) -> int:
 def _claimed(spec: RunSpec) -> Path:
     if spec.run.dir is not None:
         return claim_named(Path(spec.run.dir).absolute(), key="run.dir")
-    return claim(Path.cwd() / "outputs" / spec.name)
+    return claim(Path.cwd() / "outputs" / spec.name, key="run.dir")
 
 
 def _show(recipe: Recipe, arguments: TrainArguments) -> int:

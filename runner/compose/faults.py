@@ -3,9 +3,9 @@
 Runs inside the same contexts in which Hydra has just failed to compose.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runner.compose.aliases import find_aliased
 from runner.compose.origins import COMMAND_LINE
@@ -21,22 +22,27 @@ from runner.compose.recipe import Recipe
 from runner.config.nearest import did_you_mean, listed
 from runner.errors import Fault, SpecError
 
-__all__ = ["compose_with_faults"]
+__all__ = ["COMPOSITION_ERRORS", "compose_with_faults"]
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+"""What Hydra raises for files and overrides that it cannot compose."""
 
 
 def compose_with_faults(
-    recipe: Recipe, overrides: Sequence[str], *, directories: Sequence[Path]
+    recipe: Recipe, overrides: Sequence[str], *, error: Exception, directories: Sequence[Path]
 ) -> tuple[DictConfig, tuple[Fault, ...]]:
     """Compose with the overrides that can be applied and return a fault for each of the others.
 
     Overrides of keys inside a group whose option does not exist are skipped, because its keys are unknown.
 
     Args:
+        error: what Hydra has raised for these overrides.
         directories: every directory that Hydra searches.
 
     Raises:
         SpecError: the recipe cannot be composed at all. Also holds the faults of the overrides found so far.
     """
+    compose = _Composer(recipe, failed=overrides, error=error)
     faults: list[Fault] = []
     parsed: list[Override] = []
     for text in overrides:
@@ -48,21 +54,43 @@ def compose_with_faults(
     groups = [override for override in parsed if _selects_option(override)]
     accepted: list[str] = []
     for override in groups:
-        _try_override(recipe, override, accepted, faults, describe=lambda o, e: _group_fault(o, e, directories))
+        _try_override(compose, override, accepted, faults, describe=lambda o, e: _group_fault(o, e, directories))
     unknown = [f"{override.key_or_group}." for override in groups if str(override.input_line) not in accepted]
     try:
-        base = _compose(recipe, accepted)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SpecError(*faults, Fault(key="recipe", message=_one_line(error), origin=str(recipe.path))) from None
+        base = compose(accepted)
+    except COMPOSITION_ERRORS as broken:
+        raise SpecError(*faults, Fault(key="recipe", message=_one_line(broken), origin=str(recipe.path))) from None
     known = _dotted_keys(OmegaConf.to_container(base, resolve=False))
     for override in parsed:
         if override not in groups and not override.key_or_group.startswith(tuple(unknown)):
-            _try_override(recipe, override, accepted, faults, describe=lambda o, e: _value_fault(o, e, known))
-    return _compose(recipe, accepted), tuple(faults)
+            _try_override(compose, override, accepted, faults, describe=lambda o, e: _value_fault(o, e, known))
+    return compose(accepted), tuple(faults)
+
+
+@final
+class _Composer:
+    """Composes with a list of overrides. Each list is composed once: Hydra takes 40 to 90 ms."""
+
+    def __init__(self, recipe: Recipe, *, failed: Sequence[str], error: Exception) -> None:
+        self._recipe = recipe
+        self._results: dict[tuple[str, ...], DictConfig | Exception] = {tuple(failed): error}
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose, or raise again what composing raised before."""
+        key = tuple(overrides)
+        if key not in self._results:
+            try:
+                self._results[key] = hydra_compose(self._recipe.name, list(overrides), return_hydra_config=True)
+            except COMPOSITION_ERRORS as error:
+                self._results[key] = error
+        result = self._results[key]
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
 def _try_override(
-    recipe: Recipe,
+    compose: _Composer,
     override: Override,
     accepted: list[str],
     faults: list[Fault],
@@ -72,9 +100,9 @@ def _try_override(
     """Compose with one more override; append it to `accepted`, or its fault to `faults`."""
     text = str(override.input_line)
     try:
-        _compose(recipe, [*accepted, text])
-    except (HydraException, OmegaConfBaseException) as error:
-        if _recipe_is_broken(recipe, accepted):
+        compose([*accepted, text])
+    except COMPOSITION_ERRORS as error:
+        if _is_broken(compose, accepted):
             accepted.append(text)  # composing fails without it too, so it is not the cause
         else:
             faults.append(describe(override, error))
@@ -82,16 +110,12 @@ def _try_override(
         accepted.append(text)
 
 
-def _recipe_is_broken(recipe: Recipe, accepted: Sequence[str]) -> bool:
+def _is_broken(compose: _Composer, accepted: Sequence[str]) -> bool:
     try:
-        _compose(recipe, accepted)
-    except (HydraException, OmegaConfBaseException):
+        compose(accepted)
+    except COMPOSITION_ERRORS:
         return True
     return False
-
-
-def _compose(recipe: Recipe, overrides: Iterable[str]) -> DictConfig:
-    return hydra_compose(recipe.name, list(overrides), return_hydra_config=True)
 
 
 def _parse(text: str) -> Override | Fault:

@@ -62,6 +62,8 @@ SECTIONS: Mapping[str, type[Any]] = {
 }
 HOOKS = tuple(hooks.POSITIONAL)
 KNOWN = ("name", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
+UNCHECKED = "The hooks, and the rules between parts, are checked once this is right."
+"""The note of an error about names, types and ranges."""
 
 
 class _NotKnown(AttributeError):
@@ -109,6 +111,9 @@ def read(
 ) -> RunSpec:
     """Build a RunSpec from plain dicts, lists and scalars.
 
+    Faults come in two rounds. Names, types and ranges of the whole declaration are checked first, and told without
+    importing hooks or torch, which takes seconds. Only where they are right, hooks are imported and rules applied.
+
     Args:
         config: composed and resolved, without Hydra's own node.
         import_roots: put first on sys.path, for good.
@@ -117,7 +122,7 @@ def read(
         rules: further rules, applied after those of sections and parts.
 
     Raises:
-        SpecError: with every fault.
+        SpecError: with every fault of one round.
     """
     import_from(import_roots)
     reading = _Reading(config=config, import_roots=tuple(import_roots), faults=list(known_faults))
@@ -131,9 +136,13 @@ def read(
         _read_many(reading, key)
     if check:
         _read_files(reading)
+        reading.faults += as_far_as_known(lambda: run_faults(reading.built["run"]))
+        reading.faults += as_far_as_known(lambda: clip_faults(reading.built["clip"]))
+    _read_batch(reading)
+    if reading.faults:
+        raise _error(reading.faults, origin, note=UNCHECKED)
     for key in HOOKS:
         _read_hook(reading, key, check=check)
-    _read_batch(reading)
     spec = RunSpec(
         **{key: reading.built[key] for key in KNOWN},
         import_roots=reading.import_roots,
@@ -142,7 +151,7 @@ def read(
     if check:
         reading.faults += _checked(spec, rules)
     if reading.faults:
-        raise SpecError(*(_with_origin(fault, origin) for fault in _distinct(reading.faults)))
+        raise _error(reading.faults, origin)
     return spec
 
 
@@ -246,13 +255,9 @@ def _read_batch(reading: _Reading) -> None:
 
 
 def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
-    """Rules across sections, then every part's own, then further ones."""
-    yield from as_far_as_known(lambda: run_faults(spec.run))
-    yield from as_far_as_known(lambda: clip_faults(spec.clip))
+    """Every part's own rules, then further ones."""
     parts = [vars(spec)[group] for group in GROUPS]
-    for group in MANY_GROUPS:
-        many = vars(spec)[group]
-        parts += [] if many is UNKNOWN else list(many.values())
+    parts += [part for group in MANY_GROUPS for part in vars(spec)[group].values()]
     for part in parts:
         yield from as_far_as_known(lambda part=part: part.check(spec))  # type: ignore[misc]
     for rule in rules:
@@ -267,9 +272,9 @@ def as_far_as_known(check: Callable[[], Iterable[T]]) -> Iterator[T]:
         return
 
 
-def _distinct(faults: Sequence[Fault]) -> list[Fault]:
-    """Without duplicates: two parts may find the same fault."""
-    return list(dict.fromkeys(faults))
+def _error(faults: Sequence[Fault], origin: Origin, *, note: str = "") -> SpecError:
+    """All faults, without duplicates: two parts may find the same one."""
+    return SpecError(*(_with_origin(fault, origin) for fault in dict.fromkeys(faults)), note=note)
 
 
 def _with_origin(fault: Fault, origin: Origin) -> Fault:

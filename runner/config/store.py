@@ -16,7 +16,7 @@ from runner.config.read import read as read_config
 from runner.config.run_spec import RunSpec
 from runner.errors import RunnerError
 
-__all__ = ["Composition", "StoredSpec", "diff", "dump_yaml", "load", "load_yaml", "read", "save"]
+__all__ = ["Composition", "StoredSpec", "diff", "dump_yaml", "frozen_recipe", "load", "load_yaml", "read", "save"]
 
 FORMAT = 1
 
@@ -76,6 +76,14 @@ def load(path: Path) -> StoredSpec:
         import_roots=page["import_roots"],
         source=source,
     )
+
+
+def frozen_recipe(page: Mapping[Any, Any]) -> str | None:
+    """The recipe from which a spec file was composed, empty if it does not say; None if the page is not a spec file."""
+    if not {"format", "config", "import_roots", "source"} <= set(page):
+        return None
+    source = page["source"]
+    return str(source.get("recipe", "")) if isinstance(source, dict) else ""
 
 
 def read(path: Path) -> RunSpec:

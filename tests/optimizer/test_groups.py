@@ -140,4 +140,6 @@ def test_an_optimizer_without_a_rate_cannot_scale_it(tmp_path: Path, monkeypatch
     )
     monkeypatch.syspath_prepend(tmp_path)
     part = ForeignOptimizer(target="rateless.Rateless", groups=[{"match": "head", "lr_factor": 0.5}])
-    assert ["has no lr to multiply" in fault.message for fault in part.check(NoSpec())] == [True]
+    assert ["has no lr, but the schedule multiplies a number" in fault.message for fault in part.check(NoSpec())] == [
+        True
+    ]
