@@ -3,6 +3,7 @@
 Runs inside the same contexts in which Hydra has just failed to compose.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -11,7 +12,7 @@ from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -20,11 +21,12 @@ from runner.compose.aliases import find_aliased
 from runner.compose.origins import COMMAND_LINE
 from runner.compose.recipe import Recipe
 from runner.config.nearest import did_you_mean, listed
+from runner.config.read import GROUPS, MANY_GROUPS
 from runner.errors import Fault, SpecError
 
 __all__ = ["COMPOSITION_ERRORS", "compose_with_faults"]
 
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 """What Hydra raises for files and overrides that it cannot compose."""
 
 
@@ -59,7 +61,7 @@ def compose_with_faults(
     try:
         base = compose(accepted)
     except COMPOSITION_ERRORS as broken:
-        raise SpecError(*faults, Fault(key="recipe", message=_one_line(broken), origin=str(recipe.path))) from None
+        raise SpecError(*faults, Fault(key="recipe", message=_recipe_rule(broken), origin=str(recipe.path))) from None
     known = _dotted_keys(OmegaConf.to_container(base, resolve=False))
     for override in parsed:
         if override not in groups and not override.key_or_group.startswith(tuple(unknown)):
@@ -128,6 +130,9 @@ def _parse(text: str) -> Override | Fault:
             message=f"{text!r}: {_one_line(error)} {syntax}",
             origin=COMMAND_LINE,
         )
+    if not override.key_or_group:
+        rule = "has no key before the =. An override is key=value."
+        return Fault(key="command line", message=f"{text!r} {rule}", origin=COMMAND_LINE)
     if override.is_sweep_override():
         rule = f"several values make a sweep: add -m. To set a single list, write {override.key_or_group}=[a,b]."
         return Fault(key=override.key_or_group, message=f"{text!r}: {rule}", origin=COMMAND_LINE)
@@ -147,6 +152,10 @@ def _group_fault(override: Override, error: Exception, directories: Sequence[Pat
     group, value = override.key_or_group, override.value()
     options = _options(group)
     unknown = [str(name) for name in (value if isinstance(value, list) else [value]) if str(name) not in options]
+    if value is None:
+        none = f" For none of them, use {group}=[]." if group in MANY_GROUPS else ""
+        rule = f"null is not an option. Available: {listed(options)}.{none}"
+        return Fault(key=group, message=rule, origin=COMMAND_LINE)
     if not unknown:
         return Fault(key=group, message=_one_line(error), origin=COMMAND_LINE)
     aliased = [f"{group}={option}" for option in find_aliased(unknown[0], group, directories)]
@@ -187,10 +196,25 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
     return hint.replace("mean ", f"mean {start}", 1)
 
 
+def _recipe_rule(error: Exception) -> str:
+    """What is wrong with a recipe that cannot be composed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = error.options or []
+        what = f"there is no option {name!r} in the group {group}" if group else f"there is no config file {name!r}"
+        return f"{what}, which a defaults list names.{did_you_mean(name, options)} Available: {listed(options)}."
+    unmatched = re.match(r"In .*: Could not override '([^']+)'", str(error))
+    if unmatched:
+        group = unmatched[1].rpartition("/")[2].partition("@")[0]
+        hint = did_you_mean(group, (*GROUPS, *MANY_GROUPS))
+        return f"'override {unmatched[1]}' overrides nothing: no entry before it in the defaults is of its group.{hint}"
+    return _one_line(error)
+
+
 def _one_line(error: BaseException) -> str:
     """Return Hydra's message on one line, followed by that of the underlying cause."""
     messages = [str(reason) for reason in (error, error.__cause__) if reason is not None]
-    lines = [line.strip() for text in messages for line in text.splitlines()]
+    lines = [line.strip() for text in messages for line in text.partition("Config search path:")[0].splitlines()]
     return " ".join(
         line for line in lines if line and not line.startswith(("None", "full_key", "object_type", "reference_type"))
     )

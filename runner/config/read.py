@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from runner.config import hooks
 from runner.config.imports import import_from
 from runner.config.nearest import did_you_mean, listed
-from runner.config.parts import MISSING, TARGET, build_part, build_section
+from runner.config.parts import MISSING, TARGET, build_part, build_section, shown
 from runner.config.read_files import read_files
 from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults
 from runner.config.run_spec import (
@@ -162,9 +162,9 @@ def _read_names(reading: _Reading) -> None:
     reading.take(
         "name",
         str(name) if good else None,
-        [] if good else [Fault(key="name", message=f"{name!r}: {rule}")],
+        [] if good else [Fault(key="name", message=f"{shown(name)}: {rule}")],
     )
-    for key in reading.config:
+    for key in map(str, reading.config):
         if key not in KNOWN:
             rule = f"there is no such section.{did_you_mean(key, KNOWN)} There are: {listed(KNOWN)}."
             reading.faults.append(Fault(key=key, message=rule))
@@ -176,7 +176,7 @@ def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
         reading.take(
             key,
             None,
-            [Fault(key=key, message=f"{node!r} must be a mapping: {key}.<key>=<value>")],
+            [Fault(key=key, message=f"{shown(node)} must be a mapping: {key}.<key>=<value>")],
         )
         return
     built = build_section(cls, node, key=key)
@@ -193,7 +193,7 @@ def _read_many(reading: _Reading, group: str) -> None:
             [
                 Fault(
                     key=group,
-                    message=f"{node!r} must be a mapping of names to options.",
+                    message=f"{shown(node)} must be a mapping of names to options.",
                 )
             ],
         )
@@ -236,6 +236,9 @@ def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
 
 def _read_batch(reading: _Reading) -> None:
     """Replace the keys of the batch by the batch as it is divided among the strategy's data ranks."""
+    if any(fault.key.startswith("batch.") for fault in reading.faults):
+        reading.take("batch", None)
+        return
     try:
         keys, world_size = reading.built["batch"], reading.built["launch"].nodes * reading.built["hardware"].processes
         given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)

@@ -137,6 +137,7 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
     """
     if spec.run.deterministic:
         set_deterministic()
+    logger.info("device: %s, rank %d of %d", world.device, world.rank, world.size)
     data = call_data(spec, world)
     if spec.batch.auto:
         spec = with_fitting_batch(spec, run_dir, data, world)
