@@ -37,6 +37,7 @@ def resume(found: argparse.Namespace) -> int:
         Interrupted: a signal ended the run.
     """
     run_dir, overrides = run_words(found, prog="runner resume")
+    print(f"continuing the run in {run_dir.path}", file=sys.stderr, flush=True)
     changed = apply_overrides(_without_stop(store.load(run_dir.specs()[-1])), overrides)
     _check_checkpoint(run_dir, found.resume_from)
     spec = _read(changed, before=store.read(run_dir.specs()[-1]), allowed=found.allow)

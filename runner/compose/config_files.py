@@ -71,6 +71,8 @@ class _Reading:
             content = parse(path)
             if not above and (trained := frozen_recipe(content)) is not None:
                 raise FileFault(_frozen(path, trained))
+            if not isinstance(content.get("hydra", {}), dict):
+                raise FileFault("hydra must be a mapping of Hydra's own settings. Correct or delete it.")
             entries = _entries(content.get("defaults"))
         except FileFault as wrong:
             key = option if above else "recipe"

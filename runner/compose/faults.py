@@ -26,8 +26,8 @@ from runner.errors import Fault, SpecError
 
 __all__ = ["COMPOSITION_ERRORS", "compose_with_faults"]
 
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
-"""What Hydra raises for files and overrides that it cannot compose."""
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError)
+"""What Hydra raises for files and overrides that it cannot compose: the last three for options that are no names."""
 
 
 def compose_with_faults(
@@ -145,7 +145,10 @@ def _selects_option(override: Override) -> bool:
 
 
 def _options(group: str) -> list[str]:
-    return list(GlobalHydra.instance().config_loader().get_group_options(group)) if "." not in group else []
+    try:
+        return list(GlobalHydra.instance().config_loader().get_group_options(group)) if "." not in group else []
+    except OSError:  # no file can have such a name
+        return []
 
 
 def _group_fault(override: Override, error: Exception, directories: Sequence[Path]) -> Fault:
@@ -166,7 +169,7 @@ def _group_fault(override: Override, error: Exception, directories: Sequence[Pat
 
 def _value_fault(override: Override, error: Exception, known: Sequence[str]) -> Fault:
     key = override.key_or_group
-    if key in known:
+    if key in known or key.startswith("hydra."):
         return Fault(key=key, message=_one_line(error), origin=COMMAND_LINE)
     hint = _nearest_key(key, known)
     add = "" if override.is_delete() else f" To add a new key, write +{str(override.input_line).lstrip('+')}"

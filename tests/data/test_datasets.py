@@ -42,7 +42,7 @@ def test_a_dataset_without_length_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_a_loader_in_place_of_a_dataset_is_told_what_to_return(name: str) -> None:
-    loader: DataLoader[int] = DataLoader([1, 2], batch_size=2)  # type: ignore[arg-type]
+    loader: DataLoader[int] = DataLoader([1, 2], batch_size=2)
     with pytest.raises(
         HookError, match=f"'{name}' is a DataLoader, but must be a dataset.*Return {name}=loader.dataset"
     ):

@@ -72,6 +72,10 @@ ODD_OVERRIDES += [
 ]
 ODD_OVERRIDES += [
     "optimizer/x=y",
+    "hydra=null",
+    "~hydra",
+    "tracker=[null]",
+    "x" * 3000 + "=1",
     "tracker=[wandb,wandb]",
     "callback=[ema]",
     "model=null",
