@@ -144,10 +144,11 @@ def check(directory: Path, content: bytes, overrides: list[str]) -> None:
         code = main(["check", str(directory / "fuzzed.yaml"), *overrides])
     sys.path[:] = path
     assert code in (0, 2)
-    assert (code == 2) == bool(err.getvalue())
+    assert err.getvalue() or code == 0
     assert "Traceback" not in err.getvalue()
 
 
+pytestmark = pytest.mark.filterwarnings("default")  # Hydra warns of a defaults list without _self_
 CASES = given(
     content=st.one_of(mutated_bytes(), mutated_structure()),
     overrides=st.one_of(st.just([]), st.lists(st.sampled_from(ODD_OVERRIDES), max_size=2)),
