@@ -121,10 +121,10 @@ def _entries(defaults: object) -> list[tuple[str, list[str]]]:
 
 
 def _entry(entry: object) -> tuple[str, list[str]]:
-    if isinstance(entry, str):
+    if isinstance(entry, str) and _bare(entry):
         return "", [entry]
     pairs = list(entry.items()) if isinstance(entry, dict) else []
-    if len(pairs) == 1 and isinstance(pairs[0][0], str):
+    if len(pairs) == 1 and isinstance(pairs[0][0], str) and _bare(pairs[0][0]):
         name, value = pairs[0]
         options = value if isinstance(value, list) else [] if value is None else [value]
         if all(isinstance(option, str | bool | int) for option in options):
@@ -133,6 +133,11 @@ def _entry(entry: object) -> tuple[str, list[str]]:
         f"defaults contains {entry!r}, but an entry is the name of a file, or group: option. For example: base, "
         "schedule: cosine, override schedule: cosine"
     )
+
+
+def _bare(name: str) -> str:
+    """A name in a defaults list, without the words before it and the package after it."""
+    return _absolute(name.removeprefix("override ").removeprefix("optional "), "").strip("/")
 
 
 def _frozen(path: Path, recipe: str) -> str:

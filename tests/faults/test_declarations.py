@@ -95,6 +95,8 @@ def refused(*argv: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
         pytest.param("name: " + "[" * 150 + "]" * 150 + "\n", "nested more than 100 deep", id="deep"),
         pytest.param("name: 2020-13-99\n", "a value cannot be read", id="no such date"),
         pytest.param("defaults: base\n", "defaults is 'base', but must be a list: defaults: [base", id="no list"),
+        pytest.param("defaults: [{'': cosine}]\n", "defaults contains {'': 'cosine'}, but an entry", id="no group"),
+        pytest.param("defaults: ['@x']\n", "defaults contains '@x', but an entry", id="no name"),
         pytest.param("hydra: null\n", "hydra must be a mapping of Hydra's own settings.", id="hydra"),
         pytest.param("defaults: [{a: b, c: d}]\n", "defaults contains {'a': 'b', 'c': 'd'}, but an entry", id="entry"),
     ],
