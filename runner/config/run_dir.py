@@ -152,6 +152,10 @@ def _make(path: Path, *, key: str) -> bool:
         path.mkdir()
     except FileExistsError:
         return False
+    except FileNotFoundError as error:
+        if not path.parent.exists():  # another launch, whose declaration was wrong, has removed it since
+            return _make(path, key=key)
+        raise _not_made(path, _reason(error), key=key) from None
     except (OSError, ValueError) as error:
         raise _not_made(path, _reason(error), key=key) from None
     return True
