@@ -17,6 +17,7 @@ RunnerError (1)
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +41,21 @@ class RunnerError(Exception):
 
 
 class SpecError(RunnerError):
-    """The declaration is wrong. Holds all of its faults, not only the first."""
+    """The declaration is wrong. Holds all of its faults, not only the first.
+
+    Args:
+        note: a last line about the faults as a whole, such as what has not been checked yet.
+    """
 
     exit_code = 2
 
-    def __init__(self, *faults: Fault) -> None:
+    def __init__(self, *faults: Fault, note: str = "") -> None:
         self.faults = faults
-        super().__init__("\n".join(str(fault) for fault in faults))
+        self.note = note
+        super().__init__("\n".join((*map(str, faults), *([note] if note else []))))
 
-    def __reduce__(self) -> tuple[type["SpecError"], tuple[Fault, ...]]:
-        return type(self), self.faults  # faults, not the message, go to another process
+    def __reduce__(self) -> tuple[partial["SpecError"], tuple[Fault, ...]]:
+        return partial(type(self), note=self.note), self.faults  # faults, not the message, go to another process
 
 
 class HookError(RunnerError):

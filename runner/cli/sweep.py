@@ -159,7 +159,7 @@ def _claimed(base: Composed) -> Path:
     named = section.get("dir") if isinstance(section, dict) else None
     if named is not None:
         return claim_named(Path(str(named)).absolute(), key="sweep.dir")
-    return claim(Path.cwd() / "multirun" / base.name)
+    return claim(Path.cwd() / "multirun" / base.name, key="sweep.dir")
 
 
 def _job(config: DictConfig, *, recipe: str, directories: list[str], command: list[str]) -> float:

@@ -1,17 +1,19 @@
 """Trains a recipe: compose, check, claim a directory, freeze, launch."""
 
 import argparse
+import contextlib
+import itertools
 import shutil
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from runner import terminal
-from runner.cli import attempt
 from runner.cli.arguments import TrainArguments, train_arguments
-from runner.compose.composed import Composed
-from runner.compose.fork import compose_in_fork
+from runner.compose.fork import composing
+from runner.compose.outline import Outline
 from runner.compose.recipe import Recipe, find, search_path
 from runner.config.run_dir import RunDir, claim, claim_named
-from runner.config.run_spec import RunSpec
 from runner.errors import SpecError
 
 __all__ = ["train"]
@@ -35,31 +37,61 @@ def train(found: argparse.Namespace) -> int:
         from runner.cli.sweep import sweep
 
         return sweep(recipe, arguments, command=found.command)
-    composed = compose_in_fork(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
-    return _train(composed, command=found.command)
+    with ExitStack() as cleanup:
+        with composing(recipe, arguments.overrides, config_dirs=arguments.config_dirs) as (composed, outline):
+            _tell(str(outline))
+            # Of several machines, one makes the directory, once they have met.
+            claimed = _claim(outline, cleanup) if outline.nodes == 1 else None
+        from runner.cli import attempt  # not needed to say what the run is about to do
 
+        spec = composed.read()
 
-def _train(composed: Composed, *, command: list[str]) -> int:
-    spec = composed.read()
-
-    def freeze(lock: attempt.Lock) -> Path:
-        run_dir = RunDir(_claimed(spec))
-        try:
+        def freeze(lock: attempt.Lock) -> Path:
+            run_dir = RunDir(claimed or _claim(outline, cleanup))
             lock(run_dir)
             composed.write_hydra_dir(run_dir.path)
-            return attempt.begin(run_dir, composed.stored(), spec, command=command)
-        except BaseException:
-            shutil.rmtree(run_dir.path, ignore_errors=True)  # made a moment ago by this process, for this attempt
-            raise
+            path = attempt.begin(run_dir, composed.stored(), spec, command=found.command)
+            cleanup.pop_all()  # from here on the directory stays, however the attempt ends
+            return path
 
-    attempt.run(spec, freeze)
+        attempt.run(spec, freeze)
     return 0
 
 
-def _claimed(spec: RunSpec) -> Path:
-    if spec.run.dir is not None:
-        return claim_named(Path(spec.run.dir).absolute(), key="run.dir")
-    return claim(Path.cwd() / "outputs" / spec.name)
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _claim(outline: Outline, cleanup: ExitStack) -> Path:
+    """Make the run's directory and say where it is.
+
+    Args:
+        cleanup: gets the removal of what was made, in case the attempt does not begin.
+
+    Raises:
+        SpecError: it cannot be made.
+    """
+    base = Path.cwd() / (Path("outputs") / outline.name if outline.directory is None else outline.directory)
+    there = next(path for path in (base, *base.parents) if _exists(path))
+    claimed = claim(base, key="run.dir") if outline.directory is None else claim_named(base, key="run.dir")
+    cleanup.callback(_remove, claimed, below=there)
+    _tell(f"directory: {claimed}")
+    return claimed
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no directory can have such a name, which claiming it will tell
+        return False
+
+
+def _remove(directory: Path, *, below: Path) -> None:
+    """Remove a directory that this process made, and those above it that are empty then, up to one that stays."""
+    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another run has begun in one of them
+        for path in itertools.takewhile(lambda path: path != below, directory.parents):
+            path.rmdir()
 
 
 def _show(recipe: Recipe, arguments: TrainArguments) -> int:

@@ -11,17 +11,19 @@ from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.compose.composed import Composed
-from runner.compose.faults import compose_with_faults
+from runner.compose.config_files import check_files
+from runner.compose.faults import COMPOSITION_ERRORS, compose_with_faults
 from runner.compose.origins import Origins, select
 from runner.compose.recipe import Recipe, search_path
 from runner.compose.search_path import initialized_hydra
 from runner.compose.target_override import apply_target_overrides
-from runner.errors import Fault
+from runner.config.parts import TARGET
+from runner.config.read import GROUPS
+from runner.errors import Fault, SpecError
 
 __all__ = ["compose", "from_hydra"]
 
@@ -41,18 +43,21 @@ def compose(
         directories: searched after the recipe's own directory; None = the recipe's default search path.
 
     Raises:
-        SpecError: the recipe itself cannot be composed, so no override can be checked.
+        SpecError: the recipe itself cannot be composed, so no override can be checked; or it does not include base.
     """
     directories = (
         *(search_path(recipe) if directories is None else directories),
         *config_dirs,
     )
+    check_files(recipe, directories, overrides)
     with initialized_hydra(recipe, directories):
         try:
             config = hydra_compose(recipe.name, list(overrides), return_hydra_config=True)
             faults: tuple[Fault, ...] = ()
-        except HydraException:
-            config, faults = compose_with_faults(recipe, overrides, directories=(recipe.directory, *directories))
+        except COMPOSITION_ERRORS as error:
+            searched = (recipe.directory, *directories)
+            config, faults = compose_with_faults(recipe, overrides, error=error, directories=searched)
+        _check_base(config, recipe)
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)  # resolves ${hydra:…}
         try:
@@ -91,6 +96,22 @@ def from_hydra(
         origins=origins,
         faults=(*faults, *unresolved),
     )
+
+
+def _check_base(config: DictConfig, recipe: Recipe) -> None:
+    """Raise if the recipe includes nothing that chooses options: without base, every key that it leaves out is missing.
+
+    Raises:
+        SpecError: no group whose options must be parts has one.
+    """
+    nodes = (config.get(group) for group, adapter in GROUPS.items() if adapter is None)
+    if any(isinstance(node, DictConfig) and TARGET in node for node in nodes):
+        return
+    rule = (
+        "base is not included, so that no group has an option and no section its defaults. Begin the recipe with "
+        "defaults: [base, _self_]"
+    )
+    raise SpecError(Fault(key="defaults", message=rule, origin=str(recipe.path)))
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

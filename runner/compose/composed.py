@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.compose.origins import Origins
+from runner.compose.outline import Outline
 from runner.compose.recipe import Recipe, import_roots
 from runner.config.read import read
 from runner.config.run_spec import RunSpec
@@ -35,20 +36,36 @@ class Composed:
         name = self.config.get("name")
         return str(name) if name not in (None, "", "???") and "/" not in str(name) else self.recipe.name
 
+    def outline(self) -> Outline:
+        """Convert to typed parts, and summarize them. Hooks are not imported.
+
+        Raises:
+            SpecError: holds every fault found while composing and converting.
+        """
+        return Outline.of(self._read(check=False), recipe=self.recipe.path, choices=self._choices)
+
     def read(self) -> RunSpec:
         """Convert to typed parts and check them.
 
         Raises:
-            SpecError: holds every fault found while composing, converting and checking.
+            SpecError: holds every fault found while composing and converting; or, if there is none, while checking.
         """
-        roots = import_roots(self.recipe)
+        return self._read(check=True)
+
+    def _read(self, *, check: bool) -> RunSpec:
         return read(
             self.config,
-            import_roots=roots,
+            import_roots=import_roots(self.recipe),
             origin=self.origins.origin,
             known_faults=self.faults,
+            check=check,
             rules=[model_faults],
         )
+
+    @property
+    def _choices(self) -> dict[str, Any]:
+        """The option of each group."""
+        return dict(self.hydra["runtime"]["choices"])
 
     def stored(self) -> StoredSpec:
         """Return the form that is written to a run directory."""
@@ -58,7 +75,7 @@ class Composed:
             source=Composition(
                 recipe=str(self.recipe.path),
                 overrides=list(self.origins.overrides),
-                choices=dict(self.hydra["runtime"]["choices"]),
+                choices=self._choices,
                 search_path=[str(path) for path in (self.recipe.directory, *self.origins.directories)],
             ),
         )

@@ -3,40 +3,48 @@
 Runs inside the same contexts in which Hydra has just failed to compose.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runner.compose.aliases import find_aliased
 from runner.compose.origins import COMMAND_LINE
 from runner.compose.recipe import Recipe
 from runner.config.nearest import did_you_mean, listed
+from runner.config.read import GROUPS, MANY_GROUPS
 from runner.errors import Fault, SpecError
 
-__all__ = ["compose_with_faults"]
+__all__ = ["COMPOSITION_ERRORS", "compose_with_faults"]
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError)
+"""What Hydra raises for files and overrides that it cannot compose: the last three for options that are no names."""
 
 
 def compose_with_faults(
-    recipe: Recipe, overrides: Sequence[str], *, directories: Sequence[Path]
+    recipe: Recipe, overrides: Sequence[str], *, error: Exception, directories: Sequence[Path]
 ) -> tuple[DictConfig, tuple[Fault, ...]]:
     """Compose with the overrides that can be applied and return a fault for each of the others.
 
     Overrides of keys inside a group whose option does not exist are skipped, because its keys are unknown.
 
     Args:
+        error: what Hydra has raised for these overrides.
         directories: every directory that Hydra searches.
 
     Raises:
         SpecError: the recipe cannot be composed at all. Also holds the faults of the overrides found so far.
     """
+    compose = _Composer(recipe, failed=overrides, error=error)
     faults: list[Fault] = []
     parsed: list[Override] = []
     for text in overrides:
@@ -48,21 +56,43 @@ def compose_with_faults(
     groups = [override for override in parsed if _selects_option(override)]
     accepted: list[str] = []
     for override in groups:
-        _try_override(recipe, override, accepted, faults, describe=lambda o, e: _group_fault(o, e, directories))
+        _try_override(compose, override, accepted, faults, describe=lambda o, e: _group_fault(o, e, directories))
     unknown = [f"{override.key_or_group}." for override in groups if str(override.input_line) not in accepted]
     try:
-        base = _compose(recipe, accepted)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SpecError(*faults, Fault(key="recipe", message=_one_line(error), origin=str(recipe.path))) from None
+        base = compose(accepted)
+    except COMPOSITION_ERRORS as broken:
+        raise SpecError(*faults, Fault(key="recipe", message=_recipe_rule(broken), origin=str(recipe.path))) from None
     known = _dotted_keys(OmegaConf.to_container(base, resolve=False))
     for override in parsed:
         if override not in groups and not override.key_or_group.startswith(tuple(unknown)):
-            _try_override(recipe, override, accepted, faults, describe=lambda o, e: _value_fault(o, e, known))
-    return _compose(recipe, accepted), tuple(faults)
+            _try_override(compose, override, accepted, faults, describe=lambda o, e: _value_fault(o, e, known))
+    return compose(accepted), tuple(faults)
+
+
+@final
+class _Composer:
+    """Composes with a list of overrides. Each list is composed once: Hydra takes 40 to 90 ms."""
+
+    def __init__(self, recipe: Recipe, *, failed: Sequence[str], error: Exception) -> None:
+        self._recipe = recipe
+        self._results: dict[tuple[str, ...], DictConfig | Exception] = {tuple(failed): error}
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose, or raise again what composing raised before."""
+        key = tuple(overrides)
+        if key not in self._results:
+            try:
+                self._results[key] = hydra_compose(self._recipe.name, list(overrides), return_hydra_config=True)
+            except COMPOSITION_ERRORS as error:
+                self._results[key] = error
+        result = self._results[key]
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
 def _try_override(
-    recipe: Recipe,
+    compose: _Composer,
     override: Override,
     accepted: list[str],
     faults: list[Fault],
@@ -72,9 +102,9 @@ def _try_override(
     """Compose with one more override; append it to `accepted`, or its fault to `faults`."""
     text = str(override.input_line)
     try:
-        _compose(recipe, [*accepted, text])
-    except (HydraException, OmegaConfBaseException) as error:
-        if _recipe_is_broken(recipe, accepted):
+        compose([*accepted, text])
+    except COMPOSITION_ERRORS as error:
+        if _is_broken(compose, accepted):
             accepted.append(text)  # composing fails without it too, so it is not the cause
         else:
             faults.append(describe(override, error))
@@ -82,16 +112,12 @@ def _try_override(
         accepted.append(text)
 
 
-def _recipe_is_broken(recipe: Recipe, accepted: Sequence[str]) -> bool:
+def _is_broken(compose: _Composer, accepted: Sequence[str]) -> bool:
     try:
-        _compose(recipe, accepted)
-    except (HydraException, OmegaConfBaseException):
+        compose(accepted)
+    except COMPOSITION_ERRORS:
         return True
     return False
-
-
-def _compose(recipe: Recipe, overrides: Iterable[str]) -> DictConfig:
-    return hydra_compose(recipe.name, list(overrides), return_hydra_config=True)
 
 
 def _parse(text: str) -> Override | Fault:
@@ -104,6 +130,9 @@ def _parse(text: str) -> Override | Fault:
             message=f"{text!r}: {_one_line(error)} {syntax}",
             origin=COMMAND_LINE,
         )
+    if not override.key_or_group:
+        rule = "has no key before the =. An override is key=value."
+        return Fault(key="command line", message=f"{text!r} {rule}", origin=COMMAND_LINE)
     if override.is_sweep_override():
         rule = f"several values make a sweep: add -m. To set a single list, write {override.key_or_group}=[a,b]."
         return Fault(key=override.key_or_group, message=f"{text!r}: {rule}", origin=COMMAND_LINE)
@@ -116,13 +145,20 @@ def _selects_option(override: Override) -> bool:
 
 
 def _options(group: str) -> list[str]:
-    return list(GlobalHydra.instance().config_loader().get_group_options(group)) if "." not in group else []
+    try:
+        return list(GlobalHydra.instance().config_loader().get_group_options(group)) if "." not in group else []
+    except OSError:  # no file can have such a name
+        return []
 
 
 def _group_fault(override: Override, error: Exception, directories: Sequence[Path]) -> Fault:
     group, value = override.key_or_group, override.value()
     options = _options(group)
     unknown = [str(name) for name in (value if isinstance(value, list) else [value]) if str(name) not in options]
+    if value is None:
+        none = f" For none of them, use {group}=[]." if group in MANY_GROUPS else ""
+        rule = f"null is not an option. Available: {listed(options)}.{none}"
+        return Fault(key=group, message=rule, origin=COMMAND_LINE)
     if not unknown:
         return Fault(key=group, message=_one_line(error), origin=COMMAND_LINE)
     aliased = [f"{group}={option}" for option in find_aliased(unknown[0], group, directories)]
@@ -133,7 +169,7 @@ def _group_fault(override: Override, error: Exception, directories: Sequence[Pat
 
 def _value_fault(override: Override, error: Exception, known: Sequence[str]) -> Fault:
     key = override.key_or_group
-    if key in known:
+    if key in known or key.startswith("hydra."):
         return Fault(key=key, message=_one_line(error), origin=COMMAND_LINE)
     hint = _nearest_key(key, known)
     add = "" if override.is_delete() else f" To add a new key, write +{str(override.input_line).lstrip('+')}"
@@ -163,10 +199,25 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
     return hint.replace("mean ", f"mean {start}", 1)
 
 
+def _recipe_rule(error: Exception) -> str:
+    """What is wrong with a recipe that cannot be composed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = error.options or []
+        what = f"there is no option {name!r} in the group {group}" if group else f"there is no config file {name!r}"
+        return f"{what}, which a defaults list names.{did_you_mean(name, options)} Available: {listed(options)}."
+    unmatched = re.match(r"In .*: Could not override '([^']+)'", str(error))
+    if unmatched:
+        group = unmatched[1].rpartition("/")[2].partition("@")[0]
+        hint = did_you_mean(group, (*GROUPS, *MANY_GROUPS))
+        return f"'override {unmatched[1]}' overrides nothing: no entry before it in the defaults is of its group.{hint}"
+    return _one_line(error)
+
+
 def _one_line(error: BaseException) -> str:
     """Return Hydra's message on one line, followed by that of the underlying cause."""
     messages = [str(reason) for reason in (error, error.__cause__) if reason is not None]
-    lines = [line.strip() for text in messages for line in text.splitlines()]
+    lines = [line.strip() for text in messages for line in text.partition("Config search path:")[0].splitlines()]
     return " ".join(
         line for line in lines if line and not line.startswith(("None", "full_key", "object_type", "reference_type"))
     )

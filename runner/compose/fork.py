@@ -1,40 +1,70 @@
-"""Compose in a short-lived forked process while this process imports torch.
+"""Compose in a short-lived forked process while a thread of this one imports torch.
 
-This keeps Hydra's 20 MB out of the training process and runs its 0.2 s of work on another core.
+This keeps Hydra's 20 MB out of the training process and runs its 0.4 s of work on another core. The main thread waits
+for the composed declaration only: what is wrong with it, or what it is about to do, is told before torch is there.
 """
 
+import contextlib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
 
 from runner.compose.composed import Composed
+from runner.compose.outline import Outline
 from runner.compose.recipe import Recipe
 from runner.world.fork import can_fork
 
-__all__ = ["compose_in_fork"]
+__all__ = ["Draft", "composing"]
+
+WORKER = "runner.worker"
+"""Imports torch; every run needs it."""
 
 
-def compose_in_fork(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> Composed:
-    """Like `compose`, but in a forked process where forking is safe, otherwise in this one.
+class Draft(NamedTuple):
+    """A composed declaration whose names, types and ranges are right, and its outline."""
+
+    composed: Composed
+    outline: Outline
+
+
+@contextmanager
+def composing(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> Iterator[Draft]:
+    """Compose in a forked process where forking is safe, otherwise in this one. The worker is imported at its end.
+
+    The block must not import torch or hooks: a thread may be importing them.
 
     Raises:
-        SpecError: the recipe itself cannot be composed.
+        SpecError: the declaration cannot be composed, or names, types or ranges in it are wrong.
     """
     if not can_fork():
-        return _compose(recipe, overrides, config_dirs)
+        yield _draft(recipe, overrides, config_dirs)
+        import_module(WORKER)
+        return
     with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_ignore_interrupts) as pool:
-        future = pool.submit(_compose, recipe, overrides, config_dirs)
-        import_module("runner.worker")  # imports torch; every run needs it next
-        return future.result()
+        future = pool.submit(_draft, recipe, overrides, config_dirs)
+        importing = Thread(target=_import_worker, name="runner-import", daemon=True)
+        importing.start()
+        draft = future.result()
+    yield draft
+    importing.join()  # a process with a second thread cannot fork ranks
 
 
-def _compose(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
+def _draft(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Draft:
     from runner.compose.compose import compose  # imports Hydra
 
-    return compose(recipe, overrides, config_dirs=config_dirs)
+    composed = compose(recipe, overrides, config_dirs=config_dirs)
+    return Draft(composed, composed.outline())
+
+
+def _import_worker() -> None:
+    with contextlib.suppress(ImportError):  # raised again where the run imports it
+        import_module(WORKER)
 
 
 def _ignore_interrupts() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.config.nearest import did_you_mean, listed
+from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
 
 __all__ = [
@@ -54,9 +55,12 @@ def find(argument: str) -> Recipe:
     """Find a recipe by its path, or by its name in recipes/ (of the working directory, then the shipped ones).
 
     Raises:
-        SpecError: there is none. The message suggests the most similar name and lists all of them.
+        SpecError: there is none, or the argument names something else. The message suggests the most similar name and
+            lists all of them.
     """
     path = Path(argument)
+    if path.is_dir() and argument not in recipe_files():
+        raise SpecError(Fault(key="recipe", message=_directory(path)))
     if path.suffix == SUFFIX or path.is_file():
         if not path.is_file():
             raise SpecError(
@@ -65,6 +69,9 @@ def find(argument: str) -> Recipe:
                     message=f"there is no file {argument}.{_choices(argument)}",
                 )
             )
+        if path.suffix != SUFFIX:
+            rule = f"the name of {argument} does not end in {SUFFIX}, as that of a recipe must. Rename the file."
+            raise SpecError(Fault(key="recipe", message=rule))
         return Recipe(path.resolve())
     files = recipe_files()
     if argument not in files:
@@ -75,6 +82,12 @@ def find(argument: str) -> Recipe:
             )
         )
     return Recipe(files[argument])
+
+
+def _directory(path: Path) -> str:
+    if RunDir(path).specs():
+        return f"{path} is the directory of a run, not a recipe. To continue the run: runner resume {path}"
+    return f"{path} is a directory, not a recipe. Give the name of a recipe, or the path of a {SUFFIX} file."
 
 
 def _choices(argument: str) -> str:

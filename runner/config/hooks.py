@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from runner.config.imports import NotFound, import_from, locate
-from runner.config.parts import MISSING, TARGET
+from runner.config.parts import MISSING, TARGET, shown
 from runner.config.run_spec import Hook
 from runner.config.signatures import binding_errors
 from runner.errors import Fault, HookError
@@ -65,7 +65,7 @@ def faults_of(node: Any, *, key: str, import_roots: Sequence[str]) -> Iterator[F
     if not isinstance(node, Mapping):
         yield Fault(
             key=key,
-            message=f"{node!r} is not a hook: it must be a mapping with a _target_ and arguments.",
+            message=f"{shown(node)} is not a hook: it must be a mapping with a _target_ and arguments.",
         )
         return
     if PARTIAL in node:

@@ -58,6 +58,8 @@ def _attribute(owner: Any, name: str, *, of: str) -> Any:
         where = f" ({_where(owner)})" if isinstance(owner, ModuleType) else ""
         near = did_you_mean(name, (known for known in dir(owner) if not known.startswith("_")))
         raise NotFound(f"{of}{where} has no {name!r}.{near}") from None
+    except (ImportError, RuntimeError) as error:  # of a module that imports its members when they are asked for
+        raise NotFound(f"importing {of}.{name} failed with {type(error).__name__}: {error}") from error
 
 
 def _where(module: ModuleType) -> str:

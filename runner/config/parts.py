@@ -12,7 +12,7 @@ from runner.config.sections import Entry, default_values, entries, field_values,
 from runner.config.signatures import binding_errors
 from runner.errors import Fault
 
-__all__ = ["MISSING", "TARGET", "BuildResult", "build_part", "build_section"]
+__all__ = ["MISSING", "TARGET", "BuildResult", "build_part", "build_section", "shown"]
 
 MISSING = "???"
 """How Hydra writes a value that must still be given."""
@@ -93,7 +93,7 @@ def build_part(node: Any, *, key: str, adapter: str | None = None) -> BuildResul
         adapter: dotted path of the part that wraps a target which is not a part itself; None = such targets are faults.
     """
     if not isinstance(node, Mapping) or TARGET not in node:
-        return _not_built(key, f"is {_shown(node)}, not an option. Choose one: {key}=<option>")
+        return _not_built(key, f"is {shown(node)}, not an option. Choose one: {key}=<option>")
     target = node[TARGET]
     arguments = {name: value for name, value in node.items() if name != TARGET}
     if target == MISSING:
@@ -132,7 +132,7 @@ def _build_adapter(
 
 def _unknown_keys(cls: type[Any], values: Mapping[str, Any], *, key: str) -> Iterator[Fault]:
     known = key_names(cls)
-    for name in values:
+    for name in map(str, values):
         if name not in known:
             rule = f"{cls.__name__} has no such key.{did_you_mean(name, known)} It has: {listed(known)}."
             yield Fault(key=f"{key}.{name}", message=rule)
@@ -144,7 +144,7 @@ def _convert(hint: Any, value: Any) -> Any:
     try:
         return convert(hint, value)
     except ConversionError as error:
-        raise ConversionError(f"{_shown(value)} {error}") from None
+        raise ConversionError(f"{shown(value)} {error}") from None
 
 
 def _not_built(key: str, message: str) -> BuildResult[Any]:
@@ -156,6 +156,7 @@ def _key_named_by(message: str, cls: type[Any], *, key: str) -> str:
     return next((f"{key}.{name}" for name in leaf_names(cls) if message.startswith(f"{name}=")), key)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as YAML writes it, cut to a length that a message can hold."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) < 80 else f"{text[:77]}…"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from runner.config import hooks
 from runner.config.imports import import_from
 from runner.config.nearest import did_you_mean, listed
-from runner.config.parts import MISSING, TARGET, build_part, build_section
+from runner.config.parts import MISSING, TARGET, build_part, build_section, shown
 from runner.config.read_files import read_files
 from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults
 from runner.config.run_spec import (
@@ -62,6 +62,8 @@ SECTIONS: Mapping[str, type[Any]] = {
 }
 HOOKS = tuple(hooks.POSITIONAL)
 KNOWN = ("name", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
+UNCHECKED = "The hooks, and the rules between parts, are checked once this is right."
+"""The note of an error about names, types and ranges."""
 
 
 class _NotKnown(AttributeError):
@@ -109,6 +111,9 @@ def read(
 ) -> RunSpec:
     """Build a RunSpec from plain dicts, lists and scalars.
 
+    Faults come in two rounds. Names, types and ranges of the whole declaration are checked first, and told without
+    importing hooks or torch, which takes seconds. Only where they are right, hooks are imported and rules applied.
+
     Args:
         config: composed and resolved, without Hydra's own node.
         import_roots: put first on sys.path, for good.
@@ -117,7 +122,7 @@ def read(
         rules: further rules, applied after those of sections and parts.
 
     Raises:
-        SpecError: with every fault.
+        SpecError: with every fault of one round.
     """
     import_from(import_roots)
     reading = _Reading(config=config, import_roots=tuple(import_roots), faults=list(known_faults))
@@ -131,9 +136,13 @@ def read(
         _read_many(reading, key)
     if check:
         _read_files(reading)
+        reading.faults += as_far_as_known(lambda: run_faults(reading.built["run"]))
+        reading.faults += as_far_as_known(lambda: clip_faults(reading.built["clip"]))
+    _read_batch(reading)
+    if reading.faults:
+        raise _error(reading.faults, origin, note=UNCHECKED)
     for key in HOOKS:
         _read_hook(reading, key, check=check)
-    _read_batch(reading)
     spec = RunSpec(
         **{key: reading.built[key] for key in KNOWN},
         import_roots=reading.import_roots,
@@ -142,7 +151,7 @@ def read(
     if check:
         reading.faults += _checked(spec, rules)
     if reading.faults:
-        raise SpecError(*(_with_origin(fault, origin) for fault in _distinct(reading.faults)))
+        raise _error(reading.faults, origin)
     return spec
 
 
@@ -153,9 +162,9 @@ def _read_names(reading: _Reading) -> None:
     reading.take(
         "name",
         str(name) if good else None,
-        [] if good else [Fault(key="name", message=f"{name!r}: {rule}")],
+        [] if good else [Fault(key="name", message=f"{shown(name)}: {rule}")],
     )
-    for key in reading.config:
+    for key in map(str, reading.config):
         if key not in KNOWN:
             rule = f"there is no such section.{did_you_mean(key, KNOWN)} There are: {listed(KNOWN)}."
             reading.faults.append(Fault(key=key, message=rule))
@@ -167,7 +176,7 @@ def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
         reading.take(
             key,
             None,
-            [Fault(key=key, message=f"{node!r} must be a mapping: {key}.<key>=<value>")],
+            [Fault(key=key, message=f"{shown(node)} must be a mapping: {key}.<key>=<value>")],
         )
         return
     built = build_section(cls, node, key=key)
@@ -184,7 +193,7 @@ def _read_many(reading: _Reading, group: str) -> None:
             [
                 Fault(
                     key=group,
-                    message=f"{node!r} must be a mapping of names to options.",
+                    message=f"{shown(node)} must be a mapping of names to options.",
                 )
             ],
         )
@@ -227,6 +236,9 @@ def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
 
 def _read_batch(reading: _Reading) -> None:
     """Replace the keys of the batch by the batch as it is divided among the strategy's data ranks."""
+    if any(fault.key.startswith("batch.") for fault in reading.faults):
+        reading.take("batch", None)
+        return
     try:
         keys, world_size = reading.built["batch"], reading.built["launch"].nodes * reading.built["hardware"].processes
         given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)
@@ -246,13 +258,9 @@ def _read_batch(reading: _Reading) -> None:
 
 
 def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
-    """Rules across sections, then every part's own, then further ones."""
-    yield from as_far_as_known(lambda: run_faults(spec.run))
-    yield from as_far_as_known(lambda: clip_faults(spec.clip))
+    """Every part's own rules, then further ones."""
     parts = [vars(spec)[group] for group in GROUPS]
-    for group in MANY_GROUPS:
-        many = vars(spec)[group]
-        parts += [] if many is UNKNOWN else list(many.values())
+    parts += [part for group in MANY_GROUPS for part in vars(spec)[group].values()]
     for part in parts:
         yield from as_far_as_known(lambda part=part: part.check(spec))  # type: ignore[misc]
     for rule in rules:
@@ -267,9 +275,9 @@ def as_far_as_known(check: Callable[[], Iterable[T]]) -> Iterator[T]:
         return
 
 
-def _distinct(faults: Sequence[Fault]) -> list[Fault]:
-    """Without duplicates: two parts may find the same fault."""
-    return list(dict.fromkeys(faults))
+def _error(faults: Sequence[Fault], origin: Origin, *, note: str = "") -> SpecError:
+    """All faults, without duplicates: two parts may find the same one."""
+    return SpecError(*(_with_origin(fault, origin) for fault in dict.fromkeys(faults)), note=note)
 
 
 def _with_origin(fault: Fault, origin: Origin) -> Fault:

@@ -19,7 +19,18 @@ from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.errors import RunnerError
 
-__all__ = ["Composition", "StoredSpec", "diff", "dump_yaml", "load", "load_newest", "load_yaml", "read", "save"]
+__all__ = [
+    "Composition",
+    "StoredSpec",
+    "diff",
+    "dump_yaml",
+    "frozen_recipe",
+    "load",
+    "load_newest",
+    "load_yaml",
+    "read",
+    "save",
+]
 
 FORMAT = 1
 
@@ -116,6 +127,14 @@ def _stored(path: Path, page: Mapping[str, Any]) -> StoredSpec:
     if not all(isinstance(source[name], kind) for name, kind in types.items()):
         raise Damaged(path, "its source has values of other types")
     return StoredSpec(config=config, import_roots=roots, source=Composition(**source))
+
+
+def frozen_recipe(page: Mapping[Any, Any]) -> str | None:
+    """The recipe from which a spec file was composed, empty if it does not say; None if the page is not a spec file."""
+    if not {"format", "config", "import_roots", "source"} <= set(page):
+        return None
+    source = page["source"]
+    return str(source.get("recipe", "")) if isinstance(source, dict) else ""
 
 
 def read(path: Path) -> RunSpec:

@@ -2,12 +2,24 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+from torch.utils.data import DataLoader, IterableDataset
 
 from runner.errors import DataError, HookError
 from runner.protocols import Data, OpensSource
 
+MAP_STYLE = "Return a map-style dataset, with __len__ and __getitem__, or a source of your own (docs/own_stream.md)."
 SET_NAME = re.compile(r"[\w.-]+", re.ASCII)
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """What has items by index."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One item."""
+        ...
 
 
 def check_data(returned: Any, target: str, *, wants_eval: bool) -> Data:
@@ -62,16 +74,28 @@ def num_items(dataset: Any, name: str) -> int:
     """The length of a map-style dataset.
 
     Raises:
-        DataError: it has none, or is empty.
+        HookError: it is a DataLoader.
+        DataError: it has no length or no items by index, or is empty.
     """
+    if isinstance(dataset, DataLoader):
+        raise HookError(
+            f"the data hook's {name!r} is a DataLoader, but must be a dataset: the runner makes the loaders. Return "
+            f"{name}=loader.dataset and collate=loader.collate_fn; batch.items, loader.workers and loader.shuffle "
+            "say the rest."
+        )
     try:
         length = len(dataset)
     except TypeError:
         kind = type(dataset).__name__
         raise DataError(
-            f"the data hook's {name!r} dataset ({kind}) has no length: its order could not be resumed. "
-            "Return a map-style dataset, with __len__ and __getitem__."
+            f"the data hook's {name!r} dataset ({kind}) has no length: its order could not be resumed. {MAP_STYLE}"
         ) from None
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Indexed):
+        kind = type(dataset).__name__
+        raise DataError(
+            f"the data hook's {name!r} dataset ({kind}) has no items by index: its order could not be resumed. "
+            f"{MAP_STYLE}"
+        )
     if length == 0:
         raise DataError(f"the data hook's {name!r} dataset is empty. Return at least one item.")
     return length

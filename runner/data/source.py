@@ -44,7 +44,7 @@ def open_source(spec: RunSpec, data: Data, world: World) -> Source:
         world: the ranks that read different items.
 
     Raises:
-        DataError: the data hook's own source is none, or its dataset has no items.
+        DataError: the data hook's own source is none, or its dataset has too few items for a step.
     """
     request = SourceRequest(
         step_items=spec.batch.items,
@@ -56,8 +56,21 @@ def open_source(spec: RunSpec, data: Data, world: World) -> Source:
     )
     if isinstance(data.train, OpensSource):
         return _checked(data.train.open_source(request), opener=data.train)
-    order = order_of(num_items(data.train, "train"), seed=spec.run.seed, shuffle=spec.loader.shuffle)
+    order = order_of(_num_items(data, request), seed=spec.run.seed, shuffle=spec.loader.shuffle)
     return IndexedSource(data.train, order, request)
+
+
+def _num_items(data: Data, request: SourceRequest) -> int:
+    """The items of the training dataset, which must be enough for one step: each would be shorter than it says."""
+    items, ranks = num_items(data.train, "train"), request.world.size
+    if items >= request.step_items:
+        return items
+    most = items // ranks * ranks
+    way_out = f"Use batch.items={most}" if most else f"Use at most {items} data ranks"
+    raise DataError(
+        f"the data hook's 'train' dataset has {items} items, fewer than one step of batch.items={request.step_items}: "
+        f"every step would be short. {way_out}, or return more items."
+    )
 
 
 def endless(source: Source) -> Iterator[StepBatches]:

@@ -1,5 +1,6 @@
 """Builds what a spec describes: calls the hooks and lets the strategy place what they return."""
 
+import logging
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from runner.protocols import Builder, Data, Trainable, World
 from runner.world.rehearsal import rehearsal
 from runner.world.seeds import mix, seed_all
 
+logger = logging.getLogger(__name__)
 TRAINING_SEED = 2
 """Separates the seed of random numbers in training from other seeds derived from run.seed."""
 
@@ -37,7 +39,7 @@ def build_training(spec: RunSpec, data: Data, world: World) -> Training:
     Raises:
         HookError, ModelError: the model hook returned something that cannot be trained.
     """
-    trainable = spec.strategy.prepare(builder_of(spec), world)
+    trainable = spec.strategy.prepare(replace(builder_of(spec), build_model=partial(_report_model, spec)), world)
     listeners = build_listeners(spec.callback)
     random_world = world.along(*world.axes.random)
     seed_all(mix(spec.run.seed, TRAINING_SEED, random_world.rank))  # dropout and the like
@@ -84,6 +86,19 @@ def builder_of(spec: RunSpec) -> Builder:
         precision=spec.precision,
         clip=spec.clip,
     )
+
+
+def _report_model(spec: RunSpec) -> Module:
+    """Call the model hook, and log the size of the model that it returned."""
+    model = _call_model(spec)
+    sizes = {
+        what: sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or what == "all")
+        for what in ("all", "trained")
+    }
+    # A strategy may have divided the parameters while they were made; then none is here as a whole.
+    size = f" with {sizes['all']:,} parameters, {sizes['trained']:,} of them trained" if sizes["all"] else ""
+    logger.info("model: %s%s", type(model).__name__, size)
+    return model
 
 
 def _call_model(spec: RunSpec) -> Module:

@@ -148,6 +148,7 @@ def open_session(
     """
     if spec.run.deterministic:
         set_deterministic()
+    logger.info("device: %s, rank %d of %d", world.device, world.rank, world.size)
     data = call_data(spec, world)
     if spec.batch.auto:
         spec = with_fitting_batch(spec, run_dir, data, world)

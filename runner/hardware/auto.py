@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-import torch
-
 from runner.errors import Fault
 from runner.hardware.cpu import CPU
 from runner.hardware.cuda import CUDA
@@ -13,6 +11,8 @@ from runner.hardware.mps import MPS
 from runner.hardware.shared import TIMEOUT_S, check_processes
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.config.run_spec import RunSpec
 
 
@@ -34,6 +34,8 @@ class Auto:
     @property
     def found(self) -> CPU | CUDA | MPS:
         """The option selected on this machine."""
+        import torch
+
         option = CUDA if torch.cuda.is_available() else MPS if torch.backends.mps.is_available() else CPU
         return option(processes=self.processes, threads=self.threads, timeout_s=self.timeout_s)
 
@@ -60,10 +62,10 @@ class Auto:
         """Delegates to the hardware found."""
         return self.found.count()
 
-    def claim(self, local_rank: int) -> torch.device:
+    def claim(self, local_rank: int) -> "torch.device":
         """Delegates to the hardware found."""
         return self.found.claim(local_rank)
 
-    def has_dtype(self, dtype: torch.dtype) -> bool:
+    def has_dtype(self, dtype: "torch.dtype") -> bool:
         """Delegates to the hardware found."""
         return self.found.has_dtype(dtype)

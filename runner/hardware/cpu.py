@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-import torch
-
 from runner.errors import Fault
 from runner.hardware.shared import TIMEOUT_S, check_processes, num_cores, too_many, use_threads
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.config.run_spec import RunSpec
 
 
@@ -55,11 +55,13 @@ class CPU:
         """Returns the number of cores: one rank per core."""
         return num_cores()
 
-    def claim(self, local_rank: int) -> torch.device:
+    def claim(self, local_rank: int) -> "torch.device":
         """Limits this process to its share of the cores."""
+        import torch
+
         use_threads(self.threads, self.processes)
         return torch.device("cpu")
 
-    def has_dtype(self, dtype: torch.dtype) -> bool:
+    def has_dtype(self, dtype: "torch.dtype") -> bool:
         """True for all but the 8-bit floating-point dtypes, which the CPU only stores; 16-bit ones are slow."""
         return not dtype.is_floating_point or dtype.itemsize > 1

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-import torch
-
 from runner.errors import Fault
 from runner.hardware.shared import TIMEOUT_S, check_processes, too_many, use_threads
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.config.run_spec import RunSpec
 
 
@@ -52,18 +52,24 @@ class CUDA:
 
     def count(self) -> int:
         """Returns the number of visible devices."""
+        import torch
+
         return torch.cuda.device_count()
 
-    def claim(self, local_rank: int) -> torch.device:
+    def claim(self, local_rank: int) -> "torch.device":
         """Selects the device whose index is the local rank."""
+        import torch
+
         use_threads(self.threads, self.processes)
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
 
-    def has_dtype(self, dtype: torch.dtype) -> bool:
+    def has_dtype(self, dtype: "torch.dtype") -> bool:
         """bfloat16 needs compute capability 8.0 (Ampere), float8 needs 8.9 (Ada, Hopper)."""
+        import torch
+
         if dtype.is_floating_point and dtype.itemsize == 1:
             return torch.cuda.get_device_capability() >= (8, 9)
         return dtype is not torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-import torch
-
 from runner.errors import Fault
 from runner.hardware.shared import TIMEOUT_S, check_processes, too_many, use_threads
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.config.run_spec import RunSpec
 
 
@@ -50,15 +50,21 @@ class MPS:
 
     def count(self) -> int:
         """Returns 1 if Metal is available, else 0."""
+        import torch
+
         return int(torch.backends.mps.is_available())
 
-    def claim(self, local_rank: int) -> torch.device:
+    def claim(self, local_rank: int) -> "torch.device":
         """Selects the Metal device."""
+        import torch
+
         use_threads(self.threads, self.processes)
         return torch.device("mps")
 
-    def has_dtype(self, dtype: torch.dtype) -> bool:
+    def has_dtype(self, dtype: "torch.dtype") -> bool:
         """Metal has no float64 and no float8; bfloat16 needs macOS 14."""
+        import torch
+
         if dtype is torch.bfloat16:
             return torch.backends.mps.is_macos_or_newer(14, 0)
         return dtype is not torch.float64 and (not dtype.is_floating_point or dtype.itemsize > 1)

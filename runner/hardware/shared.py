@@ -3,8 +3,6 @@
 import os
 from collections.abc import Iterator
 
-import torch
-
 from runner.errors import Fault
 
 TIMEOUT_S = 1800.0
@@ -38,6 +36,8 @@ def use_threads(threads: int | None, processes: int) -> None:
     """Set torch's thread count to `threads` or to an even share of the cores; one process keeps torch's default."""
     if threads is None and processes == 1:
         return
+    import torch
+
     torch.set_num_threads(threads or max(1, num_cores() // processes))
 
 

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault
 from runner.protocols import MicroBatchLoss, World
-from runner.world.running_means import RunningMeans
+
+if TYPE_CHECKING:
+    from runner.world.running_means import RunningMeans
 
 LOSS = "loss"
 
@@ -24,6 +26,8 @@ class Perplexity:
 
     def build(self, *, on_device: bool) -> "PerplexityMeter":
         """A meter without any updates."""
+        from runner.world.running_means import RunningMeans
+
         return PerplexityMeter(RunningMeans(on_device=on_device))
 
 
@@ -31,7 +35,7 @@ class Perplexity:
 class PerplexityMeter:
     """Exact: takes the mean over all micro-batches and ranks before the exponential."""
 
-    def __init__(self, means: RunningMeans) -> None:
+    def __init__(self, means: "RunningMeans") -> None:
         self._means = means
 
     def update(self, loss: MicroBatchLoss) -> None:

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
-
-from torch.nn import Module
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from runner.errors import Fault, SpecError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 @runtime_checkable
@@ -16,7 +17,7 @@ class NamesItsBlocks(Protocol):
     _no_split_modules: Collection[str] | None
 
 
-def own_classes(model: Module) -> list[str]:
+def own_classes(model: "Module") -> list[str]:
     """The classes in `_no_split_modules` of the model, or of a model inside it, that the model has modules of."""
     named: set[str] = set()
     for module in model.modules():
@@ -25,7 +26,7 @@ def own_classes(model: Module) -> list[str]:
     return sorted(named & {type(module).__name__ for module in model.modules()})
 
 
-def class_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator[Fault]:
+def class_faults(model: "Module", classes: Sequence[str], *, key: str) -> Iterator[Fault]:
     """Report classes that the model has no modules of, and list those that it has.
 
     Args:
@@ -40,7 +41,7 @@ def class_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator
         yield Fault(key=key, message=rule)
 
 
-def block_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator[Fault]:
+def block_faults(model: "Module", classes: Sequence[str], *, key: str) -> Iterator[Fault]:
     """Report why `named_blocks` cannot find blocks, if it cannot."""
     if classes:
         yield from class_faults(model, classes, key=key)
@@ -50,7 +51,7 @@ def block_faults(model: Module, classes: Sequence[str], *, key: str) -> Iterator
         yield Fault(key=key, message=rule)
 
 
-def blocks_of(model: Module, classes: Sequence[str], *, key: str) -> list[Module]:
+def blocks_of(model: "Module", classes: Sequence[str], *, key: str) -> "list[Module]":
     """The modules of these classes, parents before children.
 
     Raises:
@@ -61,7 +62,7 @@ def blocks_of(model: Module, classes: Sequence[str], *, key: str) -> list[Module
     return [module for module in model.modules() if type(module).__name__ in classes]
 
 
-def named_blocks(model: Module, classes: Sequence[str], *, key: str) -> list[Module]:
+def named_blocks(model: "Module", classes: Sequence[str], *, key: str) -> "list[Module]":
     """The outermost modules of these classes, or of those that the model names itself if `classes` is empty.
 
     Raises:
@@ -72,7 +73,7 @@ def named_blocks(model: Module, classes: Sequence[str], *, key: str) -> list[Mod
     return outermost(blocks_of(model, list(classes) or own_classes(model), key=key))
 
 
-def outermost(modules: Iterable[Module]) -> list[Module]:
+def outermost(modules: "Iterable[Module]") -> "list[Module]":
     """Drop modules that are inside another one of them.
 
     Args:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch.nn import Module, Parameter
-
 from runner.errors import Fault
 from runner.optimizer.groups import check_patterns, group_checks, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
 
 if TYPE_CHECKING:
+    import torch
+    from torch.nn import Module, Parameter
+
     from runner.config.run_spec import RunSpec
 
 
@@ -53,12 +53,14 @@ class AdamW:
         """Yields nothing: works with every other part."""
         return ()
 
-    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+    def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
         """Each group must take a parameter."""
         return group_checks(self.groups)
 
-    def build(self, named_parameters: Iterable[tuple[str, Parameter]], *, items: int) -> torch.optim.Optimizer:
+    def build(self, named_parameters: "Iterable[tuple[str, Parameter]]", *, items: int) -> "torch.optim.Optimizer":
         """Builds the optimizer over the parameters that require a gradient."""
+        import torch
+
         lr = scaled(self.lr, self.scale_lr, base_items=self.base_items, items=items)
         return torch.optim.AdamW(
             parameter_groups(named_parameters, lr=lr, no_decay=self.no_decay, groups=self.groups),

@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-from torch.nn import Module, Parameter
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runner.errors import Fault, ModelError, SpecError
 
+if TYPE_CHECKING:
+    from torch.nn import Module, Parameter
+
 GROUP_KEYS = ("match", "lr_factor", "weight_decay")
 MAX_SHOWN = 12  # parameter names in an error message
-NamedParameters = list[tuple[str, Parameter]]
+NamedParameters: TypeAlias = "list[tuple[str, Parameter]]"
 
 
 def check_patterns(no_decay: Sequence[str], groups: Sequence[Mapping[str, Any]]) -> None:
@@ -35,10 +36,10 @@ def check_patterns(no_decay: Sequence[str], groups: Sequence[Mapping[str, Any]])
                 raise ValueError(f"groups={dict(group)}: {key} must be a number ≥ 0.")
 
 
-def group_checks(groups: Sequence[Mapping[str, Any]]) -> Iterator[Callable[[Module], Iterable[Fault]]]:
+def group_checks(groups: Sequence[Mapping[str, Any]]) -> "Iterator[Callable[[Module], Iterable[Fault]]]":
     """The `model_checks` of every optimizer part: each group must take a parameter."""
 
-    def check(model: Module) -> Iterator[Fault]:
+    def check(model: "Module") -> Iterator[Fault]:
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         return _group_faults(trained, groups)
 
@@ -47,7 +48,7 @@ def group_checks(groups: Sequence[Mapping[str, Any]]) -> Iterator[Callable[[Modu
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, Parameter]],
+    named_parameters: "Iterable[tuple[str, Parameter]]",
     *,
     lr: float | None,
     no_decay: Sequence[str],

@@ -5,15 +5,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch.nn import Module
-
 from runner.errors import Fault
-from runner.precision.casting import cast_outputs_to_float32
-from runner.precision.scaling import UNIT
 from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from runner.config.run_spec import RunSpec
 
 
@@ -31,6 +28,8 @@ class BF16:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires hardware with bfloat16."""
+        import torch
+
         if not spec.hardware.has_dtype(torch.bfloat16):
             rule = "bf16 needs bfloat16, which this hardware does not support. Use precision=fp32."
             yield Fault(key="precision", message=rule)
@@ -38,21 +37,29 @@ class BF16:
     @property
     def dtypes(self) -> Dtypes:
         """float32 where values accumulate: an update may be far smaller than its weight, a sum loses digits."""
+        import torch
+
         return Dtypes(param=torch.bfloat16, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Returns a torch.autocast to bfloat16 that is re-entered for each forward."""
+        import torch
+
         return torch.autocast(device_type, torch.bfloat16, enabled=self.enabled, cache_enabled=self.cache)
 
     def scaler(self) -> Scaler:
         """Returns the unit scaler: bfloat16 has the range of float32."""
+        from runner.precision.scaling import UNIT
+
         return UNIT
 
-    def convert(self, model: Module, hardware: Hardware) -> None:
+    def convert(self, model: "Module", hardware: Hardware) -> None:
         """Casts the model's outputs, if asked to, and changes nothing else."""
+        from runner.precision.casting import cast_outputs_to_float32
+
         if self.float32_outputs:
             cast_outputs_to_float32(model)
 
-    def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
+    def plan(self, build_model: "Callable[[], Module]") -> Iterable[str]:
         """Yields nothing: the precision is the same for every layer."""
         return ()

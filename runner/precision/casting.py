@@ -25,6 +25,15 @@ def _cast_output(_model: Module, _args: Any, output: Any) -> Any:
     return to_float32(output)
 
 
+def cast_inputs_to_bfloat16(model: Module) -> None:
+    """Cast the floating-point tensors that the model receives to bfloat16, on every call."""
+    model.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+
+
+def _cast_inputs(_model: Module, args: Any, kwargs: Any) -> Any:
+    return cast_floating(args, torch.bfloat16), cast_floating(kwargs, torch.bfloat16)
+
+
 def to_float32(value: Any) -> Any:
     """Cast the bfloat16 and float16 tensors in a nested container to float32."""
     return _map_tensors(value, lambda tensor: tensor.float() if tensor.dtype in HALF_DTYPES else tensor)

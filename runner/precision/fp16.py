@@ -5,15 +5,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch.nn import Module
-
 from runner.errors import Fault
-from runner.precision.casting import cast_outputs_to_float32
-from runner.precision.scaling import UNIT, Growth, LossScaler
 from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from runner.config.run_spec import RunSpec
 
 
@@ -58,6 +55,8 @@ class FP16:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires hardware with float16."""
+        import torch
+
         if not spec.hardware.has_dtype(torch.float16):
             rule = "fp16 needs float16, which this hardware does not support. Use precision=fp32."
             yield Fault(key="precision", message=rule)
@@ -65,14 +64,20 @@ class FP16:
     @property
     def dtypes(self) -> Dtypes:
         """float32 where values accumulate: an update may be far smaller than its weight, a sum may overflow."""
+        import torch
+
         return Dtypes(param=torch.float16, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Returns a torch.autocast to float16 that is re-entered for each forward."""
+        import torch
+
         return torch.autocast(device_type, torch.float16, enabled=self.enabled, cache_enabled=self.cache)
 
     def scaler(self) -> Scaler:
         """Returns a new dynamic loss scale, or the unit scaler if `scale_loss` is false."""
+        from runner.precision.scaling import UNIT, Growth, LossScaler
+
         if not self.scale_loss:
             return UNIT
         growth = Growth(
@@ -84,11 +89,13 @@ class FP16:
         )
         return LossScaler(growth)
 
-    def convert(self, model: Module, hardware: Hardware) -> None:
+    def convert(self, model: "Module", hardware: Hardware) -> None:
         """Casts the model's outputs, if asked to, and changes nothing else."""
+        from runner.precision.casting import cast_outputs_to_float32
+
         if self.float32_outputs:
             cast_outputs_to_float32(model)
 
-    def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
+    def plan(self, build_model: "Callable[[], Module]") -> Iterable[str]:
         """Yields nothing: the precision is the same for every layer."""
         return ()

@@ -5,14 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch.nn import Module
-
 from runner.errors import Fault
-from runner.precision.scaling import UNIT
 from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from runner.config.run_spec import RunSpec
 
 
@@ -28,6 +26,8 @@ class FP32:
     @property
     def dtypes(self) -> Dtypes:
         """float32 throughout."""
+        import torch
+
         return Dtypes(param=torch.float32, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
@@ -36,11 +36,13 @@ class FP32:
 
     def scaler(self) -> Scaler:
         """Returns the unit scaler."""
+        from runner.precision.scaling import UNIT
+
         return UNIT
 
-    def convert(self, model: Module, hardware: Hardware) -> None:
+    def convert(self, model: "Module", hardware: Hardware) -> None:
         """Does nothing: weights keep the dtype that the model hook gave them."""
 
-    def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
+    def plan(self, build_model: "Callable[[], Module]") -> Iterable[str]:
         """Yields nothing: the precision is the same for every layer."""
         return ()

@@ -8,16 +8,13 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch.nn import Linear, Module
-
 from runner.errors import Fault, ModelError
-from runner.precision.casting import cast_outputs_to_float32
 from runner.precision.fp8_layers import Filter, describe
-from runner.precision.scaling import UNIT
 from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from runner.config.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -111,6 +108,8 @@ class FP8:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires torchao, hardware with bfloat16 and, if emulate=false, hardware with float8."""
+        import torch
+
         if importlib.util.find_spec("torchao") is None:
             rule = "fp8 needs torchao, which is not installed: pip install 'hydra-runner[fp8]'. Or use precision=bf16."
             yield Fault(key="precision", message=rule)
@@ -124,37 +123,47 @@ class FP8:
     @property
     def dtypes(self) -> Dtypes:
         """As precision=bf16: only layers that are converted compute in float8."""
+        import torch
+
         return Dtypes(param=torch.bfloat16, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """Returns a torch.autocast to bfloat16 for everything but the float8 layers."""
+        import torch
+
         return torch.autocast(device_type, torch.bfloat16, enabled=self.enabled, cache_enabled=self.cache)
 
     def scaler(self) -> Scaler:
         """Returns the unit scaler: each float8 matrix has a scale of its own."""
+        from runner.precision.scaling import UNIT
+
         return UNIT
 
-    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+    def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
         """Some layer must be converted."""
         yield self._layer_faults
 
-    def _layer_faults(self, model: Module) -> Iterator[Fault]:
+    def _layer_faults(self, model: "Module") -> Iterator[Fault]:
         choices = self._filter.choose(model)
         if all(layer.skip_reason for layer in choices):
             layers = "\n".join(describe(choices))
             rule = "precision=fp8 would convert no layer of this model. Use precision=bf16, or relax the filter:"
             yield Fault(key="precision", message=f"{rule}\n{layers}")
 
-    def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
+    def plan(self, build_model: "Callable[[], Module]") -> Iterable[str]:
         """Lists which layers are converted and why the others are not."""
         return describe(self._filter.choose(build_model()))
 
-    def convert(self, model: Module, hardware: Hardware) -> None:
+    def convert(self, model: "Module", hardware: Hardware) -> None:
         """Replaces each chosen linear layer by a float8 one with the same parameters.
 
         Raises:
             ModelError: no layer is chosen.
         """
+        import torch
+
+        from runner.precision.casting import cast_outputs_to_float32
+
         choices = self._filter.choose(model)
         chosen = {layer.name for layer in choices if not layer.skip_reason}
         if faults := list(self._layer_faults(model)):
@@ -179,7 +188,8 @@ class FP8:
         )
 
 
-def _swap(model: Module, chosen: set[str], part: FP8, *, emulate: bool) -> None:
+def _swap(model: "Module", chosen: set[str], part: FP8, *, emulate: bool) -> None:
+    from torch.nn import Linear
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     config = replace(
@@ -191,7 +201,7 @@ def _swap(model: Module, chosen: set[str], part: FP8, *, emulate: bool) -> None:
     if part.round_scales_to_power_of_2:
         config = replace(config, round_scales_to_power_of_2=True)
 
-    def is_chosen(module: Module, name: str) -> bool:
+    def is_chosen(module: "Module", name: str) -> bool:
         return isinstance(module, Linear) and name in chosen
 
     convert_to_float8_training(model, module_filter_fn=is_chosen, config=config)

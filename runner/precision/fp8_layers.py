@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch.nn import Linear, Module
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 MULTIPLE = 16  # float8 hardware requires both sides of a matrix multiplication to be multiples of this
 
@@ -33,8 +34,10 @@ class Filter:
     keep_first: bool
     keep_last: bool
 
-    def choose(self, model: Module) -> list[LayerChoice]:
+    def choose(self, model: "Module") -> list[LayerChoice]:
         """Return one choice per linear layer, in the model's order."""
+        from torch.nn import Linear
+
         linear = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]
         names = [name for name, _ in linear]
         choices = []

@@ -8,16 +8,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch.nn import LayerNorm, Linear, Module
-
 from runner.errors import Fault
-from runner.precision.casting import cast_outputs_to_float32
 from runner.precision.fp8_layers import Filter, describe
-from runner.precision.scaling import UNIT
 from runner.protocols import Dtypes, Hardware, Scaler
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from runner.config.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -85,6 +82,8 @@ class FP8TransformerEngine:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires TransformerEngine and hardware with float8."""
+        import torch
+
         if importlib.util.find_spec("transformer_engine") is None:
             rule = (
                 "fp8_te needs NVIDIA's TransformerEngine, which is not installed: pip install "
@@ -98,6 +97,8 @@ class FP8TransformerEngine:
     @property
     def dtypes(self) -> Dtypes:
         """As precision=bf16: only layers that are converted compute in float8."""
+        import torch
+
         return Dtypes(param=torch.bfloat16, weight=torch.float32, reduce=torch.float32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
@@ -106,14 +107,18 @@ class FP8TransformerEngine:
 
     def scaler(self) -> Scaler:
         """Returns the unit scaler: each float8 matrix has a scale of its own."""
+        from runner.precision.scaling import UNIT
+
         return UNIT
 
-    def plan(self, build_model: Callable[[], Module]) -> Iterable[str]:
+    def plan(self, build_model: "Callable[[], Module]") -> Iterable[str]:
         """Lists which layers are converted and why the others are not."""
         return describe(self._filter.choose(build_model()))
 
-    def convert(self, model: Module, hardware: Hardware) -> None:
+    def convert(self, model: "Module", hardware: Hardware) -> None:
         """Replaces each chosen layer by TransformerEngine's, with the same parameters."""
+        from runner.precision.casting import cast_outputs_to_float32
+
         choices = self._filter.choose(model)
         for line in describe(choices):
             logger.info("%s", line)
@@ -138,6 +143,7 @@ class _Float8:
     """torch.autocast and fp8_autocast as one context that is re-entered for each forward."""
 
     def __init__(self, part: FP8TransformerEngine, device_type: str) -> None:
+        import torch
         from transformer_engine.common import recipe
         from transformer_engine.pytorch import fp8_autocast
 
@@ -154,6 +160,8 @@ class _Float8:
         )
 
     def __enter__(self) -> None:
+        import torch
+
         self._outer.__enter__()  # type: ignore[no-untyped-call]
         # Evaluation is recognized by disabled gradients.
         enabled = self._in_eval or torch.is_grad_enabled()
@@ -165,7 +173,8 @@ class _Float8:
         self._outer.__exit__(*exception)
 
 
-def _swap(model: Module, chosen: set[str], *, layer_norms: bool) -> None:
+def _swap(model: "Module", chosen: set[str], *, layer_norms: bool) -> None:
+    from torch.nn import LayerNorm, Linear
     from transformer_engine import pytorch as te
 
     for name, module in list(model.named_modules()):
@@ -183,6 +192,6 @@ def _swap(model: Module, chosen: set[str], *, layer_norms: bool) -> None:
     model.register_state_dict_post_hook(_drop_extra_state)  # type: ignore[no-untyped-call]
 
 
-def _drop_extra_state(_model: Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
+def _drop_extra_state(_model: "Module", state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
     for name in [name for name in state if name.endswith("_extra_state")]:
         del state[name]

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-import torch
-
 from runner.errors import Fault
 from runner.protocols import Scheduler
 from runner.schedule.factor import FactorScheduler, FixedScheduler, check_fields, warmup_factor
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.config.run_spec import RunSpec
 
 
@@ -29,7 +29,7 @@ class Constant:
         """Yields nothing: works with every other part."""
         return ()
 
-    def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
+    def build(self, optimizer: "torch.optim.Optimizer", *, steps: int) -> Scheduler:
         """Builds a scheduler for the warm-up; without one, it never touches the optimizer."""
         if self.warmup_steps == 0:
             return FixedScheduler()

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-import torch
-
 from runner.errors import Fault
 from runner.protocols import Scheduler
 from runner.schedule.factor import check_fields, decay_scheduler, warmup_faults
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.config.run_spec import RunSpec
 
 
@@ -32,7 +32,7 @@ class Cosine:
         """Requires the warm-up to fit in run.steps."""
         return warmup_faults(self.warmup_steps, spec.run.steps)
 
-    def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
+    def build(self, optimizer: "torch.optim.Optimizer", *, steps: int) -> Scheduler:
         """Builds a schedule over all steps of the run, regardless of where an attempt starts or stops."""
         return decay_scheduler(
             optimizer,

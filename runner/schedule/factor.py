@@ -1,18 +1,19 @@
 """Schedules that multiply the base learning rate by a pure function of the number of optimizer steps taken."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, final
-
-import torch
+from typing import TYPE_CHECKING, Any, final
 
 from runner.errors import Fault
+
+if TYPE_CHECKING:
+    import torch
 
 
 @final
 class FactorScheduler:
     """Sets lr = base × factor(steps taken) in every parameter group. Its only state is the number of steps taken."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
+    def __init__(self, optimizer: "torch.optim.Optimizer", factor: Callable[[int], float]) -> None:
         self._optimizer = optimizer  # not its param_groups: load_state_dict replaces them
         self._bases = [group["lr"] for group in optimizer.param_groups]
         self._factor = factor
@@ -60,7 +61,7 @@ def warmup_factor(steps_taken: int, warmup_steps: int) -> float:
 
 
 def decay_scheduler(
-    optimizer: torch.optim.Optimizer,
+    optimizer: "torch.optim.Optimizer",
     *,
     steps: int,
     warmup_steps: int,

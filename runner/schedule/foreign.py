@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch.nn import Parameter
-
+from runner.config.imports import locate
+from runner.config.parts import TARGET
+from runner.config.signatures import binding_errors
 from runner.errors import Fault
 from runner.protocols import Scheduler
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.config.run_spec import RunSpec
 
 
@@ -27,14 +28,37 @@ class ForeignSchedule:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires that the constructor accepts the arguments, by building it for an SGD over a single scalar."""
-        probe = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
         try:
-            self.build(probe, steps=spec.run.steps)
-        except (TypeError, ValueError) as error:
+            scheduler = self._probe(steps=spec.run.steps)
+        except ValueError as error:
             yield Fault(key="schedule", message=f"{self.target} rejects {dict(self.arguments)}: {error}")
+            return
+        missing = [name for name in ("step", "state_dict", "load_state_dict") if name not in dir(scheduler)]
+        if missing:
+            kind = type(scheduler).__name__
+            rule = (
+                f"{self.target} makes a {kind}, but a scheduler has {', '.join(missing)} as those of torch.optim have."
+            )
+            yield Fault(key=f"schedule.{TARGET}", message=rule)
+        elif list(binding_errors(scheduler.step, "step", positional=0, named=())):
+            rule = f"{self.target}.step needs an argument, but the runner gives none. Use another schedule."
+            yield Fault(key=f"schedule.{TARGET}", message=rule)
 
-    def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
+    def _probe(self, *, steps: int) -> Scheduler:
+        """The scheduler of an SGD over a single scalar.
+
+        Raises:
+            ValueError: its constructor raises.
+        """
+        import torch
+
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+        try:
+            return self.build(optimizer, steps=steps)
+        except Exception as error:  # another library's class may raise anything
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    def build(self, optimizer: "torch.optim.Optimizer", *, steps: int) -> Scheduler:
         """Builds the scheduler from its own arguments; `steps` is not used."""
-        module, _, name = self.target.rpartition(".")
-        scheduler: Scheduler = vars(import_module(module))[name](optimizer, **self.arguments)
+        scheduler: Scheduler = locate(self.target)(optimizer, **self.arguments)
         return scheduler

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Trainable, World
-from runner.strategy.common.module_trainable import ModuleTrainable
-from runner.strategy.common.placed_module import PlacedModule
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
+    from runner.strategy.common.placed_module import PlacedModule
 
 
 @final
@@ -31,10 +30,14 @@ class Single:
         """One axis of replicas, of any length; `check` reports more than one process."""
         return Axes(names=(Axis.REPLICATE,), sizes=(num_ranks,), data=(Axis.REPLICATE,))
 
-    def place(self, builder: Builder, world: World) -> PlacedModule:
+    def place(self, builder: Builder, world: World) -> "PlacedModule":
         """The plain model on the device."""
+        from runner.strategy.common.placed_module import PlacedModule
+
         return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """The plain model and its optimizer."""
+        from runner.strategy.common.module_trainable import ModuleTrainable
+
         return ModuleTrainable(self.place(builder, world), builder, world)

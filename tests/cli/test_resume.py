@@ -122,7 +122,7 @@ def test_what_cannot_be_resumed_is_named(
 def test_a_hook_that_has_changed_is_a_warning(
     runner: Callable[..., tuple[int, str, str]], run: Any, project: Path
 ) -> None:
-    assert runner("resume", "run")[2] == ""
+    assert "warning" not in runner("resume", "run")[2]
     (project / "cli_hooks.py").write_text((project / "cli_hooks.py").read_text() + "\n# changed\n")
     assert f"warning: {project / 'cli_hooks.py'} has changed since the last attempt" in runner("resume", "run")[2]
 

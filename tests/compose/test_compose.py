@@ -93,7 +93,7 @@ def test_bad_overrides_and_bad_values_are_told_together(project: Path) -> None:
 def test_a_recipe_that_cannot_be_composed_is_named(project: Path) -> None:
     recipe = project / "recipes" / "tiny.yaml"
     recipe.write_text(recipe.read_text().replace("optimizer: sgd", "optimizer: sgdd"))
-    with pytest.raises(SpecError, match=r"recipe: .*optimizer/sgdd") as wrong:
+    with pytest.raises(SpecError, match="recipe: there is no option 'sgdd' in the group optimizer") as wrong:
         composed("a=[")
     assert [fault.key for fault in wrong.value.faults] == ["a", "recipe"]
     assert wrong.value.faults[1].origin == str(recipe)

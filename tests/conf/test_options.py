@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ def part_of(option: Path) -> Any:
 def test_every_group_of_the_skeleton_has_options() -> None:
     groups = {name for entry in yaml.safe_load((CONF / "base.yaml").read_text())["defaults"][:-1] for name in entry}
     assert groups == {option.parent.name for option in OPTIONS}
+
+
+def test_no_option_needs_torch_to_be_typed() -> None:
+    """A misspelt key is told before torch is imported, which takes seconds."""
+    modules = sorted({node(option)["_target_"].rpartition(".")[0] for option in OPTIONS})
+    modules += ["runner.optimizer.foreign", "runner.schedule.foreign"]
+    libraries = "{'torch', 'torchao', 'transformer_engine', 'deepspeed', 'wandb', 'tensorboard'}"
+    said = f"import sys, {', '.join(modules)}; print(sorted({libraries} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", said], cwd=CONF.parent, stdout=subprocess.PIPE, timeout=60, check=True)
+    assert done.stdout == b"[]\n"
 
 
 @PARAMETRIZE

@@ -1,6 +1,8 @@
 """Every kind of fault is found, told with key, value, rule and way out, and hides no other."""
 
 import dataclasses
+import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ def test_a_right_configuration_becomes_typed(config: dict[str, Any], parts: Path
     assert list(spec.tracker) == ["first"]
 
 
-def test_all_faults_are_told_at_once(faults: Callable[[dict[str, Any]], dict[str, str]]) -> None:
+def test_names_types_and_ranges_are_told_at_once(faults: Callable[[dict[str, Any]], dict[str, str]]) -> None:
     found = faults(
         {
             "nmae": "x",
@@ -37,16 +39,31 @@ def test_all_faults_are_told_at_once(faults: Callable[[dict[str, Any]], dict[str
             "batch.items": 63,
             "batch.micro_items": 8,
             "checkpoint.rate": "abc",
-            "model.widht": 1,
-            "loss._target_": "spec_parts.loss_of_batch",
             "clip.norm": -1.0,
             "tracker.first.colour": "red",
         }
     )
     assert set(found) == {
-        "nmae", "run.steps", "batch.items", "checkpoint.rate", "model.widht", "loss._target_", "clip.norm",
-        "tracker.first.colour",
+        "nmae", "run.steps", "batch.items", "checkpoint.rate", "clip.norm", "tracker.first.colour",
     }  # fmt: skip
+
+
+def test_hooks_and_rules_between_parts_are_told_at_once(faults: Callable[[dict[str, Any]], dict[str, str]]) -> None:
+    found = faults({"model.widht": 1, "loss._target_": "spec_parts.loss_of_batch", "checkpoint.width": 9})
+    assert set(found) == {"model.widht", "loss._target_", "checkpoint.width"}
+
+
+def test_no_hook_is_imported_as_long_as_a_name_is_wrong(config: dict[str, Any], parts: Path) -> None:
+    (parts / "spec_heavy.py").write_text("def build_model(): ...\n")
+    config["model"] = {"_target_": "spec_heavy.build_model"}
+    config["nmae"] = "x"
+    with pytest.raises(SpecError, match="are checked once this is right") as wrong:
+        read(config, import_roots=[str(parts)])
+    assert "spec_heavy" not in sys.modules
+    assert pickle.loads(pickle.dumps(wrong.value)).note == wrong.value.note
+    del config["nmae"]
+    read(config, import_roots=[str(parts)])
+    assert "spec_heavy" in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -92,10 +109,16 @@ def test_a_fault_names_key_value_rule_and_way_out(
 def test_what_cannot_be_built_does_not_hide_the_checks_of_other_parts(
     faults: Callable[[dict[str, Any]], dict[str, str]],
 ) -> None:
-    assert set(faults({"strategy._target_": "no.such", "checkpoint.width": 9})) == {
+    assert set(faults({"strategy._target_": "no.such", "checkpoint.rate": "abc"})) == {
         "strategy._target_",
-        "checkpoint.width",
+        "checkpoint.rate",
     }
+
+
+def test_a_value_of_the_batch_that_is_no_number_is_one_fault(
+    faults: Callable[[dict[str, Any]], dict[str, str]],
+) -> None:
+    assert set(faults({"batch.items": "x", "batch.micro_items": 5})) == {"batch.items"}
 
 
 def test_a_number_out_of_range_hides_only_the_rules_that_need_it(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from runner.errors import SpecError
 
 def test_eight_launches_in_one_second_get_eight_directories(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(8) as pool:
-        paths = pool.map(claim, [tmp_path] * 8, chunksize=1)
+        paths = pool.map(partial(claim, key="run.dir"), [tmp_path] * 8, chunksize=1)
     assert len(set(paths)) == 8
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-[0-9a-f]{4}", str(p.relative_to(tmp_path))) for p in paths)
 

@@ -1,8 +1,10 @@
 """What a data hook may return, and what is said of what it may not."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, IterableDataset
 
 from runner import Data
 from runner.data.datasets import check_data, eval_sets, num_items
@@ -36,6 +38,29 @@ def test_only_a_data_object_is_one() -> None:
 def test_a_dataset_without_length_is_refused() -> None:
     with pytest.raises(DataError, match=r"'train' dataset \(generator\) has no length.*Return a map-style dataset"):
         num_items((i for i in range(3)), "train")
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_a_loader_in_place_of_a_dataset_is_told_what_to_return(name: str) -> None:
+    loader: DataLoader[int] = DataLoader([1, 2], batch_size=2)
+    with pytest.raises(
+        HookError, match=f"'{name}' is a DataLoader, but must be a dataset.*Return {name}=loader.dataset"
+    ):
+        check(Data(**({"train": [1]} | {name: loader})))
+
+
+class Streamed(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("dataset", [{1, 2}, Streamed()])
+def test_a_dataset_without_items_by_index_is_refused(dataset: Any) -> None:
+    with pytest.raises(DataError, match=r"has no items by index.*Return a map-style dataset"):
+        num_items(dataset, "train")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A source: steps from a state, its state, and what is said where it cannot go on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from runner.config.run_spec import Batch
 from runner.data.indexed import IndexedSource
 from runner.data.order import Shuffled
 from runner.data.source import endless, open_source, plan_at
@@ -63,6 +64,23 @@ def test_the_state_after_any_step_continues_with_the_next_one(workers: int) -> N
         resumed.load_state_dict(states[done - 1])
         assert [values(step) for step in islice(resumed, 7 - done)] == expected[done:]
         assert resumed.position == whole.position
+
+
+@pytest.mark.parametrize(
+    ("ranks", "way_out"),
+    [
+        (1, "Use batch.items=10, or return more items"),
+        (4, "Use batch.items=8, or"),
+        (12, "Use at most 10 data ranks, or"),
+    ],
+)
+def test_a_dataset_that_cannot_fill_one_step_is_refused(toy_spec: Any, ranks: int, way_out: str) -> None:
+    spec = replace(toy_spec, batch=Batch(items=12, micro_items=1, accumulate=1))
+    expected = f"'train' dataset has 10 items, fewer than one step of batch.items=12: .*{way_out}"
+    with pytest.raises(DataError, match=expected):
+        open_source(spec, Data(train=ITEMS), Seat(size=ranks))
+    exact = replace(toy_spec, batch=Batch(items=10, micro_items=5, accumulate=2))
+    assert next(iter(open_source(exact, Data(train=ITEMS), Seat()))).items == 10
 
 
 def test_the_items_of_a_step_can_be_named_later() -> None:

@@ -118,6 +118,50 @@ def test_another_librarys_optimizer_is_told_what_it_cannot_do() -> None:
     assert groups(replace(RMSPROP, arguments={}, scale_lr=ScaleLR.LINEAR, base_items=4))[0][0] == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("torch.optim.LBFGS", "LBFGS.step needs an argument, but a step is one forward and backward"),
+        ("collections.Counter", "makes a Counter, but an optimizer must be a subclass of torch.optim.Optimizer"),
+        ("user_hooks_of_nobody.Broken", "rejects {}: KeyError: 'broken'"),
+        ("user_hooks_of_nobody.Relative", "has None as its lr, but the schedule multiplies a number. Set optimizer.lr"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_as_an_optimizer_is_one_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, words: str
+) -> None:
+    (tmp_path / "user_hooks_of_nobody.py").write_text(
+        "import torch\n"
+        "class Broken(torch.optim.Optimizer):\n"
+        "    def __init__(self, params):\n"
+        "        raise KeyError('broken')\n"
+        "class Relative(torch.optim.Optimizer):\n"
+        "    def __init__(self, params, lr=None):\n"
+        "        super().__init__(params, {'lr': lr})\n"
+        "    def step(self): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [words in fault.message for fault in ForeignOptimizer(target=target).check(NoSpec())] == [True]
+
+
+def test_transformers_optimizer_and_schedule_train_and_resume(runner: Callable[..., Ended]) -> None:
+    """Both names are members that transformers imports when they are asked for."""
+    options = [
+        "optimizer._target_=transformers.Adafactor",
+        "optimizer.lr=0.01",
+        "+optimizer.relative_step=false",
+        "+optimizer.scale_parameter=false",
+        "schedule._target_=transformers.get_linear_schedule_with_warmup",
+        "+schedule.num_warmup_steps=2",
+        "+schedule.num_training_steps=${run.steps}",
+    ]
+    ended = runner("train", "points", *options, "run.stop_at_step=4")
+    rates = [line["train/lr"] for line in ended.metrics() if "train/lr" in line]
+    assert rates == pytest.approx([0.0, 0.005, 0.01, 0.00875])
+    resumed = runner("resume", str(ended.run_dir.path))
+    assert resumed.metrics() == runner("train", "points", *options).metrics()
+
+
 def test_a_whole_run_logs_the_scaled_rate_and_resumes_its_groups(runner: Callable[..., Ended]) -> None:
     options = [
         "optimizer.scale_lr=linear",
@@ -140,4 +184,6 @@ def test_an_optimizer_without_a_rate_cannot_scale_it(tmp_path: Path, monkeypatch
     )
     monkeypatch.syspath_prepend(tmp_path)
     part = ForeignOptimizer(target="rateless.Rateless", groups=[{"match": "head", "lr_factor": 0.5}])
-    assert ["has no lr to multiply" in fault.message for fault in part.check(NoSpec())] == [True]
+    assert ["has no lr, but the schedule multiplies a number" in fault.message for fault in part.check(NoSpec())] == [
+        True
+    ]

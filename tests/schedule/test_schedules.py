@@ -1,6 +1,7 @@
 """Learning rates over optimizer steps, held against arithmetic on paper and torch's own schedulers."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,6 +80,42 @@ def test_what_a_foreign_scheduler_refuses_is_a_fault() -> None:
     (fault,) = part.check(spec)
     assert fault.key == "schedule"
     assert "You must define either total_steps OR (epochs AND steps_per_epoch)" in fault.message
+
+
+def test_a_scheduler_of_a_module_that_imports_its_members_late_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "late_schedules.py").write_text(LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    part = ForeignSchedule(target="late_schedules.get_halving", arguments={"every": 2})
+    assert list(part.check(SimpleNamespace(run=SimpleNamespace(steps=10)))) == []
+    optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0)
+    schedule = part.build(optimizer, steps=10)
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+LATE = """
+def __getattr__(name):  # as transformers' modules do
+    if name == "get_halving":
+        from torch.optim.lr_scheduler import LambdaLR
+        return lambda optimizer, every: LambdaLR(optimizer, lambda step: 0.5 ** (step // every))
+    if name == "get_rate":
+        return lambda optimizer: 0.1
+    raise AttributeError(name)
+"""
+
+
+def test_what_is_no_scheduler_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "late_schedules.py").write_text(LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = SimpleNamespace(run=SimpleNamespace(steps=10))
+    (fault,) = ForeignSchedule(target="late_schedules.get_rate").check(spec)
+    assert fault.message.startswith("late_schedules.get_rate makes a float, but a scheduler has step, state_dict")
+    (fault,) = ForeignSchedule(target="torch.optim.lr_scheduler.ReduceLROnPlateau").check(spec)
+    assert "ReduceLROnPlateau.step needs an argument, but the runner gives none" in fault.message
 
 
 @pytest.mark.parametrize(

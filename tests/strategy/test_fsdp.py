@@ -13,7 +13,8 @@ from runner.errors import ModelError, SpecError
 from runner.precision.bf16 import BF16
 from runner.protocols import Clip
 from runner.strategy.fsdp.fsdp import FSDP, Build, Gather, Sharding
-from runner.strategy.fsdp.units import Wrap, units_of
+from runner.strategy.fsdp.units import units_of
+from runner.strategy.fsdp.wrap import Wrap
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
 from tests.conftest import Ended

@@ -5,17 +5,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast, final
 
-from torch.nn.parallel import DistributedDataParallel
-
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Trainable, World
-from runner.strategy.common.loss_module import LossModule
-from runner.strategy.common.module_trainable import ModuleTrainable
-from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.ddp.exchange import POWER_SGD, CommHook, CommWrapper, Exchange
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
+    from runner.strategy.common.placed_module import PlacedModule
 
 
 @final
@@ -100,12 +96,20 @@ class DDP:
         """One axis of replicas."""
         return Axes(names=(Axis.REPLICATE,), sizes=(num_ranks,), data=(Axis.REPLICATE,))
 
-    def place(self, builder: Builder, world: World) -> PlacedModule:
+    def place(self, builder: Builder, world: World) -> "PlacedModule":
         """The full model on every rank, without DDP's wrapper."""
+        from runner.strategy.common.placed_module import PlacedModule
+
         return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """Wrap the loss in DDP rather than the model, so that hooks always get the user's own module."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        from runner.strategy.common.loss_module import LossModule
+        from runner.strategy.common.module_trainable import ModuleTrainable
+        from runner.strategy.ddp.comm_hooks import install
+
         placed = self.place(builder, world)
         if world.size == 1:
             return ModuleTrainable(placed, builder, world)
@@ -130,7 +134,7 @@ class DDP:
             no_sync=nullcontext if self.sync_each_round else wrapped.no_sync,
             averaged=world.size,
             narrow_exchange=exchange.is_narrow,
-            stateful=exchange.install(wrapped),
+            stateful=install(exchange, wrapped),
         )
 
     @property

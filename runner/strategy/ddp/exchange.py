@@ -1,27 +1,10 @@
-"""How ranks exchange gradients under DDP: the choice of torch's communication hooks, and their state."""
+"""How ranks exchange gradients under DDP: the choice among torch's communication hooks."""
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, final
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch._C._distributed_c10d import GradBucket
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import (
-    PowerSGDState,
-    powerSGD_hook,
-)
-from torch.futures import Future
-from torch.nn.parallel import DistributedDataParallel
-
-from runner.strategy.ddp.batched_power_sgd import batched_power_sgd
-
-logger = logging.getLogger(__name__)
-
-Hook = Callable[[Any, GradBucket], Future[Tensor]]
 # DDP rebuilds its buckets after the first step; state that PowerSGD kept from before has the old layout.
 FIRST_STABLE_STEP = 2
 
@@ -52,12 +35,6 @@ class CommWrapper(Enum):
     """Cast to bfloat16."""
 
 
-HOOKS: Mapping[CommHook, Hook] = {
-    CommHook.FP16: default_hooks.fp16_compress_hook,
-    CommHook.BF16: default_hooks.bf16_compress_hook,
-    CommHook.POWERSGD: powerSGD_hook,
-    CommHook.BATCHED_POWERSGD: batched_power_sgd,
-}
 FACTORED = (CommHook.POWERSGD, CommHook.BATCHED_POWERSGD)
 POWER_SGD = (
     "matrix_approximation_rank",
@@ -71,11 +48,6 @@ POWER_SGD = (
     "batch_tensors_with_same_shape",
 )
 NOT_BATCHED = ("min_compression_rate", "batch_tensors_with_same_shape")
-WRAPPERS: Mapping[CommWrapper, Callable[[Hook], Hook]] = {
-    CommWrapper.NONE: lambda hook: hook,
-    CommWrapper.FP16: default_hooks.fp16_compress_wrapper,
-    CommWrapper.BF16: default_hooks.bf16_compress_wrapper,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,49 +95,3 @@ class Exchange:
                 "with use_error_feedback or warm_start: DDP rebuilds its buckets after the first step."
             )
         return ""
-
-    def install(self, wrapped: DistributedDataParallel) -> "Mapping[str, PowerSGDProgress]":
-        """Register the hook with the wrapped model.
-
-        Returns:
-            State of the hook for checkpoints, by name.
-        """
-        if self.hook is CommHook.NONE:
-            return {}
-        state = PowerSGDState(None, **self.power_sgd) if self.is_factored else None
-        inner = WRAPPERS[self.wrapper](HOOKS[self.hook])
-
-        # Without NCCL, DDP rejects torch's bfloat16 hooks by the name of their function; but gloo can sum bfloat16.
-        def exchange(state: Any, bucket: GradBucket) -> Future[Tensor]:
-            return inner(state, bucket)
-
-        exchange.__annotations__ = {"bucket": GradBucket, "return": torch.futures.Future[torch.Tensor]}
-        wrapped.register_comm_hook(state, exchange)
-        return {"power_sgd": PowerSGDProgress(state)} if state is not None else {}
-
-
-@final
-class PowerSGDProgress:
-    """The part of PowerSGD's state that goes into checkpoints: how many steps it has seen.
-
-    Each rank's compression error is not saved: it is as large as the gradients on every rank, has the layout of one
-    process's buckets, and cannot be used with another number of ranks or another strategy, while a checkpoint belongs
-    to the run. Only the error of a single step is lost.
-    """
-
-    def __init__(self, state: PowerSGDState) -> None:
-        self._state = state
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of steps, the same on every rank."""
-        return {"steps": self._state.iter}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue compressing if that had begun, after the uncompressed steps in which DDP rebuilds its buckets."""
-        if not state_dict:
-            return
-        start = self._state.start_powerSGD_iter
-        self._state.iter = min(state_dict["steps"], max(start - FIRST_STABLE_STEP, 0))
-        if state_dict["steps"] > start:
-            line = "PowerSGD continues after %d steps with uncompressed gradients; the last compression error is lost"
-            logger.info(line, start - self._state.iter)

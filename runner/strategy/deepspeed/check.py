@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from runner.config.run_spec import Compiled, NonFinite
 from runner.errors import Fault
 from runner.strategy.deepspeed.config import AUTO, ZERO, Source, contradictions, unfilled
@@ -80,6 +78,8 @@ def stage_faults(part: Mapping[str, Any], stage: int) -> Iterator[Fault]:
 
 def offload_faults(merged: Mapping[str, Any], spec: "RunSpec") -> Iterator[Fault]:
     """Incompatible choices of stage, offload, ZeRO++ and hardware."""
+    import torch
+
     stage = merged[ZERO + "stage"]
     optimizer, param = (merged.get(section + "device", "none") for section in OFFLOAD)
     if param != "none" and stage != 3:

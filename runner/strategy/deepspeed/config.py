@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from runner.errors import ModelError
 from runner.protocols import Clip, Precision
 
@@ -26,7 +24,6 @@ BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_ac
 OPTIMIZER_PARAMS = "optimizer.params."
 GROUP_SETTINGS = ("lr", "betas", "eps", "weight_decay", "momentum")  # settings of an optimizer's parameter groups
 OPTIMIZER_KEYS = tuple(OPTIMIZER_PARAMS + key for key in GROUP_SETTINGS)
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # DeepSpeed's names
 LOSS_SCALE_KEYS = tuple(
     f"fp16.{key}" for key in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")
 )
@@ -74,6 +71,9 @@ def user_entries(section: Mapping[str, Any], origin: str) -> dict[str, Entry]:
 
 def run_entries(precision: Precision, clip: Clip) -> dict[str, Entry]:
     """Entries determined by precision and clipping, which a user's configuration may not change."""
+    import torch
+
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # DeepSpeed's
     compute, weight = precision.dtypes.param, precision.dtypes.weight
     values = {
         "bf16.enabled": compute == torch.bfloat16,
@@ -83,8 +83,8 @@ def run_entries(precision: Precision, clip: Clip) -> dict[str, Entry]:
         "fp16.fp16_master_weights_and_grads": weight == torch.float16,
         "torch_autocast.enabled": False,
         # Micro-batches accumulate in the dtype of the weights, as they do in the .grad of such weights in torch.
-        "data_types.grad_accum_dtype": DTYPE_NAMES[precision.dtypes.reduce if weight == torch.float32 else weight],
-        "communication_data_type": DTYPE_NAMES[precision.dtypes.reduce],
+        "data_types.grad_accum_dtype": names[precision.dtypes.reduce if weight == torch.float32 else weight],
+        "communication_data_type": names[precision.dtypes.reduce],
     }
     entries = {key: Entry(value, "precision") for key, value in values.items()}
     return {"gradient_clipping": Entry(clip.norm or 0.0, "clip.norm"), **entries}

@@ -12,7 +12,6 @@ from runner.config.files import JsonFile
 from runner.errors import Fault
 from runner.model.blocks import class_faults
 from runner.protocols import Axes, Axis, Builder, Clip, Placed, Precision, Trainable, World
-from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.deepspeed import library
 from runner.strategy.deepspeed.check import config_faults, offload_faults, run_faults, stage_faults
 from runner.strategy.deepspeed.config import (
@@ -26,12 +25,12 @@ from runner.strategy.deepspeed.config import (
     spec_entries,
     user_entries,
 )
-from runner.strategy.deepspeed.engine import Settings, place, prepare
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from runner.config.run_spec import RunSpec
+    from runner.strategy.deepspeed.engine import Settings
 
 
 class Place(Enum):
@@ -126,6 +125,9 @@ class DeepSpeed:
 
     def place(self, builder: Builder, world: World) -> Placed:
         """The full model on every rank; under stage 3 its parameters are partitioned (ZeRO-Inference)."""
+        from runner.strategy.common.placed_module import PlacedModule
+        from runner.strategy.deepspeed.engine import place
+
         settings = self._settings(builder)
         if settings.is_partitioned:
             with library.variables(world):
@@ -134,10 +136,14 @@ class DeepSpeed:
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """A DeepSpeed engine over the user's model, whose float32 weights are exactly those of the model hook."""
+        from runner.strategy.deepspeed.engine import prepare
+
         with library.variables(world):
             return prepare(self._settings(builder), builder, world)
 
-    def _settings(self, builder: Builder) -> Settings:
+    def _settings(self, builder: Builder) -> "Settings":
+        from runner.strategy.deepspeed.engine import Settings
+
         return Settings(
             merged=merge_sources(self._sources(builder.precision, builder.clip)),
             zero_init=self.zero_init,

@@ -14,9 +14,6 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
-
 from runner.errors import RankError
 from runner.log import logger
 from runner.protocols import World
@@ -110,6 +107,9 @@ def open_group(world: World) -> bool:
     Returns:
         Whether the process group was created here; `release` then destroys it and unsets LOCAL_RANK.
     """
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
+
     os.environ["LOCAL_RANK"] = str(world.local_rank)
     created_group = not dist.is_initialized()
     if created_group:
@@ -124,6 +124,8 @@ def open_group(world: World) -> bool:
 
 def release(engine: Any, *, created_group: bool) -> None:
     """Destroy an engine, and the process group if `open_group` created it."""
+    import torch.distributed as dist
+
     with quiet():
         engine.destroy()
         if created_group and dist.is_initialized():

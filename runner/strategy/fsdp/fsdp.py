@@ -7,20 +7,19 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
-from torch.nn import Module
-
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Precision, Trainable, World
-from runner.strategy.common.module_trainable import ModuleTrainable
-from runner.strategy.common.placed_module import PlacedModule
-from runner.strategy.fsdp.units import Units, Wrap, asks_for_classes, units_of, wrap_faults
+from runner.strategy.fsdp.wrap import Wrap, asks_for_classes
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
+    from torch.nn import Module
 
     from runner.config.run_spec import RunSpec
+    from runner.strategy.common.placed_module import PlacedModule
     from runner.strategy.fsdp.shard import ShardingPlan
     from runner.strategy.fsdp.trainable import PlacedShards
+    from runner.strategy.fsdp.units import Units
 
 
 class Sharding(Enum):
@@ -105,8 +104,10 @@ class FSDP:
             rule = "1 shards nothing. Use strategy=ddp instead, or a larger size."
             yield Fault(key="strategy.shard_size", message=rule)
 
-    def model_checks(self, spec: "RunSpec") -> Iterable[Callable[[Module], Iterable[Fault]]]:
+    def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
         """Check that the model has the classes that become units."""
+        from runner.strategy.fsdp.units import wrap_faults
+
         if asks_for_classes(self.wrap, self.wrap_classes):
             yield partial(wrap_faults, wrap=self.wrap, classes=self.wrap_classes, key="strategy")
 
@@ -132,6 +133,8 @@ class FSDP:
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """Shard the model, then build the optimizer over the shards; in a world of one, train the plain model."""
+        from runner.strategy.common.module_trainable import ModuleTrainable
+
         if world.size == 1:
             return ModuleTrainable(self._place_alone(builder, world), builder, world)
         from runner.strategy.fsdp.trainable import ShardedTrainable
@@ -139,7 +142,9 @@ class FSDP:
         placed, units = self._place_shards(builder, world)
         return ShardedTrainable(placed, builder, world, no_sync=self._no_sync(units, world.axes))
 
-    def _place_alone(self, builder: Builder, world: World) -> PlacedModule:
+    def _place_alone(self, builder: Builder, world: World) -> "PlacedModule":
+        from runner.strategy.common.placed_module import PlacedModule
+
         model = builder.build_whole_model().to(world.device)
         self._units(
             model
@@ -166,7 +171,9 @@ class FSDP:
         prefetch(units, forward=self.forward_prefetch, backward=self.backward_prefetch)
         return PlacedShards(root, units, builder, world, sync_buffers=self.sync_buffers), units
 
-    def _units(self, model: Module) -> Units:
+    def _units(self, model: "Module") -> "Units":
+        from runner.strategy.fsdp.units import units_of
+
         classes, min_params = self.wrap_classes, self.wrap_min_params
         return units_of(model, wrap=self.wrap, classes=classes, min_params=min_params, key="strategy")
 

@@ -1,33 +1,18 @@
 """Divides a model into units, which are gathered and freed as one, and assigns shared parameters to units."""
 
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from typing import NamedTuple
 
 from torch.nn import Module, ModuleDict, ModuleList, MultiheadAttention, Parameter, ParameterDict, ParameterList
 
 from runner.errors import Fault, SpecError
 from runner.model.blocks import blocks_of, class_faults, own_classes
+from runner.strategy.fsdp.wrap import Wrap
 
 # A container has no forward, so nothing would gather its parameters; attention reads the parameters of its output
 # projection without calling it. The same lists as in torch.distributed.fsdp.wrap.size_based_auto_wrap_policy.
 CONTAINERS = (ModuleList, ModuleDict, ParameterList, ParameterDict)
 LEAVES = (MultiheadAttention,)
-
-
-class Wrap(Enum):
-    """Which modules become units; parameters outside all of them belong to the root."""
-
-    AUTO = "auto"
-    """The modules of `wrap_classes` if any are named, else of `_no_split_modules` if the model has it, else none."""
-    CLASSES = "classes"
-    """The modules of `wrap_classes`."""
-    NO_SPLIT = "no_split"
-    """The modules that the model names in `_no_split_modules`."""
-    SIZE = "size"
-    """From the leaves up, each module with at least `wrap_min_params` parameters that are in no unit yet."""
-    NONE = "none"
-    """The whole model is a single unit."""
 
 
 class Units(NamedTuple):
@@ -49,11 +34,6 @@ def units_of(model: Module, *, wrap: Wrap, classes: Sequence[str], min_params: i
         raise SpecError(*faults)
     modules = list(_chosen(model, wrap=wrap, classes=classes, min_params=min_params, key=key))
     return _with_shared_parameters(model, [module for module in modules if module is not model])
-
-
-def asks_for_classes(wrap: Wrap, classes: Sequence[str]) -> bool:
-    """Whether `wrap_faults` depends on the model."""
-    return wrap in (Wrap.CLASSES, Wrap.NO_SPLIT) or (wrap is Wrap.AUTO and bool(classes))
 
 
 def wrap_faults(model: Module, *, wrap: Wrap, classes: Sequence[str], key: str) -> Iterator[Fault]:

@@ -1,0 +1,53 @@
+"""What a run is about to do, as far as its declaration says before hooks are imported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.config.run_spec import RunSpec
+
+__all__ = ["Outline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """The parts of a declaration that a person wants to see at once, in plain values."""
+
+    name: str
+    recipe: Path
+    steps: int
+    items: int
+    """Of one step."""
+    nodes: int
+    processes: int
+    """On each node."""
+    choices: dict[str, Any]
+    """The option of each group."""
+    directory: str | None
+    """What the declaration names as the run's directory."""
+
+    @classmethod
+    def of(cls, spec: RunSpec, *, recipe: Path, choices: dict[str, Any]) -> "Outline":
+        """The outline of a declaration."""
+        return cls(
+            name=spec.name,
+            recipe=recipe,
+            steps=spec.run.steps,
+            items=spec.batch.items,
+            nodes=spec.launch.nodes,
+            processes=spec.hardware.processes,
+            choices=choices,
+            directory=spec.run.dir,
+        )
+
+    def __str__(self) -> str:
+        ranks = _counted(self.processes, "process", "processes")
+        if self.nodes > 1:
+            ranks = f"{ranks} on each of {self.nodes} nodes"
+        options = ", ".join(f"{group}={self.choices.get(group)}" for group in ("strategy", "precision"))
+        steps = _counted(self.steps, "step", "steps")
+        return f"{self.name}: {steps} of {self.items} items | {ranks} | {options} | {self.recipe}"
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
