@@ -1,6 +1,8 @@
 """The world of several processes: torch.distributed behind the `World` protocol."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast, final
@@ -8,11 +10,14 @@ from typing import Any, cast, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, missing in __all__
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from runner.protocols import Axes, Axis, Hardware, World
 from runner.world.identity import RankIdentity
 from runner.world.solo import SoloWorld
+
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @final
@@ -181,8 +186,31 @@ def join_group(device: torch.device, *, axes: Axes, backend: str, local_rank: in
         local_rank: on this machine.
         timeout: of every collective.
     """
-    dist.init_process_group(backend, timeout=timeout)
+    if _hosts_store_on_loopback(os.environ):
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _loopback_store(rank=rank, size=size, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
     return _Run(device, axes=axes, backend=backend, local_rank=local_rank, timeout=timeout).world
+
+
+def _hosts_store_on_loopback(environment: Mapping[str, str]) -> bool:
+    """Whether rank 0 is to host the store, at a loopback address. Under torchrun, the agent hosts it."""
+    is_complete = {"RANK", "WORLD_SIZE", "MASTER_PORT"} <= environment.keys()
+    is_agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return environment.get("MASTER_ADDR") in LOOPBACK and is_complete and not is_agents
+
+
+def _loopback_store(*, rank: int, size: int, timeout: timedelta) -> Store:
+    """The store that torch would open, but listening at the address that MASTER_ADDR gives.
+
+    Torch's TCPStore listens on every interface, whatever its address, and serves whoever connects; only a socket that
+    it is given is bound to one address.
+    """
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listener = socket.create_server(address).detach() if rank == 0 else None
+    return TCPStore(*address, size, rank == 0, timeout, multi_tenant=True, master_listen_fd=listener)
 
 
 def open_world(hardware: Hardware, axes: Axes, identity: RankIdentity | None, *, timeout: timedelta) -> World:
