@@ -40,15 +40,15 @@ def load_secret(given: str | None, *, run_dir: str | None) -> Secret:
     try:
         if given is not None:
             path = Path(given).expanduser().absolute()
+            if not path.exists():
+                rule = f"{given} does not exist. Make it, the same on every machine: {MAKE_ONE}"
+                raise SpecError(Fault(key=KEY, message=rule))
         else:
             shared = Path(run_dir).parent if run_dir is not None and Path(run_dir).is_absolute() else Path.cwd()
             path = shared / DIRECTORY / NAME
             if not path.exists():
                 _make(path)
         return Secret(path=path, value=_read(path))
-    except FileNotFoundError:
-        rule = f"{given} does not exist. Make it, the same on every machine: {MAKE_ONE}"
-        raise SpecError(Fault(key=KEY, message=rule)) from None
     except OSError as error:
         rule = (
             f"the secret of the launchers cannot be read or made: {error}. Name a file of your own, made by {MAKE_ONE}"
