@@ -1,6 +1,7 @@
 """Strangers on the network: what listens while a run takes place, and what it tells them."""
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 from machines import ADDRESSES, Node, can_make_hosts, free_port, two_hosts
-from torch.distributed import DistError, TCPStore
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # all are public
 
 from runner.config.run_dir import RunDir
 from runner.errors import LaunchError
@@ -104,15 +105,16 @@ def test_nodes_listen_at_the_rendezvous_and_for_gloo_only_and_a_stranger_does_no
     ]
 
 
-# Bytes at random, over many connections, until killed.
+# Bytes at random, over a hundred connections a second, until killed.
 FLOOD = """
-import os, socket, sys
+import os, socket, sys, time
 while True:
     try:
         with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
             connection.sendall(os.urandom(1 << 16))
     except OSError:
         pass
+    time.sleep(0.01)
 """
 
 
@@ -279,8 +281,10 @@ def test_what_answers_is_not_node_0(endpoint: Endpoint) -> None:
     with closing(socket.create_server((endpoint.host, endpoint.port))) as listener:
 
         def answer() -> None:
-            with listener.accept()[0] as connection:
-                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            with contextlib.suppress(OSError):  # until it is closed
+                while True:
+                    with listener.accept()[0] as connection:
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
         server = threading.Thread(target=answer)
         server.start()
@@ -290,6 +294,7 @@ def test_what_answers_is_not_node_0(endpoint: Endpoint) -> None:
             tunnel,
         ):
             pass
+        listener.shutdown(socket.SHUT_RDWR)
         server.join()
 
 

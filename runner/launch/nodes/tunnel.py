@@ -57,6 +57,9 @@ class Tunnel:
         try:
             async with asyncio.timeout(handshake.TIMEOUT_S):
                 await handshake.introduce(connection, self._secret, service)
+        except TimeoutError:
+            connection.close()
+            raise ConnectionError(f"no answer within {handshake.TIMEOUT_S:g} s") from None
         except BaseException:
             connection.close()
             raise
