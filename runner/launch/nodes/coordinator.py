@@ -160,13 +160,17 @@ class Coordinator:
 
     def leave(self) -> None:
         """Say that this node is done; node 0 waits until the others have left, since its store closes then."""
-        deadline = time.monotonic() + SETTLE_S
         with contextlib.suppress(NodeEnded):
             self._store.set(f"left/{self.node_rank}", True)
-            others = set(range(1, self.num_nodes)) - self._unresponsive
-            joined = [node_rank for node_rank in others if self._store.has(f"declaration/{node_rank}")]
-            while self.node_rank == 0 and not self._store.has_all("left", joined) and time.monotonic() < deadline:
-                time.sleep(POLL_S)
+            if self.node_rank == 0:
+                self._wait_for_others_to_leave()
+
+    def _wait_for_others_to_leave(self) -> None:
+        deadline = time.monotonic() + SETTLE_S
+        others = set(range(1, self.num_nodes)) - self._unresponsive
+        joined = [node_rank for node_rank in others if self._store.has(f"declaration/{node_rank}")]
+        while not self._store.has_all("left", joined) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def _describe_missing(self) -> str:
         others = range(1, self.num_nodes)
