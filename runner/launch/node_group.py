@@ -33,11 +33,6 @@ class NodeGroup(Protocol):
     """The number of this machine."""
     num_nodes: int
 
-    @property
-    def host(self) -> str:
-        """The host of node 0, where rank 0 runs."""
-        ...
-
     def join_start(
         self, start: int, reserve_port: Callable[[], int], *, timeout_s: float, check: Callable[[], None]
     ) -> tuple[Store, int]:
@@ -45,12 +40,12 @@ class NodeGroup(Protocol):
 
         Args:
             start: how many times the ranks were started before.
-            reserve_port: reserves a port on node 0, for rank 0's store.
+            reserve_port: reserves a loopback port of node 0, for rank 0's store.
             timeout_s: how long to wait for the other nodes.
             check: called while waiting; may raise.
 
         Returns:
-            A store that only this start uses, and the port.
+            A store that only this start uses, and the loopback port of this machine that leads to rank 0's store.
 
         Raises:
             LaunchError: a node did not join in time.
@@ -77,7 +72,6 @@ class SingleNode:
 
     node_rank = 0
     num_nodes = 1
-    host = LOOPBACK
 
     def join_start(
         self, start: int, reserve_port: Callable[[], int], *, timeout_s: float, check: Callable[[], None]

@@ -1,4 +1,4 @@
-"""How ranks find each other: at a port of rank 0's machine, a new one for each start."""
+"""How ranks find each other: at a loopback port of their machine, a new one for each start."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from runner.launch.node_group import NodeEnded, NodeGroup
+from runner.launch.node_group import LOOPBACK, NodeEnded, NodeGroup
 
 
 @final
@@ -22,7 +22,8 @@ class Rendezvous(RendezvousHandler):
     Torch's own c10d rendezvous waits up to 0.3 s at random, and keeps a store and a heartbeat alive in threads of the
     launcher, which is about to fork; it assigns node ranks in any order, and does not report the failure of one machine
     to another. Here rank 0 hosts the ranks' store, a new one for each start: with one store for all of them, 7 of 12
-    restarts on gloo hung or failed. The number of machines is fixed, and they start and end together.
+    restarts on gloo hung or failed. That store listens on the loopback interface; the node group sees to it that a port
+    of every machine leads there. The number of machines is fixed, and they start and end together.
     """
 
     def __init__(self, group: NodeGroup, *, stop_requested: Callable[[], bool], join_s: float = 0.0) -> None:
@@ -60,7 +61,7 @@ class Rendezvous(RendezvousHandler):
         self._check_stop()
         with self._exit_gracefully():
             store, port = group.join_start(start, self._new_port, timeout_s=self._join_s, check=self._check_stop)
-        return RendezvousInfo(store, group.node_rank, group.num_nodes, RendezvousStoreInfo(group.host, port))
+        return RendezvousInfo(store, group.node_rank, group.num_nodes, RendezvousStoreInfo(LOOPBACK, port))
 
     def is_closed(self) -> bool:
         """Open as long as the run may go on."""
@@ -111,5 +112,5 @@ def _reserve_port() -> socket.socket:
     """
     reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("", 0))
+    reserved.bind((LOOPBACK, 0))
     return reserved

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.launch.supervision import Supervision
-from runner.world.environment import environment, for_determinism
+from runner.world.environment import environment, for_determinism, for_one_machine
 from runner.world.fork import can_fork_ranks
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: boo
     """
     # Imported here: both import torch (0.8 s), the agent torch._dynamo too, and `runner check` needs neither.
     hardware = spec.hardware
-    with environment(for_determinism(deterministic=spec.run.deterministic)):
+    with environment(for_determinism(deterministic=spec.run.deterministic) | for_one_machine()):
         if hardware.processes == 1 and supervision.max_restarts == 0:
             from runner.launch import in_process
 

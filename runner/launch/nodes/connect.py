@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,40 +11,51 @@ from datetime import timedelta
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # all are public
 
 from runner.errors import Interrupted, LaunchError
-from runner.launch.node_group import EndReason, NodeEnded
+from runner.launch.node_group import LOOPBACK, EndReason, NodeEnded
 from runner.launch.nodes.coordinator import Coordinator
+from runner.launch.nodes.gate import LAUNCHERS, Gate, Passage
+from runner.launch.nodes.handshake import RefusedError
 from runner.launch.nodes.heartbeat import POLL_S
-from runner.launch.nodes.hosts import Endpoint
+from runner.launch.nodes.hosts import Endpoint, listen
+from runner.launch.nodes.relay import background_loop
+from runner.launch.nodes.secret import Secret
 from runner.launch.nodes.store import SharedStore
+from runner.launch.nodes.tunnel import Tunnel
 
 CONNECT_S = 1.0
+EVERYWHERE = ("0.0.0.0", "::")  # as a listening socket names all addresses of its machine
 
 
 @contextmanager
 def connect(
-    endpoint: Endpoint, *, node_rank: int | None, num_nodes: int, join_s: float, lost_s: float
+    endpoint: Endpoint, *, secret: Secret, node_rank: int | None, num_nodes: int, join_s: float, lost_s: float
 ) -> Iterator[Coordinator]:
     """Connect to node 0, and stay connected until the run has ended.
 
     Args:
         endpoint: where node 0 listens.
+        secret: what all launchers of this run know.
         node_rank: this machine's number; 0 hosts the store; None = the next one that is free, but not 0.
         num_nodes: how many machines take part.
         join_s: how long to wait for node 0.
         lost_s: how long a machine may send no heartbeat before it counts as lost.
 
     Raises:
-        LaunchError: node 0 cannot be reached in time, its port is taken, there is no place for this machine, or another
-            node failed.
+        LaunchError: node 0 cannot be reached in time, its port is taken, it has another secret, there is no place for
+            this machine, or another node failed.
         Interrupted: another node was asked to stop.
     """
-    with _node_ended_as_error():
+    with _node_ended_as_error(), background_loop() as loop:
+        passage: Passage
         if node_rank == 0:
-            store, address = _host_store(endpoint, lost_s=lost_s), ""
+            passage, address = Gate(loop, secret.value), ""
+            store = _host_store(endpoint, passage, lost_s=lost_s)
         else:
-            store, address = _reach_store(endpoint, join_s=join_s, lost_s=lost_s)
+            passage = Tunnel(loop, endpoint, secret.value)
+            address = _reach_node_0(endpoint, passage, secret, join_s=join_s)
+            store = _reach_store(endpoint, passage, lost_s=lost_s)
         node_rank = _claim_node_rank(store, node_rank=node_rank, num_nodes=num_nodes)
-        coordinator = Coordinator(store, node_rank=node_rank, num_nodes=num_nodes, lost_s=lost_s)
+        coordinator = Coordinator(store, passage, node_rank=node_rank, num_nodes=num_nodes, lost_s=lost_s)
         if address:
             coordinator.set_node_0_address(address)
         with _announced_end(coordinator):
@@ -77,40 +89,58 @@ def _announced_end(coordinator: Coordinator) -> Iterator[None]:
         coordinator.leave()
 
 
-def _host_store(endpoint: Endpoint, *, lost_s: float) -> SharedStore:
+def _host_store(endpoint: Endpoint, gate: Gate, *, lost_s: float) -> SharedStore:
+    """The store on a loopback port, and the gate before it on the port of the endpoint."""
+    behind = socket.create_server((LOOPBACK, 0))
+    port = int(behind.getsockname()[1])
     timeout = timedelta(seconds=lost_s)
+    store = TCPStore(
+        LOOPBACK, port, None, True, timeout, wait_for_workers=False, master_listen_fd=behind.detach()
+    )  # fmt: skip
+    gate.open(LAUNCHERS, lambda: port)
     try:
-        store = TCPStore(endpoint.host, endpoint.port, None, True, timeout, wait_for_workers=False)
-    except DistError as error:
-        reason = str(error).partition("\n")[0]
+        listeners = listen(endpoint)
+    except OSError as error:
         raise LaunchError(
-            f"node 0 cannot listen at {endpoint}: {reason} If another run uses the port, choose another one in"
+            f"node 0 cannot listen at {endpoint}: {error}. If another run uses the port, choose another one in"
             " launch.rendezvous."
         ) from error
+    if any(listener.getsockname()[0] in EVERYWHERE for listener in listeners):
+        place = f"{endpoint.host} names no address here at which others could reach node 0"
+        print(f"{place}: listening on all interfaces", file=sys.stderr, flush=True)
+    gate.listen(listeners)
     return SharedStore(store, endpoint)
 
 
-def _reach_store(endpoint: Endpoint, *, join_s: float, lost_s: float) -> tuple[SharedStore, str]:
-    """The store on node 0, and the address at which it was reached.
-
-    Torch's client logs long warnings while nothing listens, so a plain socket tries first.
-    """
+def _reach_node_0(endpoint: Endpoint, tunnel: Tunnel, secret: Secret, *, join_s: float) -> str:
+    """The address at which node 0 was reached."""
     deadline = time.monotonic() + join_s
     while True:
         try:
-            with socket.create_connection((endpoint.host, endpoint.port), timeout=CONNECT_S) as probe:
-                address = str(probe.getpeername()[0])
-            timeout = timedelta(seconds=lost_s)
-            store = TCPStore(endpoint.host, endpoint.port, None, False, timeout, wait_for_workers=False)
-            return SharedStore(store, endpoint), address
-        except (OSError, DistError) as error:
+            return tunnel.reach(LAUNCHERS)
+        except RefusedError as error:
+            raise LaunchError(
+                f"node 0 at {endpoint} has another secret than {secret.path}. That file must be the same on every"
+                " machine: use a working directory or run.dir that all of them share, or set launch.secret_file to the"
+                " path of a copy. If the port is that of another run, choose another in launch.rendezvous."
+            ) from error
+        except OSError as error:
             if time.monotonic() > deadline:
-                reason = str(error).partition("\n")[0]
                 raise LaunchError(
-                    f"cannot connect to node 0 at {endpoint} within {join_s:g} s ({reason}). Start the same command on"
+                    f"cannot connect to node 0 at {endpoint} within {join_s:g} s ({error}). Start the same command on"
                     " node 0, and make sure that its port can be reached from here."
                 ) from error
             time.sleep(POLL_S)
+
+
+def _reach_store(endpoint: Endpoint, tunnel: Tunnel, *, lost_s: float) -> SharedStore:
+    port = tunnel.open(LAUNCHERS)
+    try:
+        store = TCPStore(LOOPBACK, port, None, False, timedelta(seconds=lost_s), wait_for_workers=False)
+    except DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise NodeEnded(EndReason.FAILED, f"lost the connection to node 0 at {endpoint}: {reason}") from error
+    return SharedStore(store, endpoint)
 
 
 def _claim_node_rank(store: SharedStore, *, node_rank: int | None, num_nodes: int) -> int:

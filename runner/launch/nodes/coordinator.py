@@ -14,6 +14,7 @@ from runner.config.parts import MISSING
 from runner.config.store import diff
 from runner.errors import Fault, SpecError
 from runner.launch.node_group import EndReason, NodeEnded
+from runner.launch.nodes.gate import RANKS, Passage
 from runner.launch.nodes.heartbeat import POLL_S, Heartbeat, describe_node
 from runner.launch.nodes.store import SharedStore
 
@@ -27,17 +28,13 @@ SETTLE_S = 5.0
 class Coordinator:
     """One node's part in the agreement; a NodeGroup. Not thread-safe."""
 
-    def __init__(self, store: SharedStore, *, node_rank: int, num_nodes: int, lost_s: float) -> None:
+    def __init__(self, store: SharedStore, passage: Passage, *, node_rank: int, num_nodes: int, lost_s: float) -> None:
         self.node_rank = node_rank
         self.num_nodes = num_nodes
         self._store = store
+        self._passage = passage
         self._heartbeat = Heartbeat(store, node_rank=node_rank, num_nodes=num_nodes, lost_s=lost_s)
         self._unresponsive: set[int] = set()
-
-    @property
-    def host(self) -> str:
-        """The host of node 0, as the declaration names it."""
-        return self._store.endpoint.host
 
     def set_node_0_address(self, address: str) -> None:
         """Publish the address at which this node reached node 0."""
@@ -45,7 +42,7 @@ class Coordinator:
 
     def node_0_address(self) -> str:
         """Node 0 as the others reach it; its own host name may lead it to a loopback address."""
-        return str(self._store.get("node_0_address")) if self.num_nodes > 1 else self.host
+        return str(self._store.get("node_0_address")) if self.num_nodes > 1 else self._store.endpoint.host
 
     def compare_declarations(self, declaration: Mapping[str, Any], *, timeout_s: float) -> None:
         """Wait until all nodes have joined, and compare their declarations with that of node 0.
@@ -119,12 +116,14 @@ class Coordinator:
             ready = functools.partial(self._store.has_all, key, range(self.num_nodes))
             what = f"not every node is ready for start {start + 1} of the ranks"
             self._heartbeat.wait_until(ready, timeout_s=timeout_s, describe=lambda: what, check=check)
-            self._store.set(f"{key}/port", reserve_port())
+            port = self._passage.open(RANKS, reserve_port)
+            self._store.set(f"{key}/ready", True)
         else:
-            ready = functools.partial(self._store.has, f"{key}/port")
+            port = self._passage.open(RANKS, reserve_port)
+            ready = functools.partial(self._store.has, f"{key}/ready")
             what = f"node 0 is not ready for start {start + 1} of the ranks"
             self._heartbeat.wait_until(ready, timeout_s=timeout_s, describe=lambda: what, check=check)
-        return self._store.prefixed(f"{key}/agents"), int(self._store.get(f"{key}/port"))
+        return self._store.prefixed(f"{key}/agents"), port
 
     def has_joined_start(self, start: int) -> bool:
         """Whether a node is waiting for this start of the ranks."""
@@ -161,13 +160,17 @@ class Coordinator:
 
     def leave(self) -> None:
         """Say that this node is done; node 0 waits until the others have left, since its store closes then."""
-        deadline = time.monotonic() + SETTLE_S
         with contextlib.suppress(NodeEnded):
             self._store.set(f"left/{self.node_rank}", True)
-            others = set(range(1, self.num_nodes)) - self._unresponsive
-            joined = [node_rank for node_rank in others if self._store.has(f"declaration/{node_rank}")]
-            while self.node_rank == 0 and not self._store.has_all("left", joined) and time.monotonic() < deadline:
-                time.sleep(POLL_S)
+            if self.node_rank == 0:
+                self._wait_for_others_to_leave()
+
+    def _wait_for_others_to_leave(self) -> None:
+        deadline = time.monotonic() + SETTLE_S
+        others = set(range(1, self.num_nodes)) - self._unresponsive
+        joined = [node_rank for node_rank in others if self._store.has(f"declaration/{node_rank}")]
+        while not self._store.has_all("left", joined) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def _describe_missing(self) -> str:
         others = range(1, self.num_nodes)

@@ -1,5 +1,6 @@
 """Host names: which of them is this machine, their order in a hostfile, and the interface that leads to one."""
 
+import ipaddress
 import socket
 import sys
 from dataclasses import dataclass
@@ -87,14 +88,60 @@ def is_here(host: str) -> bool:
     Raises:
         OSError: the name cannot be resolved.
     """
+    return bool(_addresses_here(host))
+
+
+def listen(place: Endpoint) -> list[socket.socket]:
+    """Listen at the addresses of this machine that the host names; at all of them if the host names none.
+
+    That happens behind a translating router or service, and where a machine's own name is 127.0.1.1 to itself, as
+    Debian's installer has it: others know it by an address that is not known here.
+
+    Raises:
+        OSError: the port is taken, or the name cannot be resolved.
+    """
+    addresses = _addresses_here(place.host)
+    if not _names_loopback(place.host):
+        addresses = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
+    if not addresses:
+        return [_listen_everywhere(place.port)]
+    return [
+        socket.create_server(
+            (address, place.port),
+            family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+            backlog=socket.SOMAXCONN,  # all ranks of all nodes connect at the same moment
+        )
+        for address in addresses
+    ]
+
+
+def _addresses_here(host: str) -> list[str]:
+    """The addresses of a host that this machine has."""
+    found = []
     for family, kind, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
         with socket.socket(family, kind) as probe:
             try:
                 probe.bind(address)
             except OSError:
                 continue
-            return True
-    return False
+            found.append(str(address[0]))
+    return found
+
+
+def _names_loopback(host: str) -> bool:
+    """Whether it is meant to be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen_everywhere(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, backlog=socket.SOMAXCONN, dualstack_ipv6=True
+        )  # fmt: skip
+    return socket.create_server(("", port), backlog=socket.SOMAXCONN)
 
 
 def interface_to(host: str) -> str | None:

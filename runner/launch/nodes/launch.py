@@ -20,14 +20,13 @@ from runner.launch.nodes.hosts import interface_to
 from runner.launch.outcome import Outcome, check_done, failed, interrupted, stopped_by_signal
 from runner.launch.rendezvous import Rendezvous
 from runner.launch.supervision import Supervision
-from runner.world.environment import environment, for_determinism
+from runner.world.environment import GLOO_INTERFACE, NCCL_INTERFACE, environment, for_determinism
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
 
-OWN_KEYS = ("node_rank", "interface", "hostfile")
+OWN_KEYS = ("node_rank", "interface", "hostfile", "secret_file")
 """Keys of `launch` that may differ from machine to machine."""
-GLOO_INTERFACE, NCCL_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 
 @final
@@ -70,7 +69,7 @@ class NodesLaunch:
                 self.supervision,
                 processes=processes,
                 timeout_s=self.spec.hardware.timeout_s,
-                fork=False,  # node 0's TCPStore has a thread of its own, which Python does not see: see can_fork
+                fork=False,  # threads carry connections here, and node 0's TCPStore has one that Python does not see
                 rendezvous=make_rendezvous,
                 log="agent.log" if coordinator.node_rank == 0 else f"agent_{coordinator.node_rank}.log",
             )

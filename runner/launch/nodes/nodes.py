@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 from runner.config.sections import flattened
 from runner.errors import Fault, SpecError
 from runner.launch.nodes.hosts import Endpoint, Host, endpoint, is_here, read_hostfile
+from runner.launch.nodes.secret import load_secret
 from runner.launch.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Nodes:
     """A file with `host` or `host slots=n` a line, in the order of node ranks; null = none."""
     interface: str | None = None
     """Network interface that ranks talk over; null = the one that leads to node 0."""
+    secret_file: str | None = None
+    """A file with a secret that the machines share, readable by its owner only; null = .runner/secret in the working
+    directory (or beside run.dir, if that is absolute), made by the first machine that looks for it."""
     join_s: float = 600.0
     """Seconds to wait for the other machines."""
     lost_s: float = 60.0
@@ -98,10 +102,11 @@ class Nodes:
         hosts = self.hosts()
         place = endpoint(self.rendezvous if self.rendezvous is not None else hosts[0].name)
         node_rank, times = self._find_node_rank(place, hosts), {"join_s": self.join_s, "lost_s": self.lost_s}
+        secret = load_secret(self.secret_file, run_dir=spec.run.dir)
         if node_rank == 0:
             others = self.nodes - 1
             report(f"node 0 of {self.nodes} ({socket.gethostname()}) is waiting for {others} more at {place}")
-        with connect(place, node_rank=node_rank, num_nodes=self.nodes, **times) as coordinator:
+        with connect(place, secret=secret, node_rank=node_rank, num_nodes=self.nodes, **times) as coordinator:
             if coordinator.node_rank:
                 this = f"node {coordinator.node_rank} of {self.nodes} ({socket.gethostname()})"
                 report(f"{this} is connected to node 0 at {place}")

@@ -1,5 +1,6 @@
 """What the launchers of several machines agree on, over a real store, all of them in this process."""
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,8 +14,10 @@ from runner.launch.node_group import EndReason, NodeEnded
 from runner.launch.nodes.connect import connect
 from runner.launch.nodes.coordinator import Coordinator
 from runner.launch.nodes.hosts import Endpoint
+from runner.launch.nodes.secret import Secret
 
 LOST_S = 2.0
+SECRET = Secret(path=Path("secret"), value=b"known to both of the nodes of a test")
 
 
 @pytest.fixture
@@ -27,8 +30,8 @@ def pair(endpoint: Endpoint) -> Iterator[tuple[Coordinator, Coordinator]]:
     """Node 0 and node 1 of two."""
     times = {"join_s": 10.0, "lost_s": LOST_S}
     with ExitStack() as stack:
-        first = stack.enter_context(connect(endpoint, node_rank=0, num_nodes=2, **times))
-        yield first, stack.enter_context(connect(endpoint, node_rank=None, num_nodes=2, **times))
+        first = stack.enter_context(connect(endpoint, secret=SECRET, node_rank=0, num_nodes=2, **times))
+        yield first, stack.enter_context(connect(endpoint, secret=SECRET, node_rank=None, num_nodes=2, **times))
 
 
 def test_a_node_without_a_number_gets_the_next_and_one_too_many_is_refused(
@@ -36,7 +39,7 @@ def test_a_node_without_a_number_gets_the_next_and_one_too_many_is_refused(
 ) -> None:
     assert [one.node_rank for one in pair] == [0, 1]
     assert pair[0].node_0_address() == "127.0.0.1"
-    more = connect(endpoint, node_rank=None, num_nodes=2, join_s=10, lost_s=LOST_S)
+    more = connect(endpoint, secret=SECRET, node_rank=None, num_nodes=2, join_s=10, lost_s=LOST_S)
     with (
         pytest.raises(LaunchError, match=r"all 2 nodes have already joined at 127\.0\.0\.1:\d+, and this would be"),
         more,
@@ -76,8 +79,13 @@ def test_a_node_that_does_not_join_a_start_is_reported(pair: tuple[Coordinator, 
     with pytest.raises(LaunchError, match=r"timed out after 0\.1 s: node 0 is not ready for start 1 of the ranks\."):
         pair[1].join_start(0, lambda: 1, **soon)
     assert pair[0].has_joined_start(0)
-    assert pair[0].join_start(0, lambda: 1234, **soon)[1] == 1234
-    assert pair[1].join_start(0, lambda: 1, **soon)[1] == 1234
+    with socket.create_server(("127.0.0.1", 0)) as ranks_store:
+        port = ranks_store.getsockname()[1]
+        assert pair[0].join_start(0, lambda: port, **soon)[1] == port
+        local_port = pair[1].join_start(0, lambda: 1, **soon)[1]
+        with socket.create_connection(("127.0.0.1", local_port)) as rank, ranks_store.accept()[0] as reached:
+            rank.sendall(b"from a rank of node 1")
+            assert reached.recv(64) == b"from a rank of node 1"
     with pytest.raises(LaunchError, match=r"not every node is ready for start 2 of the ranks\."):
         pair[0].join_start(1, lambda: 1, **soon)
 
@@ -102,7 +110,7 @@ def check_for(coordinator: Coordinator, seconds: float) -> None:
 
 
 def announce_and_check(endpoint: Endpoint, reason: EndReason) -> None:
-    with connect(endpoint, node_rank=0, num_nodes=1, join_s=1, lost_s=LOST_S) as coordinator:
+    with connect(endpoint, secret=SECRET, node_rank=0, num_nodes=1, join_s=1, lost_s=LOST_S) as coordinator:
         coordinator.announce_end(reason, "it is over")
         coordinator.announce_end(EndReason.FAILED, "only the first announcement counts")
         coordinator.check()
@@ -119,8 +127,8 @@ def test_the_end_of_one_node_is_the_end_of_the_others(
 def test_a_lost_connection_to_node_0_ends_the_run(endpoint: Endpoint) -> None:
     """Its launcher was killed: here its store is closed, and it never says why."""
     with ExitStack() as node_0:
-        node_0.enter_context(connect(endpoint, node_rank=0, num_nodes=2, join_s=1, lost_s=LOST_S))
-        other = connect(endpoint, node_rank=1, num_nodes=2, join_s=1, lost_s=LOST_S)
+        node_0.enter_context(connect(endpoint, secret=SECRET, node_rank=0, num_nodes=2, join_s=1, lost_s=LOST_S))
+        other = connect(endpoint, secret=SECRET, node_rank=1, num_nodes=2, join_s=1, lost_s=LOST_S)
         coordinator = other.__enter__()
     with pytest.raises(NodeEnded, match=r"lost the connection to node 0 at 127\.0\.0\.1:\d+: "):
         check_for(coordinator, 5)

@@ -1,11 +1,13 @@
 """Host names, endpoints and hostfiles."""
 
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from machines import free_port
 
-from runner.launch.nodes.hosts import Endpoint, Host, endpoint, interface_to, is_here, read_hostfile
+from runner.launch.nodes.hosts import Endpoint, Host, endpoint, interface_to, is_here, listen, read_hostfile
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,22 @@ def test_this_machine_knows_its_own_addresses() -> None:
     assert not is_here("192.0.2.1")  # reserved for documentation: nobody has it (RFC 5737)
     with pytest.raises(OSError, match=r"(?i)name"):
         is_here("nobody.invalid")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_node_0_listens_at_the_addresses_that_the_rendezvous_names(host: str) -> None:
+    named = {address[0] for *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
+    assert addresses_of(host) == {address for address in named if is_here(str(address))}
+
+
+def test_node_0_listens_everywhere_where_the_rendezvous_names_no_address_of_its_own() -> None:
+    assert addresses_of("192.0.2.1") <= {"::", "0.0.0.0"}
+
+
+def addresses_of(host: str) -> set[str]:
+    """Where node 0 listens for this rendezvous; each of the sockets is closed again."""
+    with ExitStack() as stack:
+        return {stack.enter_context(one).getsockname()[0] for one in listen(Endpoint(host=host, port=free_port()))}
 
 
 def test_the_interface_to_oneself_is_loopback() -> None:

@@ -1,0 +1,317 @@
+"""Strangers on the network: what listens while a run takes place, and what it tells them."""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import ADDRESSES, Node, can_make_hosts, free_port, two_hosts
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # all are public
+
+from runner.config.run_dir import RunDir
+from runner.errors import LaunchError
+from runner.launch.nodes import handshake
+from runner.launch.nodes.connect import connect
+from runner.launch.nodes.coordinator import Coordinator
+from runner.launch.nodes.hosts import Endpoint
+from runner.launch.nodes.secret import Secret
+
+WATCH = Path(__file__).with_name("ports_watch.py")
+SECRET = Secret(path=Path("shared/secret"), value=b"what the launchers of one run know")
+OTHER = Secret(path=Path("other/secret"), value=b"what the launchers of another run know")
+TIMES = {"join_s": 10.0, "lost_s": 30.0}
+GREETING = len(handshake.GREETING) + handshake.SIZE
+ANSWER = 1 + handshake.SIZE
+MIB = 1 << 20
+
+needs_root = pytest.mark.skipif(not can_make_hosts(), reason="needs root and iproute2 to make network hosts")
+
+
+@dataclass
+class Watched:
+    """What listened in a network namespace, and which of it answered at the address of its second interface."""
+
+    listening: set[tuple[str, int]]
+    answered: set[int]
+
+
+@contextmanager
+def watching(within: list[str], address: str) -> Iterator[Watched]:
+    """Filled in when the block ends."""
+    watched = Watched(listening=set(), answered=set())
+    command = [*within, sys.executable, str(WATCH), address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "watching\n"
+        yield watched
+        seen = json.loads(process.communicate(input="")[0])
+    watched.listening = {(place, port) for place, port in seen["listening"]}
+    watched.answered = set(seen["answered"])
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", pytest.param("deepspeed_zero2", marks=pytest.mark.exhaustive)]
+)  # fmt: skip
+def test_a_run_on_one_machine_listens_on_loopback_only(project: Path, strategy: str) -> None:
+    """The machine's name is an address of its network, where gloo would listen by itself."""
+    with two_hosts(f"o{os.getpid()}") as (host, _):
+        name = socket.gethostname()
+        hosts = Path("/etc/netns") / host[-1] / "hosts"
+        hosts.write_text(f"127.0.0.1 localhost\n{ADDRESSES[0]} {name}\n")
+        with watching(host, ADDRESSES[0]) as watched:
+            words = ("train", "points", f"strategy={strategy}", "hardware.processes=2", "batch.micro_items=3")
+            code, _, stderr = Node(words, cwd=project, within=host).end(timeout_s=120)
+    assert code == 0, stderr
+    assert {address for address, _ in watched.listening} == {"127.0.0.1"}
+    assert len(watched.listening) >= 3, "at least a store and a socket of gloo for each of two ranks"
+    assert not watched.answered
+
+
+@needs_root
+def test_nodes_listen_at_the_rendezvous_and_for_gloo_only_and_a_stranger_does_not_stop_them(project: Path) -> None:
+    port = free_port()
+    with two_hosts(f"n{os.getpid()}") as hosts, ExitStack() as stack:
+        watched = [stack.enter_context(watching(host, address)) for host, address in zip(hosts, ADDRESSES, strict=True)]
+        words = ("train", "points", "strategy=ddp", "launch=nodes", f"launch.rendezvous={ADDRESSES[0]}:{port}")
+        nodes = [Node(words, cwd=project, within=host) for host in hosts]
+        stranger = [*hosts[1], sys.executable, "-c", FLOOD, ADDRESSES[0], str(port)]
+        flood = stack.enter_context(subprocess.Popen(stranger))
+        ends = [node.end(timeout_s=120) for node in nodes]
+        flood.kill()
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert RunDir(Path(ends[0][1].splitlines()[-1])).read_status()["state"] == "done"
+    for mine, address in zip(watched, ADDRESSES, strict=True):
+        assert {place for place, _ in mine.listening} == {"127.0.0.1", address}
+    assert (ADDRESSES[0], port) in watched[0].listening
+    gloo = 1  # a rank
+    assert [len({port for place, port in mine.listening if place != "127.0.0.1"}) for mine in watched] == [
+        1 + gloo,
+        gloo,
+    ]
+
+
+# Bytes at random, over a hundred connections a second, until killed.
+FLOOD = """
+import os, socket, sys, time
+while True:
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
+            connection.sendall(os.urandom(1 << 16))
+    except OSError:
+        pass
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    return Endpoint(host="127.0.0.1", port=free_port())
+
+
+@pytest.fixture
+def node_0(endpoint: Endpoint) -> Iterator[Coordinator]:
+    """Waiting for a node; it knows the declaration of its run."""
+    with connect(endpoint, secret=SECRET, node_rank=0, num_nodes=2, **TIMES) as coordinator:
+        coordinator._store.set("declaration/0", {"optimizer": {"lr": 0.125}})
+        yield coordinator
+
+
+def stranger(endpoint: Endpoint) -> socket.socket:
+    connection = socket.create_connection((endpoint.host, endpoint.port), timeout=10)
+    connection.settimeout(10)
+    return connection
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Everything until the other side closes."""
+    received = b""
+    try:
+        while part := connection.recv(MIB):
+            received += part
+    except ConnectionResetError:
+        pass  # it closed while there was more to read
+    return received
+
+
+def joins(endpoint: Endpoint, secret: Secret = SECRET) -> int:
+    """The rank that a node gets, which joins and leaves."""
+    with connect(endpoint, secret=secret, node_rank=None, num_nodes=2, **TIMES) as coordinator:
+        return coordinator.node_rank
+
+
+def test_a_stranger_learns_only_that_a_runner_listens(node_0: Coordinator, endpoint: Endpoint) -> None:
+    with stranger(endpoint) as connection:
+        connection.sendall(bytes(3 * handshake.SIZE))
+        received = receive(connection)
+    assert received.startswith(handshake.GREETING)
+    assert received[GREETING:] == bytes(ANSWER), "refused, and nothing else"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchs_own_client_reads_and_sets_nothing(node_0: Coordinator, endpoint: Endpoint) -> None:
+    """It could, as long as the store itself listened there."""
+    with pytest.raises(DistError):
+        TCPStore(endpoint.host, endpoint.port, None, False, timedelta(seconds=2), wait_for_workers=False).set("a", "b")
+    assert not node_0._store.has("a")
+
+
+def test_a_hundred_mebibytes_are_not_taken(node_0: Coordinator, endpoint: Endpoint) -> None:
+    before, sent, block = resident_mib(), 0, bytes(MIB)
+    with stranger(endpoint) as connection:
+        try:
+            while sent < 100 * MIB:
+                connection.sendall(block)
+                sent += MIB
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    assert sent < 20 * MIB, "what the kernel's own buffers hold"
+    assert resident_mib() - before < 10
+    assert joins(endpoint) == 1
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB
+
+
+def test_silent_connections_are_held_to_a_number_and_keep_nobody_out(node_0: Coordinator, endpoint: Endpoint) -> None:
+    with ExitStack() as stack:
+        silent = [stack.enter_context(stranger(endpoint)) for _ in range(400)]
+        assert joins(endpoint) == 1
+        for connection in silent:
+            connection.setblocking(False)
+        open_ones = [connection for connection in silent if not is_closed(connection)]
+    assert 200 < len(open_ones) <= 256
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other side has closed it, after the greeting that it sent."""
+    try:
+        return len(connection.recv(GREETING)) < GREETING or connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_a_proof_that_was_overheard_does_not_open_a_second_connection(node_0: Coordinator, endpoint: Endpoint) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as between:
+        overheard: list[bytes] = []
+        place = Endpoint(host="127.0.0.1", port=between.getsockname()[1])
+        eavesdropper = threading.Thread(target=forward, args=(between, endpoint, overheard))
+        eavesdropper.start()
+        asyncio.run(introduce(place, SECRET))
+        eavesdropper.join()
+    assert len(overheard[0]) == 3 * handshake.SIZE
+    with stranger(endpoint) as connection:
+        connection.sendall(overheard[0])
+        assert receive(connection)[GREETING:] == bytes(ANSWER)
+
+
+def forward(listener: socket.socket, endpoint: Endpoint, overheard: list[bytes]) -> None:
+    """Stand between a node and node 0 for one handshake."""
+    with listener.accept()[0] as node, stranger(endpoint) as gate:
+        node.sendall(receive_exactly(gate, GREETING))
+        overheard.append(receive_exactly(node, 3 * handshake.SIZE))
+        gate.sendall(overheard[0])
+        node.sendall(receive_exactly(gate, ANSWER))
+
+
+def receive_exactly(connection: socket.socket, size: int) -> bytes:
+    return connection.recv(size, socket.MSG_WAITALL)
+
+
+async def introduce(endpoint: Endpoint, secret: Secret) -> None:
+    with socket.create_connection((endpoint.host, endpoint.port)) as connection:
+        connection.setblocking(False)
+        await handshake.introduce(connection, secret.value, "launchers")
+
+
+def test_a_node_tells_an_impostor_nothing(endpoint: Endpoint) -> None:
+    """It listens in place of node 0, accepts any proof, and makes one up, or sends back the node's own."""
+    received: list[bytes] = []
+
+    def accept_anything(listener: socket.socket, make_proof: Callable[[bytes], bytes]) -> None:
+        with listener.accept()[0] as node:
+            node.sendall(handshake.GREETING + bytes(handshake.SIZE))
+            sent = receive_exactly(node, 3 * handshake.SIZE)
+            node.sendall(b"\1" + make_proof(sent))
+            received.append(sent + receive(node))
+
+    for make_proof in (lambda sent: bytes(handshake.SIZE), lambda sent: sent[-handshake.SIZE :]):
+        with closing(socket.create_server((endpoint.host, endpoint.port))) as listener:
+            impostor = threading.Thread(target=accept_anything, args=(listener, make_proof))
+            impostor.start()
+            with pytest.raises(LaunchError, match="has another secret than"):
+                joins(endpoint)
+            impostor.join()
+    assert [len(sent) for sent in received] == [3 * handshake.SIZE] * 2
+
+
+def test_a_node_with_another_secret_is_told_so_at_once(
+    node_0: Coordinator, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(
+        LaunchError,
+        match=r"^node 0 at 127\.0\.0\.1:\d+ has another secret than other/secret\. That file must be the same on every",
+    ):
+        joins(endpoint, OTHER)
+    assert time.monotonic() - began < 5
+    assert capsys.readouterr().err == "refused a connection from 127.0.0.1, which has another secret\n"
+    assert joins(endpoint) == 1
+
+
+def test_what_answers_is_not_node_0(endpoint: Endpoint) -> None:
+    """A web server, say: waited for like a node 0 that has not started, and then named."""
+    with closing(socket.create_server((endpoint.host, endpoint.port))) as listener:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):  # until it is closed
+                while True:
+                    with listener.accept()[0] as connection:
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        server = threading.Thread(target=answer)
+        server.start()
+        tunnel = connect(endpoint, secret=SECRET, node_rank=1, num_nodes=2, join_s=1e-3, lost_s=1)
+        with (
+            pytest.raises(LaunchError, match=r"within 0\.001 s \(another program answers there, or another version of"),
+            tunnel,
+        ):
+            pass
+        listener.shutdown(socket.SHUT_RDWR)
+        server.join()
+
+
+def test_the_run_directory_and_the_terminal_never_hold_the_secret(project: Path) -> None:
+    words = ("train", "points", "strategy=ddp", "launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}")
+    nodes = [Node((*words, f"launch.node_rank={rank}"), cwd=project) for rank in range(2)]
+    ends = [node.end() for node in nodes]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    file = project / ".runner" / "secret"
+    assert file.stat().st_mode & 0o777 == 0o600
+    secret = file.read_bytes().strip()
+    assert len(secret) == 64
+    assert not any(secret.decode() in out + err for _, out, err in ends)
+    run = Path(ends[0][1].splitlines()[-1])
+    assert not [path for path in run.rglob("*") if path.is_file() and secret in path.read_bytes()]
+    git = shutil.which("git")
+    assert git is not None
+    subprocess.run([git, "init", "-q"], cwd=project, check=True)
+    status: Any = subprocess.run([git, "status", "--porcelain", "-uall"], cwd=project, check=True, capture_output=True)
+    assert b".runner" not in status.stdout
