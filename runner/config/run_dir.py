@@ -51,6 +51,11 @@ class RunDir:
         return self.path / "failures"
 
     @property
+    def model_config(self) -> Path:
+        """A transformers model's own configuration, from which an export makes config.json. See storage/pretrained.py."""
+        return self.path / "model_config.json"
+
+    @property
     def guard(self) -> Path:
         """Steps that were not finite and where that came from: a list, oldest first. Not there as long as none was."""
         return self.path / "guard.json"

@@ -1,5 +1,6 @@
 """Builds what a spec describes: calls the hooks and lets the strategy place what they return."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from runner.engine.training import Training
 from runner.errors import HookError, ModelError
 from runner.model.shape import apply_compile, apply_recompute
 from runner.protocols import Builder, Data, Trainable, World
+from runner.storage.pretrained import save_model_config
 from runner.world.rehearsal import rehearsal
 from runner.world.seeds import mix, seed_all
 
@@ -31,13 +33,14 @@ def call_data(spec: RunSpec, world: World) -> Data:
     return check_data(data, spec.data.target, wants_eval=spec.eval.every_steps is not None)
 
 
-def build_training(spec: RunSpec, data: Data, world: World) -> Training:
+def build_training(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> Training:
     """Build everything that a checkpoint contains, at step 0. Collective.
 
     Raises:
         HookError, ModelError: the model hook returned something that cannot be trained.
     """
-    trainable = spec.strategy.prepare(builder_of(spec), world)
+    keep = partial(save_model_config, run_dir.model_config) if world.is_main else _ignore
+    trainable = spec.strategy.prepare(builder_of(spec, see=keep), world)
     listeners = build_listeners(spec.callback)
     random_world = world.along(*world.axes.random)
     seed_all(mix(spec.run.seed, TRAINING_SEED, random_world.rank))  # dropout and the like
@@ -73,10 +76,18 @@ def with_fitting_batch(spec: RunSpec, run_dir: RunDir, data: Data, world: World)
     return fitting
 
 
-def builder_of(spec: RunSpec) -> Builder:
-    """The functions and options from which a strategy builds a model and its optimizer."""
+def _ignore(model: Module) -> None:
+    """Look at a model, and do nothing."""
+
+
+def builder_of(spec: RunSpec, *, see: Callable[[Module], None] = _ignore) -> Builder:
+    """The functions and options from which a strategy builds a model and its optimizer.
+
+    Args:
+        see: called with the model as the hook returned it.
+    """
     return Builder(
-        build_model=partial(_call_model, spec),
+        build_model=partial(_call_model, spec, see),
         recompute=partial(apply_recompute, spec=spec),
         compile=partial(apply_compile, spec=spec),
         build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
@@ -86,7 +97,7 @@ def builder_of(spec: RunSpec) -> Builder:
     )
 
 
-def _call_model(spec: RunSpec) -> Module:
+def _call_model(spec: RunSpec, see: Callable[[Module], None]) -> Module:
     """Call the model hook with the same seed on every rank, so that initial weights are equal by construction."""
     seed_all(spec.run.seed)
     model = hooks.resolve(spec.model, spec.import_roots)()
@@ -94,5 +105,6 @@ def _call_model(spec: RunSpec) -> Module:
         raise HookError(f"{spec.model.target} returned a {type(model).__name__}, but must return a torch.nn.Module.")
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{spec.model.target} returned a model without parameters: there is nothing to train.")
+    see(model)
     spec.precision.convert(model, spec.hardware)
     return model

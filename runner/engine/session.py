@@ -140,7 +140,7 @@ def open_session(spec: RunSpec, run_dir: RunDir, world: World, stopping: Stoppin
     data = call_data(spec, world)
     if spec.batch.auto:
         spec = with_fitting_batch(spec, run_dir, data, world)
-    training = build_training(spec, data, world)
+    training = build_training(spec, run_dir, data, world)
     checkpointer = spec.checkpoint.open(run_dir.path, world)
     checkpoints = Checkpoints(run_dir.checkpoints, world)
     restore_latest(training, checkpoints)
