@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from runner.cli.trust import remember
 from runner.config import provenance, store
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
@@ -33,6 +34,7 @@ def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
     """
     with spec.launch.open(spec) as launch:
         spec_path = launch.begin(freeze)
+        remember(spec_path)
         try:
             _start(launch, spec_path)
         finally:
@@ -67,6 +69,7 @@ def run_sweep_job(spec_path: Path) -> None:
     try:
         spec = store.read(spec_path)
         with spec.launch.open(spec) as launch:
+            remember(spec_path)
             _start(launch, launch.begin(lambda: spec_path))
     except RunnerError as error:
         print(f"{error}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runner.cli import attempt
 from runner.cli.arguments import run_words
+from runner.cli.trust import require_trust
 from runner.compose.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
 from runner.config.nearest import did_you_mean, listed
@@ -31,12 +32,14 @@ def resume(found: argparse.Namespace) -> int:
     """Continue a run.
 
     Raises:
-        SpecError: the directory is not a run's, an override cannot be applied, or it would make this another run.
+        SpecError: the directory is not a run's, or did not begin on this account; an override cannot be applied, or it
+            would make this another run.
         CheckpointError: the checkpoint chosen with --from is corrupted.
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
     run_dir, overrides = run_words(found, prog="runner resume")
+    require_trust(run_dir.specs()[-1], trust=found.trust)
     changed = apply_overrides(_without_stop(store.load(run_dir.specs()[-1])), overrides)
     _check_checkpoint(run_dir, found.resume_from)
     spec = _read(changed, before=store.read(run_dir.specs()[-1]), allowed=found.allow)

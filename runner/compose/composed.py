@@ -1,13 +1,14 @@
 """The result of composing a recipe: plain containers plus the origin of each value."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.compose.origins import Origins
-from runner.compose.recipe import Recipe, import_roots
-from runner.config.read import read
+from runner.compose.recipe import Recipe, import_roots, own_roots
+from runner.config.parts import imports_any
+from runner.config.read import Rule, is_shipped, read
 from runner.config.run_spec import RunSpec
 from runner.config.store import Composition, StoredSpec, dump_yaml
 from runner.errors import Fault
@@ -35,19 +36,32 @@ class Composed:
         name = self.config.get("name")
         return str(name) if name not in (None, "", "???") and "/" not in str(name) else self.recipe.name
 
-    def read(self) -> RunSpec:
+    def read(self, *, rules: Sequence[Rule] = (model_faults,)) -> RunSpec:
         """Convert to typed parts and check them.
+
+        Args:
+            rules: further rules. The default calls the model hook on the meta device where parts ask for that.
 
         Raises:
             SpecError: holds every fault found while composing, converting and checking.
         """
-        roots = import_roots(self.recipe)
+        return self._read(rules, import_roots(self.recipe), imports_any)
+
+    def read_without_imports(self) -> RunSpec:
+        """Like `read`, but of all that the configuration names only the runner's own parts are imported.
+
+        What is built of others is missing in the result, as `config.read.read` says.
+        """
+        return self._read((), own_roots(), is_shipped)
+
+    def _read(self, rules: Sequence[Rule], roots: Sequence[str], imports: Callable[[str], bool]) -> RunSpec:
         return read(
             self.config,
             import_roots=roots,
             origin=self.origins.origin,
             known_faults=self.faults,
-            rules=[model_faults],
+            rules=rules,
+            imports=imports,
         )
 
     def stored(self) -> StoredSpec:

@@ -4,23 +4,31 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from runner.config.nearest import did_you_mean
 
-__all__ = ["NotFound", "import_from", "is_file_in", "locate"]
+__all__ = ["NotFound", "import_from", "locate"]
 
-NO_FACTORIES = frozenset(
-    (
-        "_ctypes _frozen_importlib _frozen_importlib_external _imp _io _operator _pickle _posixsubprocess _socket "
-        "atexit bdb builtins cProfile cloudpickle code codeop ctypes dill doctest ensurepip ftplib gc genericpath http "
-        "importlib inspect io logging marshal mmap multiprocessing nt ntpath operator os pdb pickle pip posix "
-        "posixpath profile pty pydoc runpy shelve shutil signal smtplib socket socketserver subprocess sys tempfile "
-        "timeit urllib venv webbrowser xmlrpc yaml zipimport"
-    ).split()
-)
+# fmt: off
+NO_FACTORIES = frozenset((
+    # programs, processes and the system
+    "_posixsubprocess", "code", "codeop", "ensurepip", "gc", "marshal", "mmap", "multiprocessing", "nt", "os",
+    "pip", "posix", "pty", "signal", "subprocess", "sys", "venv", "webbrowser",
+    # text that becomes code
+    "_frozen_importlib", "_frozen_importlib_external", "_imp", "bdb", "builtins", "cProfile", "doctest",
+    "importlib", "inspect", "pdb", "profile", "pydoc", "runpy", "timeit", "zipimport",
+    # calls of whatever they are given
+    "_operator", "atexit", "logging", "operator",
+    # memory and objects from bytes
+    "_ctypes", "_pickle", "cloudpickle", "ctypes", "dill", "pickle", "shelve", "yaml",
+    # files
+    "_io", "genericpath", "io", "ntpath", "posixpath", "shutil", "tempfile",
+    # connections
+    "_socket", "ftplib", "http", "smtplib", "socket", "socketserver", "urllib", "xmlrpc",
+))
+# fmt: on
 """Modules that no model, dataset or part comes from. What they hold runs programs or text, changes files, opens
 connections, or calls whatever it is given; a function of the user's own may use all of them.
 """
@@ -59,28 +67,12 @@ def locate(path: str) -> Any:
     return found
 
 
-def is_file_in(root: Path, path: str) -> bool:
-    """Whether a directory has the module, or a part of a package, that a dotted path names. Imports nothing."""
-    parts = path.split(".")
-    if not all(part.isidentifier() for part in parts):
-        return False
-    for part in parts:
-        if any(root.glob(f"{part}.*")):
-            return True
-        root = root / part
-        if not root.is_dir():
-            return False
-        if (root / "__init__.py").exists():
-            return True
-    return True
-
-
 def _refuse(module: str) -> None:
     top = module.partition(".")[0]
     if top in NO_FACTORIES:
         raise NotFound(
-            f"targets in the module {top!r} are refused: no part or data comes from it, but it can run programs, change "
-            "files or evaluate text. Name a function of your own that does what you need."
+            f"targets in the module {top!r} are refused: nothing in it builds a part or data, but it can run programs, "
+            "change files or evaluate text. Name a function of your own that does what you need."
         )
 
 

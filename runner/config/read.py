@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from runner.config import hooks
 from runner.config.imports import import_from
 from runner.config.nearest import did_you_mean, listed
-from runner.config.parts import MISSING, TARGET, build_part, build_section
+from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any
 from runner.config.read_files import read_files
 from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults
 from runner.config.run_spec import (
@@ -27,7 +27,7 @@ from runner.config.run_spec import (
 from runner.errors import Fault, SpecError
 from runner.protocols import Clip
 
-__all__ = ["GROUPS", "MANY_GROUPS", "Origin", "Rule", "as_far_as_known", "read"]
+__all__ = ["GROUPS", "MANY_GROUPS", "Origin", "Rule", "as_far_as_known", "is_shipped", "read"]
 
 T = TypeVar("T")
 Origin = Callable[[str], str]
@@ -64,6 +64,11 @@ HOOKS = tuple(hooks.POSITIONAL)
 KNOWN = ("name", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
 
 
+def is_shipped(target: str) -> bool:
+    """Whether a target is of the runner, and does not call another one that it is given."""
+    return target.startswith("runner.") and target not in GROUPS.values()
+
+
 class _NotKnown(AttributeError):
     """Something that could not be built was asked for. An AttributeError, so that isinstance of a protocol is False."""
 
@@ -84,6 +89,7 @@ class _Reading:
 
     config: Mapping[str, Any]
     import_roots: tuple[str, ...]
+    imports: Callable[[str], bool]
     built: dict[str, Any] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
@@ -106,6 +112,7 @@ def read(
     known_faults: Sequence[Fault] = (),
     check: bool = True,
     rules: Sequence[Rule] = (),
+    imports: Callable[[str], bool] = imports_any,
 ) -> RunSpec:
     """Build a RunSpec from plain dicts, lists and scalars.
 
@@ -115,17 +122,19 @@ def read(
         known_faults: found while the configuration was composed; raised together with those found here.
         check: False trusts an earlier check: hooks are not imported, files not read and no rules applied.
         rules: further rules, applied after those of sections and parts.
+        imports: whether a target may be imported. A part that may not is not built: to ask for it raises an
+            AttributeError, and what depends on it is not checked.
 
     Raises:
         SpecError: with every fault.
     """
     import_from(import_roots)
-    reading = _Reading(config=config, import_roots=tuple(import_roots), faults=list(known_faults))
+    reading = _Reading(config=config, import_roots=tuple(import_roots), imports=imports, faults=list(known_faults))
     _read_names(reading)
     for key, cls in SECTIONS.items():
         _read_section(reading, key, cls)
     for key, adapter in GROUPS.items():
-        built = build_part(config.get(key), key=key, adapter=adapter)
+        built = build_part(config.get(key), key=key, adapter=adapter, imports=imports)
         reading.take(key, built.value, built.faults)
     for key in MANY_GROUPS:
         _read_many(reading, key)
@@ -191,7 +200,7 @@ def _read_many(reading: _Reading, group: str) -> None:
         return
     parts = {}
     for name, option in node.items():
-        built = build_part(option, key=f"{group}.{name}")
+        built = build_part(option, key=f"{group}.{name}", imports=reading.imports)
         reading.faults += built.faults
         parts[name] = UNKNOWN if built.value is None else built.value
     reading.take(group, parts)
@@ -219,7 +228,11 @@ def _read_files_of(
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
     node = reading.config.get(key, {})
-    faults = list(hooks.faults_of(node, key=key, import_roots=reading.import_roots)) if check else []
+    faults = (
+        list(hooks.faults_of(node, key=key, import_roots=reading.import_roots, imports=reading.imports))
+        if check
+        else []
+    )
     whole = isinstance(node, Mapping) and TARGET in node
     hook = hooks.hook_of(node) if whole else Hook(target=MISSING)
     reading.take(key, None if faults else hook, faults)

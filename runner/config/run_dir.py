@@ -52,7 +52,7 @@ class RunDir:
 
     @property
     def model_config(self) -> Path:
-        """A transformers model's own configuration, from which an export makes config.json. See storage/pretrained.py."""
+        """A transformers model's own configuration, of which an export makes config.json: see storage/pretrained.py."""
         return self.path / "model_config.json"
 
     @property

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch.nn import Module, Parameter
 
+from runner.config.imports import NotFound, locate
 from runner.errors import Fault
 from runner.optimizer.groups import check_patterns, group_checks, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
@@ -42,6 +42,9 @@ class ForeignOptimizer:
         """Requires that the constructor accepts the arguments, by building the optimizer over a single scalar."""
         try:
             defaults = self._defaults()
+        except NotFound as missing:
+            yield Fault(key="optimizer", message=f"{self.target} cannot be used: {missing}")
+            return
         except (TypeError, ValueError) as error:
             yield Fault(key="optimizer", message=f"{self.target} rejects {dict(self.arguments)}: {error}")
             return
@@ -71,6 +74,5 @@ class ForeignOptimizer:
         return self._instantiate([Parameter(torch.zeros(1))], self.arguments).defaults
 
     def _instantiate(self, parameters: list[Any], arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
-        module, _, name = self.target.rpartition(".")
-        optimizer: torch.optim.Optimizer = vars(import_module(module))[name](parameters, **arguments)
+        optimizer: torch.optim.Optimizer = locate(self.target)(parameters, **arguments)
         return optimizer

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch.nn import Parameter
 
+from runner.config.imports import NotFound, locate
 from runner.errors import Fault
 from runner.protocols import Scheduler
 
@@ -30,11 +30,12 @@ class ForeignSchedule:
         probe = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
         try:
             self.build(probe, steps=spec.run.steps)
+        except NotFound as missing:
+            yield Fault(key="schedule", message=f"{self.target} cannot be used: {missing}")
         except (TypeError, ValueError) as error:
             yield Fault(key="schedule", message=f"{self.target} rejects {dict(self.arguments)}: {error}")
 
     def build(self, optimizer: torch.optim.Optimizer, *, steps: int) -> Scheduler:
         """Builds the scheduler from its own arguments; `steps` is not used."""
-        module, _, name = self.target.rpartition(".")
-        scheduler: Scheduler = vars(import_module(module))[name](optimizer, **self.arguments)
+        scheduler: Scheduler = locate(self.target)(optimizer, **self.arguments)
         return scheduler

@@ -73,7 +73,7 @@ def save_model_config(path: Path, model: Module) -> None:
             model.config.save_pretrained(directory)
             if isinstance(model, CanGenerate) and model.can_generate():
                 model.generation_config.save_pretrained(directory)
-        except Exception as error:  # a model's own code may raise anything, and a run needs neither file
+        except Exception as error:  # noqa: BLE001  a model's own code may raise anything, and a run needs neither file
             rule = "the model's own configuration cannot be written, so an export will have no config.json: %s: %s"
             logger.warning(rule, type(error).__name__, error)
             return

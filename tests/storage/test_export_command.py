@@ -114,9 +114,7 @@ def test_an_export_needs_no_hook(runner: Callable[..., Ended], trained: Any, pro
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"model": "A", "shapes": {}, "files": {"config.json": "{"}}'])
-def test_a_damaged_configuration_of_the_model_is_told(
-    runner: Callable[..., Ended], trained: Any, content: str
-) -> None:
+def test_a_damaged_configuration_of_the_model_is_told(runner: Callable[..., Ended], trained: Any, content: str) -> None:
     run = trained()
     (run / "model_config.json").write_text(content)
     said = runner("export", str(run), code=8).stderr

@@ -1,6 +1,7 @@
 """Continue a run from its newest committed checkpoint.
 
-The run keeps its declaration, except for the overrides.
+The run keeps its declaration, except for the overrides. A run that another account began is refused until --trust
+accepts it: resuming runs the code that its directory names.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", metavar="step_N", dest="resume_from", help="start from this checkpoint instead of the newest"
     )
+    parser.add_argument("--trust", action="store_true", help="accept a run that did not begin on this account")
 
 
 def main(arguments: argparse.Namespace) -> int:
