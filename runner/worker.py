@@ -5,7 +5,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,9 @@ import torch._dynamo  # noqa: F401  the first optimizer step needs it; a launche
 
 from runner import durable, log
 from runner.config import store
+from runner.config.masking import scrub_error, scrubber
 from runner.config.run_dir import RunDir
+from runner.config.secret import NO_SECRETS, Secret
 from runner.engine.loop import train
 from runner.engine.out_of_memory import report_out_of_memory
 from runner.engine.session import Stopping, open_session
@@ -27,32 +29,39 @@ from runner.world.stop import StopRequest
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def main(spec_path: str) -> None:
-    """Run the rank that torch's rendezvous variables describe."""
+def main(spec_path: str, secrets: Mapping[str, Secret] = NO_SECRETS) -> None:
+    """Run the rank that torch's rendezvous variables describe.
+
+    Args:
+        spec_path: the frozen declaration.
+        secrets: what it holds only a record of, by dotted key.
+    """
     stop = StopRequest()
     stop.install(signal.SIGUSR1)
-    work(Path(spec_path), stop)
+    work(Path(spec_path), stop, secrets)
 
 
-def work(spec_path: Path, stopping: Stopping) -> None:
+def work(spec_path: Path, stopping: Stopping, secrets: Mapping[str, Secret] = NO_SECRETS) -> None:
     """Train as the spec says, in this process.
 
     Raises:
         The error that ended the run, after recording it in the run's directory.
     """
     # The session must be freed before its world closes: a DDP model's destructor has hung without its process group.
-    world = _train(spec_path, stopping)
+    world = _train(spec_path, stopping, secrets)
     world.barrier()
     world.close()
 
 
-def _train(spec_path: Path, stopping: Stopping) -> World:
+def _train(spec_path: Path, stopping: Stopping, secrets: Mapping[str, Secret]) -> World:
     run_dir = RunDir(spec_path.parent)
     identity = find_identity(os.environ)
     rank = 0 if identity is None else identity.rank
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
     with _reporting(run_dir, rank) as run_progress, report_out_of_memory():
-        spec = store.read(spec_path)
+        spec = store.read(spec_path, secrets)
+        run_progress.scrub = scrubber(spec.secrets.values())
+        log.scrub(run_progress.scrub)
         axes = spec.strategy.axes(spec.world_size)
         world = open_world(spec.hardware, axes, identity, timeout=COLLECTIVE_TIMEOUT)
         with open_session(spec, run_dir, world, stopping) as session:
@@ -66,6 +75,8 @@ class _RunProgress:
     """The progress of the run, for failure reports."""
 
     step: Callable[[], int]
+    scrub: Callable[[str], str] = str
+    """Takes the run's secrets out of a text."""
 
 
 @contextmanager
@@ -76,13 +87,14 @@ def _reporting(run_dir: RunDir, rank: int) -> Iterator[_RunProgress]:
         yield run_progress
     except BaseException as error:
         now = time.time_ns()
+        scrub_error(error, run_progress.scrub)
         failure = {
             "rank": rank,
             "time_ns": now,
             "step": run_progress.step(),
             "error": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
+            "message": run_progress.scrub(str(error)),
+            "traceback": run_progress.scrub("".join(traceback.format_exception(error))),
         }
         run_dir.failures.mkdir(exist_ok=True)
         path = run_dir.failures / f"{now}_rank_{rank}.json"

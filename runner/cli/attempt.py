@@ -1,14 +1,16 @@
 """One attempt at a run: what is written before it starts, how it is started, and what the command prints."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from runner.cli.trust import remember
 from runner.config import provenance, store
+from runner.config.masking import shown_command
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
+from runner.config.secret import Secret
 from runner.errors import Interrupted, RunnerError
 from runner.launch.outcome import final_state
 from runner.protocols import Launch
@@ -50,7 +52,7 @@ def begin(run_dir: RunDir, stored: store.StoredSpec, spec: RunSpec, *, command: 
     """
     path = run_dir.next_spec()
     store.save(path, replace(stored, config=dict(spec.config)))
-    provenance.record(run_dir.provenance, provenance.describe(spec, command=command))
+    provenance.record(run_dir.provenance, provenance.describe(spec, command=shown_command(command)))
     run_dir.write_state("queued")
     return path
 
@@ -64,10 +66,10 @@ def _start(launch: Launch, spec_path: Path) -> None:
             print(f"submitted as {job.name}", flush=True)
 
 
-def run_sweep_job(spec_path: Path) -> None:
+def run_sweep_job(spec_path: Path, secrets: Mapping[str, Secret]) -> None:
     """Run what a sweep has frozen, in the process of one of its jobs; exits with the exit code of `runner train`."""
     try:
-        spec = store.read(spec_path)
+        spec = store.read(spec_path, secrets)
         with spec.launch.open(spec) as launch:
             remember(spec_path)
             _start(launch, launch.begin(lambda: spec_path))

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from runner.config.masking import shown_override
 from runner.config.run_dir import RunDir
 from runner.config.store import load_yaml
 
@@ -43,7 +44,7 @@ def _job(path: Path) -> dict[str, Any]:
     overrides = path / ".hydra" / "overrides.yaml"
     return {
         "job": int(path.name) if path.name.isdigit() else path.name,
-        "overrides": load_yaml(overrides.read_text()) if overrides.exists() else [],
+        "overrides": list(map(shown_override, load_yaml(overrides.read_text()))) if overrides.exists() else [],
         **run_dir.read_status(),
         "dir": str(path),
     }

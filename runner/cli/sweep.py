@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from itertools import islice
 from multiprocessing.process import BaseProcess
@@ -27,9 +28,13 @@ from runner.cli.results import report
 from runner.compose.compose import compose, from_hydra
 from runner.compose.composed import Composed
 from runner.compose.hydra_main import hydra_main, quoted
+from runner.compose.origins import COMMAND_LINE
 from runner.compose.recipe import Recipe, search_path
+from runner.compose.secrets import secret_overrides
+from runner.config.masking import collected
 from runner.config.run_dir import RunDir, claim, claim_named
 from runner.config.run_spec import RunSpec
+from runner.config.secret import Secret, is_reference
 from runner.errors import Fault, SpecError
 from runner.world.fork import can_fork_ranks
 
@@ -56,6 +61,7 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
     base = compose(recipe, fixed, config_dirs=arguments.config_dirs)
     _check_values(base, fixed, swept, arguments)
     directory = _claimed(base)
+    _refuse_literal_secrets(base)
     directories = (*search_path(recipe), *arguments.config_dirs)
     task = functools.partial(
         _job,
@@ -70,12 +76,13 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
     ]
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the jobs as Ctrl-C does
     try:
-        code = hydra_main(
-            recipe,
-            [*hydra_arguments, *arguments.overrides],
-            directories=directories,
-            task=task,
-        )
+        with secret_overrides(arguments.overrides) as overrides:
+            code = hydra_main(
+                recipe,
+                [*hydra_arguments, *overrides],
+                directories=directories,
+                task=task,
+            )
     finally:
         signal.signal(signal.SIGTERM, before)
         failed = report(directory)
@@ -120,6 +127,21 @@ def _check_values(
     if isinstance(run, dict) and run.get("dir") is not None:
         rule = f"{run['dir']!r} names the directory of one run, but a sweep has many. Use sweep.dir, or null."
         faults.append(Fault(key="run.dir", message=rule, origin=base.origins.origin("run.dir")))
+    if faults:
+        raise SpecError(*faults)
+
+
+def _refuse_literal_secrets(base: Composed) -> None:
+    """Hydra writes the composed configuration of a sweep, multirun.yaml, as it stands in the files."""
+    faults = [
+        Fault(
+            key=key,
+            message=f"a sweep would write this secret into a file. Use {key}: ${{oc.env:NAME}}",
+            origin=one.source,
+        )
+        for key, one in collected(base.config).items()
+        if not is_reference(one.source) and one.source != COMMAND_LINE
+    ]
     if faults:
         raise SpecError(*faults)
 
@@ -180,7 +202,7 @@ def _run_in_child(spec_path: Path, spec: RunSpec) -> int:
         import_module("runner.worker")  # torch and the engine: once here instead of once in every job
     forks = can_fork_ranks(spec.hardware)
     context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
-    process = context.Process(target=_be_job, args=(str(spec_path),))
+    process = context.Process(target=_be_job, args=(str(spec_path), dict(spec.secrets)))
     sys.stdout.flush()
     sys.stderr.flush()
     process.start()
@@ -202,9 +224,9 @@ def _stop(process: BaseProcess) -> None:
     process.join()
 
 
-def _be_job(spec_path: str) -> None:
+def _be_job(spec_path: str, secrets: Mapping[str, Secret]) -> None:
     # A process group of its own: Ctrl-C reaches only the sweep, which then interrupts this job exactly once.
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    attempt.run_sweep_job(Path(spec_path))
+    attempt.run_sweep_job(Path(spec_path), secrets)

@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.compose.origins import Origins
 from runner.compose.recipe import Recipe, import_roots, own_roots
+from runner.config.masking import hidden, shown_override
 from runner.config.parts import imports_any
 from runner.config.read import Rule, is_shipped, read
 from runner.config.run_spec import RunSpec
@@ -23,7 +24,7 @@ class Composed:
 
     recipe: Recipe
     config: dict[str, Any]
-    """Resolved, without Hydra's own node."""
+    """Resolved, without Hydra's own node; a Secret in place of each value that must not be shown."""
     hydra: Mapping[str, Any]
     """Hydra's own node, unresolved."""
     origins: Origins
@@ -35,6 +36,11 @@ class Composed:
         """The run's name, or the recipe's file name if the configuration has no valid one."""
         name = self.config.get("name")
         return str(name) if name not in (None, "", "???") and "/" not in str(name) else self.recipe.name
+
+    @property
+    def shown_overrides(self) -> list[str]:
+        """The overrides of the command line, as they are recorded."""
+        return [shown_override(text) for text in self.origins.overrides]
 
     def read(self, *, rules: Sequence[Rule] = (model_faults,)) -> RunSpec:
         """Convert to typed parts and check them.
@@ -71,7 +77,7 @@ class Composed:
             import_roots=import_roots(self.recipe),
             source=Composition(
                 recipe=str(self.recipe.path),
-                overrides=list(self.origins.overrides),
+                overrides=self.shown_overrides,
                 choices=dict(self.hydra["runtime"]["choices"]),
                 search_path=[str(path) for path in (self.recipe.directory, *self.origins.directories)],
             ),
@@ -83,9 +89,17 @@ class Composed:
         directory.mkdir()
         runtime = {**self.hydra["runtime"], "output_dir": str(run_dir)}
         files: dict[str, dict[str, Any] | list[str]] = {
-            "config": self.config,
-            "hydra": {"hydra": {**self.hydra, "runtime": runtime}},
-            "overrides": list(self.origins.overrides),
+            "config": hidden(self.config),
+            "hydra": {"hydra": _shown({**self.hydra, "runtime": runtime})},
+            "overrides": self.shown_overrides,
         }
         for name, content in files.items():
             (directory / f"{name}.yaml").write_text(dump_yaml(content))
+
+
+def _shown(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _shown(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_shown(value) for value in node]
+    return shown_override(node) if isinstance(node, str) else node

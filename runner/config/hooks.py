@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from runner.config.imports import NotFound, import_from, locate
 from runner.config.parts import MISSING, TARGET, imports_any
 from runner.config.run_spec import Hook
+from runner.config.secret import plain
 from runner.config.signatures import binding_errors
 from runner.errors import Fault, HookError
 
@@ -26,7 +27,7 @@ def hook_of(node: Mapping[str, Any]) -> Hook:
     """The hook of a section."""
     return Hook(
         target=str(node[TARGET]),
-        arguments={name: value for name, value in node.items() if name != TARGET},
+        arguments={name: plain(value) for name, value in node.items() if name != TARGET},
     )
 
 

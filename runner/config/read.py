@@ -6,10 +6,11 @@ from typing import Any, TypeVar
 
 from runner.config import hooks
 from runner.config.imports import import_from
+from runner.config.masking import collected, hidden, marked, revealed, scrubber
 from runner.config.nearest import did_you_mean, listed
 from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any
 from runner.config.read_files import read_files
-from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults
+from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults, secret_faults
 from runner.config.run_spec import (
     ActivationCheckpointing,
     Batch,
@@ -24,6 +25,7 @@ from runner.config.run_spec import (
     RunSpec,
     Sweep,
 )
+from runner.config.secret import Secret
 from runner.errors import Fault, SpecError
 from runner.protocols import Clip
 
@@ -113,6 +115,7 @@ def read(
     check: bool = True,
     rules: Sequence[Rule] = (),
     imports: Callable[[str], bool] = imports_any,
+    secrets: Mapping[str, Secret] | None = None,
 ) -> RunSpec:
     """Build a RunSpec from plain dicts, lists and scalars.
 
@@ -124,11 +127,15 @@ def read(
         rules: further rules, applied after those of sections and parts.
         imports: whether a target may be imported. A part that may not is not built: to ask for it raises an
             AttributeError, and what depends on it is not checked.
+        secrets: values that the configuration holds only a record of, by dotted key; others come from the environment.
 
     Raises:
         SpecError: with every fault.
     """
     import_from(import_roots)
+    config, missing = revealed(config, secrets or {})
+    config = marked(config, origin=lambda _key: "the recipe")
+    known_faults = [*known_faults, *missing]
     reading = _Reading(config=config, import_roots=tuple(import_roots), imports=imports, faults=list(known_faults))
     _read_names(reading)
     for key, cls in SECTIONS.items():
@@ -140,18 +147,22 @@ def read(
         _read_many(reading, key)
     if check:
         _read_files(reading)
+        reading.config = marked(reading.config, origin=lambda _key: "a file that the recipe names")
     for key in HOOKS:
         _read_hook(reading, key, check=check)
     _read_batch(reading)
     spec = RunSpec(
         **{key: reading.built[key] for key in KNOWN},
         import_roots=reading.import_roots,
-        config=reading.config,
+        config=hidden(reading.config),
+        secrets=collected(reading.config),
     )
     if check:
         reading.faults += _checked(spec, rules)
     if reading.faults:
-        raise SpecError(*(_with_origin(fault, origin) for fault in _distinct(reading.faults)))
+        scrub = scrubber(spec.secrets.values())
+        faults = (replace(fault, message=scrub(fault.message)) for fault in _distinct(reading.faults))
+        raise SpecError(*(_with_origin(fault, origin) for fault in faults))
     return spec
 
 
@@ -262,6 +273,8 @@ def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
     """Rules across sections, then every part's own, then further ones."""
     yield from as_far_as_known(lambda: run_faults(spec.run))
     yield from as_far_as_known(lambda: clip_faults(spec.clip))
+    if spec.launch is not UNKNOWN:
+        yield from secret_faults(spec.launch, spec.secrets)
     parts = [vars(spec)[group] for group in GROUPS]
     for group in MANY_GROUPS:
         many = vars(spec)[group]

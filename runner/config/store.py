@@ -14,6 +14,7 @@ from runner import durable
 from runner.config.parts import MISSING
 from runner.config.read import read as read_config
 from runner.config.run_spec import RunSpec
+from runner.config.secret import Secret
 from runner.errors import RunnerError
 
 __all__ = ["Composition", "StoredSpec", "diff", "dump_yaml", "load", "load_yaml", "read", "save"]
@@ -78,12 +79,15 @@ def load(path: Path) -> StoredSpec:
     )
 
 
-def read(path: Path) -> RunSpec:
+def read(path: Path, secrets: Mapping[str, Secret] | None = None) -> RunSpec:
     """Load a spec file as a RunSpec, without checking it again, and put its import roots on sys.path.
+
+    Args:
+        secrets: values that the launcher has handed over, by dotted key; others are taken from the environment.
 
     Raises:
         RunnerError: it is not a spec file.
-        SpecError: it has faults, after a change by hand.
+        SpecError: it has faults, after a change by hand, or a secret is not in the environment.
     """
     stored = load(path)
     return read_config(
@@ -91,6 +95,7 @@ def read(path: Path) -> RunSpec:
         import_roots=stored.import_roots,
         origin=lambda _key: str(path),
         check=False,
+        secrets=secrets,
     )
 
 

@@ -30,9 +30,14 @@ def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: boo
         if hardware.processes == 1 and supervision.max_restarts == 0:
             from runner.launch import in_process
 
-            in_process.run(spec_path, interrupt_s=supervision.interrupt_s, grace_s=supervision.grace_s)
+            in_process.run(
+                spec_path,
+                interrupt_s=supervision.interrupt_s,
+                grace_s=supervision.grace_s,
+                secrets=spec.secrets,
+            )
         else:
             from runner.launch import multi_process
 
             fork = fork and can_fork_ranks(hardware)
-            multi_process.run(spec_path, supervision, processes=hardware.processes, fork=fork)
+            multi_process.run(spec_path, supervision, processes=hardware.processes, fork=fork, secrets=spec.secrets)

@@ -11,6 +11,7 @@ from tests.conftest import Ended
 TOWER = ["model._target_=user_hooks.tower.build_model", "~model.dropout"]
 UNNAMED = [*TOWER, "+model.names_blocks=false"]
 FSDP = "strategy=fsdp"
+BUILD = {"train": (), "check": ("--build",)}
 CHECKPOINTED = "activation_checkpointing.what=blocks"
 
 
@@ -46,7 +47,7 @@ CHECKPOINTED = "activation_checkpointing.what=blocks"
 def test_the_launching_process_says_so(
     runner: Callable[..., Ended], project: Path, verb: str, argv: Any, said: str
 ) -> None:
-    ended = runner(verb, "points", *argv, code=2)
+    ended = runner(verb, "points", *argv, *BUILD[verb], code=2)
     assert ended.stderr.startswith(said)
     assert not (project / "outputs").exists()
 
@@ -59,7 +60,7 @@ def test_resuming_checks_the_model_too(runner: Callable[..., Ended]) -> None:
 
 def test_they_are_told_with_all_other_faults(runner: Callable[..., Ended]) -> None:
     argv = [*TOWER, CHECKPOINTED, "blocks.classes=[Blok]", FSDP, "optimizer.lr=abc", "compile.what=model"]
-    ended = runner("check", "points", *argv, "compile.backend=inducter", code=2)
+    ended = runner("check", "points", *argv, "compile.backend=inducter", "--build", code=2)
     keys = {line.partition(":")[0] for line in ended.stderr.splitlines() if not line.startswith(" ")}
     assert keys == {"blocks.classes", "strategy.wrap_classes", "optimizer.lr", "compile.backend"}
 
@@ -67,15 +68,18 @@ def test_they_are_told_with_all_other_faults(runner: Callable[..., Ended]) -> No
 @pytest.mark.parametrize("verb", ["train", "check"])
 def test_a_model_that_needs_values_is_left_to_the_workers(runner: Callable[..., Ended], verb: str) -> None:
     by_value = ["model._target_=user_hooks.points.build_by_value", CHECKPOINTED]
-    ended = runner(verb, "points", *by_value, "blocks.classes=[Blok]", code=0 if verb == "check" else 2)
+    code = 0 if verb == "check" else 2
+    ended = runner(verb, "points", *by_value, "blocks.classes=[Blok]", *BUILD[verb], code=code)
     assert verb == "check" or "['Blok'] are not classes of modules of this model" in ended.stderr
 
 
 def test_a_model_that_nothing_is_asked_of_is_not_built(runner: Callable[..., Ended], project: Path) -> None:
     hooks = project / "user_hooks" / "points.py"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", "    print('built')\n    return nn.Seq"))
-    assert "built" not in runner("check", "points", FSDP).stdout
-    assert runner("check", "points", "compile.what=blocks", "blocks.classes=[Linear]").stdout.count("built") == 1
+    asked = ["compile.what=blocks", "blocks.classes=[Linear]"]
+    assert "built" not in runner("check", "points", FSDP, "--build").stdout
+    assert "built" not in runner("check", "points", *asked).stdout
+    assert runner("check", "points", *asked, "--build").stdout.count("built") == 1
 
 
 def test_a_backend_that_the_hook_registers_is_accepted(runner: Callable[..., Ended], project: Path) -> None:

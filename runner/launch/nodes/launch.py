@@ -75,6 +75,7 @@ class NodesLaunch:
                 fork=False,  # node 0's TCPStore has a thread of its own, which Python does not see: see can_fork
                 rendezvous=make_rendezvous,
                 log="agent.log" if coordinator.node_rank == 0 else f"agent_{coordinator.node_rank}.log",
+                secrets=self.spec.secrets,
             )
         self._raise_unless_done(RunDir(spec_path.parent), outcome, rendezvous[0].ended)
 
