@@ -11,7 +11,7 @@ from runner.cli.arguments import run_words
 from runner.cli.trust import require_trust
 from runner.compose.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
-from runner.config.masking import hidden
+from runner.config.masking import collected, hidden
 from runner.config.nearest import did_you_mean, listed
 from runner.config.read import read
 from runner.config.run_dir import RunDir
@@ -43,7 +43,8 @@ def resume(found: argparse.Namespace) -> int:
     require_trust(run_dir.specs()[-1], trust=found.trust)
     changed = apply_overrides(_without_stop(store.load(run_dir.specs()[-1])), overrides)
     _check_checkpoint(run_dir, found.resume_from)
-    spec = _read(changed, before=store.load(run_dir.specs()[-1]), allowed=found.allow)
+    before = store.read(run_dir.specs()[-1], collected(changed.stored.config), keep=True)
+    spec = _read(changed, before=before, allowed=found.allow)
     _warn_of_changed_hooks(run_dir, spec)
 
     def freeze() -> Path:
@@ -69,12 +70,12 @@ def _check_checkpoint(run_dir: RunDir, name: str | None) -> None:
     raise SpecError(Fault(key="--from", message=rule, origin="the command line"))
 
 
-def _read(changed: Overridden, *, before: store.StoredSpec, allowed: Sequence[str]) -> RunSpec:
+def _read(changed: Overridden, *, before: RunSpec, allowed: Sequence[str]) -> RunSpec:
     """The new spec; its faults and the refused changes together."""
     stored = changed.stored
     refused = [
         *_refused(store.diff(before.config, hidden(stored.config)), allowed=allowed),
-        *_refused_items(_items(before), _items(stored), allowed=allowed),
+        *_refused_items(before.batch.items, _items(stored), allowed=allowed),
     ]
     return read(
         stored.config,
@@ -94,15 +95,15 @@ def _refused(changes: Mapping[str, tuple[object, object]], *, allowed: Sequence[
             yield _refusal(key, f"{was!r} would become {becomes!r}")
 
 
-def _refused_items(was: int | None, becomes: int | None, *, allowed: Sequence[str]) -> Iterator[Fault]:
-    if was is not None and becomes not in (None, was) and not _covered("batch.items", allowed):
+def _refused_items(was: int, becomes: int | None, *, allowed: Sequence[str]) -> Iterator[Fault]:
+    if becomes not in (None, was) and not _covered("batch.items", allowed):
         yield _refusal("batch.items", f"{was} items a step would become {becomes}")
 
 
 def _items(stored: store.StoredSpec) -> int | None:
     """Items of one step, however they are derived; None if they cannot be, which reading the whole will tell."""
     try:
-        return read(stored.config, import_roots=stored.import_roots, check=False).batch.items
+        return read(stored.config, import_roots=stored.import_roots, check=False, keep=True).batch.items
     except SpecError:
         return None
 

@@ -25,7 +25,7 @@ from runner.config.run_spec import (
     RunSpec,
     Sweep,
 )
-from runner.config.secret import Secret
+from runner.config.secret import NO_SECRETS, Secret
 from runner.errors import Fault, SpecError
 from runner.protocols import Clip
 
@@ -115,7 +115,8 @@ def read(
     check: bool = True,
     rules: Sequence[Rule] = (),
     imports: Callable[[str], bool] = imports_any,
-    secrets: Mapping[str, Secret] | None = None,
+    secrets: Mapping[str, Secret] = NO_SECRETS,
+    keep: bool = False,
 ) -> RunSpec:
     """Build a RunSpec from plain dicts, lists and scalars.
 
@@ -128,12 +129,13 @@ def read(
         imports: whether a target may be imported. A part that may not is not built: to ask for it raises an
             AttributeError, and what depends on it is not checked.
         secrets: values that the configuration holds only a record of, by dotted key; others come from the environment.
+        keep: leave a secret that cannot be had as it is recorded, without a fault.
 
     Raises:
         SpecError: with every fault.
     """
     import_from(import_roots)
-    config, missing = revealed(config, secrets or {})
+    config, missing = revealed(config, secrets, keep=keep)
     config = marked(config, origin=lambda _key: "the recipe")
     known_faults = [*known_faults, *missing]
     reading = _Reading(config=config, import_roots=tuple(import_roots), imports=imports, faults=list(known_faults))

@@ -14,7 +14,7 @@ from runner import durable
 from runner.config.parts import MISSING
 from runner.config.read import read as read_config
 from runner.config.run_spec import RunSpec
-from runner.config.secret import Secret
+from runner.config.secret import NO_SECRETS, Secret
 from runner.errors import RunnerError
 
 __all__ = ["Composition", "StoredSpec", "diff", "dump_yaml", "load", "load_yaml", "read", "save"]
@@ -79,11 +79,12 @@ def load(path: Path) -> StoredSpec:
     )
 
 
-def read(path: Path, secrets: Mapping[str, Secret] | None = None) -> RunSpec:
+def read(path: Path, secrets: Mapping[str, Secret] = NO_SECRETS, *, keep: bool = False) -> RunSpec:
     """Load a spec file as a RunSpec, without checking it again, and put its import roots on sys.path.
 
     Args:
         secrets: values that the launcher has handed over, by dotted key; others are taken from the environment.
+        keep: leave a secret that cannot be had as it is recorded: for those who look at something else in the spec.
 
     Raises:
         RunnerError: it is not a spec file.
@@ -96,6 +97,7 @@ def read(path: Path, secrets: Mapping[str, Secret] | None = None) -> RunSpec:
         origin=lambda _key: str(path),
         check=False,
         secrets=secrets,
+        keep=keep,
     )
 
 
