@@ -11,6 +11,7 @@ from tests.conftest import Ended
 TOWER = ["model._target_=user_hooks.tower.build_model", "~model.dropout"]
 UNNAMED = [*TOWER, "+model.names_blocks=false"]
 FSDP = "strategy=fsdp"
+MOE = ("strategy=deepspeed_zero3", "strategy.moe_leaf_modules=[Experts]")
 BUILD = {"train": (), "check": ("--build",)}
 CHECKPOINTED = "activation_checkpointing.what=blocks"
 
@@ -92,7 +93,7 @@ def test_a_backend_that_the_hook_registers_is_accepted(runner: Callable[..., End
 def test_a_class_that_the_precision_puts_in_is_accepted(runner: Callable[..., Ended]) -> None:
     pytest.importorskip("torchao")
     argv = [*TOWER, "+model.width=16", "precision=fp8", CHECKPOINTED, "blocks.classes=[Float8Linear]"]
-    assert "nothing is wrong" in runner("check", "points", *argv).stdout
+    assert "nothing is wrong" in runner("check", "points", *argv, "--build").stdout
 
 
 def test_a_float8_run_that_would_convert_nothing_is_refused(runner: Callable[..., Ended], project: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_float8_run_that_would_convert_nothing_is_refused(runner: Callable[...
 
 def test_mixture_of_experts_blocks_that_are_not_there_are_refused(runner: Callable[..., Ended]) -> None:
     pytest.importorskip("deepspeed")
-    ended = runner("check", "points", "strategy=deepspeed_zero3", "strategy.moe_leaf_modules=[Experts]", code=2)
+    ended = runner("check", "points", *MOE, "--build", code=2)
     assert ended.stderr.startswith("strategy.moe_leaf_modules: ['Experts'] are not classes of modules of this model.")
 
 
@@ -112,4 +113,4 @@ def test_a_hook_that_ends_its_process_is_left_to_the_workers(runner: Callable[..
     hooks = project / "user_hooks" / "points.py"
     leave = "    if torch.empty(0).is_meta:\n        os._exit(7)\n    return nn.Seq"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", leave))
-    runner("check", "points", CHECKPOINTED, "blocks.classes=[Linear]")
+    runner("check", "points", CHECKPOINTED, "blocks.classes=[Linear]", "--build")
