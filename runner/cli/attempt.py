@@ -34,6 +34,7 @@ def run(spec: RunSpec, freeze: Callable[[], Path]) -> None:
         LaunchError: a machine did not join.
         Interrupted: a signal ended the run.
     """
+    sys.argv[1:] = shown_command(sys.argv[1:])  # libraries record it, as wandb does among a run's metadata
     with spec.launch.open(spec) as launch:
         spec_path = launch.begin(freeze)
         remember(spec_path)

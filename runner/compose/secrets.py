@@ -15,8 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from runner.compose.origins import COMMAND_LINE, key_of
-from runner.config.masking import PLACEHOLDER, VISIBLE, names_a_secret
-from runner.config.parts import TARGET
+from runner.config.masking import PLACEHOLDER, is_visible, names_a_secret
 from runner.config.secret import PART_OF, Secret
 from runner.errors import Fault, SpecError
 
@@ -113,7 +112,7 @@ def _resolved(value: Any, text: str, key: str, raw: Mapping[str, Any]) -> Any:
             return _with_secrets(value, target, _absolute(whole[1], key) if whole else key, raw)
         return _all_secret(value, text) if SOURCES.search(text) else value
     template = _expanded(text, key, raw, DEEPEST)
-    if key in VISIBLE or key.rpartition(".")[2] == TARGET or SOURCES.search(template) is None or value is None:
+    if is_visible(key) or SOURCES.search(template) is None or value is None:
         return value
     if PLACEHOLDER.search(template):
         return Secret(value=value, source=COMMAND_LINE if PLACEHOLDER.fullmatch(text) else ANOTHER)

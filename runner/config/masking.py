@@ -15,9 +15,9 @@ from runner.errors import Fault
 
 __all__ = [
     "PLACEHOLDER",
-    "VISIBLE",
     "collected",
     "hidden",
+    "is_visible",
     "marked",
     "names_a_secret",
     "revealed",
@@ -45,8 +45,13 @@ TOKEN_OWNERS = (
 """What stands before `token` where it opens something; a language model has many others, such as pad_token."""
 PLACES = {"dir", "directory", "env", "file", "name", "path"}
 """Last words of keys that say where a secret is, and not what it is."""
-VISIBLE = ("name", "run.dir", "sweep.dir")
-"""Keys whose values are seen anyway: they are parts of the run's path."""
+# fmt: off
+VISIBLE = {
+    "name", "batch", "run", "loader", "clip", "eval", "log", "guard", "blocks", "activation_checkpointing", "compile",
+    "sweep",
+}
+# fmt: on
+"""The run's name and the runner's own sections: numbers, choices and directories, by which a run is known."""
 PLACEHOLDER = re.compile(r"\$\{runner\.secret:\d+\}")
 """What stands for a secret in an override; see compose/secrets.py."""
 SHORTEST = 6
@@ -62,6 +67,11 @@ def names_a_secret(name: str) -> bool:
     if any(f"_{one}_" in joined for one in SECRET_WORDS):
         return True
     return words == ["token"] or any(pair in joined for pair in (f"_{owner}_token_" for owner in TOKEN_OWNERS))
+
+
+def is_visible(key: str) -> bool:
+    """Whether a dotted key holds no secret, wherever its value came from. Targets name code, which is recorded."""
+    return key.partition(".")[0] in VISIBLE or key.rpartition(".")[2] == TARGET
 
 
 def marked(config: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def marked(config: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str,
             }
         if isinstance(value, list):
             return [mark(inner, _below(key, index), named=named) for index, inner in enumerate(value)]
-        if not named or not _hides_something(value) or key in VISIBLE:
+        if not named or not _hides_something(value) or is_visible(key):
             return value
         return Secret(value=value, source=origin(key) or "the recipe")
 

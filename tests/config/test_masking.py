@@ -3,8 +3,10 @@
 import pytest
 
 from runner.config.masking import (
+    VISIBLE,
     collected,
     hidden,
+    is_visible,
     marked,
     names_a_secret,
     revealed,
@@ -13,6 +15,7 @@ from runner.config.masking import (
     shown_command,
     shown_yaml,
 )
+from runner.config.read import SECTIONS
 from runner.config.secret import Secret, plain
 
 SECRETS = """
@@ -34,6 +37,13 @@ def test_a_key_names_a_secret(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS.split())
 def test_a_key_of_the_field_does_not(name: str) -> None:
     assert not names_a_secret(name)
+
+
+def test_sections_of_the_runner_hold_no_secrets() -> None:
+    assert {"name", *SECTIONS} == VISIBLE
+    assert is_visible("run.seed")
+    assert is_visible("model.inner._target_")
+    assert not is_visible("model.run")
 
 
 def marked_here(config: dict[str, object]) -> dict[str, object]:

@@ -140,6 +140,15 @@ def test_hooks_receive_what_no_file_holds(runner: Callable[..., Ended], ranks: t
     assert "- callback.courier.api_key=***" in (run / ".hydra" / "overrides.yaml").read_text()
 
 
+def test_neither_does_a_tracker_that_records_the_command_line(runner: Callable[..., Ended]) -> None:
+    pytest.importorskip("wandb")
+    offline = ["tracker=[wandb]", "tracker.wandb.mode=offline"]
+    ended = runner("train", "points", *GIVEN, *SHORT, *offline, env=ENVIRONMENT)
+    (recorded,) = ended.run_dir.path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"callback.courier.api_key=***" in recorded.read_bytes()
+    assert [*leaks(ended.run_dir.path, ended)] == []
+
+
 @pytest.mark.parametrize("ranks", [(), ("hardware.processes=2", "strategy=ddp")], ids=["one", "forked"])
 def test_a_failure_that_shows_the_configuration_does_not_show_secrets(
     runner: Callable[..., Ended], ranks: tuple[str, ...]

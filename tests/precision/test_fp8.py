@@ -87,7 +87,9 @@ def test_check_lists_what_becomes_of_each_layer(runner: Callable[..., Ended]) ->
 
 @has_torchao
 def test_check_says_so_where_a_model_cannot_be_built_without_values(runner: Callable[..., Ended]) -> None:
-    said = runner("check", "points", "--build", "precision=fp8", "model._target_=user_hooks.points.build_by_value").stdout
+    said = runner(
+        "check", "points", "--build", "precision=fp8", "model._target_=user_hooks.points.build_by_value"
+    ).stdout
     assert "layers: the model cannot be built without values" in said
 
 
