@@ -204,6 +204,7 @@ def shown_yaml(text: str, secrets: Mapping[str, Secret]) -> str:
     for key, secret in secrets.items():
         name, value = re.escape(key.rpartition(".")[2]), re.escape(str(secret.value))
         text = re.sub(rf"(?m)^(\s*(?:- )?{name}: )(['\"]?){value}\2$", rf"\1'{MASK}'", text)
+    text = re.sub(rf"(?m): {PLACEHOLDER.pattern}$", f": '{MASK}'", text)
     return shown_override(scrubber(secrets.values())(text))
 
 
