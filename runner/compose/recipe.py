@@ -118,8 +118,8 @@ def own_roots() -> list[str]:
 
 
 def is_own(recipe: Recipe) -> bool:
-    """Whether a recipe is in the working directory or comes with the runner; any other one is a stranger's."""
-    return any(recipe.path.is_relative_to(Path(root).resolve()) for root in own_roots())
+    """Whether a recipe's project is in the working directory or comes with the runner; others are strangers'."""
+    return any(recipe.root.is_relative_to(Path(root).resolve()) for root in own_roots())
 
 
 def options(directories: list[Path]) -> dict[str, list[str]]:
