@@ -5,7 +5,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,49 +17,44 @@ from runner import durable, log
 from runner.config import store
 from runner.config.masking import scrub_error, scrubber
 from runner.config.run_dir import RunDir
-from runner.config.secret import NO_SECRETS, Secret
 from runner.engine.loop import train
 from runner.engine.out_of_memory import report_out_of_memory
 from runner.engine.session import Stopping, open_session
 from runner.protocols import World
 from runner.world.group import open_world
+from runner.world.handover import receive
 from runner.world.identity import find_identity
 from runner.world.stop import StopRequest
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def main(spec_path: str, secrets: Mapping[str, Secret] = NO_SECRETS) -> None:
-    """Run the rank that torch's rendezvous variables describe.
-
-    Args:
-        spec_path: the frozen declaration.
-        secrets: what it holds only a record of, by dotted key.
-    """
+def main(spec_path: str) -> None:
+    """Run the rank that torch's rendezvous variables describe."""
     stop = StopRequest()
     stop.install(signal.SIGUSR1)
-    work(Path(spec_path), stop, secrets)
+    work(Path(spec_path), stop)
 
 
-def work(spec_path: Path, stopping: Stopping, secrets: Mapping[str, Secret] = NO_SECRETS) -> None:
+def work(spec_path: Path, stopping: Stopping) -> None:
     """Train as the spec says, in this process.
 
     Raises:
         The error that ended the run, after recording it in the run's directory.
     """
     # The session must be freed before its world closes: a DDP model's destructor has hung without its process group.
-    world = _train(spec_path, stopping, secrets)
+    world = _train(spec_path, stopping)
     world.barrier()
     world.close()
 
 
-def _train(spec_path: Path, stopping: Stopping, secrets: Mapping[str, Secret]) -> World:
+def _train(spec_path: Path, stopping: Stopping) -> World:
     run_dir = RunDir(spec_path.parent)
     identity = find_identity(os.environ)
     rank = 0 if identity is None else identity.rank
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
     with _reporting(run_dir, rank) as run_progress, report_out_of_memory():
-        spec = store.read(spec_path, secrets)
+        spec = store.read(spec_path, receive(os.environ))
         run_progress.scrub = scrubber(spec.secrets.values())
         log.scrub(run_progress.scrub)
         axes = spec.strategy.axes(spec.world_size)

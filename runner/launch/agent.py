@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,9 +19,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from runner.config.run_dir import RunDir
-from runner.config.secret import NO_SECRETS, Secret
 from runner.launch import rank
-from runner.launch.handover import Handover, hand_over
 from runner.launch.outcome import Outcome
 from runner.launch.signals import FOR_TORCH, Signals
 from runner.launch.supervision import Supervision
@@ -36,12 +34,11 @@ PRELOAD = ("torch._dynamo",)
 class Agent(LocalElasticAgent):
     """Torch's agent, with a record of each start of its ranks: the first one and those after a failure."""
 
-    def __init__(self, spec: WorkerSpec, signals: Signals, handover: Handover) -> None:
+    def __init__(self, spec: WorkerSpec, signals: Signals) -> None:
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
         self.started_ns = time.time_ns()
         self.num_starts = 0
         self._signals = signals
-        self._handover = handover
         self._forked: dict[int, BaseProcess] = {}
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -49,7 +46,6 @@ class Agent(LocalElasticAgent):
         self.num_starts += 1
         # A restart that another machine's failure caused counts as well.
         self._remaining_restarts = worker_group.spec.max_restarts - (self.num_starts - 1)
-        self._handover.write()
         pids: dict[int, int] = super()._start_workers(worker_group)
         children = {child.pid: child for child in multiprocessing.active_children()}
         self._forked = {local_rank: children[pid] for local_rank, pid in pids.items() if pid in children}
@@ -77,7 +73,6 @@ def supervise(
     rendezvous: Callable[[Callable[[], bool]], RendezvousHandler],
     log: str = "agent.log",
     worker: str = "runner.worker",
-    secrets: Mapping[str, Secret] = NO_SECRETS,
 ) -> Outcome:
     """Start the ranks, wait until they are done, and leave none behind. Main thread only: it handles signals.
 
@@ -89,17 +84,12 @@ def supervise(
         rendezvous: makes the rendezvous handler of torch's agent, given a function that says whether a signal has asked
             this launcher to stop.
         log: the file among the run's logs that torch's agent logs to.
-        worker: the module whose `main(spec_path, secrets)` is a rank.
-        secrets: what the spec file holds only a record of, by dotted key.
+        worker: the module whose `main(spec_path)` is a rank.
     """
     run_dir = RunDir(spec_path.parent)
     times = {"interrupt_s": supervision.interrupt_s, "grace_s": supervision.grace_s}
-    with (
-        Signals(**times) as signals,
-        _agent_log(run_dir, log),
-        hand_over({} if fork else secrets, processes=processes) as handover,
-    ):
-        entrypoint, args = _entrypoint(worker, spec_path, fork=fork, secrets=secrets, handover=handover)
+    with Signals(**times) as signals, _agent_log(run_dir, log):
+        entrypoint, args = _entrypoint(worker, spec_path, fork=fork)
         handler = rendezvous(lambda: signals.stop_requested)
         spec = WorkerSpec(
             role="rank",
@@ -110,7 +100,7 @@ def supervise(
             max_restarts=supervision.max_restarts,
             monitor_interval=supervision.monitor_interval_s,
         )
-        agent = Agent(spec, signals, handover)
+        agent = Agent(spec, signals)
         result = _run_agent(agent)
         handler.shutdown()
     return Outcome(
@@ -134,15 +124,13 @@ def _run_agent(agent: Agent) -> RunResult | None:
         gc.unfreeze()
 
 
-def _entrypoint(
-    worker: str, spec_path: Path, *, fork: bool, secrets: Mapping[str, Secret], handover: Handover
-) -> tuple[str | Callable[..., None], tuple[Any, ...]]:
+def _entrypoint(worker: str, spec_path: Path, *, fork: bool) -> tuple[str | Callable[..., None], tuple[Any, ...]]:
     """The function that the agent calls in a fork of this process, or the program that it starts, with arguments."""
     if not fork:
-        return sys.executable, ("-m", rank.__name__, worker, str(spec_path), str(os.getpid()), *handover.words)
+        return sys.executable, ("-m", rank.__name__, worker, str(spec_path), str(os.getpid()))
     for module in (*PRELOAD, worker):
         importlib.import_module(module)
-    return rank.enter, (worker, str(spec_path), os.getpid(), secrets)
+    return rank.enter, (worker, str(spec_path), os.getpid())
 
 
 @contextmanager

@@ -9,13 +9,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, final
 
 from runner.config.run_dir import RunDir
-from runner.config.secret import NO_SECRETS, Secret
 from runner.launch.failures import Failure, read_failures
 from runner.launch.outcome import check_done, failed, interrupted
 from runner.launch.signals import ECHO_S, STOPPING
@@ -30,14 +29,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def run(
-    spec_path: Path,
-    *,
-    interrupt_s: float,
-    grace_s: float,
-    worker: str = "runner.worker",
-    secrets: Mapping[str, Secret] = NO_SECRETS,
-) -> None:
+def run(spec_path: Path, *, interrupt_s: float, grace_s: float, worker: str = "runner.worker") -> None:
     """Call the worker module's `work` in this process, with a StopRequest that signals set. Main thread only.
 
     Raises:
@@ -53,7 +45,7 @@ def run(
     ):
         run_dir.write_state("running")
         try:
-            importlib.import_module(worker).work(spec_path, stop, secrets)
+            importlib.import_module(worker).work(spec_path, stop)
         except (Exception, SystemExit) as error:
             failures = read_failures(run_dir, since_ns=started_ns) or [_failure(run_dir, error)]
             raise failed(run_dir, str(failures[0]), error=failures[0].error) from error

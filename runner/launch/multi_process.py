@@ -1,10 +1,8 @@
 """All ranks of a run in processes of their own, on this machine."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from runner.config.run_dir import RunDir
-from runner.config.secret import NO_SECRETS, Secret
 from runner.launch.agent import supervise
 from runner.launch.failures import find_cause
 from runner.launch.node_group import SingleNode
@@ -14,13 +12,7 @@ from runner.launch.supervision import Supervision
 
 
 def run(
-    spec_path: Path,
-    supervision: Supervision,
-    *,
-    processes: int,
-    fork: bool,
-    worker: str = "runner.worker",
-    secrets: Mapping[str, Secret] = NO_SECRETS,
+    spec_path: Path, supervision: Supervision, *, processes: int, fork: bool, worker: str = "runner.worker"
 ) -> None:
     """Start the ranks and wait until they are done.
 
@@ -29,8 +21,7 @@ def run(
         supervision: restarts and timeouts.
         processes: how many ranks.
         fork: fork the ranks from this process; otherwise each is a new interpreter.
-        worker: the module whose `main(spec_path, secrets)` is a rank.
-        secrets: what the spec file holds only a record of, by dotted key.
+        worker: the module whose `main(spec_path)` is a rank.
 
     Raises:
         RunFailed: a rank failed and no restart is left.
@@ -43,7 +34,6 @@ def run(
         fork=fork,
         rendezvous=lambda stop_requested: Rendezvous(SingleNode(), stop_requested=stop_requested),
         worker=worker,
-        secrets=secrets,
     )
     _raise_unless_done(RunDir(spec_path.parent), outcome)
 

@@ -1,7 +1,6 @@
 """One rank of several, from start to exit: in a forked process or as `python -m runner.launch.rank MODULE SPEC`.
 
-A third argument is the process id of the launcher, with which the rank ends; by default that is its parent. A fourth
-one is the directory in which the launcher hands secrets over.
+A third argument is the process id of the launcher, with which the rank ends; by default that is its parent.
 """
 
 import ctypes
@@ -11,20 +10,18 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 
 from runner.config.masking import scrubber
 from runner.config.run_dir import RunDir
-from runner.config.secret import NO_SECRETS, Secret
 from runner.errors import HookError, RankError
-from runner.launch.handover import receive
+from runner.world.handover import receive
 from runner.world.identity import find_identity
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def enter(worker: str, spec_path: str, launcher_pid: int, secrets: Mapping[str, Secret] = NO_SECRETS) -> None:
+def enter(worker: str, spec_path: str, launcher_pid: int) -> None:
     """Run the worker module's `main` in a process made for it, and return when it does."""
     _end_with(launcher_pid)
     _leave_terminal()
@@ -36,10 +33,11 @@ def enter(worker: str, spec_path: str, launcher_pid: int, secrets: Mapping[str, 
         run_dir.write_state("running")
     else:
         _redirect_to(log.fileno())
+    scrub = scrubber(receive(os.environ).values())
     try:
-        _call(worker, spec_path, secrets, rank=rank)
+        _call(worker, spec_path, rank=rank)
     except BaseException:
-        log.write(scrubber(secrets.values())(traceback.format_exc()))
+        log.write(scrub(traceback.format_exc()))
         raise
 
 
@@ -52,9 +50,9 @@ def _own_rank() -> int:
     return identity.rank
 
 
-def _call(worker: str, spec_path: str, secrets: Mapping[str, Secret], *, rank: int) -> None:
+def _call(worker: str, spec_path: str, *, rank: int) -> None:
     try:
-        importlib.import_module(worker).main(spec_path, secrets)
+        importlib.import_module(worker).main(spec_path)
     except SystemExit as leaving:
         # To torch's agent a rank that called sys.exit(0) is done, while the others wait for it in a collective.
         rule = f"rank {rank} called sys.exit({leaving.code}). Return, or raise an exception, instead."
@@ -99,8 +97,7 @@ def main() -> None:
     worker, spec_path, *given = sys.argv[1:]
     code = 1
     try:
-        secrets = receive(Path(given[1])) if len(given) > 1 else NO_SECRETS
-        enter(worker, spec_path, int(given[0]) if given else os.getppid(), secrets)
+        enter(worker, spec_path, int(given[0]) if given else os.getppid())
         code = 0
     finally:
         sys.stdout.flush()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from runner.launch.supervision import Supervision
 from runner.world.environment import environment, for_determinism
 from runner.world.fork import can_fork_ranks
+from runner.world.handover import hand_over
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -26,18 +27,13 @@ def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: boo
     """
     # Imported here: both import torch (0.8 s), the agent torch._dynamo too, and `runner check` needs neither.
     hardware = spec.hardware
-    with environment(for_determinism(deterministic=spec.run.deterministic)):
+    with hand_over(spec.secrets) as place, environment(for_determinism(deterministic=spec.run.deterministic) | place):
         if hardware.processes == 1 and supervision.max_restarts == 0:
             from runner.launch import in_process
 
-            in_process.run(
-                spec_path,
-                interrupt_s=supervision.interrupt_s,
-                grace_s=supervision.grace_s,
-                secrets=spec.secrets,
-            )
+            in_process.run(spec_path, interrupt_s=supervision.interrupt_s, grace_s=supervision.grace_s)
         else:
             from runner.launch import multi_process
 
             fork = fork and can_fork_ranks(hardware)
-            multi_process.run(spec_path, supervision, processes=hardware.processes, fork=fork, secrets=spec.secrets)
+            multi_process.run(spec_path, supervision, processes=hardware.processes, fork=fork)

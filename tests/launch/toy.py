@@ -21,14 +21,14 @@ from runner.config.run_dir import RunDir
 from runner.world.stop import StopRequest
 
 
-def main(spec_path: str, secrets: Any = None) -> None:
+def main(spec_path: str) -> None:
     stop = StopRequest()
     stop.install(signal.SIGUSR1)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     work(Path(spec_path), stop)
 
 
-def work(spec_path: Path, stop: StopRequest, secrets: Any = None) -> None:
+def work(spec_path: Path, stop: StopRequest) -> None:
     run_dir, plan = RunDir(spec_path.parent), SimpleNamespace(**json.loads(spec_path.read_text()))
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     (run_dir.path / f"pid_{rank}_{time.time_ns()}").write_text(str(os.getpid()))

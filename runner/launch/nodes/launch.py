@@ -22,6 +22,7 @@ from runner.launch.outcome import Outcome, check_done, failed, interrupted, stop
 from runner.launch.rendezvous import Rendezvous
 from runner.launch.supervision import Supervision
 from runner.world.environment import environment, for_determinism
+from runner.world.handover import hand_over
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -67,7 +68,8 @@ class NodesLaunch:
             rendezvous.append(Rendezvous(coordinator, stop_requested=stop_requested, join_s=self.join_s))
             return rendezvous[0]
 
-        with environment(for_determinism(deterministic=self.spec.run.deterministic) | self._interface_variables()):
+        variables = for_determinism(deterministic=self.spec.run.deterministic) | self._interface_variables()
+        with hand_over(self.spec.secrets) as place, environment(variables | place):
             outcome = supervise(
                 spec_path,
                 self.supervision,
@@ -75,7 +77,6 @@ class NodesLaunch:
                 fork=False,  # node 0's TCPStore has a thread of its own, which Python does not see: see can_fork
                 rendezvous=make_rendezvous,
                 log="agent.log" if coordinator.node_rank == 0 else f"agent_{coordinator.node_rank}.log",
-                secrets=self.spec.secrets,
             )
         self._raise_unless_done(RunDir(spec_path.parent), outcome, rendezvous[0].ended)
 
