@@ -34,7 +34,7 @@ connections, or calls whatever it is given; a function of the user's own may use
 """
 
 
-class NotFound(Exception):
+class NotFound(ValueError):
     """A dotted path cannot be imported, or must not be. The message says which part of it, and why."""
 
 
