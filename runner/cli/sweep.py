@@ -60,8 +60,8 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
     fixed, swept = _split(arguments.overrides)
     base = compose(recipe, fixed, config_dirs=arguments.config_dirs)
     _check_values(base, fixed, swept, arguments)
-    directory = _claimed(base)
     _refuse_literal_secrets(base)
+    directory = _claimed(base)
     directories = (*search_path(recipe), *arguments.config_dirs)
     task = functools.partial(
         _job,

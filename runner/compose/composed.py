@@ -9,7 +9,7 @@ from runner.compose.origins import Origins
 from runner.compose.recipe import Recipe, import_roots, own_roots
 from runner.config.masking import hidden, shown_override
 from runner.config.parts import imports_any
-from runner.config.read import Rule, is_shipped, read
+from runner.config.read import GROUPS, Rule, read
 from runner.config.run_spec import RunSpec
 from runner.config.store import Composition, StoredSpec, dump_yaml
 from runner.errors import Fault
@@ -58,7 +58,7 @@ class Composed:
 
         What is built of others is missing in the result, as `config.read.read` says.
         """
-        return self._read((), own_roots(), is_shipped)
+        return self._read((), own_roots(), _is_shipped)
 
     def _read(self, rules: Sequence[Rule], roots: Sequence[str], imports: Callable[[str], bool]) -> RunSpec:
         return read(
@@ -95,6 +95,11 @@ class Composed:
         }
         for name, content in files.items():
             (directory / f"{name}.yaml").write_text(dump_yaml(content))
+
+
+def _is_shipped(target: str) -> bool:
+    """Whether a target is of the runner, and does not call another one that it is given."""
+    return target.startswith("runner.") and target not in GROUPS.values()
 
 
 def _shown(node: Any) -> Any:

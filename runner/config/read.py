@@ -29,7 +29,7 @@ from runner.config.secret import NO_SECRETS, Secret
 from runner.errors import Fault, SpecError
 from runner.protocols import Clip
 
-__all__ = ["GROUPS", "MANY_GROUPS", "Origin", "Rule", "as_far_as_known", "is_shipped", "read"]
+__all__ = ["GROUPS", "MANY_GROUPS", "Origin", "Rule", "as_far_as_known", "read"]
 
 T = TypeVar("T")
 Origin = Callable[[str], str]
@@ -64,11 +64,6 @@ SECTIONS: Mapping[str, type[Any]] = {
 }
 HOOKS = tuple(hooks.POSITIONAL)
 KNOWN = ("name", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
-
-
-def is_shipped(target: str) -> bool:
-    """Whether a target is of the runner, and does not call another one that it is given."""
-    return target.startswith("runner.") and target not in GROUPS.values()
 
 
 class _NotKnown(AttributeError):

@@ -144,7 +144,7 @@ def test_neither_does_a_tracker_that_records_the_command_line(runner: Callable[.
 def test_a_failure_that_shows_the_configuration_does_not_show_secrets(
     runner: Callable[..., Ended], ranks: tuple[str, ...]
 ) -> None:
-    fail = ["callback.courier.fail=true", "+callback.courier.micro_tokens=4"]
+    fail = ["callback.courier.fail=true", "callback.courier.micro_tokens=4"]
     ended = runner("train", "points", *GIVEN, *SHORT, *fail, *ranks, env=ENVIRONMENT, code=1)
     assert "RuntimeError: refused: Courier(api_key='***', password='***', url='https://***/v1', micro_" in ended.stderr
     assert next(iter(ended.run_dir.failures.iterdir())).read_text().count("***") >= 6

@@ -28,7 +28,7 @@ def test_this_process_and_a_new_one_receive_them() -> None:
 def test_they_have_no_name_and_go_with_the_launcher(tmp_path: Path) -> None:
     with hand_over(SECRETS) as place:
         path = Path(str(place[VARIABLE]))
-        assert os.readlink(path) == "/memfd:runner-secrets (deleted)"
+        assert str(path.readlink()) == "/memfd:runner-secrets (deleted)"
     assert not path.exists()
 
 
