@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from runner.config.parts import TARGET
-from runner.config.secret import MASK, Secret, is_reference, plain
+from runner.config.secret import MASK, Secret, is_reference
 from runner.errors import Fault
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 RECORDED = re.compile(r"\*\*\* from (.+)", re.DOTALL)
+INTERPOLATION = re.compile(r"\$\{oc\.env:[^{}]*\}")
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # fmt: off
 SECRET_WORDS = (
@@ -171,7 +172,7 @@ def _from_environment(source: str) -> Any:
 
 def scrubber(secrets: Collection[Secret]) -> Callable[[str], str]:
     """A function that replaces every secret of SHORTEST characters or more in a text, and each of its lines."""
-    texts = {line for secret in secrets for line in _lines(secret.value) if len(line) >= SHORTEST}
+    texts = {line for secret in secrets for line in _texts(secret) if len(line) >= SHORTEST}
     if not texts:
         return str
     pattern = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
@@ -187,11 +188,15 @@ def scrub_error(error: BaseException | None, scrub: Callable[[str], str]) -> Non
         error = error.__cause__ or error.__context__
 
 
-def _lines(value: Any) -> Iterator[str]:
-    whole = str(plain(value))
+def _texts(secret: Secret) -> Iterator[str]:
+    """A value as it may stand in text: whole, escaped, line by line, and what the environment put into a longer one."""
+    whole = str(secret.value)
     yield whole
     yield repr(whole)[1:-1]
     yield from whole.splitlines()
+    around = "(.+)".join(map(re.escape, INTERPOLATION.split(secret.source)))
+    found = re.fullmatch(around, whole, re.DOTALL) if is_reference(secret.source) else None
+    yield from found.groups() if found else ()
 
 
 def shown_override(text: str) -> str:

@@ -113,6 +113,15 @@ def test_a_text_is_scrubbed_of_values_and_of_their_lines_but_not_of_short_ones()
     assert scrub("a hunter22, 'MIIEvQIBADAN', abc and 123456") == "a ***, '***', abc and ***"
 
 
+def test_what_the_environment_put_into_a_longer_text_is_scrubbed_alone_too() -> None:
+    secret = Secret(value="https://me:hunter22@sesame.org/v1", source="https://me:${oc.env:P}@${oc.env:H,x}/v1")
+    scrub = scrubber([secret])
+    assert (
+        scrub("no route to sesame.org with hunter22; https://me:hunter22@sesame.org/v1")
+        == "no route to *** with ***; ***"
+    )
+
+
 def test_an_error_is_scrubbed_with_what_it_follows_from() -> None:
     scrub = scrubber([Secret(value="hunter22", source="x")])
     cause, error = FileNotFoundError(2, "No such file", "/data/hunter22"), ValueError("with hunter22", 3)

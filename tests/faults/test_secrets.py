@@ -48,7 +48,7 @@ class Listener:
         leave(run.run_dir.path, part.api_key, part.password, part.url)
         if part.fail:
             print("failing")
-            raise RuntimeError(f"refused: {part} of {part.url}")
+            raise RuntimeError(f"refused: {part} by {part.url.split('/')[2]}")
 
 
 def leave(directory, *values):
@@ -146,7 +146,8 @@ def test_a_failure_that_shows_the_configuration_does_not_show_secrets(
 ) -> None:
     fail = ["callback.courier.fail=true", "callback.courier.micro_tokens=4"]
     ended = runner("train", "points", *GIVEN, *SHORT, *fail, *ranks, env=ENVIRONMENT, code=1)
-    assert "RuntimeError: refused: Courier(api_key='***', password='***', url='https://***/v1', micro_" in ended.stderr
+    assert "RuntimeError: refused: Courier(api_key='***', password='***', url='***', micro_tokens=4" in ended.stderr
+    assert "fail=True) by ***\n" in ended.stderr
     assert next(iter(ended.run_dir.failures.iterdir())).read_text().count("***") >= 6
     assert [*leaks(ended.run_dir.path, ended)] == []
 
