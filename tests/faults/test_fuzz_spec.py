@@ -67,6 +67,7 @@ SETTINGS: dict[str, Any] = {
     "deadline": None,
     "database": None,
     "phases": [Phase.generate],
+    "print_blob": False,
     "suppress_health_check": list(HealthCheck),
 }
 
@@ -88,7 +89,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source=store.Composition(recipe="r.yaml", choices={"optimizer": "adamw"}, search_path=[str(path)]),
     )
     store.save(path / "spec.yaml", stored)
-    store.read(path / "spec.yaml")  # imports the parts, before anything is watched
+    store.read(path / "spec.yaml")  # this and the next line import what reading needs, before anything is watched
+    assert main(["export", str(path)]) == 2
     return path
 
 
