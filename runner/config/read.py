@@ -10,7 +10,7 @@ from runner.config.masking import collected, hidden, marked, revealed, scrubber
 from runner.config.nearest import did_you_mean, listed
 from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any
 from runner.config.read_files import read_files
-from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults, secret_faults
+from runner.config.rules import BatchKeys, clip_faults, divide, group_faults, range_faults, run_faults, secret_faults
 from runner.config.run_spec import (
     ActivationCheckpointing,
     Batch,
@@ -139,7 +139,8 @@ def read(
         _read_section(reading, key, cls)
     for key, adapter in GROUPS.items():
         built = build_part(config.get(key), key=key, adapter=adapter, imports=imports)
-        reading.take(key, built.value, built.faults)
+        misplaced = list(group_faults(key, built.value))
+        reading.take(key, None if misplaced else built.value, [*built.faults, *misplaced])
     for key in MANY_GROUPS:
         _read_many(reading, key)
     if check:
@@ -236,11 +237,8 @@ def _read_files_of(
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
     node = reading.config.get(key, {})
-    faults = (
-        list(hooks.faults_of(node, key=key, import_roots=reading.import_roots, imports=reading.imports))
-        if check
-        else []
-    )
+    found = hooks.faults_of(node, key=key, import_roots=reading.import_roots, imports=reading.imports)
+    faults = list(found) if check else []
     whole = isinstance(node, Mapping) and TARGET in node
     hook = hooks.hook_of(node) if whole else Hook(target=MISSING)
     reading.take(key, None if faults else hook, faults)

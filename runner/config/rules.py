@@ -9,10 +9,12 @@ from runner.config.secret import Secret, is_reference
 from runner.errors import Fault
 from runner.protocols import Clip, HandsOverSecrets, Launcher
 
-__all__ = ["BatchKeys", "clip_faults", "divide", "range_faults", "run_faults", "secret_faults"]
+__all__ = ["BatchKeys", "clip_faults", "divide", "group_faults", "range_faults", "run_faults", "secret_faults"]
 
 AUTO = "auto"
 """The value of batch.micro_items that means: as many as fit into memory."""
+ASKED = {"hardware": "processes", "launch": "nodes", "strategy": "axes"}
+"""What the division of a batch asks of parts."""
 SMALLEST = {
     "batch.items": 1,
     "batch.micro_items": 1,
@@ -49,6 +51,14 @@ def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
                 key=f"{section}.{name}",
                 message=f"{value} is too small: it must be at least {least}.",
             )
+
+
+def group_faults(group: str, part: Any) -> Iterator[Fault]:
+    """A fault for a part of another group, where reading the rest asks the part for something."""
+    asked = ASKED.get(group)
+    if part is not None and asked is not None and asked not in dir(part):
+        rule = f"{type(part).__name__} is no option of this group: it has no {asked}. Choose one: {group}=<option>"
+        yield Fault(key=group, message=rule)
 
 
 def clip_faults(clip: Clip) -> Iterator[Fault]:
