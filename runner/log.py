@@ -3,11 +3,12 @@
 import functools
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from runner import terminal
 
-__all__ = ["LogFile", "close", "logger", "setup"]
+__all__ = ["LogFile", "close", "logger", "scrub", "setup"]
 
 logger = logging.getLogger("runner")
 """The logger that every module uses."""
@@ -41,6 +42,13 @@ def setup(log_file: Path, *, rank: int, console: bool) -> None:
     terminal.report_losses(functools.partial(_warn, file))
 
 
+def scrub(change: Callable[[str], str]) -> None:
+    """Pass every line through a function before it is written, which takes secrets out of it. After `setup`."""
+    for handler in logger.handlers:
+        if isinstance(handler.formatter, _OneLine):
+            handler.formatter.scrub = change
+
+
 def close() -> None:
     """Remove and close the handlers. Does nothing if `setup` was not called."""
     for source in (logger, _WARNINGS):
@@ -58,12 +66,14 @@ def _warn(handler: logging.Handler, message: str) -> None:
 class _OneLine(logging.Formatter):
     """Joins the lines of a captured warning, to which Python appends the source line that issued it."""
 
+    scrub: Callable[[str], str] = staticmethod(str)
+
     def format(self, record: logging.LogRecord) -> str:
         if record.name == _WARNINGS.name:
             record = logging.makeLogRecord(
                 {**record.__dict__, "msg": " ".join(record.getMessage().split()), "args": ()}
             )
-        return super().format(record)
+        return self.scrub(super().format(record))
 
 
 class LogFile(logging.FileHandler):

@@ -14,6 +14,7 @@ import torch._dynamo  # noqa: F401  the first optimizer step needs it; a launche
 
 from runner import log
 from runner.config import store
+from runner.config.masking import scrub_error, scrubber
 from runner.config.run_dir import RunDir
 from runner.engine.loop import train
 from runner.engine.out_of_memory import report_out_of_memory
@@ -21,6 +22,7 @@ from runner.engine.session import Stopping, open_session
 from runner.protocols import World
 from runner.world.activity import Activity, Phase
 from runner.world.group import open_world
+from runner.world.handover import receive
 from runner.world.identity import find_identity
 
 LAUNCHER_FIRST_S = 60.0
@@ -50,7 +52,9 @@ def _train(spec_path: Path, stopping: Stopping, activity: Activity) -> World:
     rank = 0 if identity is None else identity.rank
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
     with _reporting(run_dir, rank, activity.start) as run_progress, report_out_of_memory():
-        spec = store.read(spec_path)
+        spec = store.read(spec_path, receive(os.environ))
+        run_progress.scrub = scrubber(spec.secrets.values())
+        log.scrub(run_progress.scrub)
         axes = spec.strategy.axes(spec.world_size)
         timeout = timedelta(seconds=spec.hardware.timeout_s + LAUNCHER_FIRST_S)
         world = open_world(spec.hardware, axes, identity, timeout=timeout, activity=activity)
@@ -66,6 +70,8 @@ class _RunProgress:
     """The progress of the run, for failure reports."""
 
     step: Callable[[], int]
+    scrub: Callable[[str], str] = str
+    """Takes the run's secrets out of a text."""
 
 
 @contextmanager
@@ -76,6 +82,7 @@ def _reporting(run_dir: RunDir, rank: int, start: int) -> Iterator[_RunProgress]
         yield run_progress
     except BaseException as error:
         now = time.time_ns()
+        scrub_error(error, run_progress.scrub)
         failure = {
             "rank": rank,
             "time_ns": now,
@@ -83,8 +90,8 @@ def _reporting(run_dir: RunDir, rank: int, start: int) -> Iterator[_RunProgress]
             "start": start,
             "step": run_progress.step(),
             "error": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
+            "message": run_progress.scrub(str(error)),
+            "traceback": run_progress.scrub("".join(traceback.format_exception(error))),
         }
         path = run_dir.failures / f"{now}_rank_{rank}.json"
         try:

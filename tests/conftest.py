@@ -104,8 +104,17 @@ class Zygote:
         self._process.stdout.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the command remembers for the account is kept out of the account's own directory."""
+    path = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(path))
+        yield path
+
+
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
+def zygote(state_home: Path) -> Iterator[Zygote]:
     zygote = Zygote()
     yield zygote
     zygote.close()

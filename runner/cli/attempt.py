@@ -2,15 +2,18 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from runner.cli.trust import remember
 from runner.config import provenance, store
+from runner.config.masking import shown_command
 from runner.config.run_dir import RunDir
 from runner.config.run_lock import hold
 from runner.config.run_spec import RunSpec
+from runner.config.secret import Secret
 from runner.errors import DiskError, Interrupted, RunnerError
 from runner.launch.outcome import ENDING_SIGNALS, final_state
 from runner.protocols import Launch
@@ -40,8 +43,10 @@ def run(spec: RunSpec, freeze: Callable[[Lock], Path]) -> None:
         Interrupted: a signal ended the run.
         DiskError: the run's directory cannot be written to.
     """
+    sys.argv[1:] = shown_command(sys.argv[1:])  # libraries record it, as wandb does among a run's metadata
     with mask_restored(), spec.launch.open(spec) as launch, ExitStack() as held:
         spec_path = launch.begin(lambda: _frozen(freeze, held))
+        remember(spec_path)
         try:
             _start(launch, spec_path)
         finally:
@@ -74,7 +79,7 @@ def begin(run_dir: RunDir, stored: store.StoredSpec, spec: RunSpec, *, command: 
     run_dir.keep_reserve()
     try:
         store.save(path, replace(stored, config=dict(spec.config)))
-        described = provenance.describe(spec, command=command)
+        described = provenance.describe(spec, command=shown_command(command))
         provenance.record(run_dir.provenance, {**described, "run_id": run_dir.read_id()})
         for step in run_dir.committed_steps()[-1:]:
             provenance.note_commit(run_dir.provenance, step)
@@ -94,11 +99,12 @@ def _start(launch: Launch, spec_path: Path) -> None:
             print(f"submitted as {job.name}", flush=True)
 
 
-def run_sweep_job(spec_path: Path) -> None:
+def run_sweep_job(spec_path: Path, secrets: Mapping[str, Secret]) -> None:
     """Run what a sweep has frozen, in the process of one of its jobs; exits with the exit code of `runner train`."""
     try:
-        spec = store.read(spec_path)
+        spec = store.read(spec_path, secrets)
         with hold(RunDir(spec_path.parent)), spec.launch.open(spec) as launch:
+            remember(spec_path)
             _start(launch, launch.begin(lambda: spec_path))
     except RunnerError as error:
         print(f"{error}", file=sys.stderr, flush=True)

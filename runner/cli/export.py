@@ -1,16 +1,14 @@
-"""Exports the weights of a run as safetensors."""
+"""Exports the weights of a run as safetensors. Reads data only: nothing that the directory names is imported."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from runner.cli.arguments import existing_run
-from runner.config import hooks, store
 from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
 from runner.storage.export import export_weights, fresh_directory, model_tensors
 from runner.storage.history import manifests
-from runner.storage.pretrained import write_config
+from runner.storage.pretrained import write_model_config
 
 __all__ = ["export"]
 
@@ -21,15 +19,13 @@ def export(found: argparse.Namespace) -> int:
     Raises:
         SpecError: the directory is not a run's, or has no such checkpoint.
         CheckpointError: the checkpoint is corrupted, or the output directory is not empty.
-        HookError: the model hook failed while it was called for the model's config.
     """
     run_dir = existing_run(found.dir)
     checkpoint = _checkpoint(run_dir, found.step)
     out = (found.out or run_dir.path / "export" / checkpoint.name).absolute()
     with fresh_directory(out) as partial:
-        if found.config != "none":
-            tensors = model_tensors(checkpoint, dtype=found.dtype)
-            write_config(partial, _model_hook(run_dir), tensors, device=found.config)
+        if not found.no_config:
+            write_model_config(partial, run_dir.model_config, model_tensors(checkpoint, dtype=found.dtype))
         export_weights(checkpoint, partial, dtype=found.dtype, max_shard_bytes=found.max_shard_size)
     for file in sorted(out.iterdir()):
         print(f"{file.name}  {file.stat().st_size:,} bytes")
@@ -51,14 +47,3 @@ def _checkpoint(run_dir: RunDir, step: int | None) -> Path:
         there = ", ".join(str(step) for step in steps)
         raise SpecError(Fault(key="--step", message=f"there is no checkpoint of step {step}. There are: {there}."))
     return run_dir.checkpoints / wanted
-
-
-def _model_hook(run_dir: RunDir) -> Callable[[], object]:
-    """The model hook of the run's last attempt. Nothing else is read: parts may not be installed here."""
-    _, stored = store.load_newest(run_dir)
-    hook = hooks.hook_of(stored.config["model"])
-
-    def build_model() -> object:
-        return hooks.resolve(hook, stored.import_roots)()  # resolving builds nested targets: not before it is called
-
-    return build_model

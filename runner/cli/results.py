@@ -10,6 +10,7 @@ from rich.table import Table
 
 from runner import durable
 from runner.config.damage import Damaged, read_text, warn
+from runner.config.masking import shown_override
 from runner.config.run_dir import RunDir
 from runner.config.store import load_yaml
 
@@ -59,7 +60,7 @@ def _overrides(path: Path) -> list[str]:
     except (Damaged, yaml.YAMLError) as error:
         warn(f"{path} cannot be read ({' '.join(str(error).split())}): the table lacks the overrides of that job.")
         return []
-    return [str(override) for override in found] if isinstance(found, list) else []
+    return [shown_override(str(override)) for override in found] if isinstance(found, list) else []
 
 
 def _table(jobs: list[dict[str, Any]]) -> Table:

@@ -10,8 +10,10 @@ from runner import terminal
 from runner.cli import attempt
 from runner.cli.arguments import run_words
 from runner.cli.start import FROM_0, check_start
+from runner.cli.trust import require_trust
 from runner.compose.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
+from runner.config.masking import collected, hidden
 from runner.config.nearest import did_you_mean, listed
 from runner.config.read import read
 from runner.config.run_dir import RunDir
@@ -34,7 +36,8 @@ def resume(found: argparse.Namespace) -> int:
     """Continue a run.
 
     Raises:
-        SpecError: the directory is not a run's, an override cannot be applied, or it would make this another run.
+        SpecError: the directory is not a run's, or did not begin on this account; an override cannot be applied, or it
+            would make this another run.
         CheckpointError: the checkpoint chosen with --from is corrupted, or the run's checkpoints are gone.
         LaunchError: another attempt at the run is under way.
         RunFailed: a rank failed.
@@ -45,9 +48,10 @@ def resume(found: argparse.Namespace) -> int:
     print(f"continuing the run in {run_dir.path}", file=sys.stderr, flush=True)
     check_free(run_dir)
     path, stored = store.load_newest(run_dir)
+    require_trust(path, trust=found.trust)
     changed = apply_overrides(_without_stop(stored), overrides)
     _check_checkpoint(run_dir, found.resume_from)
-    before = store.read(path)
+    before = store.read(path, collected(changed.stored.config), keep=True)
     check_start(run_dir, before.checkpoint, from_0=found.resume_from in FROM_0)
     spec = _read(changed, before=before, allowed=found.allow)
     _warn_of_changed_hooks(run_dir, spec)
@@ -81,7 +85,7 @@ def _read(changed: Overridden, *, before: RunSpec, allowed: Sequence[str]) -> Ru
     """The new spec; its faults and the refused changes together."""
     stored = changed.stored
     refused = [
-        *_refused(store.diff(before.config, stored.config), allowed=allowed),
+        *_refused(store.diff(before.config, hidden(stored.config)), allowed=allowed),
         *_refused_items(before.batch.items, _items(stored), allowed=allowed),
     ]
     return read(
@@ -110,7 +114,7 @@ def _refused_items(was: int, becomes: int | None, *, allowed: Sequence[str]) -> 
 def _items(stored: store.StoredSpec) -> int | None:
     """Items of one step, however they are derived; None if they cannot be, which reading the whole will tell."""
     try:
-        return read(stored.config, import_roots=stored.import_roots, check=False).batch.items
+        return read(stored.config, import_roots=stored.import_roots, check=False, keep=True).batch.items
     except SpecError:
         return None
 

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from itertools import islice
 from multiprocessing.process import BaseProcess
@@ -31,10 +31,15 @@ from runner.cli.results import report
 from runner.compose.compose import compose, from_hydra
 from runner.compose.composed import Composed
 from runner.compose.hydra_main import hydra_main, quoted
+from runner.compose.origins import COMMAND_LINE
 from runner.compose.recipe import Recipe, search_path
-from runner.config.run_dir import RunDir, claim, claim_named
+from runner.compose.secrets import secret_overrides
+from runner.config.claim import claim, claim_named
+from runner.config.masking import collected
+from runner.config.run_dir import RunDir
 from runner.config.run_lock import hold
 from runner.config.run_spec import RunSpec
+from runner.config.secret import Secret, is_reference
 from runner.errors import Fault, SpecError
 from runner.world.fork import can_fork_ranks
 from runner.world.parent import end_with_parent
@@ -60,6 +65,7 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
     fixed, swept = _split(arguments.overrides)
     base = compose(recipe, fixed, config_dirs=arguments.config_dirs)
     _check_values(base, fixed, swept, arguments)
+    _refuse_literal_secrets(base)
     directory = _claimed(base)
     directories = (*search_path(recipe), *arguments.config_dirs)
     task = functools.partial(
@@ -74,10 +80,10 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
         *_job_name(recipe, fixed),
     ]
     try:
-        with _interrupted_by_signals():
+        with _interrupted_by_signals(), secret_overrides(arguments.overrides) as overrides:
             code = hydra_main(
                 recipe,
-                [*hydra_arguments, *arguments.overrides],
+                [*hydra_arguments, *overrides],
                 directories=directories,
                 task=task,
             )
@@ -154,6 +160,21 @@ def _check_values(
         raise SpecError(*faults)
 
 
+def _refuse_literal_secrets(base: Composed) -> None:
+    """Hydra writes the composed configuration of a sweep, multirun.yaml, as it stands in the files."""
+    faults = [
+        Fault(
+            key=key,
+            message=f"a sweep would write this secret into a file. Use {key}: ${{oc.env:NAME}}",
+            origin=one.source,
+        )
+        for key, one in collected(base.config).items()
+        if not is_reference(one.source) and one.source != COMMAND_LINE
+    ]
+    if faults:
+        raise SpecError(*faults)
+
+
 def _claimed(base: Composed) -> Path:
     section = base.config.get("sweep")
     named = section.get("dir") if isinstance(section, dict) else None
@@ -211,7 +232,7 @@ def _run_in_child(spec_path: Path, spec: RunSpec) -> int:
         import_module("runner.worker")  # torch and the engine: once here instead of once in every job
     forks = can_fork_ranks(spec.hardware)
     context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
-    process = context.Process(target=_be_job, args=(str(spec_path), os.getpid()))
+    process = context.Process(target=_be_job, args=(str(spec_path), os.getpid(), dict(spec.secrets)))
     sys.stdout.flush()
     sys.stderr.flush()
     process.start()
@@ -238,7 +259,7 @@ def _stop(process: BaseProcess, number: int) -> None:
         process.join()
 
 
-def _be_job(spec_path: str, sweep_pid: int) -> None:
+def _be_job(spec_path: str, sweep_pid: int, secrets: Mapping[str, Secret]) -> None:
     # A process group of its own: Ctrl-C reaches only the sweep, which then interrupts this job exactly once.
     os.setpgrp()
     for number in (*STOP_SIGNALS, signal.SIGQUIT):
@@ -246,4 +267,4 @@ def _be_job(spec_path: str, sweep_pid: int) -> None:
     terminal.protect()
     # A sweep that was killed: its job ends its step and saves a checkpoint, as it does when it is asked to stop.
     end_with_parent(sweep_pid, signal.SIGTERM)
-    attempt.run_sweep_job(Path(spec_path))
+    attempt.run_sweep_job(Path(spec_path), secrets)

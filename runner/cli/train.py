@@ -5,7 +5,9 @@ import contextlib
 import itertools
 import shutil
 import sys
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from runner import terminal
@@ -13,7 +15,10 @@ from runner.cli.arguments import TrainArguments, train_arguments
 from runner.compose.fork import composing
 from runner.compose.outline import Outline
 from runner.compose.recipe import Recipe, find, search_path
-from runner.config.run_dir import RunDir, claim, claim_named
+from runner.config.claim import claim, claim_named
+from runner.config.masking import collected, shown_yaml
+from runner.config.run_dir import RunDir
+from runner.config.secret import Secret
 from runner.errors import SpecError
 
 __all__ = ["train"]
@@ -98,10 +103,17 @@ def _show(recipe: Recipe, arguments: TrainArguments) -> int:
     """Print Hydra's own output. Faults are raised as in a run, except with --info, which is for finding them."""
     from runner.compose.compose import compose
     from runner.compose.hydra_main import hydra_main
+    from runner.compose.secrets import secret_overrides
 
-    if "--cfg" in arguments.hydra_flags:
+    secrets: Mapping[str, Secret] = {}
+    if "--cfg" in arguments.hydra_flags or "--info" in arguments.hydra_flags:
         composed = compose(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
-        if composed.faults:
+        if composed.faults and "--cfg" in arguments.hydra_flags:
             raise SpecError(*composed.faults)
+        secrets = collected(composed.config)
     directories = (*search_path(recipe), *arguments.config_dirs)
-    return hydra_main(recipe, [*arguments.hydra_flags, *arguments.overrides], directories=directories)
+    printed = StringIO()
+    with secret_overrides(arguments.overrides) as overrides, redirect_stdout(printed):
+        code = hydra_main(recipe, [*arguments.hydra_flags, *overrides], directories=directories)
+    print(shown_yaml(printed.getvalue(), secrets), end="")
+    return code

@@ -6,6 +6,8 @@ an output directory of its own.
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +22,9 @@ from runner.compose.faults import COMPOSITION_ERRORS, compose_with_faults
 from runner.compose.origins import Origins, select
 from runner.compose.recipe import Recipe, search_path
 from runner.compose.search_path import initialized_hydra
+from runner.compose.secrets import secret_overrides, with_secrets
 from runner.compose.target_override import apply_target_overrides
+from runner.config.masking import marked, shown_override
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS
 from runner.errors import Fault, SpecError
@@ -49,8 +53,10 @@ def compose(
         *(search_path(recipe) if directories is None else directories),
         *config_dirs,
     )
-    check_files(recipe, directories, overrides)
-    with initialized_hydra(recipe, directories):
+    with ExitStack() as stack:
+        overrides = stack.enter_context(secret_overrides(overrides))
+        check_files(recipe, directories, overrides)
+        stack.enter_context(initialized_hydra(recipe, directories))
         try:
             config = hydra_compose(recipe.name, list(overrides), return_hydra_config=True)
             faults: tuple[Fault, ...] = ()
@@ -87,14 +93,18 @@ def from_hydra(
         hydra: Hydra's own node; it must be set in HydraConfig already, so that ${hydra:…} resolves.
     """
     hydra_node = cast("dict[str, Any]", OmegaConf.to_container(hydra, resolve=False, enum_to_str=True))
+    raw = cast("dict[str, Any]", OmegaConf.to_container(job, resolve=False, enum_to_str=True))
     plain, unresolved = _to_plain(job)
     origins = Origins(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
     return Composed(
         recipe=recipe,
-        config=apply_target_overrides(plain, hydra_node["runtime"]["choices"], origins),
+        config=marked(
+            apply_target_overrides(with_secrets(plain, raw), hydra_node["runtime"]["choices"], origins),
+            origins.origin,
+        ),
         hydra=hydra_node,
         origins=origins,
-        faults=(*faults, *unresolved),
+        faults=tuple(replace(fault, message=shown_override(fault.message)) for fault in (*faults, *unresolved)),
     )
 
 

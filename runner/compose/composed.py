@@ -1,14 +1,16 @@
 """The result of composing a recipe: plain containers plus the origin of each value."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.compose.origins import Origins
 from runner.compose.outline import Outline
-from runner.compose.recipe import Recipe, import_roots
-from runner.config.read import read
+from runner.compose.recipe import Recipe, import_roots, own_roots
+from runner.config.masking import hidden, shown_override
+from runner.config.parts import imports_any
+from runner.config.read import GROUPS, Rule, read
 from runner.config.run_spec import RunSpec
 from runner.config.store import Composition, StoredSpec, dump_yaml
 from runner.errors import Fault
@@ -23,7 +25,7 @@ class Composed:
 
     recipe: Recipe
     config: dict[str, Any]
-    """Resolved, without Hydra's own node."""
+    """Resolved, without Hydra's own node; a Secret in place of each value that must not be shown."""
     hydra: Mapping[str, Any]
     """Hydra's own node, unresolved."""
     origins: Origins
@@ -36,30 +38,53 @@ class Composed:
         name = self.config.get("name")
         return str(name) if name not in (None, "", "???") and "/" not in str(name) else self.recipe.name
 
+    @property
+    def shown_overrides(self) -> list[str]:
+        """The overrides of the command line, as they are recorded."""
+        return [shown_override(text) for text in self.origins.overrides]
+
     def outline(self) -> Outline:
         """Convert to typed parts, and summarize them. Hooks are not imported.
 
         Raises:
             SpecError: holds every fault found while composing and converting.
         """
-        return Outline.of(self._read(check=False), recipe=self.recipe.path, choices=self._choices)
+        return Outline.of(self._read((), check=False), recipe=self.recipe.path, choices=self._choices)
 
-    def read(self) -> RunSpec:
+    def read(self, *, rules: Sequence[Rule] = (model_faults,)) -> RunSpec:
         """Convert to typed parts and check them.
+
+        Args:
+            rules: further rules. The default calls the model hook on the meta device where parts ask for that.
 
         Raises:
             SpecError: holds every fault found while composing and converting; or, if there is none, while checking.
         """
-        return self._read(check=True)
+        return self._read(rules)
 
-    def _read(self, *, check: bool) -> RunSpec:
+    def read_without_imports(self) -> RunSpec:
+        """Like `read`, but of all that the configuration names only the runner's own parts are imported.
+
+        What is built of others is missing in the result, as `config.read.read` says.
+        """
+        return self._read((), roots=own_roots(), imports=_is_shipped)
+
+    def _read(
+        self,
+        rules: Sequence[Rule],
+        *,
+        check: bool = True,
+        roots: Sequence[str] | None = None,
+        imports: Callable[[str], bool] = imports_any,
+    ) -> RunSpec:
         return read(
             self.config,
-            import_roots=import_roots(self.recipe),
+            import_roots=import_roots(self.recipe) if roots is None else roots,
             origin=self.origins.origin,
             known_faults=self.faults,
             check=check,
-            rules=[model_faults],
+            rules=rules,
+            imports=imports,
         )
 
     @property
@@ -74,7 +99,7 @@ class Composed:
             import_roots=import_roots(self.recipe),
             source=Composition(
                 recipe=str(self.recipe.path),
-                overrides=list(self.origins.overrides),
+                overrides=self.shown_overrides,
                 choices=self._choices,
                 search_path=[str(path) for path in (self.recipe.directory, *self.origins.directories)],
             ),
@@ -86,9 +111,22 @@ class Composed:
         directory.mkdir()
         runtime = {**self.hydra["runtime"], "output_dir": str(run_dir)}
         files: dict[str, dict[str, Any] | list[str]] = {
-            "config": self.config,
-            "hydra": {"hydra": {**self.hydra, "runtime": runtime}},
-            "overrides": list(self.origins.overrides),
+            "config": hidden(self.config),
+            "hydra": {"hydra": _shown({**self.hydra, "runtime": runtime})},
+            "overrides": self.shown_overrides,
         }
         for name, content in files.items():
             (directory / f"{name}.yaml").write_text(dump_yaml(content))
+
+
+def _is_shipped(target: str) -> bool:
+    """Whether a target is of the runner, and does not call another one that it is given."""
+    return target.startswith("runner.") and target not in GROUPS.values()
+
+
+def _shown(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _shown(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_shown(value) for value in node]
+    return shown_override(node) if isinstance(node, str) else node

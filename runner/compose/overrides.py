@@ -62,7 +62,7 @@ def apply_overrides(stored: StoredSpec, overrides: Sequence[str]) -> Overridden:
             import_roots=stored.import_roots,
             source=Composition(
                 recipe=stored.source.recipe,
-                overrides=[*stored.source.overrides, *overrides],
+                overrides=[*stored.source.overrides, *composed.shown_overrides],
                 choices={**stored.source.choices, **_choices(composed, groups)},
                 search_path=stored.source.search_path,
             ),

@@ -12,7 +12,9 @@ __all__ = [
     "Recipe",
     "find",
     "import_roots",
+    "is_own",
     "options",
+    "own_roots",
     "recipe_files",
     "search_path",
     "shipped_root",
@@ -121,6 +123,16 @@ def search_path(recipe: Recipe) -> list[Path]:
 def import_roots(recipe: Recipe) -> list[str]:
     """Return the directories that hooks and parts are imported from before sys.path, in order."""
     return list(dict.fromkeys(map(str, (Path.cwd(), recipe.root, shipped_root()))))
+
+
+def own_roots() -> list[str]:
+    """The import roots of the person's own project: the working directory, and what comes with the runner."""
+    return list(dict.fromkeys(map(str, (Path.cwd(), shipped_root()))))
+
+
+def is_own(recipe: Recipe) -> bool:
+    """Whether a recipe's project is in the working directory or comes with the runner; others are strangers'."""
+    return any(recipe.root.is_relative_to(Path(root).resolve()) for root in own_roots())
 
 
 def options(directories: list[Path]) -> dict[str, list[str]]:

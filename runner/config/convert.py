@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from runner.config.files import JsonFile
 from runner.config.nearest import did_you_mean
+from runner.config.secret import plain
 
 __all__ = ["ConversionError", "convert", "describe_type"]
 
@@ -34,12 +35,12 @@ class ConversionError(Exception):
 
 
 def convert(hint: Any, value: Any) -> Any:
-    """Convert a value to a type: numbers from text, enums from their values, tuples from lists.
+    """Convert a value to a type: numbers from text, enums from their values, tuples from lists. Secrets are revealed.
 
     Raises:
         ConversionError: the type does not accept it.
     """
-    origin = get_origin(hint) or hint
+    origin, value = get_origin(hint) or hint, plain(value)
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):

@@ -6,11 +6,12 @@ first; with `_partial_: true` it is not called but becomes a functools.partial.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.config.imports import NotFound, import_from, locate
-from runner.config.parts import MISSING, TARGET, shown
+from runner.config.parts import MISSING, TARGET, imports_any, shown
 from runner.config.run_spec import Hook
+from runner.config.secret import plain
 from runner.config.signatures import binding_errors
 from runner.errors import Fault, HookError
 
@@ -26,7 +27,7 @@ def hook_of(node: Mapping[str, Any]) -> Hook:
     """The hook of a section."""
     return Hook(
         target=str(node[TARGET]),
-        arguments={name: value for name, value in node.items() if name != TARGET},
+        arguments={name: plain(value) for name, value in node.items() if name != TARGET},
     )
 
 
@@ -60,8 +61,10 @@ def _value(node: Any) -> Any:
     return node
 
 
-def faults_of(node: Any, *, key: str, import_roots: Sequence[str]) -> Iterator[Fault]:
-    """The faults of a hook's section. Imports the modules that it names; calls nothing."""
+def faults_of(
+    node: Any, *, key: str, import_roots: Sequence[str], imports: Callable[[str], bool] = imports_any
+) -> Iterator[Fault]:
+    """The faults of a hook's section. Imports the modules that it names and that may be imported; calls nothing."""
     if not isinstance(node, Mapping):
         yield Fault(
             key=key,
@@ -73,10 +76,18 @@ def faults_of(node: Any, *, key: str, import_roots: Sequence[str]) -> Iterator[F
             key=f"{key}.{PARTIAL}",
             message=f"is for arguments only: the engine calls the hook. Delete it: ~{key}.{PARTIAL}",
         )
-    yield from _callable_faults(node, key=key, positional=POSITIONAL[key], roots=import_roots)
+    looking = _Looking(roots=import_roots, imports=imports)
+    yield from _callable_faults(node, key=key, positional=POSITIONAL[key], looking=looking)
 
 
-def _callable_faults(node: Mapping[str, Any], *, key: str, positional: int, roots: Sequence[str]) -> Iterator[Fault]:
+class _Looking(NamedTuple):
+    """Where targets are looked for, and which of them."""
+
+    roots: Sequence[str]
+    imports: Callable[[str], bool]
+
+
+def _callable_faults(node: Mapping[str, Any], *, key: str, positional: int, looking: _Looking) -> Iterator[Fault]:
     target = node.get(TARGET, MISSING)
     arguments = {name: value for name, value in node.items() if name not in (TARGET, PARTIAL)}
     if target == MISSING or target is None:
@@ -84,17 +95,17 @@ def _callable_faults(node: Mapping[str, Any], *, key: str, positional: int, root
             key=f"{key}.{TARGET}",
             message="must be given: the dotted path of a function, package.module.name.",
         )
-    else:
+    elif looking.imports(str(target)):
         yield from _binding_faults(
             str(target),
             arguments,
             key=key,
             positional=positional,
             node=node,
-            roots=roots,
+            roots=looking.roots,
         )
     for name, value in arguments.items():
-        yield from _argument_faults(value, key=f"{key}.{name}", roots=roots)
+        yield from _argument_faults(value, key=f"{key}.{name}", looking=looking)
 
 
 def _binding_faults(
@@ -125,7 +136,7 @@ def _binding_faults(
             yield Fault(key=f"{key}.{name or TARGET}", message=message)
 
 
-def _argument_faults(value: Any, *, key: str, roots: Sequence[str]) -> Iterator[Fault]:
+def _argument_faults(value: Any, *, key: str, looking: _Looking) -> Iterator[Fault]:
     if value == MISSING:
         yield Fault(key=key, message="must be given.")
     elif isinstance(value, Mapping) and TARGET in value:
@@ -136,10 +147,10 @@ def _argument_faults(value: Any, *, key: str, roots: Sequence[str]) -> Iterator[
                     message=f"{name} is not supported. Build the object in a function of your own.",
                 )
         rest = {name: inner for name, inner in value.items() if name not in UNSUPPORTED}
-        yield from _callable_faults(rest, key=key, positional=0, roots=roots)
+        yield from _callable_faults(rest, key=key, positional=0, looking=looking)
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _argument_faults(inner, key=f"{key}.{name}", roots=roots)
+            yield from _argument_faults(inner, key=f"{key}.{name}", looking=looking)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from _argument_faults(inner, key=f"{key}.{index}", roots=roots)
+            yield from _argument_faults(inner, key=f"{key}.{index}", looking=looking)

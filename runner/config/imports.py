@@ -11,9 +11,31 @@ from runner.config.nearest import did_you_mean
 
 __all__ = ["NotFound", "import_from", "locate"]
 
+# fmt: off
+NO_FACTORIES = frozenset((
+    # programs, processes and the system
+    "_posixsubprocess", "code", "codeop", "ensurepip", "gc", "marshal", "mmap", "multiprocessing", "nt", "os",
+    "pip", "posix", "pty", "signal", "subprocess", "sys", "venv", "webbrowser",
+    # text that becomes code
+    "_frozen_importlib", "_frozen_importlib_external", "_imp", "bdb", "builtins", "cProfile", "doctest",
+    "importlib", "inspect", "pdb", "profile", "pydoc", "runpy", "timeit", "zipimport",
+    # calls of whatever they are given
+    "_operator", "atexit", "logging", "operator",
+    # memory and objects from bytes
+    "_ctypes", "_pickle", "cloudpickle", "ctypes", "dill", "pickle", "shelve", "yaml",
+    # files
+    "_io", "genericpath", "io", "ntpath", "posixpath", "shutil", "tempfile",
+    # connections
+    "_socket", "ftplib", "http", "smtplib", "socket", "socketserver", "urllib", "xmlrpc",
+))
+# fmt: on
+"""Modules that no model, dataset or part comes from. What they hold runs programs or text, changes files, opens
+connections, or calls whatever it is given; a function of the user's own may use all of them.
+"""
 
-class NotFound(Exception):
-    """A dotted path cannot be imported. The message says which part of it, and why."""
+
+class NotFound(ValueError):
+    """A dotted path cannot be imported, or must not be. The message says which part of it, and why."""
 
 
 def import_from(roots: Sequence[str]) -> None:
@@ -25,18 +47,44 @@ def locate(path: str) -> Any:
     """Import what a dotted path names: the longest part of it that is a module, then attributes.
 
     Raises:
-        NotFound: there is no such module or attribute, or importing the module fails.
+        NotFound: there is no such module or attribute, importing the module fails, or the path leads to one of
+            NO_FACTORIES, also through the attributes of another module. Its own name is refused before any import.
     """
     parts = path.split(".")
     if not all(part.isidentifier() for part in parts):
         raise NotFound(f"{path!r} is not a dotted path such as package.module.name.")
+    _refuse(parts[0])
+    special = [part for part in parts if part.startswith("__")]
+    if special:
+        raise NotFound(f"targets that lead through {special[0]!r} are refused. Name a function of your own instead.")
     found: Any = _module(parts[0])
     for depth, part in enumerate(parts[1:], start=1):
-        if part in vars(found) or not isinstance(found, ModuleType):
+        if not isinstance(found, ModuleType) or part in vars(found):
             found = _attribute(found, part, of=".".join(parts[:depth]))
         else:
             found = _submodule_or_attribute(found, ".".join(parts[: depth + 1]))
+        _refuse(_home(found))
     return found
+
+
+def _refuse(module: str) -> None:
+    top = module.partition(".")[0]
+    if top in NO_FACTORIES:
+        raise NotFound(
+            f"targets in the module {top!r} are refused: nothing in it builds a part or data, but it can run programs, "
+            "change files or evaluate text. Name a function of your own that does what you need."
+        )
+
+
+def _home(found: Any) -> str:
+    """The module that an object is, or that it says it comes from, whatever path has led to it."""
+    if isinstance(found, ModuleType):
+        return found.__name__
+    try:
+        home = found.__module__
+    except AttributeError:  # a constant
+        return ""
+    return home if isinstance(home, str) else ""
 
 
 def _submodule_or_attribute(parent: ModuleType, path: str) -> Any:

@@ -1,7 +1,7 @@
 """Builds typed objects from nodes of the composed configuration: a part by its `_target_`, a section by its class."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +12,7 @@ from runner.config.sections import Entry, default_values, entries, field_values,
 from runner.config.signatures import binding_errors
 from runner.errors import Fault
 
-__all__ = ["MISSING", "TARGET", "BuildResult", "build_part", "build_section", "shown"]
+__all__ = ["MISSING", "TARGET", "BuildResult", "build_part", "build_section", "imports_any", "shown"]
 
 MISSING = "???"
 """How Hydra writes a value that must still be given."""
@@ -86,11 +86,19 @@ def _build_inner(
     return build_section(entry.section, node, key=f"{key}.{name}", defaults=given)
 
 
-def build_part(node: Any, *, key: str, adapter: str | None = None) -> BuildResult[Any]:
+def imports_any(_target: str) -> bool:
+    """Let every target be imported."""
+    return True
+
+
+def build_part(
+    node: Any, *, key: str, adapter: str | None = None, imports: Callable[[str], bool] = imports_any
+) -> BuildResult[Any]:
     """Build the part that a node's `_target_` names.
 
     Args:
         adapter: dotted path of the part that wraps a target which is not a part itself; None = such targets are faults.
+        imports: whether a target may be imported; one that may not is not built, without a fault.
     """
     if not isinstance(node, Mapping) or TARGET not in node:
         return _not_built(key, f"is {shown(node)}, not an option. Choose one: {key}=<option>")
@@ -98,6 +106,8 @@ def build_part(node: Any, *, key: str, adapter: str | None = None) -> BuildResul
     arguments = {name: value for name, value in node.items() if name != TARGET}
     if target == MISSING:
         return _not_built(f"{key}.{TARGET}", "must be given: the dotted path of a part.")
+    if not imports(str(target)):
+        return BuildResult(value=None, faults=[])
     try:
         found = locate(str(target))
     except NotFound as error:

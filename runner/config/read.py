@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from runner.config import hooks
 from runner.config.imports import import_from
+from runner.config.masking import collected, hidden, marked, revealed, scrubber
 from runner.config.nearest import did_you_mean, listed
-from runner.config.parts import MISSING, TARGET, build_part, build_section, shown
+from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any, shown
 from runner.config.read_files import read_files
-from runner.config.rules import BatchKeys, clip_faults, divide, range_faults, run_faults
+from runner.config.rules import BatchKeys, clip_faults, divide, group_faults, range_faults, run_faults, secret_faults
 from runner.config.run_spec import (
     ActivationCheckpointing,
     Batch,
@@ -24,12 +25,13 @@ from runner.config.run_spec import (
     RunSpec,
     Sweep,
 )
+from runner.config.secret import NO_SECRETS, Secret
+from runner.config.unknown import UNKNOWN, NotKnown, as_far_as_known
 from runner.errors import Fault, SpecError
 from runner.protocols import Clip
 
 __all__ = ["GROUPS", "MANY_GROUPS", "Origin", "Rule", "as_far_as_known", "read"]
 
-T = TypeVar("T")
 Origin = Callable[[str], str]
 """From a dotted key to where its value came from; empty if that is unknown."""
 Rule = Callable[[RunSpec], Iterable[Fault]]
@@ -66,26 +68,13 @@ UNCHECKED = "The hooks, and the rules between parts, are checked once this is ri
 """The note of an error about names, types and ranges."""
 
 
-class _NotKnown(AttributeError):
-    """Something that could not be built was asked for. An AttributeError, so that isinstance of a protocol is False."""
-
-
-class _Unknown:
-    """Stands for a part or section that could not be built, so that checks of all others can still run."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise _NotKnown(name)
-
-
-UNKNOWN: Any = _Unknown()
-
-
 @dataclass(kw_only=True)
 class _Reading:
     """What has been built from a configuration so far, and its faults."""
 
     config: Mapping[str, Any]
     import_roots: tuple[str, ...]
+    imports: Callable[[str], bool]
     built: dict[str, Any] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
@@ -108,6 +97,9 @@ def read(
     known_faults: Sequence[Fault] = (),
     check: bool = True,
     rules: Sequence[Rule] = (),
+    imports: Callable[[str], bool] = imports_any,
+    secrets: Mapping[str, Secret] = NO_SECRETS,
+    keep: bool = False,
 ) -> RunSpec:
     """Build a RunSpec from plain dicts, lists and scalars.
 
@@ -120,38 +112,49 @@ def read(
         known_faults: found while the configuration was composed; raised together with those found here.
         check: False trusts an earlier check: hooks are not imported, files not read and no rules applied.
         rules: further rules, applied after those of sections and parts.
+        imports: whether a target may be imported. A part that may not is not built: to ask for it raises an
+            AttributeError, and what depends on it is not checked.
+        secrets: values that the configuration holds only a record of, by dotted key; others come from the environment.
+        keep: leave a secret that cannot be had as it is recorded, without a fault.
 
     Raises:
         SpecError: with every fault of one round.
     """
     import_from(import_roots)
-    reading = _Reading(config=config, import_roots=tuple(import_roots), faults=list(known_faults))
+    config, missing = revealed(config, secrets, keep=keep)
+    config = marked(config, origin=lambda _key: "the recipe")
+    known_faults = [*known_faults, *missing]
+    reading = _Reading(config=config, import_roots=tuple(import_roots), imports=imports, faults=list(known_faults))
     _read_names(reading)
     for key, cls in SECTIONS.items():
         _read_section(reading, key, cls)
     for key, adapter in GROUPS.items():
-        built = build_part(config.get(key), key=key, adapter=adapter)
-        reading.take(key, built.value, built.faults)
+        built = build_part(config.get(key), key=key, adapter=adapter, imports=imports)
+        misplaced = list(group_faults(key, built.value))
+        reading.take(key, None if misplaced else built.value, [*built.faults, *misplaced])
     for key in MANY_GROUPS:
         _read_many(reading, key)
     if check:
         _read_files(reading)
+        reading.config = marked(reading.config, origin=lambda _key: "a file that the recipe names")
         reading.faults += as_far_as_known(lambda: run_faults(reading.built["run"]))
         reading.faults += as_far_as_known(lambda: clip_faults(reading.built["clip"]))
+    scrub = scrubber(collected(reading.config).values())
     _read_batch(reading)
     if reading.faults:
-        raise _error(reading.faults, origin, note=UNCHECKED)
+        raise _error(reading.faults, origin, scrub, note=UNCHECKED)
     for key in HOOKS:
         _read_hook(reading, key, check=check)
     spec = RunSpec(
         **{key: reading.built[key] for key in KNOWN},
         import_roots=reading.import_roots,
-        config=reading.config,
+        config=hidden(reading.config),
+        secrets=collected(reading.config),
     )
     if check:
         reading.faults += _checked(spec, rules)
     if reading.faults:
-        raise _error(reading.faults, origin)
+        raise _error(reading.faults, origin, scrub)
     return spec
 
 
@@ -200,7 +203,7 @@ def _read_many(reading: _Reading, group: str) -> None:
         return
     parts = {}
     for name, option in node.items():
-        built = build_part(option, key=f"{group}.{name}")
+        built = build_part(option, key=f"{group}.{name}", imports=reading.imports)
         reading.faults += built.faults
         parts[name] = UNKNOWN if built.value is None else built.value
     reading.take(group, parts)
@@ -228,7 +231,8 @@ def _read_files_of(
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
     node = reading.config.get(key, {})
-    faults = list(hooks.faults_of(node, key=key, import_roots=reading.import_roots)) if check else []
+    found = hooks.faults_of(node, key=key, import_roots=reading.import_roots, imports=reading.imports)
+    faults = list(found) if check else []
     whole = isinstance(node, Mapping) and TARGET in node
     hook = hooks.hook_of(node) if whole else Hook(target=MISSING)
     reading.take(key, None if faults else hook, faults)
@@ -243,7 +247,7 @@ def _read_batch(reading: _Reading) -> None:
         keys, world_size = reading.built["batch"], reading.built["launch"].nodes * reading.built["hardware"].processes
         given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)
         axes = reading.built["strategy"].axes(world_size)
-    except _NotKnown:
+    except NotKnown:
         reading.take("batch", None)
         return
     except ValueError as refused:
@@ -259,6 +263,8 @@ def _read_batch(reading: _Reading) -> None:
 
 def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
     """Every part's own rules, then further ones."""
+    if spec.launch is not UNKNOWN:
+        yield from secret_faults(spec.launch, spec.secrets)
     parts = [vars(spec)[group] for group in GROUPS]
     parts += [part for group in MANY_GROUPS for part in vars(spec)[group].values()]
     for part in parts:
@@ -267,17 +273,10 @@ def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
         yield from as_far_as_known(lambda rule=rule: rule(spec))  # type: ignore[misc]
 
 
-def as_far_as_known(check: Callable[[], Iterable[T]]) -> Iterator[T]:
-    """What a check yields until it asks for something that could not be built."""
-    try:
-        yield from check()
-    except _NotKnown:
-        return
-
-
-def _error(faults: Sequence[Fault], origin: Origin, *, note: str = "") -> SpecError:
-    """All faults, without duplicates: two parts may find the same one."""
-    return SpecError(*(_with_origin(fault, origin) for fault in dict.fromkeys(faults)), note=note)
+def _error(faults: Sequence[Fault], origin: Origin, scrub: Callable[[str], str], *, note: str = "") -> SpecError:
+    """All faults, without duplicates, since two parts may find the same one, and without secrets."""
+    scrubbed = (replace(fault, message=scrub(fault.message)) for fault in dict.fromkeys(faults))
+    return SpecError(*(_with_origin(fault, origin) for fault in scrubbed), note=note)
 
 
 def _with_origin(fault: Fault, origin: Origin) -> Fault:

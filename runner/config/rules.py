@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runner.config.run_spec import Batch, Run
+from runner.config.secret import Secret, is_reference
 from runner.errors import Fault
-from runner.protocols import Clip
+from runner.protocols import Clip, HandsOverSecrets, Launcher
 
-__all__ = ["BatchKeys", "clip_faults", "divide", "range_faults", "run_faults"]
+__all__ = ["BatchKeys", "clip_faults", "divide", "group_faults", "range_faults", "run_faults", "secret_faults"]
 
 AUTO = "auto"
 """The value of batch.micro_items that means: as many as fit into memory."""
+ASKED = {"hardware": "processes", "launch": "nodes", "strategy": "axes"}
+"""What the division of a batch asks of parts."""
 SMALLEST = {
     "batch.items": 1,
     "batch.micro_items": 1,
@@ -50,6 +53,14 @@ def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
             )
 
 
+def group_faults(group: str, part: Any) -> Iterator[Fault]:
+    """A fault for a part of another group, where reading the rest asks the part for something."""
+    asked = ASKED.get(group)
+    if part is not None and asked is not None and asked not in dir(part):
+        rule = f"{type(part).__name__} is no option of this group: it has no {asked}. Choose one: {group}=<option>"
+        yield Fault(key=group, message=rule)
+
+
 def clip_faults(clip: Clip) -> Iterator[Fault]:
     """A fault for each limit that no gradient can satisfy."""
     for name, value in (("norm", clip.norm), ("value", clip.value)):
@@ -65,6 +76,16 @@ def run_faults(run: Run) -> Iterator[Fault]:
     if run.stop_at_step is not None and run.stop_at_step > run.steps:
         rule = f"{run.stop_at_step} is beyond run.steps={run.steps}. Use at most {run.steps}, or null for all steps."
         yield Fault(key="run.stop_at_step", message=rule)
+
+
+def secret_faults(launch: Launcher, secrets: Mapping[str, Secret]) -> Iterator[Fault]:
+    """A fault for each secret that a process elsewhere could not get: no file holds it."""
+    if isinstance(launch, HandsOverSecrets):
+        return
+    for key, secret in secrets.items():
+        if not is_reference(secret.source):
+            rule = f"the value, from {secret.source}, is a secret, which no file holds for a job that runs elsewhere."
+            yield Fault(key=key, message=f"{rule} Let the job take it from its environment: {key}='${{oc.env:NAME}}'")
 
 
 def divide(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:

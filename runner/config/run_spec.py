@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from runner.config.secret import Secret
 from runner.protocols import (
     Callback,
     Checkpoint,
@@ -210,7 +211,9 @@ class RunSpec:
     """Directories that hooks are imported from, first to last, before the rest of sys.path."""
     config: Mapping[str, Any]
     """The composed configuration that this was built from, with the content of files that it names: plain dicts, lists
-    and scalars. This is what is frozen."""
+    and scalars. This is what is frozen and shown: `*** from SOURCE` stands in place of each secret."""
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    """Those secrets, by dotted key; hooks and parts hold their values."""
 
     @property
     def world_size(self) -> int:

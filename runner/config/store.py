@@ -17,6 +17,7 @@ from runner.config.parts import MISSING
 from runner.config.read import read as read_config
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
+from runner.config.secret import NO_SECRETS, Secret
 from runner.errors import RunnerError
 
 __all__ = [
@@ -137,12 +138,16 @@ def frozen_recipe(page: Mapping[Any, Any]) -> str | None:
     return str(source.get("recipe", "")) if isinstance(source, dict) else ""
 
 
-def read(path: Path) -> RunSpec:
+def read(path: Path, secrets: Mapping[str, Secret] = NO_SECRETS, *, keep: bool = False) -> RunSpec:
     """Load a spec file as a RunSpec, without checking it again, and put its import roots on sys.path.
+
+    Args:
+        secrets: values that the launcher has handed over, by dotted key; others are taken from the environment.
+        keep: leave a secret that cannot be had as it is recorded: for those who look at something else in the spec.
 
     Raises:
         RunnerError: it is not a spec file.
-        SpecError: it has faults, after a change by hand.
+        SpecError: it has faults, after a change by hand, or a secret is not in the environment.
     """
     stored = load(path)
     return read_config(
@@ -150,6 +155,8 @@ def read(path: Path) -> RunSpec:
         import_roots=stored.import_roots,
         origin=lambda _key: str(path),
         check=False,
+        secrets=secrets,
+        keep=keep,
     )
 
 

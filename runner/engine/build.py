@@ -1,8 +1,10 @@
 """Builds what a spec describes: calls the hooks and lets the strategy place what they return."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from torch.nn import Module
 
@@ -17,6 +19,7 @@ from runner.engine.training import Training
 from runner.errors import HookError, ModelError
 from runner.model.shape import apply_compile, apply_recompute
 from runner.protocols import Builder, Data, Trainable, World
+from runner.storage.pretrained import save_model_config
 from runner.world.rehearsal import rehearsal
 from runner.world.seeds import mix, seed_all
 
@@ -33,13 +36,14 @@ def call_data(spec: RunSpec, world: World) -> Data:
     return check_data(data, spec.data.target, wants_eval=spec.eval.every_steps is not None)
 
 
-def build_training(spec: RunSpec, data: Data, world: World) -> Training:
+def build_training(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> Training:
     """Build everything that a checkpoint contains, at step 0. Collective.
 
     Raises:
         HookError, ModelError: the model hook returned something that cannot be trained.
     """
-    trainable = spec.strategy.prepare(replace(builder_of(spec), build_model=partial(_report_model, spec)), world)
+    see = partial(_report_model, run_dir.model_config if world.is_main else None)
+    trainable = spec.strategy.prepare(builder_of(spec, see=see), world)
     listeners = build_listeners(spec.callback)
     random_world = world.along(*world.axes.random)
     seed_all(mix(spec.run.seed, TRAINING_SEED, random_world.rank))  # dropout and the like
@@ -75,10 +79,18 @@ def with_fitting_batch(spec: RunSpec, run_dir: RunDir, data: Data, world: World)
     return fitting
 
 
-def builder_of(spec: RunSpec) -> Builder:
-    """The functions and options from which a strategy builds a model and its optimizer."""
+def _ignore(model: Module) -> None:
+    """Look at a model, and do nothing."""
+
+
+def builder_of(spec: RunSpec, *, see: Callable[[Module], None] = _ignore) -> Builder:
+    """The functions and options from which a strategy builds a model and its optimizer.
+
+    Args:
+        see: called with the model as the hook returned it.
+    """
     return Builder(
-        build_model=partial(_call_model, spec),
+        build_model=partial(_call_model, spec, see),
         recompute=partial(apply_recompute, spec=spec),
         compile=partial(apply_compile, spec=spec),
         build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
@@ -88,9 +100,8 @@ def builder_of(spec: RunSpec) -> Builder:
     )
 
 
-def _report_model(spec: RunSpec) -> Module:
-    """Call the model hook, and log the size of the model that it returned."""
-    model = _call_model(spec)
+def _report_model(config_file: Path | None, model: Module) -> None:
+    """Log the size of a model; keep its own configuration, if it has one, for exports."""
     sizes = {
         what: sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or what == "all")
         for what in ("all", "trained")
@@ -98,10 +109,11 @@ def _report_model(spec: RunSpec) -> Module:
     # A strategy may have divided the parameters while they were made; then none is here as a whole.
     size = f" with {sizes['all']:,} parameters, {sizes['trained']:,} of them trained" if sizes["all"] else ""
     logger.info("model: %s%s", type(model).__name__, size)
-    return model
+    if config_file is not None:
+        save_model_config(config_file, model)
 
 
-def _call_model(spec: RunSpec) -> Module:
+def _call_model(spec: RunSpec, see: Callable[[Module], None]) -> Module:
     """Call the model hook with the same seed on every rank, so that initial weights are equal by construction."""
     seed_all(spec.run.seed)
     model = hooks.resolve(spec.model, spec.import_roots)()
@@ -109,5 +121,6 @@ def _call_model(spec: RunSpec) -> Module:
         raise HookError(f"{spec.model.target} returned a {type(model).__name__}, but must return a torch.nn.Module.")
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{spec.model.target} returned a model without parameters: there is nothing to train.")
+    see(model)
     spec.precision.convert(model, spec.hardware)
     return model

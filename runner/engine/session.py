@@ -152,7 +152,7 @@ def open_session(
     data = call_data(spec, world)
     if spec.batch.auto:
         spec = with_fitting_batch(spec, run_dir, data, world)
-    training = build_training(spec, data, world)
+    training = build_training(spec, run_dir, data, world)
     checkpointer = spec.checkpoint.open(run_dir.path, world)
     checkpoints = Checkpoints(run_dir.checkpoints, world)
     restore_latest(training, checkpoints)

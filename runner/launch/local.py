@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from runner.config.sections import flattened
 from runner.errors import Fault
@@ -26,6 +26,7 @@ class Local:
     """Restarts and timeouts."""
     fork: bool = True
     """Fork ranks from this process where that is safe; false = always start new interpreters."""
+    hands_over_secrets: ClassVar[bool] = True
 
     @property
     def nodes(self) -> int:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from runner import terminal
+from runner.config.masking import scrubber
 from runner.config.run_dir import RunDir
 from runner.errors import HookError, RankError
 from runner.world.activity import UNREAD, Activity, Phase
+from runner.world.handover import receive
 from runner.world.identity import find_identity
 from runner.world.parent import end_with_parent, kill_data_workers
 from runner.world.stop import STOP_SIGNALS, StopRequest
@@ -40,13 +42,14 @@ def enter(worker: str, spec_path: str, launcher_pid: int, activity_path: str | N
         run_dir = RunDir(Path(spec_path).parent)
         run_dir.logs.mkdir(exist_ok=True)
         log = run_dir.rank_log(rank).open("a", buffering=1)
+        scrub = scrubber(receive(os.environ).values())
     except BaseException:  # noqa: BLE001  the process ends here
         traceback.print_exc()
         _leave(1)
     try:
         _work(worker, Path(spec_path), stop, activity_path, rank=rank, log=log)
     except BaseException:  # noqa: BLE001  the process ends here
-        traceback.print_exc(file=log)
+        log.write(scrub(traceback.format_exc()))
         _leave(1)
 
 

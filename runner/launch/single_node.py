@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from runner.launch.supervision import Supervision
 from runner.world.environment import environment, for_determinism, for_one_machine
 from runner.world.fork import can_fork_ranks
+from runner.world.handover import hand_over
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -26,7 +27,8 @@ def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: boo
     """
     # Imported here: both import torch (0.8 s), the agent torch._dynamo too, and `runner check` needs neither.
     hardware = spec.hardware
-    with environment(for_determinism(deterministic=spec.run.deterministic) | for_one_machine()):
+    variables = for_determinism(deterministic=spec.run.deterministic) | for_one_machine()
+    with hand_over(spec.secrets) as place, environment(variables | place):
         if hardware.processes == 1 and supervision.max_restarts == 0:
             from runner.launch import in_process
 

@@ -8,10 +8,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeVar, final
 
-from runner.config.read import as_far_as_known
 from runner.config.run_spec import Compiled, Recompute, RunSpec
+from runner.config.unknown import as_far_as_known
 from runner.errors import Fault
 from runner.model.meta_model import MetaBuildError, build_meta_model
 from runner.protocols import ChecksModel
@@ -20,7 +20,9 @@ from runner.world.fork import can_fork
 if TYPE_CHECKING:
     from torch.nn import Module
 
-__all__ = ["model_faults"]
+__all__ = ["model_faults", "model_is_asked_for", "plan_of"]
+
+T = TypeVar("T")
 
 
 @final
@@ -60,12 +62,33 @@ def model_faults(spec: RunSpec) -> list[Fault]:
     The hook is called in a fork of this process where that is safe, so that its side effects, such as registering names
     or starting threads, do not reach the run. Without such requirements it is not called.
     """
-    gather = (_compiler_checks, _block_checks, _part_checks)
-    checks = [check for found in gather for check in as_far_as_known(partial(found, spec))]
+    checks = _checks(spec)
     if not checks:
         return []
     meta_model = _MetaModel(spec)
-    return _in_fork(lambda: [fault for check in checks for fault in check(meta_model)])
+    return _in_fork(lambda: [fault for check in checks for fault in check(meta_model)], default=[])
+
+
+def plan_of(spec: RunSpec) -> list[str]:
+    """What the precision does to the model's layers, one line each; calls the model hook as `model_faults` does."""
+
+    def plan() -> list[str]:
+        try:
+            return list(spec.precision.plan(lambda: build_meta_model(spec)))
+        except MetaBuildError as error:
+            return [f"layers: the model cannot be built without values ({error}); the run's log will say which"]
+
+    return _in_fork(plan, default=["layers: the model hook ended the process; the run's log will say which"])
+
+
+def model_is_asked_for(spec: RunSpec) -> bool:
+    """Whether `model_faults` would call the model hook. Calls nothing itself."""
+    return bool(_checks(spec))
+
+
+def _checks(spec: RunSpec) -> list[Check]:
+    gather = (_compiler_checks, _block_checks, _part_checks)
+    return [check for found in gather for check in as_far_as_known(partial(found, spec))]
 
 
 def _compiler_checks(spec: RunSpec) -> Iterator[Check]:
@@ -104,8 +127,8 @@ def _part_checks(spec: RunSpec) -> Iterator[Check]:
                 yield lambda meta_model, rule=rule: meta_model.check(rule)  # type: ignore[misc]
 
 
-def _in_fork(find: Callable[[], list[Fault]]) -> list[Fault]:
-    """Call `find` in a fork; no faults if the fork dies. Where forking is not safe, call it here."""
+def _in_fork(find: Callable[[], list[T]], *, default: list[T]) -> list[T]:
+    """Call `find` in a fork; `default` if the fork dies. Where forking is not safe, call it here."""
     if not can_fork():
         return find()
     context = multiprocessing.get_context("fork")
@@ -121,10 +144,10 @@ def _in_fork(find: Callable[[], list[Fault]]) -> list[Fault]:
     process.start()
     sender.close()
     try:
-        faults: list[Fault] = receiver.recv()
+        found: list[T] = receiver.recv()
         process.join()
     except EOFError:  # it died: the workers will raise the faults
-        return []
+        return default
     finally:
         process.kill()
-    return faults
+    return found

@@ -37,7 +37,7 @@ def build_meta_model(spec: RunSpec, *, converted: bool = False) -> "Module":
             model = resolve(hook, roots)()
             if converted:
                 spec.precision.convert(model, spec.hardware)
-    except Exception as error:  # a user's function may raise anything on the meta device
+    except (Exception, SystemExit) as error:  # a user's function may raise anything on the meta device
         raise MetaBuildError(f"{type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise MetaBuildError(f"{hook.target} returned a {type(model).__name__}")

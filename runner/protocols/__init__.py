@@ -33,7 +33,7 @@ from runner.protocols.data import (
 )
 from runner.protocols.hardware import Hardware
 from runner.protocols.hooks import Data, Loss
-from runner.protocols.launch import Launch, Launcher
+from runner.protocols.launch import HandsOverSecrets, Launch, Launcher
 from runner.protocols.media import Image, Table
 from runner.protocols.mesh import Axes, Axis
 from runner.protocols.metric import Meter, Metric
@@ -74,6 +74,7 @@ __all__ = [
     "Clip",
     "Data",
     "Dtypes",
+    "HandsOverSecrets",
     "Hardware",
     "HasHandle",
     "HoldsTensors",

@@ -10,7 +10,7 @@ in status.json is `queued` from `begin` until a rank sets it to `running`.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from runner.protocols.part import Part
 
@@ -91,3 +91,13 @@ class Launcher(Part, Protocol):
             LaunchError: a machine did not join in time.
         """
         ...
+
+
+@runtime_checkable
+class HandsOverSecrets(Protocol):
+    """A launcher whose ranks are started by the launching process, which hands secrets to them in memory.
+
+    For any other one, a secret that is not taken from the environment is a fault.
+    """
+
+    hands_over_secrets: ClassVar[bool]

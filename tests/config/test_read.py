@@ -156,3 +156,10 @@ def test_every_fault_says_where_its_value_came_from(config: dict[str, Any], part
 def test_a_worker_reads_without_looking_at_hooks(config: dict[str, Any], tmp_path: Path) -> None:
     config["model"]["_target_"] = "spec_nowhere.build"
     assert read(config, import_roots=[str(tmp_path)], check=False).model.target == "spec_nowhere.build"
+
+
+@pytest.mark.parametrize("group", ["hardware", "launch", "strategy"])
+def test_a_part_of_another_group_is_told(faults: Callable[..., dict[str, str]], group: str) -> None:
+    asked = {"hardware": "processes", "launch": "nodes", "strategy": "axes"}[group]
+    said = faults({group: {"_target_": "spec_parts.Told"}})
+    assert said[group] == f"Told is no option of this group: it has no {asked}. Choose one: {group}=<option>"

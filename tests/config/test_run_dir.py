@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.run_dir import RunDir, claim, claim_named
+from runner.config.claim import claim, claim_named
+from runner.config.run_dir import RunDir
 from runner.errors import SpecError
 
 

@@ -31,9 +31,11 @@ from runner.config.run_lock import hold
 run_dir = RunDir(Path(sys.argv[1]))
 with hold(run_dir):
     run_dir.write_status("running", step=7, metrics={})
-    if sys.argv[2] == "forks" and os.fork() == 0:
-        (run_dir.path / "child").write_text(str(os.getpid()))
-        time.sleep(60)
+    if sys.argv[2] == "forks":
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+        (run_dir.path / "child").write_text(str(child))
     if sys.argv[2] == "spawns":
         child = subprocess.Popen(["sleep", "60"])
         (run_dir.path / "child").write_text(str(child.pid))

@@ -280,7 +280,7 @@ def test_a_place_that_may_not_be_written_is_told(project: Path) -> None:
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from runner.config.run_dir import claim_named
+from runner.config.claim import claim_named
 from runner.errors import SpecError
 if os.getuid() == 0:
     os.setuid(65534)

@@ -11,6 +11,8 @@ from tests.conftest import Ended
 TOWER = ["model._target_=user_hooks.tower.build_model", "~model.dropout"]
 UNNAMED = [*TOWER, "+model.names_blocks=false"]
 FSDP = "strategy=fsdp"
+MOE = ("strategy=deepspeed_zero3", "strategy.moe_leaf_modules=[Experts]")
+BUILD = {"train": (), "check": ("--build",)}
 CHECKPOINTED = "activation_checkpointing.what=blocks"
 
 
@@ -46,7 +48,7 @@ CHECKPOINTED = "activation_checkpointing.what=blocks"
 def test_the_launching_process_says_so(
     runner: Callable[..., Ended], project: Path, verb: str, argv: Any, said: str
 ) -> None:
-    ended = runner(verb, "points", *argv, code=2)
+    ended = runner(verb, "points", *argv, *BUILD[verb], code=2)
     assert f"\n{said}" in f"\n{ended.stderr}"
     assert not (project / "outputs").exists()
 
@@ -59,7 +61,8 @@ def test_resuming_checks_the_model_too(runner: Callable[..., Ended]) -> None:
 
 def test_they_are_told_with_all_other_faults(runner: Callable[..., Ended]) -> None:
     argv = [*TOWER, CHECKPOINTED, "blocks.classes=[Blok]", FSDP, "schedule=cosine", "schedule.warmup_steps=99"]
-    ended = runner("check", "points", *argv, "compile.what=model", "compile.backend=inducter", code=2)
+    argv += ["compile.what=model", "compile.backend=inducter"]
+    ended = runner("check", "points", *argv, "--build", code=2)
     keys = {line.partition(":")[0] for line in ended.stderr.splitlines() if not line.startswith(" ")}
     assert keys == {"blocks.classes", "strategy.wrap_classes", "schedule.warmup_steps", "compile.backend"}
 
@@ -67,15 +70,18 @@ def test_they_are_told_with_all_other_faults(runner: Callable[..., Ended]) -> No
 @pytest.mark.parametrize("verb", ["train", "check"])
 def test_a_model_that_needs_values_is_left_to_the_workers(runner: Callable[..., Ended], verb: str) -> None:
     by_value = ["model._target_=user_hooks.points.build_by_value", CHECKPOINTED]
-    ended = runner(verb, "points", *by_value, "blocks.classes=[Blok]", code=0 if verb == "check" else 2)
+    code = 0 if verb == "check" else 2
+    ended = runner(verb, "points", *by_value, "blocks.classes=[Blok]", *BUILD[verb], code=code)
     assert verb == "check" or "['Blok'] are not classes of modules of this model" in ended.stderr
 
 
 def test_a_model_that_nothing_is_asked_of_is_not_built(runner: Callable[..., Ended], project: Path) -> None:
     hooks = project / "user_hooks" / "points.py"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", "    print('built')\n    return nn.Seq"))
-    assert "built" not in runner("check", "points", FSDP).stdout
-    assert runner("check", "points", "compile.what=blocks", "blocks.classes=[Linear]").stdout.count("built") == 1
+    asked = ["compile.what=blocks", "blocks.classes=[Linear]"]
+    assert "built" not in runner("check", "points", FSDP, "--build").stdout
+    assert "built" not in runner("check", "points", *asked).stdout
+    assert runner("check", "points", *asked, "--build").stdout.count("built") == 1
 
 
 def test_a_backend_that_the_hook_registers_is_accepted(runner: Callable[..., Ended], project: Path) -> None:
@@ -88,7 +94,7 @@ def test_a_backend_that_the_hook_registers_is_accepted(runner: Callable[..., End
 def test_a_class_that_the_precision_puts_in_is_accepted(runner: Callable[..., Ended]) -> None:
     pytest.importorskip("torchao")
     argv = [*TOWER, "+model.width=16", "precision=fp8", CHECKPOINTED, "blocks.classes=[Float8Linear]"]
-    assert "nothing is wrong" in runner("check", "points", *argv).stdout
+    assert "nothing is wrong" in runner("check", "points", *argv, "--build").stdout
 
 
 def test_a_float8_run_that_would_convert_nothing_is_refused(runner: Callable[..., Ended], project: Path) -> None:
@@ -100,7 +106,7 @@ def test_a_float8_run_that_would_convert_nothing_is_refused(runner: Callable[...
 
 def test_mixture_of_experts_blocks_that_are_not_there_are_refused(runner: Callable[..., Ended]) -> None:
     pytest.importorskip("deepspeed")
-    ended = runner("check", "points", "strategy=deepspeed_zero3", "strategy.moe_leaf_modules=[Experts]", code=2)
+    ended = runner("check", "points", *MOE, "--build", code=2)
     assert ended.stderr.startswith("strategy.moe_leaf_modules: ['Experts'] are not classes of modules of this model.")
 
 
@@ -108,4 +114,4 @@ def test_a_hook_that_ends_its_process_is_left_to_the_workers(runner: Callable[..
     hooks = project / "user_hooks" / "points.py"
     leave = "    if torch.empty(0).is_meta:\n        os._exit(7)\n    return nn.Seq"
     hooks.write_text(hooks.read_text().replace("    return nn.Seq", leave))
-    runner("check", "points", CHECKPOINTED, "blocks.classes=[Linear]")
+    runner("check", "points", CHECKPOINTED, "blocks.classes=[Linear]", "--build")

@@ -78,7 +78,7 @@ def test_an_absent_library_and_absent_hardware_are_faults(runner: Callable[..., 
 
 @has_torchao
 def test_check_lists_what_becomes_of_each_layer(runner: Callable[..., Ended]) -> None:
-    said = runner("check", *TALL[1:], "precision=fp8", "precision.exclude=['*.narrow']").stdout
+    said = runner("check", *TALL[1:], "precision=fp8", "precision.exclude=['*.narrow']", "--build").stdout
     assert "3 of 8 linear layers in float8" in said
     assert "blocks.0.widen 48 × 16: float8" in said
     assert "blocks.0.narrow 16 × 48: not converted: matches exclude pattern *.narrow" in said
@@ -87,7 +87,9 @@ def test_check_lists_what_becomes_of_each_layer(runner: Callable[..., Ended]) ->
 
 @has_torchao
 def test_check_says_so_where_a_model_cannot_be_built_without_values(runner: Callable[..., Ended]) -> None:
-    said = runner("check", "points", "precision=fp8", "model._target_=user_hooks.points.build_by_value").stdout
+    said = runner(
+        "check", "points", "--build", "precision=fp8", "model._target_=user_hooks.points.build_by_value"
+    ).stdout
     assert "layers: the model cannot be built without values" in said
 
 

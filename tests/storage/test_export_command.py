@@ -106,24 +106,21 @@ def test_a_second_export_does_not_overwrite_the_first(runner: Callable[..., Ende
     assert said == f"{run}/export/step_3 is not empty. Export into a new directory: --out PATH.\n"
 
 
-def test_a_hook_that_needs_memory_is_told_with_both_ways_out(
-    runner: Callable[..., Ended], trained: Any, project: Path
-) -> None:
+def test_an_export_needs_no_hook(runner: Callable[..., Ended], trained: Any, project: Path) -> None:
     run = trained()
-    hooks = project / "user_hooks" / "points.py"
-    fragile = "    torch.linspace(0, 1, 3)[1].item()  # as drop rates are often computed\n    return nn.Seq"
-    hooks.write_text(hooks.read_text().replace("    return nn.Seq", fragile))
-    said = runner("export", str(run), code=3).stderr
-    assert "the model hook was called on the meta device to get the model's config, and failed: " in said
-    ways = "call it on the CPU, with memory for the whole model: --config cpu; or leave out config.json: --config none."
-    assert ways in said
-    assert not (run / "export").exists() or not list((run / "export").iterdir())
-    runner("export", str(run), "--config", "cpu", "--out", "a")
-    hooks.unlink()
-    said = runner("export", str(run), "--config", "cpu", code=3).stderr
-    assert "the model hook was called on the cpu device" in said
-    assert "To export, leave out config.json: --config none." in said
-    runner("export", str(run), "--config", "none", "--out", "b")  # the checkpoint alone is enough
+    (project / "user_hooks" / "points.py").unlink()
+    ended = runner("export", str(run))
+    assert ended.stdout.splitlines() == ["model.safetensors  464 bytes", str(run / "export" / "step_3")]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"model": "A", "shapes": {}, "files": {"config.json": "{"}}'])
+def test_a_damaged_configuration_of_the_model_is_told(runner: Callable[..., Ended], trained: Any, content: str) -> None:
+    run = trained()
+    (run / "model_config.json").write_text(content)
+    said = runner("export", str(run), code=8).stderr
+    assert f"{run}/model_config.json is not what training wrote (" in said
+    assert "Export without it: --no-config." in said
+    runner("export", str(run), "--no-config")
 
 
 def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Report everything that is wrong with a recipe, without running it.
 
-Prints what would run if nothing is wrong. Starts no process and touches no device. Exit code: 0 nothing is wrong, 2
-something is.
+Prints what would run if nothing is wrong. Calls no hook and touches no device. Exit code: 0 nothing is wrong, 2
+something is. Code of a recipe outside the working directory is imported only with --imports (docs/security.md).
 """
 
 import argparse
@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING
 
 from runner.cli.arguments import add_recipe, recipe_words
 from runner.cli.help import OVERRIDES
-from runner.compose.recipe import find
+from runner.compose.recipe import find, is_own
 
 if TYPE_CHECKING:
+    from runner.compose.composed import Composed
     from runner.config.run_spec import RunSpec
 
-USAGE = "RECIPE [OVERRIDE ...]"
+USAGE = "RECIPE [OVERRIDE ...] [options]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe and its overrides."""
+    """The recipe and its overrides, and how far the check may go."""
     parser.epilog = OVERRIDES
     add_recipe(parser)
+    imports = "import what a recipe outside the working directory names, to check it"
+    parser.add_argument("--imports", action="store_true", help=imports)
+    build = "import it, and call the model hook on the meta device, to check what parts require of the model"
+    parser.add_argument("--build", action="store_true", help=build)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -32,22 +37,31 @@ def main(arguments: argparse.Namespace) -> int:
     """
     from runner.compose.compose import compose
 
-    recipe, overrides = recipe_words(arguments, prog="runner check")
-    composed = compose(find(recipe), overrides)
-    print(_summary(composed.read(), choices=composed.stored().source.choices))
+    name, overrides = recipe_words(arguments, prog="runner check")
+    recipe = find(name)
+    composed = compose(recipe, overrides)
+    if arguments.build:
+        lines = [*_summary(composed.read(), composed), *_plan(composed.read(rules=()))]
+    elif arguments.imports or is_own(recipe):
+        spec = composed.read(rules=())
+        lines = [*_summary(spec, composed), *_not_built(spec)]
+    else:
+        lines = [*_known(composed), *_not_imported(composed)]
+    print("\n".join([*lines, "nothing is wrong"]))
     return 0
 
 
-def _summary(spec: "RunSpec", *, choices: dict[str, object]) -> str:
+def _summary(spec: "RunSpec", composed: "Composed") -> list[str]:
     from runner.config.read import GROUPS
 
+    choices = composed.stored().source.choices
     batch, world_size = spec.batch, spec.world_size
     ranks = batch.items // (batch.micro_items * batch.accumulate)
     hooks = (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
     cut = f"{batch.micro_items} micro_items × {batch.accumulate} accumulate × {ranks}"
     if batch.auto:
         cut = f"as many micro_items as fit, at most {batch.micro_items} × {ranks}"
-    lines = [
+    return [
         f"{spec.name}: {spec.run.steps} steps from seed {spec.run.seed}",
         f"  batch        {batch.items} items = {cut} data ranks ({world_size} processes)",
         *(f"  {key:<12} {hook.target}" for key, hook in hooks),
@@ -55,17 +69,38 @@ def _summary(spec: "RunSpec", *, choices: dict[str, object]) -> str:
         f"  tracker      {', '.join(spec.tracker) or 'none'}",
         f"  metric       {', '.join(spec.metric) or 'none'}",
         f"  callback     {', '.join(spec.callback) or 'none'}",
-        *(f"  {line}" for line in _plan(spec)),
-        "nothing is wrong",
     ]
-    return "\n".join(lines)
+
+
+def _not_built(spec: "RunSpec") -> Iterator[str]:
+    from runner.model.check import model_is_asked_for
+
+    if model_is_asked_for(spec):
+        rule = "what parts require of the model, which `train` checks before launch"
+        yield f"  not checked  {rule}. To call the model hook: --build"
 
 
 def _plan(spec: "RunSpec") -> Iterator[str]:
     """What the precision does to the model's layers, if it chooses among them."""
-    from runner.model.meta_model import MetaBuildError, build_meta_model
+    from runner.model.check import plan_of
 
-    try:
-        yield from spec.precision.plan(lambda: build_meta_model(spec))
-    except MetaBuildError as error:
-        yield f"layers: the model cannot be built without values ({error}); the run's log will say which are converted"
+    yield from (f"  {line}" for line in plan_of(spec))
+
+
+def _known(composed: "Composed") -> Iterator[str]:
+    """What is known of a stranger's recipe."""
+    from runner.config.parts import TARGET
+    from runner.config.read import GROUPS
+
+    spec = composed.read_without_imports()
+    yield f"{spec.name}: {spec.run.steps} steps from seed {spec.run.seed}"
+    yield from (
+        f"  {key:<12} {hook.target!r}"
+        for key, hook in (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
+    )
+    yield from (f"  {group:<12} {composed.config[group][TARGET]!r}" for group in GROUPS)
+
+
+def _not_imported(composed: "Composed") -> Iterator[str]:
+    rule = "is outside the working directory, so only the runner's own parts of it were imported and checked"
+    yield f"  not checked  {composed.recipe.path} {rule}. To import the others: --imports"

@@ -1,7 +1,8 @@
 """Write the weights of a run as safetensors.
 
 Takes the model's weights from a committed checkpoint. transformers' from_pretrained reads them if the model is one of
-its own. Needs no device and starts no process. The last line on stdout is the directory that was written.
+its own. Needs no device, starts no process, and runs no code that the run names. The last line on stdout is the
+directory that was written.
 """
 
 import argparse
@@ -21,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, help="convert floating-point tensors to this type")
     size = "split the weights into files of at most this size: 5GB, 500MB, 2GiB (default: 5GB)"
     add("--max-shard-size", metavar="SIZE", type=_bytes, default="5GB", help=size)
-    device = "device on which the model hook is called to write config.json; none = no config.json (default: meta)"
-    add("--config", choices=("meta", "cpu", "none"), default="meta", help=device)
+    add("--no-config", action="store_true", help="leave out config.json and generation_config.json")
     add("--out", metavar="PATH", type=Path, help="directory to create (default: DIR/export/step_N)")
 
 

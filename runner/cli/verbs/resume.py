@@ -1,6 +1,7 @@
 """Continue a run from its newest committed checkpoint.
 
-The run keeps its declaration, except for the overrides.
+The run keeps its declaration, except for the overrides. A run that another account began is refused until --trust
+accepts it: resuming runs the code that its directory names.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="resume_from",
         help="start from this checkpoint instead of the newest; 0 = from step 0, if the checkpoints are gone",
     )
+    parser.add_argument("--trust", action="store_true", help="accept a run that did not begin on this account")
 
 
 def main(arguments: argparse.Namespace) -> int:

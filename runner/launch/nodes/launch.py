@@ -21,6 +21,7 @@ from runner.launch.outcome import Outcome, check_done, failed, interrupted, stop
 from runner.launch.rendezvous import Rendezvous
 from runner.launch.supervision import Supervision
 from runner.world.environment import GLOO_INTERFACE, NCCL_INTERFACE, environment, for_determinism
+from runner.world.handover import hand_over
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
@@ -63,7 +64,8 @@ class NodesLaunch:
             rendezvous.append(Rendezvous(coordinator, stop_requested=stop_requested, join_s=self.join_s))
             return rendezvous[0]
 
-        with environment(for_determinism(deterministic=self.spec.run.deterministic) | self._interface_variables()):
+        variables = for_determinism(deterministic=self.spec.run.deterministic) | self._interface_variables()
+        with hand_over(self.spec.secrets) as place, environment(variables | place):
             outcome = supervise(
                 spec_path,
                 self.supervision,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from runner.config.sections import flattened
 from runner.errors import Fault, SpecError
@@ -43,6 +43,7 @@ class Nodes:
     """Seconds without a heartbeat after which a machine counts as lost, and the run ends."""
     supervision: Supervision = flattened(Supervision)
     """Restarts and timeouts."""
+    hands_over_secrets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
