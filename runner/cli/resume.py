@@ -45,7 +45,7 @@ def resume(found: argparse.Namespace) -> int:
     """
     terminal.protect()
     run_dir, overrides = run_words(found, prog="runner resume")
-    print(f"continuing the run in {run_dir.path}", file=sys.stderr, flush=True)
+    print(f"directory: {run_dir.path}", file=sys.stderr, flush=True)
     check_free(run_dir)
     path, stored = store.load_newest(run_dir)
     require_trust(path, trust=found.trust)

@@ -135,7 +135,7 @@ def test_an_attempt_that_cannot_be_written_down_leaves_no_spec(
     (run / "provenance.json").mkdir()
     code, _, err = runner("resume", "run")
     assert code == 1
-    assert err == f"{run / 'provenance.json'} cannot be read: Is a directory.\n"
+    assert err == f"directory: {run}\n{run / 'provenance.json'} cannot be read: Is a directory.\n"
     assert [path.name for path in run.glob("spec*")] == ["spec.yaml"]
 
 
@@ -157,10 +157,11 @@ def test_a_start_from_0_that_would_lose_a_checkpoint_is_refused(
         run_dir.provenance.unlink()
     code, _, err = runner("resume", "run")
     assert code == 8
-    assert err.startswith(f"the checkpoints of this run are gone: {words}, but there is none in {run_dir.checkpoints}.")
+    said = f"the checkpoints of this run are gone: {words}, but there is none in {run_dir.checkpoints}."
+    assert err.startswith(f"directory: {run}\n{said}")
     code, _, err = runner("resume", "run", "--from", "0")
     assert code == 0
-    assert err == f"warning: {run} starts from step 0: as --from 0 asks for.\n"
+    assert err == f"directory: {run}\nwarning: {run} starts from step 0: as --from 0 asks for.\n"
 
 
 def test_a_run_that_committed_nothing_starts_from_0_and_says_so(
@@ -168,7 +169,8 @@ def test_a_run_that_committed_nothing_starts_from_0_and_says_so(
 ) -> None:
     (run / "checkpoints" / "step_8").rmdir()
     code, _, err = runner("resume", "run")
-    assert (code, err) == (0, f"warning: {run} starts from step 0: it has not committed a checkpoint yet.\n")
+    said = f"warning: {run} starts from step 0: it has not committed a checkpoint yet."
+    assert (code, err) == (0, f"directory: {run}\n{said}\n")
 
 
 def test_an_attempt_notes_a_checkpoint_that_it_finds(runner: Callable[..., tuple[int, str, str]], run: Any) -> None:
