@@ -109,7 +109,10 @@ def test_a_weight_that_would_become_infinite_is_refused(saved: Save, tmp_path: P
     assert str(caught.value) == (
         "scale holds 70000, but the largest float16 is 65504. Export another dtype: --dtype bfloat16."
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]  # nothing half written
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoints",
+        "provenance.json",
+    ]  # nothing half written
     out = exported(saved({"scale": torch.tensor([1.0, math.inf])}), tmp_path / "out", dtype="float16")
     assert read(out)["scale"].tolist() == [1.0, math.inf]  # what was infinite already is what was trained
 
@@ -227,7 +230,7 @@ def test_what_the_file_system_refuses_is_told_and_leaves_nothing(saved: Save, tm
             exported(checkpoint, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "file", "provenance.json"]
 
 
 MEASURE = """
