@@ -147,7 +147,7 @@ def test_what_is_plainly_no_factory_is_refused_wherever_it_stands(
     for verb in ("check", "train"):
         said = runner(verb, *argv, code=2).stderr
         assert "are refused: nothing in it builds a part or data" in said
-        assert said.startswith(key.partition(".")[0])
+        assert f"\n{key.partition('.')[0]}" in f"\n{said}"
     assert not (project / "outputs").exists()
 
 
@@ -182,7 +182,8 @@ def test_a_run_of_another_account_is_resumed_once_it_is_accepted(
     plant(trained, strange)
     said = runner("resume", str(trained), code=2).stderr
     spec = trained / "spec.yaml"
-    assert said.startswith(f"DIR: this account has not launched {spec}, or the file has changed since. Resuming runs ")
+    refused = f"DIR: this account has not launched {spec}, or the file has changed since. Resuming runs "
+    assert said.startswith(f"directory: {trained}\n{refused}")
     assert "'strange_hooks.build_model'" in said
     assert "'os.system'" in said
     assert f"looked for in '{strange}'," in said
