@@ -110,7 +110,7 @@ def load_newest(run_dir: RunDir) -> tuple[Path, StoredSpec]:
     found = "\n".join(f"  {one}" for one in damaged)
     rule = (
         "A run cannot continue without its declaration: put a whole copy in place of one of these files, or train "
-        "anew; .hydra/ has what the first attempt was composed from. Its weights: runner export --config none "
+        "anew; .hydra/ has what the first attempt was composed from. Its weights: runner export --no-config "
         f"{run_dir.path}"
     )
     raise RunnerError(f"{run_dir.path} has no spec file that is whole:\n{found}\n{rule}")

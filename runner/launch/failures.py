@@ -23,6 +23,9 @@ HINTS: dict[int, str] = {
 COMMUNICATION = ("gloo/transport/", "DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
 """What the traceback of a rank contains that lost its connection to another one."""
 
+EXPLAINED = {kind.__name__ for kind in CAUSES if kind is not HangError}
+"""Errors whose message says all that helps. Of a hang, the stack is what helps."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +47,9 @@ class Failure:
     """The report; None = it was not written."""
 
     def __str__(self) -> str:
-        """What happened. An error of the runner's own says all that helps, so its traceback stays in the report."""
+        """What happened. The traceback of an error that explains itself stays in the report."""
         summary = f"{self.error}: {self.message}" if self.message else self.error
-        expected = self.file is not None and self.error in {kind.__name__ for kind in CAUSES}
-        details = f"traceback: {self.file}" if expected else self.traceback.rstrip()
+        details = f"traceback: {self.file}" if self.file and self.error in EXPLAINED else self.traceback.rstrip()
         return f"rank {self.rank} failed at step {self.step}: {summary}\n{details}"
 
     @property

