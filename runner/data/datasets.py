@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from runner.data.loader import ReadsMany
 from runner.errors import DataError, HookError
 from runner.protocols import Data, OpensSource
 
@@ -90,7 +91,7 @@ def num_items(dataset: Any, name: str) -> int:
         raise DataError(
             f"the data hook's {name!r} dataset ({kind}) has no length: its order could not be resumed. {MAP_STYLE}"
         ) from None
-    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Indexed):
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Indexed | ReadsMany):
         kind = type(dataset).__name__
         raise DataError(
             f"the data hook's {name!r} dataset ({kind}) has no items by index: its order could not be resumed. "

@@ -57,6 +57,18 @@ class Streamed(IterableDataset[int]):
         return 3
 
 
+class OnlyInBatches:
+    def __len__(self) -> int:
+        return 3
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return indices
+
+
+def test_a_dataset_of_whole_batches_is_map_style() -> None:
+    assert num_items(OnlyInBatches(), "train") == 3
+
+
 @pytest.mark.parametrize("dataset", [{1, 2}, Streamed()])
 def test_a_dataset_without_items_by_index_is_refused(dataset: Any) -> None:
     with pytest.raises(DataError, match=r"has no items by index.*Return a map-style dataset"):
