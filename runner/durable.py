@@ -28,12 +28,13 @@ def replace(path: Path, content: str | bytes, *, mode: int = 0o666, flush: bool 
     Raises:
         OSError: the file system reported an error. Nothing has changed, and no partial file is left.
     """
-    partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    partial = f"{path}.partial-{secrets.token_hex(4)}"
     try:
         write_new(partial, content, mode=mode, flush=flush)
         os.replace(partial, path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            Path(partial).unlink()
         if isinstance(error, OSError):
             error.filename = str(path)  # a write to a descriptor names no file
         raise
@@ -41,17 +42,19 @@ def replace(path: Path, content: str | bytes, *, mode: int = 0o666, flush: bool 
         sync_directory(path.parent)
 
 
-def write_new(path: Path, content: str | bytes, *, mode: int = 0o666, flush: bool = True) -> None:
+def write_new(path: Path | str, content: str | bytes, *, mode: int = 0o666, flush: bool = True) -> None:
     """Write a new file and flush it to the disk; its name is durable once the directory is synced."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    data = content.encode() if isinstance(content, str) else content
-    with open(descriptor, "wb") as file:
+    rest = memoryview(content.encode() if isinstance(content, str) else content)
+    try:
         if not flush:
-            _allocate(file.fileno(), len(data))
-        file.write(data)
-        file.flush()
+            _allocate(descriptor, len(rest))
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
         if flush:
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _allocate(descriptor: int, size: int) -> None:
