@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from runner.config.store import load_yaml
+from runner.config.nesting import LOADER, MAX_DEPTH, TooDeepError, TooLargeError, check_nesting
 
 __all__ = ["FileFault", "parse", "yaml_problem"]
 
@@ -13,8 +13,9 @@ PLAIN = "tag:yaml.org,2002:"
 TAGS = frozenset(PLAIN + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge"))
 MAX_VALUES = 100_000
 """Values of one file with its aliases expanded. A file of 1 kB can ask for 10^9 of them."""
-MAX_DEPTH = 100
-"""Containers inside each other. Hydra descends into them recursively."""
+ALIASES = "with its aliases (*name) expanded. Write fewer, or none inside themselves."
+TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep, {ALIASES}"
+TOO_LARGE = f"the file has more than {MAX_VALUES} values, {ALIASES}"
 
 
 class FileFault(Exception):
@@ -29,10 +30,16 @@ def parse(path: Path) -> dict[Any, Any]:
     """
     text = _text(path)
     try:
-        root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        check_nesting(text)
+        loader = LOADER(text)
+        root = loader.get_single_node()
         if root is not None:
             _check(root)
-        content = load_yaml(text)
+        content = None if root is None else loader.construct_document(root)
+    except TooDeepError:
+        raise FileFault(TOO_DEEP) from None
+    except TooLargeError:
+        raise FileFault(TOO_LARGE) from None
     except yaml.YAMLError as error:
         raise FileFault(yaml_problem(error, text)) from None
     except ValueError as error:  # a date or number that does not exist: 2020-13-99
@@ -77,7 +84,7 @@ def _text(path: Path) -> str:
 
 
 def _check(root: yaml.Node) -> None:
-    """Walk the nodes as they are after aliases are expanded.
+    """Walk the nodes as they are after aliases are expanded, into which Hydra descends recursively.
 
     Raises:
         FileFault: a key is given twice, a value is not plain, or aliases make the file too large.
@@ -88,9 +95,7 @@ def _check(root: yaml.Node) -> None:
         node, depth = waiting.pop()
         num_values += 1
         if num_values > MAX_VALUES or depth > MAX_DEPTH:
-            what = f"values are nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"more than {MAX_VALUES}"
-            what = what if depth > MAX_DEPTH else f"the file has {what} values"
-            raise FileFault(f"{what}, with its aliases (*name) expanded. Write fewer, or none inside themselves.")
+            raise FileFault(TOO_DEEP if depth > MAX_DEPTH else TOO_LARGE)
         if node.tag not in TAGS:
             tag = f"!!{node.tag.removeprefix(PLAIN)}" if node.tag.startswith(PLAIN) else node.tag
             raise FileFault(

@@ -93,6 +93,7 @@ def refused(*argv: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
             id="aliases of aliases",
         ),
         pytest.param("name: " + "[" * 150 + "]" * 150 + "\n", "nested more than 100 deep", id="deep"),
+        pytest.param("[" * 100_000, "nested more than 100 deep", id="deep enough to end PyYAML with SIGSEGV"),
         pytest.param("name: 2020-13-99\n", "a value cannot be read", id="no such date"),
         pytest.param("defaults: base\n", "defaults is 'base', but must be a list: defaults: [base", id="no list"),
         pytest.param("defaults: [{'': cosine}]\n", "defaults contains {'': 'cosine'}, but an entry", id="no group"),
