@@ -15,9 +15,9 @@ from runner.config.run_lock import hold
 from runner.config.run_spec import RunSpec
 from runner.config.secret import Secret
 from runner.errors import DiskError, Interrupted, RunnerError
-from runner.launch.outcome import ENDING_SIGNALS, final_state
+from runner.launch.outcome import final_state
 from runner.protocols import Launch
-from runner.world.stop import mask_restored
+from runner.world.stop import ENDING_SIGNALS, held_back
 
 __all__ = ["Lock", "begin", "run", "run_sweep_job"]
 
@@ -44,7 +44,7 @@ def run(spec: RunSpec, freeze: Callable[[Lock], Path]) -> None:
         DiskError: the run's directory cannot be written to.
     """
     sys.argv[1:] = shown_command(sys.argv[1:])  # libraries record it, as wandb does among a run's metadata
-    with mask_restored(), spec.launch.open(spec) as launch, ExitStack() as held:
+    with held_back(()), spec.launch.open(spec) as launch, ExitStack() as held:
         spec_path = launch.begin(lambda: _frozen(freeze, held))
         remember(spec_path)
         try:

@@ -76,7 +76,7 @@ def _without_stop(stored: store.StoredSpec) -> store.StoredSpec:
 def _check_checkpoint(run_dir: RunDir, name: str | None) -> None:
     if name is None or name in FROM_0 or (run_dir.checkpoints / name).is_dir():
         return
-    there = [path.name for path in run_dir.checkpoints.glob("step_*")] if run_dir.checkpoints.is_dir() else []
+    there = [f"step_{step}" for step in run_dir.committed_steps()]
     rule = f"there is no checkpoint {name!r}.{did_you_mean(name, there)} There are: {listed(there)}."
     raise SpecError(Fault(key="--from", message=rule, origin="the command line"))
 

@@ -43,7 +43,7 @@ from runner.config.secret import Secret, is_reference
 from runner.errors import Fault, SpecError
 from runner.world.fork import can_fork_ranks
 from runner.world.parent import end_with_parent
-from runner.world.stop import STOP_SIGNALS
+from runner.world.stop import ENDING_SIGNALS
 
 __all__ = ["sweep"]
 
@@ -108,8 +108,9 @@ def _interrupted_by_signals() -> Iterator[None]:
     def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
         raise _Stopped(signum)
 
-    signals = [*STOP_SIGNALS, signal.SIGQUIT]
-    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+    before = {
+        number: signal.getsignal(number) for number in ENDING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+    }
     for number in before:
         signal.signal(number, interrupt)
     try:
@@ -262,7 +263,7 @@ def _stop(process: BaseProcess, number: int) -> None:
 def _be_job(spec_path: str, sweep_pid: int, secrets: Mapping[str, Secret]) -> None:
     # A process group of its own: Ctrl-C reaches only the sweep, which then interrupts this job exactly once.
     os.setpgrp()
-    for number in (*STOP_SIGNALS, signal.SIGQUIT):
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     terminal.protect()
     # A sweep that was killed: its job ends its step and saves a checkpoint, as it does when it is asked to stop.

@@ -14,7 +14,8 @@ from runner.config.damage import Damaged, list_of_objects, read_json, read_text,
 from runner.config.records import last_values
 
 STATES = ("queued", "running", "done", "failed", "preempted")
-COMMITTED = re.compile(r"step_(\d+)")
+COMMITTED = re.compile(r"step_([0-9]+)")
+"""The name of a committed checkpoint."""
 SPEC = re.compile(r"spec(?:\.attempt_(\d+))?\.yaml(\.damaged-\d+)?")
 ID = re.compile(r"[0-9a-f]{16}")
 RESERVED_BYTES = 256 << 10

@@ -27,7 +27,7 @@ from runner.launch.watchdog import Watchdog, record_hang
 from runner.log import LogFile
 from runner.world.activity import ActivityTable, Phase
 from runner.world.environment import environment
-from runner.world.stop import held_back
+from runner.world.stop import ENDING_SIGNALS, held_back
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
 # The first optimizer step imports torch._dynamo (0.9 CPU s); imported before the fork, every rank has it.
@@ -64,7 +64,7 @@ class Agent(LocalElasticAgent):
         self.num_starts += 1
         # A restart that another machine's failure caused counts as well.
         self._remaining_restarts = worker_group.spec.max_restarts - (self.num_starts - 1)
-        with held_back(rank.HELD_BACK):
+        with held_back(ENDING_SIGNALS):
             pids: dict[int, int] = super()._start_workers(worker_group)
             self._pids = {worker.global_rank: pids[worker.local_rank] for worker in worker_group.workers}
             self._signals.watch(pids.values())

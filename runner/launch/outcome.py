@@ -13,10 +13,7 @@ from runner.config.run_dir import RunDir
 from runner.errors import Interrupted, RunFailed
 from runner.launch.failures import read_failures
 from runner.storage.history import NO_OLDER
-from runner.world.stop import STOP_SIGNALS
-
-ENDING_SIGNALS = (*STOP_SIGNALS, signal.SIGQUIT)
-"""Signals that end a process which does not handle them, and that people and schedulers send."""
+from runner.world.stop import ENDING_SIGNALS
 
 
 @final
@@ -119,6 +116,9 @@ def _how_to_continue(run_dir: RunDir, cause: str = "") -> str:
         return ""
     if chosen := re.search(r"--from step_[0-9]+", cause):  # the last checkpoint is corrupted
         return f"To continue from that one: runner resume {run_dir.path} {chosen[0]}"
-    has_checkpoint = any(run_dir.checkpoints.glob("step_*"))
-    start = "To continue from the last checkpoint" if has_checkpoint else "To start again (there is no checkpoint yet)"
+    start = (
+        "To continue from the last checkpoint"
+        if run_dir.committed_steps()
+        else "To start again (there is no checkpoint yet)"
+    )
     return f"{start}: runner resume {run_dir.path}"

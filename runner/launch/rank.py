@@ -21,10 +21,8 @@ from runner.world.activity import UNREAD, Activity, Phase
 from runner.world.handover import receive
 from runner.world.identity import find_identity
 from runner.world.parent import end_with_parent, kill_data_workers
-from runner.world.stop import STOP_SIGNALS, StopRequest
+from runner.world.stop import ENDING_SIGNALS, STOP_SIGNALS, StopRequest
 
-HELD_BACK = (*STOP_SIGNALS, signal.SIGQUIT)
-"""Signals that the launcher blocks while it starts ranks, which let them through once they can handle them."""
 DUMP_STACKS = signal.SIGURG
 """Makes a rank and its data workers write the stacks of their threads to the rank's log. Ignored by other processes."""
 
@@ -103,7 +101,7 @@ def _leave_terminal() -> StopRequest:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGALRM, signal.SIGQUIT):  # a forked rank has inherited the launcher's handlers
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
     return stop
 
 

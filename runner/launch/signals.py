@@ -10,7 +10,7 @@ from typing import Any, Self, final
 
 from runner import terminal
 from runner.launch.rank import DUMP_STACKS
-from runner.world.stop import STOP_SIGNALS
+from runner.world.stop import ENDING_SIGNALS, STOP_SIGNALS
 
 STOPPING = "stopping after this step; press Ctrl-C again to stop at once"
 ENDING = "ending at once; the logs have the stacks of all threads"
@@ -41,7 +41,7 @@ class Signals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (*STOP_SIGNALS, signal.SIGQUIT):
+        for number in ENDING_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
                 self._previous[number] = signal.signal(number, self._on_signal)
         self._previous[FOR_TORCH] = signal.getsignal(FOR_TORCH)

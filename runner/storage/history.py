@@ -6,7 +6,6 @@ step_30, even if a step_40 from before it went back still exists.
 
 import logging
 import os
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import final
 
 from runner import durable
+from runner.config.run_dir import COMMITTED
 from runner.errors import CheckpointError
 from runner.storage.decode import OtherFormatError, decode_manifest
 from runner.storage.format import MANIFEST, Manifest, encode_manifest
@@ -21,7 +21,6 @@ from runner.storage.integrity import verify_everything, verify_sizes
 
 logger = logging.getLogger(__name__)
 
-COMMITTED = re.compile(r"step_[0-9]+")
 NO_OLDER = "No older checkpoint is intact: start a new run."
 Found = dict[Path, Manifest | CheckpointError]
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from runner import durable
 from runner.errors import CheckpointError
 from runner.protocols import World
 
 T = TypeVar("T")
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (*durable.FULL, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

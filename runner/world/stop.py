@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-__all__ = ["STOP_SIGNALS", "StopRequest", "held_back", "mask_restored"]
+__all__ = ["ENDING_SIGNALS", "STOP_SIGNALS", "StopRequest", "held_back"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to end its step, save a checkpoint and stop: those of people, systemd, Docker and Slurm."""
+ENDING_SIGNALS = (*STOP_SIGNALS, signal.SIGQUIT)
+"""These, and the one that ends a run without a checkpoint, once its ranks have written their stacks."""
 
 
 @final
@@ -40,16 +42,6 @@ def held_back(signals: Iterable[signal.Signals]) -> Iterator[None]:
     installed its handlers would end it, or be lost in a fork that still has its parent's.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def mask_restored() -> Iterator[None]:
-    """Whatever the block does to the set of blocked signals, it is as before afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         yield
     finally:
