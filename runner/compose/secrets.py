@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from runner.compose.origins import COMMAND_LINE, key_of
-from runner.config.masking import PLACEHOLDER, is_visible, names_a_secret
+from runner.config.masking import PLACEHOLDER, below, is_visible, key_names_a_secret, names_a_secret, secrets_inside
 from runner.config.secret import PART_OF, Secret
 from runner.errors import Fault, SpecError
 
@@ -55,8 +55,8 @@ def _replaced(text: str, values: list[Any]) -> str:
     key, equals, value = text.partition("=")
     if not equals or key.startswith("~"):
         return text
-    if not any(map(names_a_secret, key_of(text).split("."))):
-        inside = [name for name in re.findall(r"[\w.-]+(?=\s*:)", value) if names_a_secret(name)]
+    if not key_names_a_secret(key):
+        inside = secrets_inside(value)
         if inside and SOURCES.search(value) is None:
             rule = f"holds a secret inside a mapping. Give it by its own key: {key}.….{inside[0]}=VALUE"
             raise SpecError(Fault(key=key_of(text), message=rule, origin=COMMAND_LINE))
@@ -94,13 +94,10 @@ def _with_secrets(value: Any, text: Any, key: str, raw: Mapping[str, Any]) -> An
     if isinstance(text, str) and "${" in text:
         return _resolved(value, text, key, raw)
     if isinstance(value, Mapping) and isinstance(text, Mapping):
-        return {
-            name: _with_secrets(inner, text.get(name), f"{key}.{name}" if key else str(name), raw)
-            for name, inner in value.items()
-        }
+        return {name: _with_secrets(inner, text.get(name), below(key, name), raw) for name, inner in value.items()}
     if isinstance(value, list) and isinstance(text, list):
         pairs = zip(value, text, strict=True)
-        return [_with_secrets(inner, one, f"{key}.{index}", raw) for index, (inner, one) in enumerate(pairs)]
+        return [_with_secrets(inner, one, below(key, index), raw) for index, (inner, one) in enumerate(pairs)]
     return value
 
 

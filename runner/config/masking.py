@@ -15,14 +15,17 @@ from runner.errors import Fault
 
 __all__ = [
     "PLACEHOLDER",
+    "below",
     "collected",
     "hidden",
     "is_visible",
+    "key_names_a_secret",
     "marked",
     "names_a_secret",
     "revealed",
     "scrub_error",
     "scrubber",
+    "secrets_inside",
     "shown_command",
     "shown_override",
     "shown_yaml",
@@ -86,11 +89,11 @@ def marked(config: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str,
         if isinstance(value, Mapping):
             inherits = named and TARGET not in value
             return {
-                name: mark(inner, _below(key, name), named=name != TARGET and (inherits or names_a_secret(str(name))))
+                name: mark(inner, below(key, name), named=name != TARGET and (inherits or names_a_secret(str(name))))
                 for name, inner in value.items()
             }
         if isinstance(value, list):
-            return [mark(inner, _below(key, index), named=named) for index, inner in enumerate(value)]
+            return [mark(inner, below(key, index), named=named) for index, inner in enumerate(value)]
         if not named or not _hides_something(value) or is_visible(key):
             return value
         return Secret(value=value, source=origin(key) or "the recipe")
@@ -119,7 +122,7 @@ def collected(node: Any, key: str = "") -> dict[str, Secret]:
     if isinstance(node, Secret):
         return {key: node}
     inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
-    return {found: one for name, value in inner for found, one in collected(value, _below(key, name)).items()}
+    return {found: one for name, value in inner for found, one in collected(value, below(key, name)).items()}
 
 
 def revealed(
@@ -138,9 +141,9 @@ def revealed(
 
     def reveal(value: Any, key: str) -> Any:
         if isinstance(value, Mapping):
-            return {name: reveal(inner, _below(key, name)) for name, inner in value.items()}
+            return {name: reveal(inner, below(key, name)) for name, inner in value.items()}
         if isinstance(value, list):
-            return [reveal(inner, _below(key, index)) for index, inner in enumerate(value)]
+            return [reveal(inner, below(key, index)) for index, inner in enumerate(value)]
         found = RECORDED.fullmatch(value) if isinstance(value, str) else None
         if found is None:
             return value
@@ -222,13 +225,19 @@ def _shown_word(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals or is_reference(value):
         return word
-    inside = [name for name in re.findall(r"[\w.-]+(?=\s*:)", value) if names_a_secret(name)]
-    return f"{key}={MASK}" if inside or _key_names_a_secret(key) else word
+    return f"{key}={MASK}" if secrets_inside(value) or key_names_a_secret(key) else word
 
 
-def _key_names_a_secret(key: str) -> bool:
+def secrets_inside(value: str) -> list[str]:
+    """The keys of mappings inside an override's value that name a secret."""
+    return [name for name in re.findall(r"[\w.-]+(?=\s*:)", value) if names_a_secret(name)]
+
+
+def key_names_a_secret(key: str) -> bool:
+    """Whether any part of an override's key, which may have Hydra's prefixes and package, names a secret."""
     return any(map(names_a_secret, key.lstrip("+~").partition("@")[0].split(".")))
 
 
-def _below(key: str, name: object) -> str:
+def below(key: str, name: object) -> str:
+    """The dotted key of a value inside the one at `key`; "" = the whole configuration."""
     return f"{key}.{name}" if key else str(name)
