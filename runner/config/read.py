@@ -123,24 +123,10 @@ def read(
     import_from(import_roots)
     config, missing = revealed(config, secrets, keep=keep)
     config = marked(config, origin=lambda _key: "the recipe")
-    known_faults = [*known_faults, *missing]
-    reading = _Reading(config=config, import_roots=tuple(import_roots), imports=imports, faults=list(known_faults))
-    _read_names(reading)
-    for key, cls in SECTIONS.items():
-        _read_section(reading, key, cls)
-    for key, adapter in GROUPS.items():
-        built = build_part(config.get(key), key=key, adapter=adapter, imports=imports)
-        misplaced = list(group_faults(key, built.value))
-        reading.take(key, None if misplaced else built.value, [*built.faults, *misplaced])
-    for key in MANY_GROUPS:
-        _read_many(reading, key)
-    if check:
-        _read_files(reading)
-        reading.config = marked(reading.config, origin=lambda _key: "a file that the recipe names")
-        reading.faults += as_far_as_known(lambda: run_faults(reading.built["run"]))
-        reading.faults += as_far_as_known(lambda: clip_faults(reading.built["clip"]))
+    faults = [*known_faults, *missing]
+    reading = _Reading(config=config, import_roots=tuple(import_roots), imports=imports, faults=faults)
+    _read_without_hooks(reading, check=check)
     scrub = scrubber(collected(reading.config).values())
-    _read_batch(reading)
     if reading.faults:
         raise _error(reading.faults, origin, scrub, note=UNCHECKED)
     for key in HOOKS:
@@ -156,6 +142,25 @@ def read(
     if reading.faults:
         raise _error(reading.faults, origin, scrub)
     return spec
+
+
+def _read_without_hooks(reading: _Reading, *, check: bool) -> None:
+    """The first round: all but the hooks, and the rules between parts."""
+    _read_names(reading)
+    for key, cls in SECTIONS.items():
+        _read_section(reading, key, cls)
+    for key, adapter in GROUPS.items():
+        built = build_part(reading.config.get(key), key=key, adapter=adapter, imports=reading.imports)
+        misplaced = list(group_faults(key, built.value))
+        reading.take(key, None if misplaced else built.value, [*built.faults, *misplaced])
+    for key in MANY_GROUPS:
+        _read_many(reading, key)
+    if check:
+        _read_files(reading)
+        reading.config = marked(reading.config, origin=lambda _key: "a file that the recipe names")
+        reading.faults += as_far_as_known(lambda: run_faults(reading.built["run"]))
+        reading.faults += as_far_as_known(lambda: clip_faults(reading.built["clip"]))
+    _read_batch(reading)
 
 
 def _read_names(reading: _Reading) -> None:

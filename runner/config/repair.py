@@ -74,17 +74,11 @@ def _repair_guard(run_dir: RunDir) -> None:
 
 def _repair_specs(run_dir: RunDir) -> None:
     """Set aside damaged specs that are newer than a whole one. If none is whole, all stay: a person has to choose."""
-    damaged = []
-    for path in reversed(run_dir.specs()):
-        try:
-            store.load(path)
-        except Damaged as error:
-            damaged.append(error)
-            continue
+    newest, damaged = store.find_newest(run_dir)
+    if newest is not None:
         for newer in damaged:
-            rule = f"the run continues with {path.name}; give overrides of later attempts again"
+            rule = f"the run continues with {newest[0].name}; give overrides of later attempts again"
             _report(newer, set_aside(newer.path), rule)
-        return
 
 
 def _repair_metrics(path: Path) -> None:

@@ -97,16 +97,11 @@ def load_newest(run_dir: RunDir) -> tuple[Path, StoredSpec]:
     Raises:
         RunnerError: none is whole, or the newest whole one has another format.
     """
-    damaged = []
-    for path in reversed(run_dir.specs()):
-        try:
-            stored = load(path)
-        except Damaged as error:
-            damaged.append(error)
-            continue
+    newest, damaged = find_newest(run_dir)
+    if newest is not None:
         for newer in damaged:
-            warn(f"{newer} {path.name} takes its place: give overrides of later attempts again.")
-        return path, stored
+            warn(f"{newer} {newest[0].name} takes its place: give overrides of later attempts again.")
+        return newest
     found = "\n".join(f"  {one}" for one in damaged)
     rule = (
         "A run cannot continue without its declaration: put a whole copy in place of one of these files, or train "
@@ -114,6 +109,21 @@ def load_newest(run_dir: RunDir) -> tuple[Path, StoredSpec]:
         f"{run_dir.path}"
     )
     raise RunnerError(f"{run_dir.path} has no spec file that is whole:\n{found}\n{rule}")
+
+
+def find_newest(run_dir: RunDir) -> tuple[tuple[Path, StoredSpec] | None, list[Damaged]]:
+    """The newest spec file of a run that is whole, if one is, and what is wrong with each newer one.
+
+    Raises:
+        RunnerError: the newest whole one has another format.
+    """
+    damaged: list[Damaged] = []
+    for path in reversed(run_dir.specs()):
+        try:
+            return (path, load(path)), damaged
+        except Damaged as error:
+            damaged.append(error)
+    return None, damaged
 
 
 def _stored(path: Path, page: Mapping[str, Any]) -> StoredSpec:
