@@ -28,11 +28,11 @@ from runner.launch.nodes import handshake
 from runner.launch.nodes.connect import connect
 from runner.launch.nodes.coordinator import Coordinator
 from runner.launch.nodes.hosts import Endpoint
-from runner.launch.nodes.secret import Secret
+from runner.launch.nodes.secret import SharedSecret
 
 WATCH = Path(__file__).with_name("ports_watch.py")
-SECRET = Secret(path=Path("shared/secret"), value=b"what the launchers of one run know")
-OTHER = Secret(path=Path("other/secret"), value=b"what the launchers of another run know")
+SECRET = SharedSecret(path=Path("shared/secret"), value=b"what the launchers of one run know")
+OTHER = SharedSecret(path=Path("other/secret"), value=b"what the launchers of another run know")
 TIMES = {"join_s": 10.0, "lost_s": 30.0}
 GREETING = len(handshake.GREETING) + handshake.SIZE
 ANSWER = 1 + handshake.SIZE
@@ -148,7 +148,7 @@ def receive(connection: socket.socket) -> bytes:
     return received
 
 
-def joins(endpoint: Endpoint, secret: Secret = SECRET) -> int:
+def joins(endpoint: Endpoint, secret: SharedSecret = SECRET) -> int:
     """The rank that a node gets, which joins and leaves."""
     with connect(endpoint, secret=secret, node_rank=None, num_nodes=2, **TIMES) as coordinator:
         return coordinator.node_rank
@@ -235,7 +235,7 @@ def receive_exactly(connection: socket.socket, size: int) -> bytes:
     return connection.recv(size, socket.MSG_WAITALL)
 
 
-async def introduce(endpoint: Endpoint, secret: Secret) -> None:
+async def introduce(endpoint: Endpoint, secret: SharedSecret) -> None:
     with socket.create_connection((endpoint.host, endpoint.port)) as connection:
         connection.setblocking(False)
         await handshake.introduce(connection, secret.value, "launchers")

@@ -18,7 +18,7 @@ from runner.launch.nodes.handshake import RefusedError
 from runner.launch.nodes.heartbeat import POLL_S
 from runner.launch.nodes.hosts import Endpoint, listen
 from runner.launch.nodes.relay import background_loop
-from runner.launch.nodes.secret import Secret
+from runner.launch.nodes.secret import SharedSecret
 from runner.launch.nodes.store import SharedStore
 from runner.launch.nodes.tunnel import Tunnel
 
@@ -28,7 +28,7 @@ EVERYWHERE = ("0.0.0.0", "::")  # as a listening socket names all addresses of i
 
 @contextmanager
 def connect(
-    endpoint: Endpoint, *, secret: Secret, node_rank: int | None, num_nodes: int, join_s: float, lost_s: float
+    endpoint: Endpoint, *, secret: SharedSecret, node_rank: int | None, num_nodes: int, join_s: float, lost_s: float
 ) -> Iterator[Coordinator]:
     """Connect to node 0, and stay connected until the run has ended.
 
@@ -112,7 +112,7 @@ def _host_store(endpoint: Endpoint, gate: Gate, *, lost_s: float) -> SharedStore
     return SharedStore(store, endpoint)
 
 
-def _reach_node_0(endpoint: Endpoint, tunnel: Tunnel, secret: Secret, *, join_s: float) -> str:
+def _reach_node_0(endpoint: Endpoint, tunnel: Tunnel, secret: SharedSecret, *, join_s: float) -> str:
     """The address at which node 0 was reached."""
     deadline = time.monotonic() + join_s
     while True:

@@ -18,7 +18,7 @@ MAKE_ONE = "(umask 077; openssl rand -hex 32 > FILE)"
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Secret:
+class SharedSecret:
     """What all launchers of a run know."""
 
     path: Path
@@ -26,7 +26,7 @@ class Secret:
     value: bytes = field(repr=False)
 
 
-def load_secret(given: str | None, *, run_dir: str | None) -> Secret:
+def load_secret(given: str | None, *, run_dir: str | None) -> SharedSecret:
     """Read the secret from its file. The first launcher to look for the default file makes it.
 
     Args:
@@ -48,7 +48,7 @@ def load_secret(given: str | None, *, run_dir: str | None) -> Secret:
             path = shared / DIRECTORY / NAME
             if not path.exists():
                 _make(path)
-        return Secret(path=path, value=_read(path))
+        return SharedSecret(path=path, value=_read(path))
     except OSError as error:
         rule = (
             f"the secret of the launchers cannot be read or made: {error}. Name a file of your own, made by {MAKE_ONE}"

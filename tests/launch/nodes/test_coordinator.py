@@ -14,10 +14,10 @@ from runner.launch.node_group import EndReason, NodeEnded
 from runner.launch.nodes.connect import connect
 from runner.launch.nodes.coordinator import Coordinator
 from runner.launch.nodes.hosts import Endpoint
-from runner.launch.nodes.secret import Secret
+from runner.launch.nodes.secret import SharedSecret
 
 LOST_S = 2.0
-SECRET = Secret(path=Path("secret"), value=b"known to both of the nodes of a test")
+SECRET = SharedSecret(path=Path("secret"), value=b"known to both of the nodes of a test")
 
 
 @pytest.fixture
