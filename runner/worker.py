@@ -1,9 +1,6 @@
 """Runs one rank: reads the spec, trains, and reports errors."""
 
-import json
 import os
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ import torch._dynamo  # noqa: F401  the first optimizer step needs it; a launche
 
 from runner import log
 from runner.config import store
+from runner.config.failure import describe, write_failure
 from runner.config.masking import scrub_error, scrubber
 from runner.config.run_dir import RunDir
 from runner.engine.loop import train
@@ -81,21 +79,10 @@ def _reporting(run_dir: RunDir, rank: int, start: int) -> Iterator[_RunProgress]
     try:
         yield run_progress
     except BaseException as error:
-        now = time.time_ns()
         scrub_error(error, run_progress.scrub)
-        failure = {
-            "rank": rank,
-            "time_ns": now,
-            "monotonic_ns": time.monotonic_ns(),
-            "start": start,
-            "step": run_progress.step(),
-            "error": type(error).__name__,
-            "message": run_progress.scrub(str(error)),
-            "traceback": run_progress.scrub("".join(traceback.format_exception(error))),
-        }
-        path = run_dir.failures / f"{now}_rank_{rank}.json"
+        failure = describe(error, rank=rank, start=start, step=run_progress.step(), scrub=run_progress.scrub)
         try:
-            run_dir.write_last(path, json.dumps(failure, indent=1) + "\n")
+            write_failure(run_dir, failure)
         except OSError as unwritten:
-            error.add_note(f"{path} could not be written: {unwritten.strerror}")
+            error.add_note(f"{unwritten.filename} could not be written: {unwritten.strerror}")
         raise

@@ -1,17 +1,15 @@
 """Why a run failed: the failure files and the exit codes of its ranks, in one message."""
 
-import functools
-import json
 import signal
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
-from typing import Any, final
+from typing import final
 
-from runner.config.damage import Damaged, read_json, warn
+from runner.config.damage import Damaged, warn
+from runner.config.failure import Failure, read_failure, write_failure
 from runner.config.run_dir import RunDir
-from runner.errors import CAUSES, HangError
+from runner.errors import HangError
 from runner.launch.stacks import innermost_file
 
 LOG_LINES = 20
@@ -23,51 +21,20 @@ HINTS: dict[int, str] = {
 COMMUNICATION = ("gloo/transport/", "DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
 """What the traceback of a rank contains that lost its connection to another one."""
 
-EXPLAINED = {kind.__name__ for kind in CAUSES if kind is not HangError}
-"""Errors whose message says all that helps. Of a hang, the stack is what helps."""
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """The report that one failed rank wrote, or its launcher for it."""
-
-    rank: int
-    time_ns: int
-    """By the clock on the wall, for people."""
-    monotonic_ns: int
-    """By the machine's monotonic clock, which nobody sets: what came first."""
-    start: int
-    """Which start of the ranks it belongs to: see Activity.start."""
-    step: int
-    error: str
-    message: str
-    traceback: str
-    file: Path | None = None
-    """The report; None = it was not written."""
-
-    def __str__(self) -> str:
-        """What happened. The traceback of an error that explains itself stays in the report."""
-        summary = f"{self.error}: {self.message}" if self.message else self.error
-        details = f"traceback: {self.file}" if self.file and self.error in EXPLAINED else self.traceback.rstrip()
-        return f"rank {self.rank} failed at step {self.step}: {summary}\n{details}"
-
-    @property
-    def lost_connection(self) -> bool:
-        """Whether it may only follow from what another rank did: this one could not reach it, or waited for it."""
-        if self.error == HangError.__name__:
-            return "/torch/" in innermost_file(self.traceback)
-        return any(word in self.traceback for word in COMMUNICATION)
-
-
-def write_failure(run_dir: RunDir, failure: Failure) -> None:
+def report(run_dir: RunDir, failure: Failure) -> None:
     """Put a report into the run's directory, unless the file system does not let it be written."""
-    path = run_dir.failures / f"{failure.time_ns}_rank_{failure.rank}.json"
-    fields = {name: value for name, value in asdict(failure).items() if name != "file"}
     try:
-        run_dir.write_last(path, json.dumps(fields, indent=1) + "\n")
+        write_failure(run_dir, failure)
     except OSError as error:
-        warn(f"{path} cannot be written: {error.strerror}. It would have said: {failure}")
+        warn(f"{error.filename} cannot be written: {error.strerror}. It would have said: {failure}")
+
+
+def lost_connection(failure: Failure) -> bool:
+    """Whether it may only follow from what another rank did: this one could not reach it, or waited for it."""
+    if failure.error == HangError.__name__:
+        return "/torch/" in innermost_file(failure.traceback)
+    return any(word in failure.traceback for word in COMMUNICATION)
 
 
 def read_failures(run_dir: RunDir, *, start: int) -> list[Failure]:
@@ -75,13 +42,13 @@ def read_failures(run_dir: RunDir, *, start: int) -> list[Failure]:
     found = []
     for path in run_dir.failures.glob("*.json"):
         try:
-            failure = read_json(path, functools.partial(_failure, path))
+            failure = read_failure(path)
         except Damaged as damaged:
             warn(str(damaged))
             continue
         if failure.start == start:
             found.append(failure)
-    return sorted(found, key=lambda failure: (failure.lost_connection, failure.monotonic_ns))
+    return sorted(found, key=lambda failure: (lost_connection(failure), failure.monotonic_ns))
 
 
 class CauseKind(IntEnum):
@@ -96,19 +63,6 @@ class CauseKind(IntEnum):
     LOST_CONNECTION = 3
     """A rank could not reach another."""
     UNKNOWN = 4
-
-
-def _failure(path: Path, stored: Any) -> Failure:
-    """A report, as it was written.
-
-    Raises:
-        KeyError, ValueError, TypeError: it is something else.
-    """
-    numbers, texts = ("rank", "time_ns", "monotonic_ns", "start", "step"), ("error", "message", "traceback")
-    types = dict.fromkeys(numbers, int) | dict.fromkeys(texts, str)
-    if not isinstance(stored, dict) or not all(isinstance(stored[name], kind) for name, kind in types.items()):
-        raise ValueError("it is not the report of a rank")
-    return Failure(**{name: stored[name] for name in types}, file=path)
 
 
 @final
@@ -142,7 +96,7 @@ def find_cause(run_dir: RunDir, *, start: int, exit_codes: Mapping[int, int]) ->
     reported = {failure.rank for failure in failures}
     silent = {rank: code for rank, code in exit_codes.items() if rank not in reported}
     died = [rank for rank, code in silent.items() if -code != signal.SIGABRT]
-    raised = [failure for failure in failures if not failure.lost_connection]
+    raised = [failure for failure in failures if not lost_connection(failure)]
     if died:
         return Cause(text=_describe_exit(run_dir, died[0], silent[died[0]]), kind=CauseKind.DIED)
     if raised:

@@ -8,7 +8,6 @@ import select
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,8 +15,9 @@ from types import FrameType
 from typing import Self, TextIO, final
 
 from runner import terminal
+from runner.config.failure import describe
 from runner.config.run_dir import RunDir
-from runner.launch.failures import Failure, read_failures
+from runner.launch.failures import read_failures
 from runner.launch.outcome import check_done, failed, interrupted
 from runner.launch.rank import DUMP_STACKS
 from runner.launch.signals import ECHO_S, ENDING, STOPPING
@@ -25,7 +25,7 @@ from runner.world.activity import ActivityTable
 from runner.world.environment import environment
 from runner.world.identity import VARIABLES
 from runner.world.parent import kill_data_workers
-from runner.world.stop import STOP_SIGNALS, StopRequest
+from runner.world.stop import ENDING_SIGNALS, STOP_SIGNALS, StopRequest
 
 RANK_VARIABLES = (*VARIABLES, "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -53,24 +53,12 @@ def run(spec_path: Path, *, interrupt_s: float, grace_s: float, worker: str = "r
         try:
             importlib.import_module(worker).work(spec_path, stop, table.of(0))
         except (Exception, SystemExit) as error:
-            failures = read_failures(run_dir, start=start) or [_failure(run_dir, error, start)]
+            step = run_dir.read_status()["step"]
+            failures = read_failures(run_dir, start=start) or [describe(error, rank=0, start=start, step=step)]
             raise failed(run_dir, str(failures[0]), error=failures[0].error) from error
         finally:
             kill_data_workers()
     check_done(run_dir)
-
-
-def _failure(run_dir: RunDir, error: BaseException, start: int) -> Failure:
-    return Failure(
-        rank=0,
-        time_ns=time.time_ns(),
-        monotonic_ns=time.monotonic_ns(),
-        start=start,
-        step=run_dir.read_status()["step"],
-        error=type(error).__name__,
-        message=str(error),
-        traceback="".join(traceback.format_exception(error)),
-    )
 
 
 @contextmanager
@@ -88,7 +76,7 @@ def _stacks_in(run_dir: RunDir) -> Iterator[TextIO]:
 @contextmanager
 def _stop_on_signals() -> Iterator[StopRequest]:
     """A request to stop, set by Ctrl-C and the other signals in the block. Their handlers are restored afterwards."""
-    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGQUIT)}
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     stop = StopRequest()
     stop.install(*(number for number in STOP_SIGNALS if before[number] is not signal.SIG_IGN))  # nohup and `&`
     signal.signal(signal.SIGQUIT, _left_to_the_timer)

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from runner.config.failure import Failure
 from runner.config.run_dir import RunDir
 from runner.errors import HangError
-from runner.launch.failures import Failure, write_failure
+from runner.launch.failures import report
 from runner.launch.stacks import collect_stacks, innermost_file, is_stopped
 from runner.world.activity import Phase, Standing
 
@@ -69,7 +70,7 @@ def record_hang(run_dir: RunDir, hang: Hang, pids: Mapping[int, int], *, start: 
     silent = stopped or _find_silent(hang.standings, stacks)
     for rank in silent or hang.standings:
         standing = hang.standings[rank]
-        write_failure(
+        report(
             run_dir,
             Failure(
                 rank=rank,
