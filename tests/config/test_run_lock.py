@@ -90,6 +90,7 @@ def test_a_second_attempt_is_refused_with_process_host_and_time(
     assert RunDir(tmp_path).read_status()["state"] == "running"
 
 
+@pytest.mark.fault("the holder of the lock is killed", "the lock ends with it; the next attempt says so")
 def test_the_lock_ends_with_a_killed_holder_and_the_next_one_says_so(
     tmp_path: Path, holder: Callable[[str], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_state_that_could_not_be_written_is_corrected_by_the_next_one(
     assert "has gone without reporting an end" in capsys.readouterr().err
 
 
+@pytest.mark.fault("a file system that cannot lock", "a warning says that nothing keeps a second attempt out")
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_that_cannot_lock_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int

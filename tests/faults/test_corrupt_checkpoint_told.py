@@ -32,6 +32,10 @@ def stopped(request: pytest.FixtureRequest, runner: Callable[..., Ended]) -> Run
     return runner("train", "points", *kept, *ranks).run_dir
 
 
+@pytest.mark.fault(
+    "the newest checkpoint is corrupt",
+    "one screen names the file; the older checkpoint that it advises was read to its last byte, and works",
+)
 def test_one_screen_without_a_traceback_and_its_advice_works(stopped: RunDir, runner: Callable[..., Ended]) -> None:
     flip(payload(stopped, 5), -1)
     flip(payload(stopped, 4), -1)  # its size is right: only reading all of it can tell
@@ -53,6 +57,7 @@ def report(said: str) -> Path:
     return Path(found[1])
 
 
+@pytest.mark.fault("every checkpoint is corrupt", "no resume is advised")
 def test_if_none_is_intact_a_resume_is_not_advised(stopped: RunDir, runner: Callable[..., Ended]) -> None:
     for step in (2, 4, 5):
         flip(payload(stopped, step), -1)

@@ -62,6 +62,9 @@ def refused(*argv: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
     return said.err.splitlines()
 
 
+@pytest.mark.fault(
+    "a recipe with a tab, another encoding, a duplicate key, or values beyond reason", "one fault, with its line"
+)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -125,6 +128,7 @@ def test_a_broken_file_that_is_not_included_is_nobodys_fault(project: Path) -> N
     assert main(["check", "tiny.yaml", "optimizer=sgd"]) == 0
 
 
+@pytest.mark.fault("files that include each other", "one fault, with the circle")
 def test_a_file_that_includes_itself_is_told_with_the_circle(check: Check, project: Path) -> None:
     rule = "Remove one of these entries from its defaults list."
     assert check("defaults: [wrong, _self_]\n")[0] == f"defaults: the file includes itself: wrong → wrong. {rule}"
@@ -141,6 +145,7 @@ def test_a_file_that_two_others_include_is_no_circle(project: Path) -> None:
     assert main(["check", "tiny.yaml"]) == 0
 
 
+@pytest.mark.fault("a recipe without base", "one fault says what is missing")
 @pytest.mark.parametrize(
     "content", ["", "name: x\n", "name: x\noptimizer: {lr: 1.0}\n", "defaults: [_self_]\nname: x\n"]
 )
@@ -246,6 +251,7 @@ def test_a_hook_that_cannot_be_imported_names_its_file_and_line(
     assert words in fault
 
 
+@pytest.mark.fault("a run's directory that cannot be made", "one fault")
 @pytest.mark.parametrize(
     ("directory", "words"),
     [

@@ -47,6 +47,10 @@ def names(path: Path) -> set[str]:
     return {f"{file.relative_to(path)} {file.stat().st_size}" for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.fault(
+    "the disk is full to the last byte: at a status, at a checkpoint",
+    "one sentence says so, the state is failed, the last commit stays",
+)
 @pytest.mark.parametrize("placed", [[], PAIR], ids=["single", "ddp"])
 @pytest.mark.parametrize(("leave", "code"), [(0, 12), (8192, 8)], ids=["at_the_status", "at_a_checkpoint"])
 def test_a_run_says_that_the_disk_is_full_and_ends_as_failed(
@@ -80,6 +84,7 @@ def test_a_run_says_that_the_disk_is_full_and_ends_as_failed(
     assert run_dir.read_status() == {**run_dir.read_status(), "state": "done", "step": 10}
 
 
+@pytest.mark.fault("a resume on a full disk", "nothing changes")
 def test_a_resume_on_a_full_disk_changes_nothing(
     project: Path, runner: Callable[..., Ended], disk: Callable[..., Disk]
 ) -> None:
@@ -98,6 +103,7 @@ def test_a_resume_on_a_full_disk_changes_nothing(
     assert runner("resume", str(run_dir.path)).run_dir.read_status()["step"] == 10
 
 
+@pytest.mark.fault("no room for a new run's directory", "none is left behind")
 @pytest.mark.parametrize("leave", [0, 4096, 64 << 10, 280 << 10])
 def test_a_run_that_finds_no_room_leaves_no_directory(
     runner: Callable[..., Ended], disk: Callable[..., Disk], leave: int
@@ -109,6 +115,7 @@ def test_a_run_that_finds_no_room_leaves_no_directory(
     assert [path.name for path in small.path.iterdir()] == ["filler"]
 
 
+@pytest.mark.fault("the last state on a full disk", "it is written into the room that was kept")
 def test_the_last_status_is_written_on_a_disk_that_is_full(disk: Callable[..., Disk]) -> None:
     small = disk(1024)
     run_dir = RunDir(small.path)

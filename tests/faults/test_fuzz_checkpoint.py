@@ -152,6 +152,10 @@ def fuzzed(mutations: int, check: Callable[[random.Random], None]) -> None:
     mutate()
 
 
+@pytest.mark.fault(
+    "bytes of a checkpoint's files are flipped, cut, inserted, removed, overwritten",
+    "refused by name; nothing is loaded in part",
+)
 @pytest.mark.parametrize("mutations", SIZES)
 @pytest.mark.parametrize("name", FILES)
 def test_changed_bytes(copy: Copy, name: str, mutations: int) -> None:
@@ -168,6 +172,9 @@ def test_changed_bytes(copy: Copy, name: str, mutations: int) -> None:
     fuzzed(mutations, check)
 
 
+@pytest.mark.fault(
+    "the meaning of a checkpoint's files is changed and all hashes computed again", "refused by name, or read as it was"
+)
 @pytest.mark.parametrize("mutations", SIZES)
 @pytest.mark.parametrize("name", FILES)
 def test_changed_meaning(copy: Copy, name: str, mutations: int) -> None:

@@ -156,6 +156,7 @@ CASES = given(
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
+@pytest.mark.fault("a recipe with any mutation, with odd overrides", "right, or a fault; never a traceback")
 @settings(max_examples=40, deadline=None, suppress_health_check=CHECKS, phases=[Phase.generate], derandomize=True)
 @CASES
 def test_a_mutated_recipe_is_right_or_a_fault(tmp_path: Path, content: bytes, overrides: list[str]) -> None:

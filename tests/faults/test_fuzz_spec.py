@@ -206,6 +206,9 @@ def fuzz(run: Path, audit: Audit, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     require_trust(run / "spec.yaml", trust=False)  # the whole file needs no word
 
 
+@pytest.mark.fault(
+    "a spec with any mutation", "read as it stands, or refused in a sentence; nothing that it names is executed"
+)
 def test_a_mutated_spec_is_read_or_refused_and_executes_nothing(
     run: Path, audit: Audit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -90,6 +90,9 @@ def said(read: Callable[[], object]) -> str:
     return READ
 
 
+@pytest.mark.fault(
+    "bytes of status, provenance, guard, id, spec or metrics are mutated", "the file is read, or reported by name"
+)
 @SIZES
 @pytest.mark.parametrize("name", ["status", "provenance", "guard", "id", "spec", "metrics"])
 def test_a_mutated_file_is_read_or_reported_by_name(tmp_path: Path, name: str, examples: int) -> None:
@@ -113,6 +116,10 @@ def test_a_mutated_file_is_read_or_reported_by_name(tmp_path: Path, name: str, e
     check_with(examples, check)
 
 
+@pytest.mark.fault(
+    "bytes of all of them are mutated at once",
+    "the repaired directory is whole; what is lost of metrics.jsonl stays beside it",
+)
 @SIZES
 def test_whatever_is_mutated_a_repaired_directory_is_whole(
     tmp_path: Path, examples: int, capsys: pytest.CaptureFixture[str]

@@ -32,6 +32,7 @@ def build_data():
 """
 
 
+@pytest.mark.fault("a sweep is killed", "its job commits and ends")
 @pytest.mark.parametrize("where", [(), PAIR], ids=["one process a job", "two ranks a job"])
 def test_the_job_of_a_killed_sweep_commits_and_ends(
     project: Path, start: Callable[..., Started], where: tuple[str, ...]
@@ -66,6 +67,7 @@ def test_a_sweep_that_is_asked_to_stop_passes_it_on(
     assert len(list(job.checkpoints.glob("step_*"))) == 1
 
 
+@pytest.mark.fault("a rank with data workers is killed", "they end at once")
 @pytest.mark.parametrize("where", [(), PAIR], ids=["one process", "two ranks"])
 def test_data_workers_end_at_once_with_a_killed_rank(
     project: Path, start: Callable[..., Started], where: tuple[str, ...]
@@ -83,6 +85,7 @@ def test_data_workers_end_at_once_with_a_killed_rank(
     started.wait(30)
 
 
+@pytest.mark.fault("a rank fails", "no file is left in the system's temporary directory")
 @pytest.mark.parametrize("fork", ["true", "false"])
 def test_a_failed_rank_leaves_no_pickled_traceback(runner: Callable[..., Ended], tmp_path: Path, fork: str) -> None:
     """Torch writes one into the system's temporary directory, which no run removes."""
@@ -99,6 +102,7 @@ def _is_of(path: Path, project: Path) -> bool:
     return str(project).encode() in path.read_bytes()
 
 
+@pytest.mark.fault("a rank's clock is set back before it fails", "its traceback is shown all the same")
 def test_a_clock_that_is_set_back_changes_nothing(runner: Callable[..., Ended], project: Path) -> None:
     """The wall clock of the rank that fails stands an hour before its launcher's, and its log is none the wiser."""
     hook = """

@@ -77,6 +77,7 @@ def seen() -> Iterator[list[str]]:
     watching[0] = False
 
 
+@pytest.mark.fault("a pickle of any kind in place of any file of a checkpoint", "refused; nothing is executed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pickle_of_any_kind_is_refused_in_place_of_any_file(
     checkpoint: Path, tmp_path: Path, seen: list[str], kind: str

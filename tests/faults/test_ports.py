@@ -63,6 +63,7 @@ def watching(within: list[str], address: str) -> Iterator[Watched]:
     watched.answered = set(seen["answered"])
 
 
+@pytest.mark.fault("a stranger on the network of one machine", "it listens on loopback only")
 @needs_root
 @pytest.mark.parametrize(
     "strategy", ["ddp", "fsdp", pytest.param("deepspeed_zero2", marks=pytest.mark.exhaustive)]
@@ -82,6 +83,9 @@ def test_a_run_on_one_machine_listens_on_loopback_only(project: Path, strategy: 
     assert not watched.answered
 
 
+@pytest.mark.fault(
+    "a stranger on the network of several machines", "it reaches the rendezvous and gloo only, and stops nothing"
+)
 @needs_root
 def test_nodes_listen_at_the_rendezvous_and_for_gloo_only_and_a_stranger_does_not_stop_them(project: Path) -> None:
     port = free_port()
@@ -162,6 +166,7 @@ def test_a_stranger_learns_only_that_a_runner_listens(node_0: Coordinator, endpo
     assert received[GREETING:] == bytes(ANSWER), "refused, and nothing else"
 
 
+@pytest.mark.fault("a stranger with torch's own client", "it reads and sets nothing")
 @pytest.mark.filterwarnings("ignore")
 def test_torchs_own_client_reads_and_sets_nothing(node_0: Coordinator, endpoint: Endpoint) -> None:
     """It could, as long as the store itself listened there."""
@@ -170,6 +175,7 @@ def test_torchs_own_client_reads_and_sets_nothing(node_0: Coordinator, endpoint:
     assert not node_0._store.has("a")
 
 
+@pytest.mark.fault("a stranger sends 100 MiB", "they are not taken")
 def test_a_hundred_mebibytes_are_not_taken(node_0: Coordinator, endpoint: Endpoint) -> None:
     before, sent, block = resident_mib(), 0, bytes(MIB)
     with stranger(endpoint) as connection:
@@ -188,6 +194,7 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB
 
 
+@pytest.mark.fault("silent connections", "their number is limited, and they keep nobody out")
 def test_silent_connections_are_held_to_a_number_and_keep_nobody_out(node_0: Coordinator, endpoint: Endpoint) -> None:
     with ExitStack() as stack:
         silent = [stack.enter_context(stranger(endpoint)) for _ in range(400)]
@@ -241,6 +248,7 @@ async def introduce(endpoint: Endpoint, secret: SharedSecret) -> None:
         await handshake.introduce(connection, secret.value, "launchers")
 
 
+@pytest.mark.fault("a machine that only looks like node 0", "it is told nothing")
 def test_a_node_tells_an_impostor_nothing(endpoint: Endpoint) -> None:
     """It listens in place of node 0, accepts any proof, and makes one up, or sends back the node's own."""
     received: list[bytes] = []
@@ -262,6 +270,7 @@ def test_a_node_tells_an_impostor_nothing(endpoint: Endpoint) -> None:
     assert [len(sent) for sent in received] == [3 * handshake.SIZE] * 2
 
 
+@pytest.mark.fault("a machine with another secret", "it is told so at once")
 def test_a_node_with_another_secret_is_told_so_at_once(
     node_0: Coordinator, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,9 @@ from tests.faults.conftest import Disk
 PAIR = ["strategy=ddp", "hardware.processes=2"]
 
 
+@pytest.mark.fault(
+    "the file system becomes read-only under a run", "the terminal says so; the next attempt corrects the state"
+)
 @pytest.mark.parametrize("placed", [[], PAIR], ids=["single", "ddp"])
 def test_a_run_says_so_and_the_next_attempt_corrects_its_state(
     start: Callable[..., Started], runner: Callable[..., Ended], ext4: Disk, placed: list[str]

@@ -49,6 +49,10 @@ def steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.fault(
+    "every file of a run's directory but its checkpoints and first spec is damaged",
+    "each is named, set aside and rebuilt; the run continues",
+)
 def test_a_run_goes_on_though_every_file_beside_its_checkpoints_is_damaged(runner: Callable[..., Ended]) -> None:
     expected = runner("train", "points")
     stopped = runner("train", "points", "run.stop_at_step=4")
@@ -69,6 +73,7 @@ def test_a_run_goes_on_though_every_file_beside_its_checkpoints_is_damaged(runne
     assert run_dir.read_status()["state"] == "done"
 
 
+@pytest.mark.fault("the newest spec is damaged", "the weights are exported all the same")
 def test_weights_are_exported_though_the_newest_spec_is_damaged(runner: Callable[..., Ended]) -> None:
     run = runner("train", "points", "run.steps=4")
     (run.run_dir.path / "spec.attempt_2.yaml").touch()
@@ -78,6 +83,7 @@ def test_weights_are_exported_though_the_newest_spec_is_damaged(runner: Callable
     assert (run.run_dir.path / "spec.attempt_2.yaml").exists()  # an export changes nothing
 
 
+@pytest.mark.fault("a second attempt at a run that is under way", "it is refused, with host, process and time")
 def test_a_second_attempt_is_refused_while_the_first_goes_on(
     start: Callable[..., Started], process: Callable[..., Process], project: Path
 ) -> None:
@@ -105,6 +111,9 @@ def test_a_second_attempt_is_refused_while_the_first_goes_on(
     assert "has gone without reporting an end" in third.stderr
 
 
+@pytest.mark.fault(
+    "SIGKILL at any moment, the status read afterwards", "it is never older than the last record or commit"
+)
 @pytest.mark.parametrize("placed", [[], PAIR, ["checkpoint.asynchronous=true"]], ids=["single", "ddp", "asynchronous"])
 def test_the_status_is_never_older_than_a_record_or_a_commit(
     start: Callable[..., Started], project: Path, placed: list[str]
@@ -131,6 +140,7 @@ def test_the_status_is_never_older_than_a_record_or_a_commit(
         argv = ["resume", "run"]
 
 
+@pytest.mark.fault("the checkpoints of a run are gone", "a resume is refused, unless step 0 is asked for")
 @pytest.mark.parametrize("gone", ["directory", "content"])
 def test_a_run_whose_checkpoints_are_gone_is_not_started_from_0(runner: Callable[..., Ended], gone: str) -> None:
     run = runner("train", "points", "run.steps=6")
@@ -150,6 +160,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_from_0(runner: Callable
     assert "--from: 0 is for a run without checkpoints, but this one has step_4, step_8." in refused.stderr
 
 
+@pytest.mark.fault("a run that never committed is resumed", "it starts at step 0 and says so")
 def test_a_run_that_never_committed_starts_from_0_and_says_so(runner: Callable[..., Ended]) -> None:
     run = runner("train", "points", "run.steps=4", *UNSAVED)
     assert provenance.committed(run.run_dir.provenance) == []
@@ -157,6 +168,7 @@ def test_a_run_that_never_committed_starts_from_0_and_says_so(runner: Callable[.
     assert f"warning: {run.run_dir.path} starts from step 0: it has not committed a checkpoint yet." in again.stderr
 
 
+@pytest.mark.fault("a single process leaves by os._exit or SIGKILL", "the next command says which process has gone")
 def test_a_process_that_leaves_without_a_word_is_reported_by_the_next_command(
     project: Path, runner: Callable[..., Ended]
 ) -> None:
@@ -169,6 +181,7 @@ def test_a_process_that_leaves_without_a_word_is_reported_by_the_next_command(
     assert run_dir.read_status()["state"] == "done"
 
 
+@pytest.mark.fault("a single process crashes in native code (SIGSEGV)", "it shows its stack")
 def test_a_crash_of_native_code_is_told_at_once(project: Path, process: Callable[..., Process]) -> None:
     (project / "user_hooks" / "leaving.py").write_text(LEAVING)
     crashed = process("train", "points", "run.dir=run", "loss._target_=user_hooks.leaving.crashes").end()
@@ -177,6 +190,7 @@ def test_a_crash_of_native_code_is_told_at_once(project: Path, process: Callable
     assert "user_hooks/leaving.py" in crashed.stderr
 
 
+@pytest.mark.fault("the status is read while it is replaced", "it is always whole")
 def test_no_reader_sees_a_status_that_is_not_whole(start: Callable[..., Started], project: Path) -> None:
     """Read as fast as possible while a run writes it a few hundred times a second."""
     run_dir = RunDir(project / "run")

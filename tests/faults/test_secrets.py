@@ -105,6 +105,9 @@ def leaks(root: Path, ended: Ended, *, secrets: tuple[str, ...] = SECRETS) -> It
         yield from (f"{secret} in {place}" for secret in secrets if secret.encode() in text)
 
 
+@pytest.mark.fault(
+    "a secret in a recipe, the environment or an override", "the hook receives it; no file of the run holds it"
+)
 @pytest.mark.parametrize(
     "ranks",
     [
@@ -140,6 +143,7 @@ def test_neither_does_a_tracker_that_records_the_command_line(runner: Callable[.
     assert [*leaks(ended.run_dir.path, ended)] == []
 
 
+@pytest.mark.fault("a failure whose message shows the configuration", "its secrets are not in it")
 @pytest.mark.parametrize("ranks", [(), ("hardware.processes=2", "strategy=ddp")], ids=["one", "forked"])
 def test_a_failure_that_shows_the_configuration_does_not_show_secrets(
     runner: Callable[..., Ended], ranks: tuple[str, ...]

@@ -46,6 +46,7 @@ def train(project: Path, start: Callable[..., Started]) -> Callable[..., Started
     return begin
 
 
+@pytest.mark.fault("SIGTERM to one rank", "the step is finished and committed; the state is preempted")
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed_zero2"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigterm_to_one_rank(project: Path, train: Callable[..., Started], strategy: str, rank: int) -> None:
@@ -54,6 +55,10 @@ def test_sigterm_to_one_rank(project: Path, train: Callable[..., Started], strat
     check_committed(project, started.wait(30))
 
 
+@pytest.mark.fault(
+    "a signal to every process of the tree, data workers too",
+    "the step is finished and committed; the state is preempted",
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("where", [("strategy=ddp", "hardware.processes=2"), ()], ids=["two ranks", "one process"])
 def test_a_signal_to_every_process_of_the_tree_data_workers_too(
@@ -67,6 +72,7 @@ def test_a_signal_to_every_process_of_the_tree_data_workers_too(
     check_committed(project, started.wait(30))
 
 
+@pytest.mark.fault("a signal before the ranks have started", "no run is left as queued")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGQUIT])
 def test_no_signal_before_the_ranks_start_leaves_a_run_queued(
     project: Path, start: Callable[..., Started], number: signal.Signals

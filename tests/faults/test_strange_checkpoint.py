@@ -72,6 +72,7 @@ def refused(checkpoint: Path) -> str:
     return said
 
 
+@pytest.mark.fault("metadata claims terabytes", "refused before anything is allocated")
 def test_absurd_claims_are_refused_before_anything_is_allocated(checkpoint: Path) -> None:
     """A shape of 2^40 asked for 4 TiB."""
     change_metadata(checkpoint, lambda tensors: tensors["model.a"].update(shape=[2**40]))
@@ -135,6 +136,7 @@ CLAIMS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
 ]
 
 
+@pytest.mark.fault("metadata with other shapes, offsets, dtypes or files", "one error names file and field")
 @pytest.mark.parametrize(("change", "fault"), CLAIMS, ids=[fault[:60] for _, fault in CLAIMS])
 def test_what_metadata_claims_is_held_against_the_files(
     checkpoint: Path, change: Callable[[dict[str, Any]], object], fault: str
@@ -197,6 +199,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.fault("names of files that lead out of the checkpoint", "refused")
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_files_stay_inside_the_directory(checkpoint: Path, name: str) -> None:
     entry = {"bytes": 0, "xxh3_128": "0" * 32}
@@ -230,6 +233,7 @@ def make_link_to_a_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+@pytest.mark.fault("a pipe, a device or a link in place of a file", "neither opened nor waited for")
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("make", [make_link, make_pipe, make_directory, make_link_to_a_device])
@@ -263,6 +267,7 @@ def test_leftovers_that_are_no_directories_do_not_stop_a_run(checkpoint: Path, t
 LENGTHS = [0, 1, 2**63, 2**64 - 1, 100_000_001, 2**40, 8]
 
 
+@pytest.mark.fault("a safetensors header of absurd length", "refused before it is read")
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_safetensors_header_of_an_absurd_length_is_told(checkpoint: Path, length: int) -> None:
     data = length.to_bytes(8, "little") + (checkpoint / PAYLOAD).read_bytes()[8:]
@@ -280,6 +285,7 @@ def test_a_payload_that_ends_in_its_header_is_told(checkpoint: Path, size: int) 
     )
 
 
+@pytest.mark.fault("a JSON file of a terabyte", "it is not read")
 @pytest.mark.parametrize("name", ["manifest.json", "metadata.json", "state.json"])
 def test_a_json_file_of_a_terabyte_is_not_read(checkpoint: Path, name: str) -> None:
     """Sparse: it takes no room."""

@@ -59,6 +59,7 @@ def recipe(strange: Path) -> str:
     return str(strange / "recipes" / "theirs.yaml")
 
 
+@pytest.mark.fault("a check of a stranger's recipe", "none of its code is imported")
 def test_a_check_of_a_strange_recipe_imports_none_of_its_code(runner: Callable[..., Ended], strange: Path) -> None:
     ended = runner("check", recipe(strange))
     assert marks(strange) == set()
@@ -121,6 +122,7 @@ def test_a_check_of_ones_own_recipe_imports_its_hooks_and_calls_none(
         assert "not checked  what parts require of the model, which `train` checks before launch." in ended.stdout
 
 
+@pytest.mark.fault("a target such as os.system", "refused wherever it stands")
 @pytest.mark.parametrize(
     "override",
     [
@@ -166,6 +168,7 @@ def plant(run: Path, strange: Path) -> None:
     spec.write_text(text)
 
 
+@pytest.mark.fault("an export from a stranger's run", "nothing is imported or called")
 def test_an_export_imports_and_calls_nothing(
     runner: Callable[..., Ended], trained: Path, strange: Path, project: Path
 ) -> None:
@@ -176,6 +179,7 @@ def test_an_export_imports_and_calls_nothing(
     assert not (project / "executed").exists()
 
 
+@pytest.mark.fault("a resume of a run that began elsewhere", "refused until it is accepted, once")
 def test_a_run_of_another_account_is_resumed_once_it_is_accepted(
     runner: Callable[..., Ended], trained: Path, strange: Path, tmp_path: Path
 ) -> None:

@@ -100,6 +100,10 @@ SWAPS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.fault(
+    "files of a checkpoint are swapped: payloads of two ranks, of two checkpoints, each JSON file, whole directories",
+    "found, by name",
+)
 @pytest.mark.parametrize("what", SWAPS)
 def test_swapped_files_are_found(run: Path, what: str) -> None:
     act, said = SWAPS[what]
@@ -108,6 +112,7 @@ def test_swapped_files_are_found(run: Path, what: str) -> None:
         read(run)
 
 
+@pytest.mark.fault("bytes are appended to any file of a checkpoint", "found, by name")
 @pytest.mark.parametrize("name", [*SHARDS, *JSON])
 @pytest.mark.parametrize("tail", [b"\0", b"\n", b" ", b"{}", b"\0" * 4096])
 def test_a_file_that_was_appended_to_is_found(run: Path, name: str, tail: bytes) -> None:
@@ -117,6 +122,7 @@ def test_a_file_that_was_appended_to_is_found(run: Path, name: str, tail: bytes)
         read(run)
 
 
+@pytest.mark.fault("a file of a checkpoint is emptied", "found, by name")
 @pytest.mark.parametrize("name", [*SHARDS, *JSON])
 def test_a_file_that_was_emptied_is_found(run: Path, name: str) -> None:
     (run / "step_2" / name).write_bytes(b"")

@@ -39,6 +39,9 @@ def check_done(project: Path, code: int) -> str:
     return run_dir.rank_log(0).read_text()
 
 
+@pytest.mark.fault(
+    "the reader of the output is gone (head, a dead tee)", "training goes on; the log says once what is lost"
+)
 @pytest.mark.parametrize("where", [(), PAIR, (*PAIR, "launch.fork=false")], ids=["one", "forked", "separate"])
 def test_a_reader_that_is_gone(project: Path, where: tuple[str, ...]) -> None:
     """`runner train … 2>&1 | head -1`, and a `tee` that died."""
@@ -49,6 +52,7 @@ def test_a_reader_that_is_gone(project: Path, where: tuple[str, ...]) -> None:
     assert log.count("cannot be written ([Errno 32] Broken pipe); the run goes on without it") in (1, 2)
 
 
+@pytest.mark.fault("closed descriptors (`2>&-`)", "training goes on")
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
 @pytest.mark.parametrize("where", [(), PAIR], ids=["one", "two"])
 def test_closed_descriptors(project: Path, closed: str, where: tuple[str, ...]) -> None:
@@ -58,6 +62,7 @@ def test_closed_descriptors(project: Path, closed: str, where: tuple[str, ...]) 
         assert not (path.is_file() and b"the hook talks" in path.read_bytes() and path.name != "rank_1.log"), path
 
 
+@pytest.mark.fault("the terminal of a run that ignores SIGHUP (nohup) is closed", "training goes on")
 def test_a_terminal_that_is_closed(project: Path) -> None:
     """Its processes keep running if they ignore SIGHUP, and their writes fail with EIO."""
     master, slave = pty.openpty()
@@ -70,12 +75,14 @@ def test_a_terminal_that_is_closed(project: Path) -> None:
     assert "cannot be written ([Errno 5] Input/output error)" in check_done(project, run.wait(60))
 
 
+@pytest.mark.fault("a full disk behind the output", "training goes on")
 def test_a_full_disk_under_the_output(project: Path) -> None:
     with open("/dev/full", "w") as full:
         run = command(project, *WORDS, stdout=full, stderr=full)
     assert "No space left on device" in check_done(project, run.wait(60))
 
 
+@pytest.mark.fault("a full pipe behind the output", "training goes on")
 def test_a_reader_that_does_not_read(project: Path) -> None:
     """The pipe is full before the run begins."""
     read, write = os.pipe()

@@ -44,6 +44,7 @@ def test_one_process_tells_it_in_the_same_shape(launch: Launcher) -> None:
     assert run.run_dir.read_status()["state"] == "failed"
 
 
+@pytest.mark.fault("one rank is killed", "it is named with the signal, and what usually sends it")
 @FORK
 def test_a_killed_rank_is_named_with_its_signal(launch: Launcher, fork: bool) -> None:
     run = launch(processes=2, mode="kill", fork=fork)
@@ -64,6 +65,7 @@ def test_a_rank_left_by_sys_exit_fails_the_run(launch: Launcher, fork: bool) -> 
     assert "HookError: rank 1 called sys.exit(0). Return, or raise an exception, instead." in stderr
 
 
+@pytest.mark.fault("one rank leaves by os._exit(0)", "it is named, not the ranks that lost it")
 @FORK
 def test_a_rank_left_by_os_exit_is_the_one_that_is_blamed(launch: Launcher, fork: bool) -> None:
     run = launch(processes=2, mode="leave", fork=fork)
@@ -104,6 +106,7 @@ def write(run_dir: RunDir, rank: int, monotonic_ns: int, **changes: Any) -> None
     path.write_text(json.dumps({**told, **changes}))
 
 
+@pytest.mark.fault("the clock is set back between two failures", "the one that came first is the cause")
 def test_the_earliest_failure_of_the_last_start_is_the_cause_whatever_the_clock_on_the_wall_says(
     tmp_path: Path,
 ) -> None:

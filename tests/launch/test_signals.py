@@ -37,6 +37,7 @@ def test_ctrl_c_reaches_separate_interpreters(launch: Launcher) -> None:
     run.wait_until_gone()
 
 
+@pytest.mark.fault("Ctrl-C while ranks hang", "they are ended after launch.interrupt_s")
 @pytest.mark.parametrize("mode", ["hang_c", "hang_collective"])
 def test_ctrl_c_ends_hanging_ranks_within_five_seconds(launch: Launcher, mode: str) -> None:
     run = launch(processes=2, mode=mode)
@@ -66,6 +67,7 @@ def test_ctrl_c_ends_a_long_c_call_of_one_process_within_five_seconds(launch: La
     }
 
 
+@pytest.mark.fault("Ctrl-C twice", "the run ends at once")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_ctrl_c_ends_at_once(launch: Launcher, processes: int) -> None:
     run = launch(processes=processes, mode="hang_c", interrupt_s=60)
@@ -104,6 +106,9 @@ def test_sigterm_gives_time_to_commit_and_then_kills(launch: Launcher, processes
 STOPS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
 
+@pytest.mark.fault(
+    "INT, TERM, HUP, USR1 or USR2 to the launcher", "the step is finished and committed; the state is preempted"
+)
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", STOPS)
 def test_every_signal_that_asks_to_stop_is_answered_at_a_step_boundary(
@@ -120,6 +125,9 @@ def test_every_signal_that_asks_to_stop_is_answered_at_a_step_boundary(
     run.wait_until_gone()
 
 
+@pytest.mark.fault(
+    "INT, TERM, HUP, USR1 or USR2 to one rank", "the step is finished and committed; the state is preempted"
+)
 @pytest.mark.parametrize("number", STOPS)
 def test_a_signal_to_one_rank_alone_stops_all(launch: Launcher, number: signal.Signals) -> None:
     run = launch(processes=2, mode="train", steps=10_000)
@@ -147,6 +155,7 @@ def test_a_signal_to_the_whole_tree_stops_at_a_step_boundary(
     run.wait_until_gone()
 
 
+@pytest.mark.fault("a signal to the whole tree while ranks start", "it is not lost")
 @FORK
 def test_a_signal_to_the_whole_tree_while_ranks_start_is_not_lost(launch: Launcher, fork: bool) -> None:
     run = launch(processes=2, mode="train", steps=10_000, fork=fork)
@@ -170,6 +179,7 @@ def test_sigterm_again_does_not_shorten_the_time_to_commit_but_ctrl_c_does(launc
     run.wait_until_gone()
 
 
+@pytest.mark.fault("SIGQUIT", "the run ends at once; the stacks of all threads are in the logs")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigquit_ends_at_once_and_leaves_the_stacks(launch: Launcher, processes: int) -> None:
     run = launch(processes=processes, mode="hang_collective", grace_s=60)
@@ -212,6 +222,7 @@ def test_ctrl_c_is_not_taken_for_a_failure_to_restart_from(launch: Launcher) -> 
     assert len(run.rank_pids()) == 2
 
 
+@pytest.mark.fault("the launcher is killed", "no rank outlives it")
 def test_no_rank_outlives_a_killed_launcher(launch: Launcher) -> None:
     run = launch(processes=2, mode="hang_collective")
     run.wait_for_trouble()

@@ -24,6 +24,7 @@ def end_by_hang(run: Launch) -> str:
     return stderr
 
 
+@pytest.mark.fault("a rank asleep in a data hook", "it is named with its stack, and not the rank that waits for it")
 @FORK
 def test_a_rank_asleep_in_a_hook_is_named_and_not_the_one_that_waits(launch: Launcher, fork: bool) -> None:
     run = launch(processes=2, mode="hang_collective", timeout_s=TIMEOUT_S, fork=fork)
@@ -41,11 +42,13 @@ def test_a_rank_asleep_in_a_hook_is_named_and_not_the_one_that_waits(launch: Lau
     assert (told["rank"], told["step"], told["error"]) == (1, 5, "HangError")
 
 
+@pytest.mark.fault("a rank hangs in native code", "it is named with its stack")
 def test_a_rank_in_a_c_call_writes_its_stack_too(launch: Launcher) -> None:
     run = launch(processes=2, mode="hang_c", timeout_s=TIMEOUT_S)
     assert re.search(r'^  File ".*toy\.py", line \d+ in _lock_for_ever', end_by_hang(run), re.MULTILINE)
 
 
+@pytest.mark.fault("a rank is stopped (SIGSTOP)", "it is named as stopped")
 def test_a_stopped_process_is_named(launch: Launcher) -> None:
     run = launch(processes=2, mode="train", steps=10_000, timeout_s=TIMEOUT_S)
     run.wait_for_step(3)
@@ -55,6 +58,7 @@ def test_a_stopped_process_is_named(launch: Launcher) -> None:
     assert "Its process was stopped, by SIGSTOP or a debugger." in stderr
 
 
+@pytest.mark.fault("a hang in a run that may restart", "the ranks start again")
 def test_a_hang_is_a_failure_to_restart_from(launch: Launcher) -> None:
     run = launch(processes=2, mode="hang_once", timeout_s=TIMEOUT_S, max_restarts=1)
     assert run.end(60)[0] == 0
@@ -84,6 +88,7 @@ def test_hooks_callbacks_and_checkpoints_take_as_long_as_nobody_waits_for_them()
     assert hang.standings == waiting
 
 
+@pytest.mark.fault("the launcher itself stands still, as on a machine that sleeps", "the time does not count")
 def test_time_in_which_the_launcher_itself_stood_still_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

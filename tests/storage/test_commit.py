@@ -26,6 +26,7 @@ from tests.storage.states import open_latest, state_of
 Save = Callable[..., Path]
 
 
+@pytest.mark.fault("SIGKILL in the middle of a save", "the last commit loads")
 @pytest.mark.parametrize("when", ["each_operation", "replacing", "background", "random"])
 def test_a_killed_save_leaves_the_last_commit_loadable(when: str, tmp_path: Path) -> None:
     """SIGKILL before each file system operation of a save in turn, or twenty times at a random moment."""
@@ -36,6 +37,7 @@ def test_a_killed_save_leaves_the_last_commit_loadable(when: str, tmp_path: Path
     assert int(done.stdout.split()[0]) >= 15, done.stdout  # so many saves were killed
 
 
+@pytest.mark.fault("partial files of a killed save", "the next attempt removes them")
 def test_leftovers_are_removed_when_the_run_is_opened(tmp_path: Path, save: Save, world: SoloWorld) -> None:
     path = save(1)
     (path.parent / "step_2.partial-0a1b2c3d").mkdir()
@@ -44,6 +46,7 @@ def test_leftovers_are_removed_when_the_run_is_opened(tmp_path: Path, save: Save
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.fault("SIGKILL between the two renames of a replaced checkpoint", "the older one comes back")
 def test_a_commit_that_was_stepping_aside_comes_back(
     tmp_path: Path, save: Save, world: SoloWorld, blank: State[Tensor]
 ) -> None:
@@ -65,6 +68,7 @@ def no_large_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("a limit on the size of files (EFBIG) in a save", "the last commit loads")
 @pytest.mark.usefixtures("no_large_files")
 def test_a_file_that_may_not_grow_leaves_the_last_commit(
     checkpointer: ShardedCheckpointer, checkpoints: Checkpoints, save: Save, blank: State[Tensor]
@@ -95,6 +99,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.fault("a disk that fills up in a save", "the last commit loads")
 def test_a_full_disk_leaves_the_last_commit(small_disk: Path, world: SoloWorld) -> None:
     checkpointer = Sharded().open(small_disk, world)
     checkpointer.save(State(values={"step": 1}), progress=Progress(step=1, position=0), metrics={})
@@ -120,6 +125,7 @@ def test_a_directory_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     assert str(error) == f"cannot write the checkpoint: {tmp_path}: Permission denied. {way_out}"
 
 
+@pytest.mark.fault("a rank's files that rank 0 cannot see", "nothing is committed")
 def test_a_payload_that_rank_0_cannot_see_is_not_committed(tmp_path: Path) -> None:
     partial = tmp_path / "step_1.partial-0"
     partial.mkdir()
