@@ -1,5 +1,6 @@
 """What all options that save share: opening the directory, committing, deleting what is not kept."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from runner.storage.format import METADATA, STATE, File, Manifest, TensorMetadat
 from runner.storage.history import History, last_serial
 from runner.storage.rank0 import on_rank_0
 
+logger = logging.getLogger(__name__)
 Written = tuple[Mapping[str, TensorMetadata], Mapping[str, File]]
 """The metadata of all tensors (empty on ranks other than 0), and every payload file by name."""
 
@@ -99,8 +101,16 @@ def _commit(
     )
     state = {"values": saved.values, "progress": vars(progress), "metrics": metrics}
     commit(partial, manifest, {STATE: encode_state(state), METADATA: encode_metadata(metadata)})
-    # Outside the directory of checkpoints: if that is ever lost, a resume knows that it was.
-    provenance.note_commit(RunDir(partial.parent.parent).provenance, progress.step)
+    _note(RunDir(partial.parent.parent), progress.step)
+
+
+def _note(run_dir: RunDir, step: int) -> None:
+    """Note the commit outside the directory of checkpoints: if that is ever lost, a resume knows that it was."""
+    try:
+        provenance.note_commit(run_dir.provenance, step)
+    except OSError as error:
+        cause = f"{run_dir.provenance} cannot be written: {error.strerror}"
+        logger.warning("step_%d is committed. A resume would not miss it if it were lost: %s.", step, cause)
 
 
 def _retain(history: History, metrics: Mapping[str, float], retention: Retention) -> None:

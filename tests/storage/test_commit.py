@@ -21,6 +21,7 @@ from runner.storage.commit import commit
 from runner.storage.format import File, Manifest
 from runner.storage.rank0 import write_error
 from runner.world.solo import SoloWorld
+from tests.faults.conftest import Disk
 from tests.storage.states import open_latest, state_of
 
 Save = Callable[..., Path]
@@ -111,6 +112,20 @@ def test_a_full_disk_leaves_the_last_commit(small_disk: Path, world: SoloWorld) 
     saved.read(state)
     assert state.values == {"step": 1}
     checkpointer.save(State(), progress=Progress(step=3, position=0), metrics={})  # there is room again
+
+
+def test_a_commit_that_cannot_be_noted_is_one_all_the_same(
+    small_disk: Path, tmp_path: Path, world: SoloWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkpoints are on another disk."""
+    (tmp_path / "elsewhere").mkdir()
+    (small_disk / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    Disk(small_disk).fill()
+    Sharded().open(small_disk, world).save(State(), progress=Progress(step=1, position=0), metrics={})
+    assert open_latest(small_disk, world).path.name == "step_1"
+    assert f"step_1 is committed. A resume would not miss it if it were lost: {small_disk}/provenance.json" in (
+        caplog.text
+    )
 
 
 def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path, world: SoloWorld) -> None:
