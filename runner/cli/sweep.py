@@ -205,6 +205,8 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
             flush=True,
         )
         return math.nan
+    for one in composed.left_out:
+        print(f"job {run_dir.path.name}: {one}", file=sys.stderr, flush=True)
     with hold(run_dir):  # the process of the job takes it over
         spec_path = attempt.begin(run_dir, composed.stored(), spec, command=command)
     code = _run_in_child(spec_path, spec)

@@ -44,7 +44,8 @@ def train(found: argparse.Namespace) -> int:
         return sweep(recipe, arguments, command=found.command)
     with ExitStack() as cleanup:
         with composing(recipe, arguments.overrides, config_dirs=arguments.config_dirs) as (composed, outline):
-            _tell(str(outline))
+            for line in (*composed.left_out, outline):
+                _tell(str(line))
             # Of several machines, one makes the directory, once they have met.
             claimed = _claim(outline, cleanup) if outline.nodes == 1 else None
         from runner.cli import attempt  # not needed to say what the run is about to do

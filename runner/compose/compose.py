@@ -20,6 +20,7 @@ from runner.compose.composed import Composed
 from runner.compose.config_files import check_files
 from runner.compose.faults import COMPOSITION_ERRORS, compose_with_faults
 from runner.compose.origins import Origins, select
+from runner.compose.other_options import leave_out_values_of_other_options
 from runner.compose.recipe import Recipe, search_path
 from runner.compose.search_path import initialized_hydra
 from runner.compose.secrets import secret_overrides, with_secrets
@@ -96,12 +97,13 @@ def from_hydra(
     raw = cast("dict[str, Any]", OmegaConf.to_container(job, resolve=False, enum_to_str=True))
     plain, unresolved = _to_plain(job)
     origins = Origins(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
+    choices = hydra_node["runtime"]["choices"]
+    config = apply_target_overrides(with_secrets(plain, raw), choices, origins)
+    config, left_out = leave_out_values_of_other_options(config, choices, origins)
     return Composed(
         recipe=recipe,
-        config=marked(
-            apply_target_overrides(with_secrets(plain, raw), hydra_node["runtime"]["choices"], origins),
-            origins.origin,
-        ),
+        config=marked(config, origins.origin),
+        left_out=left_out,
         hydra=hydra_node,
         origins=origins,
         faults=tuple(replace(fault, message=shown_override(fault.message)) for fault in (*faults, *unresolved)),

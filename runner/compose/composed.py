@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.compose.origins import Origins
+from runner.compose.other_options import LeftOut
 from runner.compose.outline import Outline
 from runner.compose.recipe import Recipe, import_roots, own_roots
 from runner.config.masking import hidden, shown_override
@@ -29,6 +30,8 @@ class Composed:
     hydra: Mapping[str, Any]
     """Hydra's own node, unresolved."""
     origins: Origins
+    left_out: tuple[LeftOut, ...] = ()
+    """What files set for options that were replaced."""
     faults: tuple[Fault, ...] = ()
     """One for each override that could not be applied; `config` is the result of applying the others."""
 

@@ -97,7 +97,7 @@ class Origins:
 
         entries = resolve_defaults(self.recipe, self.directories, self.overrides)
         paths = [(self.find(entry.option), entry) for entry in entries]
-        return [self._read(path, entry.option, entry.package) for path, entry in paths if path is not None]
+        return [self.read(path, entry.option, entry.package) for path, entry in paths if path is not None]
 
     def find(self, option: str) -> Path | None:
         """Return the file of an option, from the first searched directory that has it."""
@@ -105,7 +105,8 @@ class Origins:
         return next((path for path in candidates if path.is_file()), None)
 
     @staticmethod
-    def _read(path: Path, option: str, package: str) -> ConfigFile:
+    def read(path: Path, option: str, package: str) -> ConfigFile:
+        """Read a config file that has been parsed without a fault."""
         content = load_yaml(path.read_text())
         body = {key: value for key, value in content.items() if key != "defaults"} if isinstance(content, dict) else {}
         return ConfigFile(path, option, package.removeprefix("_global_").lstrip("."), body)

@@ -1,5 +1,6 @@
 """One composition: the user's files first, every bad override told, every value's source known."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,54 @@ def test_an_option_that_extends_another_keeps_all_of_both(project: Path) -> None
     write(project / "conf" / "optimizer" / "fast.yaml", "defaults: [sgd, _self_]\nmomentum: 0.9\n")
     optimizer = composed("optimizer=fast").config["optimizer"]
     assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, False)
+
+
+def with_momentum(project: Path, **more: Any) -> None:
+    """Let the recipe set what only its own option, sgd, has."""
+    recipe = project / "recipes" / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("{lr: 0.05}", json.dumps({"lr": 0.05, "momentum": 0.9, **more})))
+
+
+def test_another_option_leaves_out_what_the_recipe_sets_for_its_own(project: Path) -> None:
+    with_momentum(project)
+    changed = composed("optimizer=adamw")
+    assert changed.config["optimizer"] == {**adamw(), "lr": 0.05}
+    recipe = project / "recipes" / "tiny.yaml"
+    assert [str(one) for one in changed.left_out] == [f"optimizer=adamw has no momentum, which {recipe} sets for sgd"]
+    assert composed().left_out == ()
+    assert composed("optimizer=sgd").config["optimizer"]["momentum"] == 0.9
+
+
+def adamw() -> Any:
+    return yaml.safe_load((shipped_root() / "conf" / "optimizer" / "adamw.yaml").read_text())
+
+
+def test_so_does_the_option_of_a_recipe_that_builds_on_it(project: Path) -> None:
+    with_momentum(project)
+    child = "defaults: [tiny, override /optimizer: adamw, _self_]\noptimizer: {betas: [0.8, 0.9]}\n"
+    write(project / "recipes" / "child.yaml", child)
+    found = compose(find("child"), [])
+    assert found.config["optimizer"] == {**adamw(), "lr": 0.05, "betas": [0.8, 0.9]}
+    assert [one.key for one in found.left_out] == ["optimizer.momentum"]
+    back = compose(find("child"), ["optimizer=sgd"])
+    assert back.config["optimizer"]["momentum"] == 0.9
+    assert [(one.key, one.other) for one in back.left_out] == [("optimizer.betas", "adamw")]
+
+
+def test_what_is_set_for_the_option_that_is_chosen_is_not_left_out_though_it_has_no_such_key(project: Path) -> None:
+    with_momentum(project, momentums=0.9)
+    assert composed().config["optimizer"]["momentums"] == 0.9  # for a fault to name it
+    assert composed("optimizer=adamw", "+optimizer.beta=1").config["optimizer"]["beta"] == 1
+    child = "defaults: [tiny, override /optimizer: adamw, _self_]\noptimizer: {momentum: 0.8}\n"
+    write(project / "recipes" / "child.yaml", child)
+    assert compose(find("child"), []).config["optimizer"]["momentum"] == 0.8
+
+
+def test_an_option_that_extends_another_has_the_keys_of_both(project: Path) -> None:
+    with_momentum(project)
+    write(project / "conf" / "optimizer" / "fast.yaml", "defaults: [sgd, _self_]\nnesterov: true\n")
+    found = composed("optimizer=fast")
+    assert (found.config["optimizer"]["momentum"], found.left_out) == (0.9, ())
 
 
 def test_interpolations_are_resolved_and_hydras_own_are_known(project: Path) -> None:

@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
         lines = [*_summary(spec, composed), *_not_built(spec)]
     else:
         lines = [*_known(composed), *_not_imported(composed)]
-    print("\n".join([*lines, "nothing is wrong"]))
+    print("\n".join([*lines, *_left_out(composed), "nothing is wrong"]))
     return 0
 
 
@@ -78,6 +78,10 @@ def _not_built(spec: "RunSpec") -> Iterator[str]:
     if model_is_asked_for(spec):
         rule = "what parts require of the model, which `train` checks before launch"
         yield f"  not checked  {rule}. To call the model hook: --build"
+
+
+def _left_out(composed: "Composed") -> Iterator[str]:
+    yield from (f"  left out     {one}" for one in composed.left_out)
 
 
 def _plan(spec: "RunSpec") -> Iterator[str]:

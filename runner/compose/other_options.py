@@ -1,0 +1,78 @@
+"""Choosing another option leaves out what a recipe sets for the one that it chose itself.
+
+    runner train pydoc_lm optimizer=sgd
+
+The recipe chooses adamw and sets its betas, which sgd does not have. Values that both have, such as lr, stay.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from runner.compose.origins import ConfigFile, Origins, key_of
+from runner.compose.recipe import Recipe
+from runner.config.parts import TARGET
+from runner.config.read import GROUPS
+
+__all__ = ["LeftOut", "leave_out_values_of_other_options"]
+
+
+class LeftOut(NamedTuple):
+    """A value that takes no part in a composition, since it is set for another option."""
+
+    key: str
+    choice: str
+    """The option that the run has: optimizer=sgd."""
+    other: str
+    """The option that the value is set for: adamw."""
+    file: ConfigFile
+
+    def __str__(self) -> str:
+        return f"{self.choice} has no {self.key.rpartition('.')[2]}, which {self.file.path} sets for {self.other}"
+
+
+def leave_out_values_of_other_options(
+    config: Mapping[str, Any], choices: Mapping[str, Any], origins: Origins
+) -> tuple[dict[str, Any], tuple[LeftOut, ...]]:
+    """The configuration without what files set for an option that was replaced, and what was left out.
+
+    A value is left out if the files of the chosen option do not have it, the command line does not set it, and every
+    file that sets it chooses another option, on its own. What is in no option at all remains, for a fault to name it.
+    """
+    result = dict(config)
+    left_out: list[LeftOut] = []
+    for group in GROUPS:
+        option, node = choices.get(group), config.get(group)
+        if isinstance(option, str) and isinstance(node, Mapping):
+            found = list(_left_out(node, group, option, origins))
+            names = {one.key.partition(".")[2] for one in found}
+            result[group] = {name: value for name, value in node.items() if name not in names}
+            left_out += found
+    return result, tuple(left_out)
+
+
+def _left_out(node: Mapping[str, Any], group: str, option: str, origins: Origins) -> Iterator[LeftOut]:
+    path = origins.find(f"{group}/{option}")
+    if path is None or set(node) <= {TARGET, *origins.read(path, f"{group}/{option}", group).content}:
+        return  # the usual case; costs reading one small file
+    overridden = {key_of(text) for text in origins.overrides}
+    of_option = [file.section(group) for file in origins.files if file.option.startswith(f"{group}/")]
+    for name in node:
+        key = f"{group}.{name}"
+        if name == TARGET or any(name in section for section in of_option):
+            continue
+        if any(one == key or one.startswith(f"{key}.") for one in overridden):
+            continue
+        setting = [file for file in origins.files if name in file.section(group)]
+        others = [_choice(file, group, origins) for file in setting]
+        if setting and all(other not in (None, option) for other in others):
+            yield LeftOut(key, f"{group}={option}", str(others[-1]), setting[-1])
+
+
+def _choice(file: ConfigFile, group: str, origins: Origins) -> str | None:
+    """The option of the group that a file chooses if it is composed alone; None if it chooses none."""
+    from runner.compose.defaults import resolve_defaults  # imports Hydra, which only such a value needs
+
+    directories = (origins.recipe.directory, *origins.directories)
+    entries = resolve_defaults(Recipe(file.path), directories, ())
+    chosen = [entry.option.partition("/")[2] for entry in entries if entry.option.startswith(f"{group}/")]
+    return chosen[-1] if chosen else None
