@@ -29,7 +29,7 @@ def read_files(part: Any, node: Mapping[str, Any], *, key: str) -> ReadFiles:
     """
     changed: dict[str, Any] = {}
     faults: list[Fault] = []
-    for field in dataclasses.fields(part):
+    for field in (one for one in dataclasses.fields(part) if one.init):
         name, value = field.name, vars(part)[field.name]
         if isinstance(value, JsonFile) and value.content is None:
             try:

@@ -78,6 +78,7 @@ class Eval:
 
     every_steps: int | None
     """Optimizer steps between evaluations; null = off."""
+    at_start: bool = False
     at_end: bool
     micro_items: int | None
     """Items that one rank forwards at once; null = batch.micro_items."""

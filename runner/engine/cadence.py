@@ -33,6 +33,7 @@ class Cadence:
         self._steps = spec.run.steps
         self._log = spec.log.every_steps
         self._eval = spec.eval.every_steps
+        self.evaluates_first = spec.eval.at_start and start == 0
         self._eval_at_end = spec.eval.at_end
         self._save = spec.checkpoint.every_steps
         self.saves_at_end = spec.checkpoint.at_end

@@ -27,6 +27,8 @@ def train(session: Session) -> Outcome:
     training = session.training
     cadence = Cadence(session.spec, start=training.step)
     steps = endless(training.source)
+    if cadence.evaluates_first:
+        _evaluate(session)  # for the record: a run takes a step before a callback may end it
     while training.step < cadence.end:
         boundary = cadence.next_after(training.step)
         _take_steps(session, steps, until=boundary - 1)

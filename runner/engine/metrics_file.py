@@ -13,7 +13,7 @@ from runner.durable import write_error
 
 
 def open_metrics_file(path: Path, *, step: int) -> "MetricsFile":
-    """Open the file to append after `step`; later lines and a partial line from a crash are dropped.
+    """Open the file to append after `step`; later lines and a partial line from a crash are dropped, at step 0 all.
 
     They are cut off in place, at the end of a line: a reader finds the file with them or without them, and whole lines
     either way. A copy under another name would take a second and twice the room for a million lines, and a program that
@@ -26,7 +26,7 @@ def open_metrics_file(path: Path, *, step: int) -> "MetricsFile":
         file = FileIO(path, "a")
     except OSError as error:
         raise write_error(path, error) from error
-    _cut(file, end_of(path, step))
+    _cut(file, end_of(path, step) if step else 0)  # what eval.at_start measured at step 0 is measured again
     return MetricsFile(path, file)
 
 

@@ -69,11 +69,10 @@ def test_the_best_cannot_be_kept_without_evaluation() -> None:
 
 
 def test_none_refuses_to_be_asked_for_checkpoints() -> None:
-    faults = list(NoCheckpoint(every_steps=5, at_end=True).check(spec(stop_at_step=3)))
-    way_out = "but checkpoint=none never saves. Drop it, or choose checkpoint=sharded."
+    node = {"_target_": "runner.checkpoint.none.NoCheckpoint", "every_steps": 5}
+    faults = [*build_part(node, key="checkpoint").faults, *NoCheckpoint().check(spec(stop_at_step=3))]
     assert [(fault.key, fault.message) for fault in faults] == [
-        ("checkpoint.every_steps", f"every_steps=5, {way_out}"),
-        ("checkpoint.at_end", f"at_end=True, {way_out}"),
+        ("checkpoint.every_steps", "NoCheckpoint has no such key. It has: none."),
         ("run.stop_at_step", "stop_at_step=3 ends with a commit. Drop it, or choose checkpoint=sharded."),
     ]
     assert list(NoCheckpoint().check(spec())) == []

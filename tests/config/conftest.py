@@ -145,7 +145,7 @@ def config() -> dict[str, Any]:
         "run": {"steps": 8, "seed": 0, "deterministic": False, "stop_at_step": None, "dir": None},
         "loader": {"workers": 0, "prefetch": 2, "shuffle": True},
         "clip": {"norm": None, "value": None},
-        "eval": {"every_steps": None, "at_end": True, "micro_items": None},
+        "eval": {"every_steps": None, "at_start": False, "at_end": True, "micro_items": None},
         "log": {"every_steps": 10},
         "sweep": {"dir": None},
         "hardware": {"_target_": "spec_parts.Machine", "processes": 1},

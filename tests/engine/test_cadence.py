@@ -24,7 +24,7 @@ def cadence(
     spec = SimpleNamespace(
         run=SimpleNamespace(steps=steps, stop_at_step=stop_at),
         log=SimpleNamespace(every_steps=log),
-        eval=SimpleNamespace(every_steps=evaluate, at_end=True),
+        eval=SimpleNamespace(every_steps=evaluate, at_start=False, at_end=True),
         checkpoint=SimpleNamespace(every_steps=save, every_minutes=minutes, at_end=True),
     )
     return Cadence(spec, start=start)

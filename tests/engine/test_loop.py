@@ -108,6 +108,27 @@ def test_an_attempt_that_stops_early_logs_and_saves_there_and_the_next_goes_on_i
     assert saved(resumed) == [5, 10, 14, 15, 17]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_evaluation_before_the_first_step_measures_the_model_as_it_was_built(
+    runner: Callable[..., Ended], ranks: int
+) -> None:
+    place = placed("ddp", ranks)
+    plain = runner("train", "points", "run.steps=3", "log.every_steps=1", *place)
+    ended = runner("train", "points", "run.steps=3", "log.every_steps=1", "eval.at_start=true", *place)
+    assert evaluated(ended) == [0, 3]
+    first, *others = ended.metrics()
+    assert others == plain.metrics()  # it changes nothing
+    unmoved = runner("train", "points", "run.steps=1", "optimizer.lr=0.0", *place)
+    assert first["eval/loss"] == unmoved.metrics()[-1]["eval/loss"]
+
+
+def test_a_run_that_starts_again_evaluates_once_before_its_first_step(runner: Callable[..., Ended]) -> None:
+    first = runner("train", "points", "eval.at_start=true", "run.steps=2", "checkpoint=none")
+    again = runner("resume", str(first.run_dir.path), "run.stop_at_step=3", "run.steps=4", "checkpoint=sharded")
+    assert evaluated(again) == [0]
+    assert evaluated(runner("resume", str(first.run_dir.path))) == [0, 4]
+
+
 def test_what_is_switched_off_never_happens(runner: Callable[..., Ended]) -> None:
     off: list[Any] = ["eval.every_steps=null", "eval.at_end=false", "checkpoint.every_steps=null"]
     ended = runner("train", "points", "run.steps=5", "log.every_steps=100", *off, "checkpoint.at_end=false")
