@@ -13,6 +13,7 @@ __all__ = [
     "add_recipe",
     "add_run",
     "existing_run",
+    "override_words",
     "recipe_words",
     "run_words",
     "split_words",
@@ -66,6 +67,20 @@ def run_words(found: argparse.Namespace, *, prog: str) -> tuple[RunDir, list[str
     """
     directory, overrides = split_words(_words(found), prog=prog, first="DIR")
     return existing_run(Path(directory)), overrides
+
+
+def override_words(found: argparse.Namespace, *, prog: str) -> list[str]:
+    """The words of a command line that has overrides only.
+
+    Raises:
+        SpecError: there is another word.
+    """
+    words = _words(found)
+    others = [word for word in words if _is_bare(word)]
+    if others:
+        rule = f"{others[0]!r} is neither a flag nor an override (key=value), which is all that {prog} RUN takes."
+        raise SpecError(Fault(key="command line", message=f"{rule} See: runner train --help"))
+    return words
 
 
 def existing_run(path: Path) -> RunDir:
@@ -125,13 +140,17 @@ def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, li
     Raises:
         SpecError: there is no such word, or a second one.
     """
-    bare = [word for word in words if "=" not in word and not word.startswith(("~", "+"))]
+    bare = [word for word in words if _is_bare(word)]
     if not bare:
         raise SpecError(Fault(key=first, message=f"must be given: {prog} {first}. See: {prog} --help"))
     if len(bare) > 1:
         rule = f"{bare[1]!r} is neither a flag nor an override (key=value), and {first} is already {bare[0]!r}."
         raise SpecError(Fault(key="command line", message=f"{rule} See: {prog} --help"))
     return bare[0], [word for word in words if word not in bare]
+
+
+def _is_bare(word: str) -> bool:
+    return "=" not in word and not word.startswith(("~", "+"))
 
 
 def _directory(path: Path) -> Path:

@@ -19,7 +19,7 @@ from runner.launch.outcome import final_state
 from runner.protocols import Launch
 from runner.world.stop import ENDING_SIGNALS, held_back
 
-__all__ = ["Lock", "begin", "run", "run_sweep_job"]
+__all__ = ["Lock", "begin", "run", "run_job"]
 
 Lock = Callable[[RunDir], None]
 """Keeps other attempts out of a run's directory until this one has ended."""
@@ -99,8 +99,8 @@ def _start(launch: Launch, spec_path: Path) -> None:
             print(f"submitted as {job.name}", flush=True)
 
 
-def run_sweep_job(spec_path: Path, secrets: Mapping[str, Secret]) -> None:
-    """Run what a sweep has frozen, in the process of one of its jobs; exits with the exit code of `runner train`."""
+def run_job(spec_path: Path, secrets: Mapping[str, Secret]) -> None:
+    """Run what was frozen before, in a process of its own; exits with the exit code of `runner train`."""
     try:
         spec = store.read(spec_path, secrets)
         with hold(RunDir(spec_path.parent)), spec.launch.open(spec) as launch:

@@ -4,29 +4,19 @@ A job that fails is reported at once and the others continue. Jobs share no stat
 process, or as a new process where forking is not safe.
 """
 
-import contextlib
 import functools
 import math
-import multiprocessing
-import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping
-from importlib import import_module
 from itertools import islice
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from runner import terminal
-from runner.cli import attempt
 from runner.cli.arguments import TrainArguments
+from runner.cli.job import interrupted_by_signals, run_in_child
 from runner.cli.results import report
 from runner.compose.compose import compose, from_hydra
 from runner.compose.composed import Composed
@@ -37,13 +27,9 @@ from runner.compose.secrets import secret_overrides
 from runner.config.claim import claim, claim_named
 from runner.config.masking import collected
 from runner.config.run_dir import RunDir
-from runner.config.run_lock import hold
 from runner.config.run_spec import RunSpec
-from runner.config.secret import Secret, is_reference
+from runner.config.secret import is_reference
 from runner.errors import Fault, SpecError
-from runner.world.fork import can_fork_ranks
-from runner.world.parent import end_with_parent
-from runner.world.stop import ENDING_SIGNALS
 
 __all__ = ["sweep"]
 
@@ -80,7 +66,7 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
         *_job_name(recipe, fixed),
     ]
     try:
-        with _interrupted_by_signals(), secret_overrides(arguments.overrides) as overrides:
+        with interrupted_by_signals(), secret_overrides(arguments.overrides) as overrides:
             code = hydra_main(
                 recipe,
                 [*hydra_arguments, *overrides],
@@ -91,33 +77,6 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
         failed = report(directory)
         print(directory, flush=True)
     return 1 if failed or code else 0
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal that ends the sweep, and its job as it would end a run."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-@contextlib.contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let every signal that stops a run interrupt the block; those that are ignored stay so."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-        raise _Stopped(signum)
-
-    before = {
-        number: signal.getsignal(number) for number in ENDING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
-    }
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _job_name(recipe: Recipe, overrides: list[str]) -> list[str]:
@@ -207,9 +166,7 @@ def _job(config: DictConfig, *, recipe: str, directories: list[str], command: li
         return math.nan
     for one in composed.left_out:
         print(f"job {run_dir.path.name}: {one}", file=sys.stderr, flush=True)
-    with hold(run_dir):  # the process of the job takes it over
-        spec_path = attempt.begin(run_dir, composed.stored(), spec, command=command)
-    code = _run_in_child(spec_path, spec)
+    code = run_in_child(run_dir, composed.stored(), spec, command=command)
     if code:
         print(
             f"job {run_dir.path.name} failed (exit code {code}): {run_dir.path}",
@@ -227,47 +184,3 @@ def _refuse_nodes(spec: RunSpec) -> None:
     if spec.launch.nodes > 1:
         rule = f"a sweep (-m) runs its jobs on one machine, not on {spec.launch.nodes}. Train each value separately."
         raise SpecError(Fault(key="launch.nodes", message=rule))
-
-
-def _run_in_child(spec_path: Path, spec: RunSpec) -> int:
-    """Run in a process tree of its own, which an interrupt ends as a whole; a fork starts within milliseconds."""
-    if spec.hardware.can_fork:
-        import_module("runner.worker")  # torch and the engine: once here instead of once in every job
-    forks = can_fork_ranks(spec.hardware)
-    context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
-    process = context.Process(target=_be_job, args=(str(spec_path), os.getpid(), dict(spec.secrets)))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    process.start()
-    try:
-        process.join()
-    except KeyboardInterrupt as stopped:
-        _stop(process, stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT)
-        raise
-    return process.exitcode or 0
-
-
-def _stop(process: BaseProcess, number: int) -> None:
-    """Pass a signal on, wait until the job has ended in its own time, and kill what is left of its process group.
-
-    Another signal meanwhile kills it at once.
-    """
-    assert process.pid is not None
-    try:
-        os.kill(process.pid, number)
-        process.join()
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # nothing is left
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-
-
-def _be_job(spec_path: str, sweep_pid: int, secrets: Mapping[str, Secret]) -> None:
-    # A process group of its own: Ctrl-C reaches only the sweep, which then interrupts this job exactly once.
-    os.setpgrp()
-    for number in ENDING_SIGNALS:
-        signal.signal(number, signal.default_int_handler)
-    terminal.protect()
-    # A sweep that was killed: its job ends its step and saves a checkpoint, as it does when it is asked to stop.
-    end_with_parent(sweep_pid, signal.SIGTERM)
-    attempt.run_sweep_job(Path(spec_path), secrets)

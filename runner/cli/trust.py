@@ -32,11 +32,12 @@ def remember(spec_path: Path) -> None:
         print(f"note: {rule} (docs/security.md)", file=sys.stderr, flush=True)
 
 
-def require_trust(spec_path: Path, *, trust: bool) -> None:
+def require_trust(spec_path: Path, *, trust: bool, verb: str) -> None:
     """Return if this account has launched or accepted the declaration, or accepts it now. Imports nothing.
 
     Args:
         trust: accept it, and remember that.
+        verb: what was typed before the directory, for the message.
 
     Raises:
         SpecError: it has not. Names the code that would run.
@@ -44,7 +45,7 @@ def require_trust(spec_path: Path, *, trust: bool) -> None:
     if trust:
         remember(spec_path)
     elif not _is_known(spec_path):
-        raise SpecError(Fault(key="DIR", message=_question(spec_path)))
+        raise SpecError(Fault(key="DIR", message=_question(spec_path, verb)))
 
 
 def _is_known(spec_path: Path) -> bool:
@@ -61,16 +62,16 @@ def _mark(spec_path: Path) -> Path:
     return state / "runner" / "trusted" / hashlib.sha256(spec_path.read_bytes()).hexdigest()
 
 
-def _question(spec_path: Path) -> str:
+def _question(spec_path: Path, verb: str) -> str:
     stored = store.load(spec_path)
     targets = list(dict.fromkeys(name for name in _targets(stored.config, seen=set()) if not name.startswith(OWN)))
     more = f" and {len(targets) - SHOWN_TARGETS} more" if len(targets) > SHOWN_TARGETS else ""
     named = f"{', '.join(map(ascii, targets[:SHOWN_TARGETS]))}{more}" if targets else "only the runner's own parts"
     roots = ", ".join(map(ascii, stored.import_roots))
     return (
-        f"this account has not launched {spec_path}, or the file has changed since. Resuming runs the code that it "
-        f"names: {named}, looked for in {roots} first. Read it, then accept the run, once: "
-        f"runner resume {spec_path.parent} --trust"
+        f"this account has not launched {spec_path}, or the file has changed since. `runner {verb}` runs the code "
+        f"that it names: {named}, looked for in {roots} first. Read it, then accept the run, once: "
+        f"runner {verb} {spec_path.parent} --trust"
     )
 
 

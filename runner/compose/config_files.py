@@ -143,7 +143,8 @@ def _bare(name: str) -> str:
 def _frozen(path: Path, recipe: str) -> str:
     run_dir = RunDir(path.parent)
     resume = f" To continue it: runner resume {run_dir.path}." if path in run_dir.specs() else ""
+    again = f" To train a new run as it declares: runner train --from {run_dir.path}." if resume else ""
     return (
-        f"this is the frozen declaration of a run, not a recipe.{resume} To train its recipe anew: "
+        f"this is the frozen declaration of a run, not a recipe.{resume}{again} To train its recipe anew: "
         f"runner train {recipe or 'RECIPE'}"
     )

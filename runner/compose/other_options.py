@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from runner.compose.origins import ConfigFile, Origins, key_of
 from runner.compose.recipe import Recipe
 from runner.config.parts import TARGET
-from runner.config.read import GROUPS
+from runner.config.read import GROUPS, MANY_GROUPS
 
 __all__ = ["LeftOut", "leave_out_values_of_other_options"]
 
@@ -21,7 +21,7 @@ class LeftOut(NamedTuple):
 
     key: str
     choice: str
-    """The option that the run has: optimizer=sgd."""
+    """The option that the run has: optimizer=sgd; for a group of several options the group."""
     other: str
     """The option that the value is set for: adamw."""
     file: ConfigFile
@@ -47,6 +47,13 @@ def leave_out_values_of_other_options(
             names = {one.key.partition(".")[2] for one in found}
             result[group] = {name: value for name, value in node.items() if name not in names}
             left_out += found
+    for group in MANY_GROUPS:
+        node = config.get(group)
+        if isinstance(node, Mapping):
+            found = [one for name in node for one in _of_no_option(node[name], group, name, origins)]
+            keys = {one.key for one in found}
+            result[group] = {name: value for name, value in node.items() if f"{group}.{name}" not in keys}
+            left_out += found
     return result, tuple(left_out)
 
 
@@ -54,25 +61,35 @@ def _left_out(node: Mapping[str, Any], group: str, option: str, origins: Origins
     path = origins.find(f"{group}/{option}")
     if path is None or set(node) <= {TARGET, *origins.read(path, f"{group}/{option}", group).content}:
         return  # the usual case; costs reading one small file
-    overridden = {key_of(text) for text in origins.overrides}
     of_option = [file.section(group) for file in origins.files if file.option.startswith(f"{group}/")]
     for name in node:
         key = f"{group}.{name}"
-        if name == TARGET or any(name in section for section in of_option):
-            continue
-        if any(one == key or one.startswith(f"{key}.") for one in overridden):
+        if name == TARGET or any(name in section for section in of_option) or _is_overridden(key, origins):
             continue
         setting = [file for file in origins.files if name in file.section(group)]
-        others = [_choice(file, group, origins) for file in setting]
-        if setting and all(other not in (None, option) for other in others):
-            yield LeftOut(key, f"{group}={option}", str(others[-1]), setting[-1])
+        others = [_choices(file, group, origins)[-1:] for file in setting]
+        if setting and all(other not in ([], [option]) for other in others):
+            yield LeftOut(key, f"{group}={option}", others[-1][0], setting[-1])
 
 
-def _choice(file: ConfigFile, group: str, origins: Origins) -> str | None:
-    """The option of the group that a file chooses if it is composed alone; None if it chooses none."""
+def _of_no_option(node: Any, group: str, name: str, origins: Origins) -> Iterator[LeftOut]:
+    """What files set for an option of several, if it is not among those that were chosen."""
+    key = f"{group}.{name}"
+    if not isinstance(node, Mapping) or TARGET in node or _is_overridden(key, origins):
+        return
+    setting = [file for file in origins.files if name in file.section(group)]
+    if setting and all(name in _choices(file, group, origins) for file in setting):
+        yield LeftOut(key, group, f"{group}=[{name}]", setting[-1])
+
+
+def _is_overridden(key: str, origins: Origins) -> bool:
+    return any(one == key or one.startswith(f"{key}.") for one in map(key_of, origins.overrides))
+
+
+def _choices(file: ConfigFile, group: str, origins: Origins) -> list[str]:
+    """The options of the group that a file chooses if it is composed alone, in merge order."""
     from runner.compose.defaults import resolve_defaults  # imports Hydra, which only such a value needs
 
     directories = (origins.recipe.directory, *origins.directories)
     entries = resolve_defaults(Recipe(file.path), directories, ())
-    chosen = [entry.option.partition("/")[2] for entry in entries if entry.option.startswith(f"{group}/")]
-    return chosen[-1] if chosen else None
+    return [entry.option.partition("/")[2] for entry in entries if entry.option.startswith(f"{group}/")]

@@ -160,6 +160,21 @@ def test_so_does_the_option_of_a_recipe_that_builds_on_it(project: Path) -> None
     assert [(one.key, one.other) for one in back.left_out] == [("optimizer.betas", "adamw")]
 
 
+def test_keys_of_one_option_among_several_are_left_out_with_it(project: Path) -> None:
+    recipe = project / "recipes" / "tiny.yaml"
+    chosen = recipe.read_text().replace("  - _self_", "  - override /tracker: [wandb, tensorboard]\n  - _self_")
+    recipe.write_text(f"{chosen}tracker: {{wandb: {{project: lines}}}}\n")
+    assert composed().config["tracker"]["wandb"]["project"] == "lines"
+    for override, others in (("tracker=[]", []), ("tracker=[tensorboard]", ["tensorboard"])):
+        found = composed(override)
+        assert list(found.config["tracker"]) == others
+        assert [str(one) for one in found.left_out] == [
+            f"tracker has no wandb, which {recipe} sets for tracker=[wandb]"
+        ]
+    recipe.write_text(recipe.read_text().replace("tracker: {wandb:", "tracker: {wandbs:"))
+    assert composed("tracker=[]").config["tracker"] == {"wandbs": {"project": "lines"}}  # for a fault to name it
+
+
 def test_what_is_set_for_the_option_that_is_chosen_is_not_left_out_though_it_has_no_such_key(project: Path) -> None:
     with_momentum(project, momentums=0.9)
     assert composed().config["optimizer"]["momentums"] == 0.9  # for a fault to name it

@@ -166,7 +166,7 @@ def check(data: bytes, run: Path, audit: Audit, original: bytes, *, commands: bo
         _read(store.load, spec)
         if data != original:
             with pytest.raises(RunnerError):
-                require_trust(spec, trust=False)
+                require_trust(spec, trust=False, verb="resume")
             assert not commands or main(["resume", str(run)]) in (1, 2)
         assert not commands or main(["export", str(run)]) == 2  # there is no checkpoint
     assert seen == []
@@ -203,7 +203,7 @@ def fuzz(run: Path, audit: Audit, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     finally:
         (run / "spec.yaml").write_bytes(original)
         print(f"{tried} mutations of {len(original)} bytes")
-    require_trust(run / "spec.yaml", trust=False)  # the whole file needs no word
+    require_trust(run / "spec.yaml", trust=False, verb="resume")  # the whole file needs no word
 
 
 @pytest.mark.fault(

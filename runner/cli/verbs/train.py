@@ -1,4 +1,4 @@
-"""Train a recipe.
+"""Train a recipe, or a run again from its record.
 
 The last line on stdout is the run's directory.
 Exit code: 0 done, 2 invalid declaration, 130 interrupted, 1 or 3 to 10 failed (docs/exit_codes.md).
@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-i", "--info", metavar="WHAT", nargs="?", const="all", choices=INFO, help=info)
     add("-cd", "--config-dir", metavar="DIR", action="append", default=[], type=Path, help="search DIR for groups, too")
     add("-sc", "--shell-completion", metavar="install=SHELL", help="print what installs completion: bash | zsh | fish")
+    run = "train a new run with the declaration of the run in DIR, and overrides; without a recipe"
+    add("--from", metavar="DIR", dest="record", type=Path, help=run)
+    add("--trust", action="store_true", help="with --from: accept a run that did not begin on this account")
+    trial = "go the whole way in a few steps: train, evaluate, save, resume; then remove what that made"
+    add("--try", dest="try_out", action="store_true", help=trial)
     add("--hydra-help", action="store_true", help="print Hydra's own help")
 
 
