@@ -80,6 +80,8 @@ def _show(recipe: Recipe, arguments: TrainArguments) -> int:
         if composed.faults and "--cfg" in arguments.hydra_flags:
             raise SpecError(*composed.faults)
         secrets = collected(composed.config)
+        for one in composed.left_out:  # Hydra prints it all the same
+            print(f"left out: {one}", file=sys.stderr)
     directories = (*search_path(recipe), *arguments.config_dirs)
     printed = StringIO()
     with secret_overrides(arguments.overrides) as overrides, redirect_stdout(printed):
