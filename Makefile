@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # DeepSpeed is built from source by a setup.py that imports torch: it must find this torch, not one of its own.
 BUILD_WITH := torch numpy setuptools wheel ninja py-cpuinfo hatchling editables
-SYSTEM_PACKAGES := git=git g++=g++ ip=iproute2 unshare=util-linux
+SYSTEM_PACKAGES := git=git g++=g++ ip=iproute2 unshare=util-linux mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs
 BENCHMARKS := step_overhead synchronisation startup memory checkpoint checkpoint_ranks checkpoint_blocked
 
 .PHONY: demo test test-all lint bench clean

@@ -11,7 +11,7 @@ RunnerError (1)
 ├── LaunchError (9)        the machines of a run did not come together
 ├── RankError (10)         ranks disagree, or a process cannot be the rank that it should be
 ├── HangError (11)         a rank makes no progress while the others wait for it
-├── DiskError (12)         a file of the run's directory cannot be written: the disk is full, or does not take it
+├── DiskError (12)         a file of the run's directory cannot be written or read: the disk is full, or fails
 ├── RunFailed (of cause)   a run that started and failed; 1 if the runner does not know the cause
 └── Interrupted (130)      a run that a person or a scheduler stopped
 """
@@ -113,7 +113,7 @@ class HangError(RunnerError):
 
 
 class DiskError(RunnerError):
-    """A file of the run's directory that cannot be written: the disk or a quota is full, or it is read-only."""
+    """A file of the run's directory that cannot be written or read: a disk or quota that is full, a disk that fails."""
 
     exit_code = 12
 

@@ -11,7 +11,7 @@ import torch._dynamo  # noqa: F401  the first optimizer step needs it; a launche
 
 from runner import log
 from runner.config import store
-from runner.config.failure import describe, write_failure
+from runner.config.failure import describe, encode_failure, write_failure
 from runner.config.masking import scrub_error, scrubber
 from runner.config.run_dir import RunDir
 from runner.engine.loop import train
@@ -49,7 +49,7 @@ def _train(spec_path: Path, stopping: Stopping, activity: Activity) -> World:
     identity = find_identity(os.environ)
     rank = 0 if identity is None else identity.rank
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
-    with _reporting(run_dir, rank, activity.start) as run_progress, report_out_of_memory():
+    with _reporting(run_dir, rank, activity) as run_progress, report_out_of_memory():
         spec = store.read(spec_path, receive(os.environ))
         run_progress.scrub = scrubber(spec.secrets.values())
         log.scrub(run_progress.scrub)
@@ -73,16 +73,20 @@ class _RunProgress:
 
 
 @contextmanager
-def _reporting(run_dir: RunDir, rank: int, start: int) -> Iterator[_RunProgress]:
-    """Record the error that ends the block in the run's directory, for the launcher and the user."""
-    run_progress = _RunProgress(step=lambda: int(run_dir.read_status()["step"]))
+def _reporting(run_dir: RunDir, rank: int, activity: Activity) -> Iterator[_RunProgress]:
+    """Record the error that ends the block in the run's directory, for the launcher and the user.
+
+    The launcher alone hears of it where the directory does not take it.
+    """
+    run_progress = _RunProgress(step=run_dir.last_step)
     try:
         yield run_progress
     except BaseException as error:
         scrub_error(error, run_progress.scrub)
-        failure = describe(error, rank=rank, start=start, step=run_progress.step(), scrub=run_progress.scrub)
+        failure = describe(error, rank=rank, start=activity.start, step=run_progress.step(), scrub=run_progress.scrub)
         try:
             write_failure(run_dir, failure)
         except OSError as unwritten:
             error.add_note(f"{unwritten.filename} could not be written: {unwritten.strerror}")
+            activity.leave_report(encode_failure(failure, max_bytes=activity.max_report_bytes))
         raise

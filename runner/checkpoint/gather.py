@@ -42,7 +42,7 @@ def write_gathered(world: World, path: Path, tensors: Mapping[str, Tensor]) -> W
     if not world.is_main:
         for _ in gathered:
             pass
-    share = on_rank_0(world, write, path=path)
+    share = on_rank_0(world, write, path=path / FILE)
     return describe(planned.whole, share.chunks) if world.is_main else {}, share.files
 
 

@@ -60,10 +60,11 @@ class RankFiles:
 
 def _write(world: World, path: Path, planned: RankPlan, tensors: Iterable[Tensor]) -> Written:
     share, failure = None, None
+    name = f"rank_{world.rank}.safetensors"
     try:
-        share = write_payload(path, f"rank_{world.rank}.safetensors", planned.pieces, tensors)
+        share = write_payload(path, name, planned.pieces, tensors)
     except OSError as error:
-        failure = write_error(error, path)
+        failure = write_error(error, path / name)
         failure.__cause__ = error
     of_ranks = world.gather_objects((share, failure))
     for _, failure in of_ranks:

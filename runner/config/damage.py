@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from runner.errors import RunnerError
+from runner.errors import DiskError, RunnerError
 
 __all__ = ["Damaged", "free_name", "list_of_objects", "read_json", "read_text", "set_aside", "warn"]
 
@@ -29,14 +29,14 @@ def read_text(path: Path) -> str:
     Raises:
         FileNotFoundError: there is no such file.
         Damaged: it is empty, or is not UTF-8.
-        RunnerError: the file system does not let it be read.
+        DiskError: the file system does not let it be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise RunnerError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DiskError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise Damaged(path, f"byte {error.start} is not UTF-8") from None
     if not text.strip("\0 \n"):
@@ -53,7 +53,7 @@ def read_json(path: Path, check: Callable[[Any], T]) -> T:
     Raises:
         FileNotFoundError: there is no such file.
         Damaged: it is not JSON, or is not what it must be.
-        RunnerError: the file system does not let it be read.
+        DiskError: the file system does not let it be read.
     """
     text = read_text(path)
     try:

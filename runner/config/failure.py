@@ -13,7 +13,7 @@ from runner.config.damage import read_json
 from runner.config.run_dir import RunDir
 from runner.errors import CAUSES, HangError
 
-__all__ = ["Failure", "describe", "read_failure", "write_failure"]
+__all__ = ["Failure", "decode_failure", "describe", "encode_failure", "read_failure", "write_failure"]
 
 EXPLAINED = {kind.__name__ for kind in CAUSES if kind is not HangError}
 """Errors whose message says all that helps. Of a hang, the stack is what helps."""
@@ -21,6 +21,8 @@ NUMBERS = ("rank", "time_ns", "monotonic_ns", "start", "step")
 TEXTS = ("error", "message", "traceback")
 TYPES = dict.fromkeys(NUMBERS, int) | dict.fromkeys(TEXTS, str)
 """What the file holds: the fields of a Failure but its path."""
+SHORT = 2000
+"""Characters of a message, and of a traceback, in a report that would be too long with more."""
 
 
 @final
@@ -46,7 +48,10 @@ class Failure:
     def __str__(self) -> str:
         """What happened. The traceback of an error that explains itself stays in the report."""
         summary = f"{self.error}: {self.message}" if self.message else self.error
-        details = f"traceback: {self.file}" if self.file and self.error in EXPLAINED else self.traceback.rstrip()
+        if self.error not in EXPLAINED:
+            details = self.traceback.rstrip()
+        else:
+            details = f"traceback: {self.file}" if self.file else "No report of it could be written."
         return f"rank {self.rank} failed at step {self.step}: {summary}\n{details}"
 
 
@@ -80,6 +85,21 @@ def write_failure(run_dir: RunDir, failure: Failure) -> None:
     """
     path = run_dir.failures / f"{failure.time_ns}_rank_{failure.rank}.json"
     run_dir.write_last(path, json.dumps({name: vars(failure)[name] for name in TYPES}, indent=1) + "\n")
+
+
+def encode_failure(failure: Failure, *, max_bytes: int) -> bytes:
+    """A report that no file takes, in at most so many bytes: the begin of its message and the end of its traceback."""
+    fields = {name: vars(failure)[name] for name in TYPES}
+    whole = json.dumps(fields).encode()
+    if len(whole) <= max_bytes:
+        return whole
+    short = {"message": failure.message[:SHORT], "traceback": failure.traceback[-SHORT:]}
+    return json.dumps(fields | short).encode()
+
+
+def decode_failure(encoded: bytes) -> Failure:
+    """A report, as `encode_failure` gave it."""
+    return Failure(**json.loads(encoded))
 
 
 def read_failure(path: Path) -> Failure:

@@ -10,6 +10,7 @@ from runner.config import provenance, store
 from runner.config.damage import Damaged, free_name, read_json, set_aside, warn
 from runner.config.records import damaged_lines
 from runner.config.run_dir import ID, RunDir, status_fields
+from runner.errors import DiskError
 
 __all__ = ["repair"]
 
@@ -20,6 +21,10 @@ def repair(run_dir: RunDir) -> None:
     """Set aside every file that is damaged, rebuild what can be rebuilt, and say so: one line on stderr each.
 
     For whoever holds the run's lock. Files that are whole are only read.
+
+    Raises:
+        DiskError: a file cannot be read.
+        OSError: one cannot be written.
     """
     _repair_metrics(run_dir.metrics)
     _repair_status(run_dir)
@@ -82,7 +87,10 @@ def _repair_specs(run_dir: RunDir) -> None:
 
 
 def _repair_metrics(path: Path) -> None:
-    lines = damaged_lines(path)
+    try:
+        lines = damaged_lines(path)
+    except OSError as error:
+        raise DiskError(f"{path} cannot be read: {error.strerror}.") from error
     if lines:
         aside = free_name(path)
         _move(path, lines, aside)

@@ -12,6 +12,7 @@ from typing import Any
 from runner import durable
 from runner.config.damage import Damaged, list_of_objects, read_json, read_text, set_aside, warn
 from runner.config.records import last_values
+from runner.errors import DiskError
 
 STATES = ("queued", "running", "done", "failed", "preempted")
 COMMITTED = re.compile(r"step_([0-9]+)")
@@ -136,7 +137,11 @@ class RunDir:
             raise durable.write_error(self.status, error) from error
 
     def write_state(self, state: str) -> None:
-        """Replace the state in status.json; step and metrics stay as they are."""
+        """Replace the state in status.json; step and metrics stay as they are.
+
+        Raises:
+            DiskError, OSError: as `read_status` and `write_status`.
+        """
         status = self.read_status()
         self.write_status(state, step=status["step"], metrics=status["metrics"])
 
@@ -145,6 +150,9 @@ class RunDir:
 
         If the file is damaged, that is said on stderr, and the answer is made from metrics.jsonl and the names of the
         committed checkpoints; the run then counts as failed.
+
+        Raises:
+            DiskError: the file system does not let it be read.
         """
         try:
             return read_json(self.status, status_fields)
@@ -153,6 +161,13 @@ class RunDir:
         except Damaged as damaged:
             warn(f"{damaged} Step and metrics are those of {self.metrics.name} and {self.checkpoints.name}/.")
             return self.recorded_status()
+
+    def last_step(self) -> int:
+        """The step in status.json, for messages; 0 if the file system does not let it be read."""
+        try:
+            return int(self.read_status()["step"])
+        except (OSError, DiskError):  # the error to report is another one
+            return 0
 
     def recorded_status(self) -> dict[str, Any]:
         """What metrics.jsonl and the names of the committed checkpoints tell about the run, as a failed one."""

@@ -78,7 +78,7 @@ def hold(run_dir: RunDir, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
     Raises:
         LaunchError: another attempt is under way. Says which process runs it, where, and since when.
-        DiskError: the lock cannot be written.
+        DiskError: a file of the run cannot be read, or the lock cannot be written.
     """
     with _locked(run_dir, patience_s) as descriptor:
         if descriptor is not None:
@@ -90,8 +90,8 @@ def hold(run_dir: RunDir, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
 
 def _end_attempt(run_dir: RunDir, descriptor: int | None) -> None:
-    state = run_dir.read_status()["state"]
     with contextlib.suppress(OSError, DiskError):  # what is left behind does no harm
+        state = run_dir.read_status()["state"]
         if state not in ("queued", "running"):
             run_dir.reserve.unlink(missing_ok=True)
         # If status.json could not be brought up to date, the next one to hold the lock sees that, and does it.
@@ -118,11 +118,15 @@ def _locked(run_dir: RunDir, patience_s: float) -> Iterator[int | None]:
         raise DiskError(f"cannot open {run_dir.lock}: {error.strerror}.") from error
     try:
         locked = _lock(descriptor, run_dir, patience_s=patience_s)
-        repair(run_dir)
+        try:
+            repair(run_dir)
+            if locked:
+                _report_dead_holder(run_dir, _read(descriptor, run_dir.lock))
+        except OSError as error:
+            raise DiskError(f"cannot mend {error.filename or run_dir.path}: {error.strerror}.") from error
         if not locked:
             yield None
             return
-        _report_dead_holder(run_dir, _read(descriptor))
         try:
             yield descriptor
         finally:
@@ -146,7 +150,7 @@ def _lock(descriptor: int, run_dir: RunDir, *, patience_s: float) -> bool:
                 raise DiskError(f"cannot lock {run_dir.lock}: {error.strerror}.") from error
         else:
             return True
-        holder = _read(descriptor)
+        holder = _read(descriptor, run_dir.lock)
         orphaned = holder is not None and not _holds(holder, run_dir.lock)
         if time.monotonic() - begun > (TRANSIENT_S if orphaned or holder is None else patience_s):
             raise LaunchError(_refusal(run_dir, holder, orphaned=orphaned))
@@ -176,10 +180,14 @@ def _report_dead_holder(run_dir: RunDir, holder: Holder | None) -> None:
         warn(f"{holder}, which ran {run_dir.path} since {holder.since}, has gone without reporting an end; {rule}.")
 
 
-def _read(descriptor: int) -> Holder | None:
+def _read(descriptor: int, path: Path) -> Holder | None:
     """Who holds the lock, or held it when it died; None if nobody has said so."""
     try:
-        fields: dict[str, Any] = json.loads(os.pread(descriptor, BYTES, 0))
+        content = os.pread(descriptor, BYTES, 0)
+    except OSError as error:
+        raise DiskError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        fields: dict[str, Any] = json.loads(content)
         return Holder(host=str(fields["host"]), pid=int(fields["pid"]), since=str(fields["since"]))
     except (ValueError, KeyError, TypeError):
         return None

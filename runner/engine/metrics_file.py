@@ -59,6 +59,17 @@ class MetricsFile:
                 os.ftruncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - written)
             raise write_error(self._path, error) from error
 
+    def flush(self) -> None:
+        """Wait for the disk: every line survives a power failure from now on.
+
+        Raises:
+            DiskError: the file system reported an error.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
     def close(self) -> None:
         """Close metrics.jsonl; every line is written already."""
         self._file.close()

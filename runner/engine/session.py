@@ -121,6 +121,7 @@ class Session:
         training = self.training
         with self.activity.during(Phase.SAVING):
             self.write_status("running")  # first: status.json never tells a step older than the newest checkpoint
+            self.trackers.flush()  # a run that continues from this checkpoint does not write those lines again
             self.checkpointer.save(training.state_dict(), progress=training.progress, metrics=training.metrics)
             training.listeners.look_for_save(self, self.checkpoints.latest)
 

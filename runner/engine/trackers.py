@@ -49,6 +49,9 @@ class NoTrackers:
         """None: the libraries are open on rank 0 only."""
         return None
 
+    def flush(self) -> None:
+        """Do nothing, on this rank."""
+
     def close(self, outcome: Outcome) -> None:
         """Do nothing, on this rank."""
 
@@ -136,6 +139,14 @@ class OpenTrackers:
                 f"tracker={name} does not expose an object of its library. Use the methods of run.trackers."
             )
         return log.handle
+
+    def flush(self) -> None:
+        """Wait until metrics.jsonl is on the disk.
+
+        Raises:
+            DiskError: the file system reported an error.
+        """
+        self._metrics.flush()
 
     def close(self, outcome: Outcome) -> None:
         """Close all trackers even if some fail, then metrics.jsonl."""

@@ -18,6 +18,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
+from runner.config.failure import decode_failure
 from runner.config.run_dir import RunDir
 from runner.launch import rank
 from runner.launch.outcome import Outcome
@@ -146,12 +147,14 @@ def supervise(
         agent = Agent(spec, signals, table, run_dir=run_dir, timeout_s=timeout_s)
         result = _run_agent(agent)
         handler.shutdown()
+        unwritten = [decode_failure(report) for report in table.reports()]
     return Outcome(
         succeeded=result is not None and not result.is_failed(),
         stop_requested=signals.stop_requested,
         num_restarts=agent.num_starts - 1,
         start=agent.start,
         exit_codes=agent.exit_codes,
+        unwritten=unwritten,
     )
 
 

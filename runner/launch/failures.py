@@ -1,15 +1,16 @@
 """Why a run failed: the failure files and the exit codes of its ranks, in one message."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import final
 
 from runner.config.damage import Damaged, warn
 from runner.config.failure import Failure, read_failure, write_failure
 from runner.config.run_dir import RunDir
-from runner.errors import HangError
+from runner.errors import DiskError, HangError
 from runner.launch.stacks import innermost_file
 
 LOG_LINES = 20
@@ -37,18 +38,32 @@ def lost_connection(failure: Failure) -> bool:
     return any(word in failure.traceback for word in COMMUNICATION)
 
 
-def read_failures(run_dir: RunDir, *, start: int) -> list[Failure]:
-    """The reports of one start, causes before what may follow from them, each earliest first."""
-    found = []
-    for path in run_dir.failures.glob("*.json"):
+def read_failures(run_dir: RunDir, *, start: int, unwritten: Sequence[Failure] = ()) -> list[Failure]:
+    """The reports of one start, causes before what may follow from them, each earliest first.
+
+    Args:
+        run_dir: the run's directory. What cannot be read in it is said on stderr.
+        start: which start of the ranks.
+        unwritten: reports of that start that the directory did not take.
+    """
+    found = list(unwritten)
+    for path in _reports(run_dir):
         try:
             failure = read_failure(path)
-        except Damaged as damaged:
-            warn(str(damaged))
+        except (Damaged, DiskError) as unreadable:
+            warn(str(unreadable))
             continue
         if failure.start == start:
             found.append(failure)
     return sorted(found, key=lambda failure: (lost_connection(failure), failure.monotonic_ns))
+
+
+def _reports(run_dir: RunDir) -> list[Path]:
+    try:
+        return list(run_dir.failures.glob("*.json"))
+    except OSError as error:
+        warn(f"{run_dir.failures} cannot be read: {error.strerror}.")
+        return []
 
 
 class CauseKind(IntEnum):
@@ -80,7 +95,9 @@ class Cause:
         return f"{self.text}\n(after {num_restarts} restarts)" if num_restarts else self.text
 
 
-def find_cause(run_dir: RunDir, *, start: int, exit_codes: Mapping[int, int]) -> Cause:
+def find_cause(
+    run_dir: RunDir, *, start: int, exit_codes: Mapping[int, int], unwritten: Sequence[Failure] = ()
+) -> Cause:
     """Which rank failed first, and how. No clock on the wall is asked.
 
     A rank that died without a report comes before any traceback: it could not write one, and the other ranks failed
@@ -91,8 +108,9 @@ def find_cause(run_dir: RunDir, *, start: int, exit_codes: Mapping[int, int]) ->
         run_dir: the run's directory.
         start: which start of the ranks.
         exit_codes: by rank, of the ranks that ended before their launcher ended the others; -n = killed by signal n.
+        unwritten: reports that the run's directory did not take.
     """
-    failures = read_failures(run_dir, start=start)
+    failures = read_failures(run_dir, start=start, unwritten=unwritten)
     reported = {failure.rank for failure in failures}
     silent = {rank: code for rank, code in exit_codes.items() if rank not in reported}
     died = [rank for rank, code in silent.items() if -code != signal.SIGABRT]
@@ -111,7 +129,7 @@ def find_cause(run_dir: RunDir, *, start: int, exit_codes: Mapping[int, int]) ->
 
 
 def _describe_exit(run_dir: RunDir, rank: int, code: int) -> str:
-    last = f"the last recorded step is {run_dir.read_status()['step']}"
+    last = f"the last recorded step is {run_dir.last_step()}"
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
         first = f"rank {rank} was killed by {name}; {last}. {HINTS.get(-code, '')}".rstrip()
@@ -120,5 +138,14 @@ def _describe_exit(run_dir: RunDir, rank: int, code: int) -> str:
     else:
         first = f"rank {rank} exited with code {code} without a traceback in {run_dir.failures}; {last}."
     log = run_dir.rank_log(rank)
-    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
+    lines = _last_lines(log)
     return "\n".join([first, *([f"The end of {log}:"] if lines else []), *(f"    {line}" for line in lines)])
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        return log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [f"It cannot be read: {error.strerror}."]

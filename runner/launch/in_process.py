@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Self, TextIO, final
 
 from runner import terminal
-from runner.config.failure import describe
+from runner.config.failure import decode_failure, describe
 from runner.config.run_dir import RunDir
 from runner.launch.failures import read_failures
 from runner.launch.outcome import check_done, failed, interrupted
@@ -53,8 +53,9 @@ def run(spec_path: Path, *, interrupt_s: float, grace_s: float, worker: str = "r
         try:
             importlib.import_module(worker).work(spec_path, stop, table.of(0))
         except (Exception, SystemExit) as error:
-            step = run_dir.read_status()["step"]
-            failures = read_failures(run_dir, start=start) or [describe(error, rank=0, start=start, step=step)]
+            unwritten = [decode_failure(report) for report in table.reports()]
+            failures = read_failures(run_dir, start=start, unwritten=unwritten)
+            failures = failures or [describe(error, rank=0, start=start, step=run_dir.last_step())]
             raise failed(run_dir, str(failures[0]), error=failures[0].error) from error
         finally:
             kill_data_workers()

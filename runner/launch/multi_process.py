@@ -50,6 +50,6 @@ def _raise_unless_done(run_dir: RunDir, outcome: Outcome) -> None:
     if outcome.succeeded:
         return check_done(run_dir)
     if outcome.stop_requested:
-        raise stopped_by_signal(run_dir, start=outcome.start)
-    cause = find_cause(run_dir, start=outcome.start, exit_codes=outcome.exit_codes)
+        raise stopped_by_signal(run_dir, outcome)
+    cause = find_cause(run_dir, start=outcome.start, exit_codes=outcome.exit_codes, unwritten=outcome.unwritten)
     raise failed(run_dir, cause.after(outcome.num_restarts), error=cause.error)

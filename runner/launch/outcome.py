@@ -3,14 +3,15 @@
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
 from runner.config.damage import warn
+from runner.config.failure import Failure
 from runner.config.run_dir import RunDir
-from runner.errors import Interrupted, RunFailed
+from runner.errors import DiskError, Interrupted, RunFailed
 from runner.launch.failures import read_failures
 from runner.storage.history import NO_OLDER
 from runner.world.stop import ENDING_SIGNALS
@@ -30,6 +31,8 @@ class Outcome:
     """Tells the last start of the ranks from others, in failure reports."""
     exit_codes: Mapping[int, int]
     """By rank, of the ranks that ended before their launcher ended the others; -n = killed by signal n."""
+    unwritten: Sequence[Failure] = ()
+    """Reports of that start that the run's directory did not take."""
 
 
 def check_done(run_dir: RunDir) -> None:
@@ -46,16 +49,16 @@ def check_done(run_dir: RunDir) -> None:
         raise failed(run_dir, f"the ranks ended, but {run_dir.status} says {state}. Does a hook call sys.exit?")
 
 
-def stopped_by_signal(run_dir: RunDir, *, start: int) -> Interrupted:
+def stopped_by_signal(run_dir: RunDir, outcome: Outcome) -> Interrupted:
     """The error for a launch that a signal ended; a rank's failure while it was stopping is reported with it."""
-    failures = read_failures(run_dir, start=start)
+    failures = read_failures(run_dir, start=outcome.start, unwritten=outcome.unwritten)
     return interrupted(run_dir, f"While stopping, {failures[0]}" if failures else "")
 
 
 def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
     """The error for a run that was asked to stop: how far it came and how to continue it."""
     _write_state(run_dir, "preempted")
-    message = f"interrupted after step {run_dir.read_status()['step']}. {_how_to_continue(run_dir)}"
+    message = f"interrupted after step {run_dir.last_step()}. {_how_to_continue(run_dir)}"
     return Interrupted(f"{message}\n{note}" if note else message)
 
 
@@ -99,7 +102,11 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _write_final_state(run_dir: RunDir, state: str) -> None:
-    if run_dir.read_status()["state"] in ("queued", "running"):
+    try:
+        under_way = run_dir.read_status()["state"] in ("queued", "running")
+    except DiskError:
+        under_way = True
+    if under_way:
         _write_state(run_dir, state)
 
 
@@ -109,6 +116,8 @@ def _write_state(run_dir: RunDir, state: str) -> None:
         run_dir.write_state(state)
     except OSError as error:
         warn(f"{run_dir.status} cannot be brought up to date: {error.strerror}. The run's state is: {state}.")
+    except DiskError as error:
+        warn(f"{error} The run's state is: {state}.")
 
 
 def _how_to_continue(run_dir: RunDir, cause: str = "") -> str:
@@ -116,9 +125,9 @@ def _how_to_continue(run_dir: RunDir, cause: str = "") -> str:
         return ""
     if chosen := re.search(r"--from step_[0-9]+", cause):  # the last checkpoint is corrupted
         return f"To continue from that one: runner resume {run_dir.path} {chosen[0]}"
-    start = (
-        "To continue from the last checkpoint"
-        if run_dir.committed_steps()
-        else "To start again (there is no checkpoint yet)"
-    )
+    try:
+        steps = run_dir.committed_steps()
+    except OSError as error:
+        return f"Once {run_dir.path} can be read again ({error.strerror}), to continue: runner resume {run_dir.path}"
+    start = "To continue from the last checkpoint" if steps else "To start again (there is no checkpoint yet)"
     return f"{start}: runner resume {run_dir.path}"

@@ -4,6 +4,7 @@ Two further arguments are the process id of the launcher, with which the rank en
 the path of the memory in which the rank notes what it does (by default nobody reads it).
 """
 
+import contextlib
 import faulthandler
 import importlib
 import os
@@ -47,7 +48,8 @@ def enter(worker: str, spec_path: str, launcher_pid: int, activity_path: str | N
     try:
         _work(worker, Path(spec_path), stop, activity_path, rank=rank, log=log)
     except BaseException:  # noqa: BLE001  the process ends here
-        log.write(scrub(traceback.format_exc()))
+        with contextlib.suppress(OSError):  # on a device that fails; the launcher knows it from this rank's report
+            log.write(scrub(traceback.format_exc()))
         _leave(1)
 
 

@@ -4,11 +4,19 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, final
 
 from runner.errors import CheckpointError
 
 NO_LINK = "The files of a checkpoint are regular files: copy here what it stands for."
+
+
+@final
+class UnreadableError(CheckpointError):
+    """A file that the file system does not let be read, and which may be whole.
+
+    Raised only within this room, which turns it into a CheckpointError.
+    """
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -22,7 +30,8 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise CheckpointError(f"{path} is a symbolic link. {NO_LINK}") from error
-        raise CheckpointError(f"{path} is missing or cannot be read: {error.strerror}.") from error
+        kind = CheckpointError if error.errno in (errno.ENOENT, errno.ENOTDIR) else UnreadableError
+        raise kind(f"{path} is missing or cannot be read: {error.strerror}.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError(f"{path} is not a regular file. {NO_LINK}")
@@ -40,7 +49,7 @@ def size_of(path: Path) -> int:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from error
     if not stat.S_ISREG(found.st_mode):
         raise CheckpointError(f"{path} is not a regular file. {NO_LINK}")
     return found.st_size
@@ -59,7 +68,7 @@ def read_small(path: Path, *, max_bytes: int) -> bytes:
         try:
             return read_exactly(file, size)
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+            raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def read_exactly(file: BinaryIO, size: int) -> bytes:

@@ -16,12 +16,14 @@ from runner import durable
 from runner.config.run_dir import COMMITTED
 from runner.errors import CheckpointError
 from runner.storage.decode import OtherFormatError, decode_manifest
+from runner.storage.files import UnreadableError
 from runner.storage.format import MANIFEST, Manifest, encode_manifest
 from runner.storage.integrity import verify_everything, verify_sizes
 
 logger = logging.getLogger(__name__)
 
 NO_OLDER = "No older checkpoint is intact: start a new run."
+UNREADABLE = "No older checkpoint is intact. Once it can be read again, runner resume continues from it."
 Found = dict[Path, Manifest | CheckpointError]
 
 
@@ -96,19 +98,22 @@ def manifests(checkpoints: Path) -> Found:
 def with_way_out(unusable: Path, error: CheckpointError) -> CheckpointError:
     """The error of a checkpoint that cannot be used, and what to do: continue from the newest older one that is intact.
 
-    Every byte of that one is verified first, which takes as long as reading it.
+    Every byte of that one is verified first, which takes as long as reading it. A new run is not advised because of
+    what cannot be read: it may be whole.
     """
     if isinstance(error, OtherFormatError):
         return CheckpointError(*error.args)
+    unreadable = isinstance(error, UnreadableError)
     paths = list(manifests(unusable.parent))
     for path in paths[paths.index(unusable) + 1 :] if unusable in paths else paths:
         logger.info("looking for an older checkpoint: verifying %s", path.name)
         try:
             verify_everything(path)
-        except CheckpointError:
+        except CheckpointError as other:
+            unreadable = unreadable or isinstance(other, UnreadableError)
             continue  # corrupted as well
         return CheckpointError(f"{error} An older checkpoint is intact; continue from it: --from {path.name}.")
-    return CheckpointError(f"{error} {NO_OLDER}")
+    return CheckpointError(f"{error} {UNREADABLE if unreadable else NO_OLDER}")
 
 
 def find(checkpoints: Path, name: str) -> Path:

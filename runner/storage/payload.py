@@ -9,7 +9,7 @@ from typing import BinaryIO
 import xxhash
 
 from runner.errors import CheckpointError
-from runner.storage.files import open_regular, read_exactly
+from runner.storage.files import UnreadableError, open_regular, read_exactly
 from runner.storage.format import MANIFEST, METADATA, Chunk, File
 
 READ_BYTES = 1 << 20  # read and hashed at a time: fits a core's cache, so that hashing does not wait for memory
@@ -32,7 +32,7 @@ def open_payload(path: Path, *, chunks: Sequence[Chunk], expected: File) -> Iter
             _verify_header(file, path, chunks, expected)
             yield file
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+            raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _verify_header(file: BinaryIO, path: Path, chunks: Sequence[Chunk], expected: File) -> None:

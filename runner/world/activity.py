@@ -21,6 +21,9 @@ __all__ = ["UNREAD", "Activity", "ActivityTable", "Phase", "Standing"]
 START = struct.Struct("=q")  # the header of the table: the number of the start
 SLOT = struct.Struct("=qqq")  # of one rank: step, phase, how many phases it has entered
 SLOT_BYTES = 64  # a cache line: ranks do not slow each other down
+REPORT = struct.Struct("=q")  # the size of a report, which follows; 0 = there is none
+REPORT_BYTES = 64 << 10
+"""Room for the report of each rank, behind the slots. Only what is written to takes memory."""
 
 
 class Phase(IntEnum):
@@ -75,6 +78,7 @@ class Activity:
         """Note it in the slot of a local rank, or, without memory, where nobody reads it."""
         self._memory = bytearray(_size(1)) if memory is None else memory
         self._offset = _offset(local_rank)
+        self._report = _report_offset(self._memory, local_rank)
         self._changes = 0
         self._phase = Phase.STARTING
         self._step = 0
@@ -97,6 +101,21 @@ class Activity:
         self._phase = phase
         self._changes += 1
         SLOT.pack_into(self._memory, self._offset, self._step, phase, self._changes)
+
+    def leave_report(self, report: bytes) -> None:
+        """Tell the launcher how this rank failed, where the run's directory does not take it.
+
+        Args:
+            report: at most `max_report_bytes`.
+        """
+        REPORT.pack_into(self._memory, self._report, len(report))
+        start = self._report + REPORT.size
+        self._memory[start : start + len(report)] = report
+
+    @property
+    def max_report_bytes(self) -> int:
+        """Room for `leave_report`."""
+        return REPORT_BYTES - REPORT.size
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -125,7 +144,9 @@ class ActivityTable:
 
     def begin(self) -> int:
         """Forget what ranks did, since they start anew; returns the number of this start."""
-        self._memory[:] = bytes(len(self._memory))
+        self._memory[: _offset(self._num_ranks)] = bytes(_offset(self._num_ranks))
+        for local_rank in range(self._num_ranks):
+            REPORT.pack_into(self._memory, _report_offset(self._memory, local_rank), 0)
         start = secrets.randbits(62) | 1
         START.pack_into(self._memory, 0, start)
         return start
@@ -139,6 +160,13 @@ class ActivityTable:
         found = [SLOT.unpack_from(self._memory, _offset(local_rank)) for local_rank in range(self._num_ranks)]
         return [Standing(step=step, phase=Phase(phase), changes=changes) for step, phase, changes in found]
 
+    def reports(self) -> list[bytes]:
+        """What ranks have left of this start, by local rank."""
+        starts = [_report_offset(self._memory, local_rank) for local_rank in range(self._num_ranks)]
+        sizes = [REPORT.unpack_from(self._memory, start)[0] for start in starts]
+        placed = [(start + REPORT.size, size) for start, size in zip(starts, sizes, strict=True) if size]
+        return [self._memory[start : start + size] for start, size in placed]
+
     def close(self) -> None:
         """Give the memory back."""
         self._memory.close()
@@ -150,7 +178,12 @@ def _offset(local_rank: int) -> int:
 
 
 def _size(num_ranks: int) -> int:
-    return _offset(num_ranks)
+    return _offset(num_ranks) + REPORT_BYTES * num_ranks
+
+
+def _report_offset(memory: mmap.mmap | bytearray, local_rank: int) -> int:
+    num_ranks = (len(memory) - SLOT_BYTES) // (SLOT_BYTES + REPORT_BYTES)
+    return _offset(num_ranks) + REPORT_BYTES * local_rank
 
 
 UNREAD = Activity()

@@ -111,6 +111,17 @@ def test_a_line_that_a_disk_does_not_take_leaves_no_part_of_it(tmp_path: Path) -
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
+def test_an_error_of_the_disk_is_told_when_the_file_is_flushed(tmp_path: Path) -> None:
+    """/dev/null stands for a disk: what it holds cannot be flushed."""
+    path = RunDir(tmp_path).metrics
+    path.symlink_to("/dev/null")
+    log = open_metrics_file(path, step=0)
+    log.log({"time_s": 1.0}, step=1)
+    with pytest.raises(DiskError, match=r"cannot write .*metrics\.jsonl: Invalid argument\. Once that is mended"):
+        log.flush()
+    log.close()
+
+
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     RunDir(tmp_path).metrics.mkdir()
     with pytest.raises(DiskError, match=r"cannot write .*metrics\.jsonl: Is a directory"):

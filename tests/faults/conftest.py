@@ -1,12 +1,15 @@
-"""What tests of faults share: the command as a process of its own beside others, and disks small enough to fill.
+"""What tests of faults share: the command as a process of its own beside others, and disks that can be filled or fail.
 
 The project, and the command as a quick fork of a prepared process, are those of tests/conftest.py.
 """
 
 import contextlib
 import errno
+import fcntl
+import mmap
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -157,3 +160,158 @@ def ext4(tmp_path: Path) -> Iterator[Disk]:
             pytest.skip(f"an ext4 file system cannot be mounted here: {error}")
     yield Disk(path)
     subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+GOING_DOWN = 0x8004587D
+"""The request to ext4 (as to XFS) to do what it does when its device is lost: from then on it answers EIO only."""
+
+
+def go_down(path: Path) -> None:
+    """Make the ext4 file system at this path write what it holds, and from then on answer EIO only."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(directory, GOING_DOWN, struct.pack("<I", 0))
+    finally:
+        os.close(directory)
+
+
+@final
+class FailingDevice:
+    """An ext4 file system on a device that can be made to fail, and whole again.
+
+    The device is a loop device whose image is on another ext4 file system, `below`. Once that one has gone down, the
+    kernel answers every request to the device with EIO.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self.below = scratch / "below"
+        self.path = scratch / "failing"
+        self._mounted: list[Path] = []
+        for path in (self.below, self.path):
+            path.mkdir()
+        self._make(scratch / "image", mib=48)
+        self._mount(scratch / "image", self.below)
+        self._make(self.below / "image", mib=16)
+
+    def mount(self, path: Path | None = None) -> None:
+        """Mount it at `self.path`, or at another directory."""
+        self._mount(self.below / "image", path or self.path)
+
+    def move(self, path: Path) -> None:
+        """Unmount it, and mount it at another directory."""
+        _call("umount", str(self._mounted.pop()))
+        self.mount(path)
+
+    def fail(self) -> None:
+        """From now on, every request to the device fails."""
+        go_down(self.below)
+
+    def mend(self) -> None:
+        """Whole again, as after a start of the machine: all is mounted anew, where it was."""
+        *_, path = self._mounted
+        while self._mounted:
+            _call("umount", str(self._mounted[-1]))
+            self._mounted.pop()
+        self._mount(self.below.parent / "image", self.below)
+        self.mount(path)
+
+    def discard(self) -> None:
+        """Unmount all, whether it is in use or not."""
+        for path in reversed(self._mounted):
+            subprocess.run(["umount", "--lazy", str(path)], check=False)
+
+    @staticmethod
+    def _make(image: Path, *, mib: int) -> None:
+        with image.open("wb") as file:
+            file.truncate(mib << 20)
+        _call("mkfs.ext4", "-q", str(image))
+
+    def _mount(self, image: Path, path: Path) -> None:
+        _call("mount", "-o", "loop", str(image), str(path))
+        self._mounted.append(path)
+
+
+def _call(*words: str) -> None:
+    subprocess.run(words, capture_output=True, text=True, check=True)
+
+
+@pytest.fixture
+def failing_device(tmp_path: Path) -> Iterator[FailingDevice]:
+    """A device that can be made to fail, not yet mounted. Skips the test where that is not permitted."""
+    try:
+        found = FailingDevice(tmp_path)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"an ext4 file system cannot be mounted here: {error}")
+    yield found
+    found.discard()
+
+
+@final
+class Btrfs:
+    """A btrfs file system: it knows quotas, and finds by its checksums what its device has changed."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.path = scratch / "btrfs"
+        self._image = scratch / "btrfs_image"
+        self._spoiled: list[int] = []
+        self.path.mkdir()
+        with self._image.open("wb") as file:
+            file.truncate(128 << 20)
+        _call("mkfs.btrfs", "--quiet", "--metadata", "single", str(self._image))
+        self._mount()
+
+    def limit(self, mib: int | None) -> None:
+        """Set the quota of all of it, which holds for root as well; None = no quota."""
+        _call("btrfs", "quota", "enable", str(self.path))
+        _call("btrfs", "qgroup", "limit", f"{mib}M" if mib else "none", str(self.path))
+
+    def spoil(self, *files: Path) -> None:
+        """Change the last byte of files on the device: from now on, reading that part of them is EIO."""
+        contents = [file.read_bytes() for file in files]
+        with self._device() as device:
+            for content in contents:
+                found = _places(device, content)
+                assert found, "the file is not on the device in one piece"
+                self._spoiled += [place + len(content) - 1 for place in found]
+            self._flip(device)
+
+    def mend(self) -> None:
+        """Give the device back what it had."""
+        with self._device() as device:
+            self._flip(device)
+        self._spoiled.clear()
+
+    def _flip(self, device: mmap.mmap) -> None:
+        for place in self._spoiled:
+            device[place] ^= 0xFF
+
+    @contextlib.contextmanager
+    def _device(self) -> Iterator[mmap.mmap]:
+        """The bytes of the device, while the file system is unmounted; afterwards nothing of it is in memory."""
+        _call("umount", str(self.path))
+        with self._image.open("r+b") as image, mmap.mmap(image.fileno(), 0) as device:
+            yield device
+        self._mount()
+
+    def _mount(self) -> None:
+        # A small file has blocks of its own, too: among the metadata, a change would make the whole of it unreadable.
+        _call("mount", "-o", "loop,max_inline=0", str(self._image), str(self.path))
+
+
+def _places(device: mmap.mmap, content: bytes) -> list[int]:
+    """Wherever this content is: the file, and what is left of older ones like it."""
+    found = [device.find(content)]
+    while found[-1] >= 0:
+        found.append(device.find(content, found[-1] + 1))
+    return found[:-1]
+
+
+@pytest.fixture
+def btrfs(tmp_path: Path) -> Iterator[Btrfs]:
+    """A btrfs file system, mounted. Skips the test where that is not permitted."""
+    try:
+        found = Btrfs(tmp_path)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a btrfs file system cannot be mounted here: {error}")
+    yield found
+    subprocess.run(["umount", "--lazy", str(found.path)], check=False)

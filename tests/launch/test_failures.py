@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from launching import Launcher
 
+from runner.config.failure import Failure, decode_failure, encode_failure
 from runner.config.run_dir import RunDir
 from runner.launch.failures import find_cause, read_failures
 
@@ -177,3 +178,30 @@ def test_a_rank_that_ended_with_0_before_the_run_was_done_is_named(tmp_path: Pat
 def test_an_unknown_cause_is_reported_as_such(tmp_path: Path) -> None:
     cause = find_cause(RunDir(tmp_path), start=START, exit_codes={}).text
     assert cause == "the ranks failed without reporting a cause."
+
+
+def left(rank: int, monotonic_ns: int, **changes: Any) -> Failure:
+    told = {"error": "DiskError", "message": "cannot write it", "traceback": "Traceback …\nDiskError"} | changes
+    return Failure(rank=rank, time_ns=1, monotonic_ns=monotonic_ns, start=START, step=7, **told)
+
+
+def test_a_report_that_the_directory_does_not_take_is_a_cause_as_any_other(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    write(run_dir, 0, 20)
+    cause = find_cause(run_dir, start=START, exit_codes={0: 1, 1: 1}, unwritten=[left(1, 10)])
+    assert cause.text == "rank 1 failed at step 7: DiskError: cannot write it\nNo report of it could be written."
+    assert cause.error == "DiskError"
+    cause = find_cause(run_dir, start=START, exit_codes={0: 1, 1: 1}, unwritten=[left(1, 30)])
+    assert cause.text.startswith("rank 0 failed at step 7: ValueError: of 0")
+
+
+@pytest.mark.parametrize("character", ["x", "\U0001f600", "\0"])
+def test_a_report_in_memory_keeps_the_begin_of_the_message_and_the_end_of_the_traceback(character: str) -> None:
+    room = 64 << 10
+    short = left(1, 10)
+    assert decode_failure(encode_failure(short, max_bytes=room)) == short
+    long = left(1, 10, message="M" + character * 99_999, traceback=character * 99_999 + "T")
+    encoded = encode_failure(long, max_bytes=room)
+    assert len(encoded) <= room
+    kept = decode_failure(encoded)
+    assert (kept.rank, kept.error, kept.message[0], kept.traceback[-1]) == (1, "DiskError", "M", "T")

@@ -116,3 +116,19 @@ def test_what_a_rank_notes_is_what_its_launcher_reads() -> None:
         assert table.read()[1] == Standing(step=0, phase=Phase.STARTING, changes=0)
     finally:
         table.close()
+
+
+def test_the_report_that_a_rank_leaves_is_what_its_launcher_reads_until_the_ranks_start_anew() -> None:
+    table = ActivityTable(2)
+    try:
+        table.begin()
+        rank = Activity.open(table.path, local_rank=1)
+        assert table.reports() == []
+        rank.leave_report(b"x" * rank.max_report_bytes)
+        Activity.open(table.path, local_rank=0).leave_report(b"short")
+        assert table.reports() == [b"short", b"x" * rank.max_report_bytes]
+        assert table.read()[1] == Standing(step=0, phase=Phase.STARTING, changes=0)
+        table.begin()
+        assert table.reports() == []
+    finally:
+        table.close()

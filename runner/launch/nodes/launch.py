@@ -94,14 +94,14 @@ class NodesLaunch:
         if outcome.stop_requested:
             coordinator.announce_end(EndReason.INTERRUPTED, f"node {coordinator.node_rank} was asked to stop.")
             coordinator.report_cause(asdict(Cause(text="", kind=CauseKind.STOPPED)))
-            raise stopped_by_signal(run_dir, start=outcome.start)
+            raise stopped_by_signal(run_dir, outcome)
         if ended is not None:
             was_stopped = ended.reason is EndReason.INTERRUPTED
             heard = Cause(text=ended.message, kind=CauseKind.STOPPED if was_stopped else CauseKind.UNKNOWN)
             coordinator.report_cause(None)  # this node has seen no cause of its own
             raise self._error(run_dir, outcome, heard, is_own=False)
         coordinator.announce_end(EndReason.FAILED, f"the ranks of node {coordinator.node_rank} failed.")
-        own = find_cause(run_dir, start=outcome.start, exit_codes=outcome.exit_codes)
+        own = find_cause(run_dir, start=outcome.start, exit_codes=outcome.exit_codes, unwritten=outcome.unwritten)
         coordinator.report_cause(asdict(own))
         raise self._error(run_dir, outcome, own, is_own=True)
 
