@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from runner.config.damage import warn
-from runner.config.repair import repair
+from runner.config.repair import remove_unfinished, repair
 from runner.config.run_dir import RunDir
 from runner.errors import DiskError, LaunchError
 
@@ -122,6 +122,7 @@ def _locked(run_dir: RunDir, patience_s: float) -> Iterator[int | None]:
         if not locked:
             yield None
             return
+        remove_unfinished(run_dir)
         _report_dead_holder(run_dir, _read(descriptor))
         try:
             yield descriptor
