@@ -3,16 +3,19 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
 
 from runner.errors import DiskError
 
-__all__ = ["FULL", "replace", "sync_directory", "write_error", "write_new"]
+__all__ = ["FULL", "remove_unfinished", "replace", "sync_directory", "write_error", "write_new"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a file system reports if there is no room: the disk is full, or the user's quota."""
+UNFINISHED = re.compile(r".+\.partial-[0-9a-f]+")
+"""The name of a file that `replace` has not renamed yet."""
 
 
 def replace(path: Path, content: str | bytes, *, mode: int = 0o666, flush: bool = True) -> None:
@@ -40,6 +43,14 @@ def replace(path: Path, content: str | bytes, *, mode: int = 0o666, flush: bool 
         raise
     if flush:
         sync_directory(path.parent)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove the files that killed processes had not renamed yet. For whoever alone may write there."""
+    if directory.is_dir():
+        for name in os.listdir(directory):
+            if UNFINISHED.fullmatch(name) and (directory / name).is_file():
+                (directory / name).unlink(missing_ok=True)
 
 
 def write_new(path: Path | str, content: str | bytes, *, mode: int = 0o666, flush: bool = True) -> None:

@@ -14,6 +14,7 @@ from runner.config import store
 from runner.config.failure import describe, encode_failure, write_failure
 from runner.config.masking import scrub_error, scrubber
 from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
 from runner.engine.loop import train
 from runner.engine.out_of_memory import report_out_of_memory
 from runner.engine.session import Stopping, open_session
@@ -38,13 +39,6 @@ def work(spec_path: Path, stopping: Stopping, activity: Activity) -> None:
     Raises:
         The error that ended the run, after recording it in the run's directory.
     """
-    # The session must be freed before its world closes: a DDP model's destructor has hung without its process group.
-    world = _train(spec_path, stopping, activity)
-    world.barrier()
-    world.close()
-
-
-def _train(spec_path: Path, stopping: Stopping, activity: Activity) -> World:
     run_dir = RunDir(spec_path.parent)
     identity = find_identity(os.environ)
     rank = 0 if identity is None else identity.rank
@@ -57,10 +51,20 @@ def _train(spec_path: Path, stopping: Stopping, activity: Activity) -> World:
         timeout = timedelta(seconds=spec.hardware.timeout_s + LAUNCHER_FIRST_S)
         world = open_world(spec.hardware, axes, identity, timeout=timeout, activity=activity)
         activity.enter(Phase.BUILDING)
-        with open_session(spec, run_dir, world, stopping, activity) as session:
-            run_progress.step = lambda: session.training.step
-            session.outcome = train(session)
-    return world
+        # The session must be freed before its world closes: a DDP model's destructor has hung without a process group.
+        _train(spec, run_dir, world, stopping, activity, run_progress)
+        world.barrier()
+        world.close()
+
+
+def _train(
+    spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping, activity: Activity, run_progress: "_RunProgress"
+) -> None:
+    recorded = run_progress.step
+    with open_session(spec, run_dir, world, stopping, activity) as session:
+        run_progress.step = lambda: session.training.step
+        session.outcome = train(session)
+    run_progress.step = recorded  # the other one keeps the session
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from runner.cli.trust import remember
+from runner.cli.trust import remember, remember_file
 from runner.config import provenance, store
 from runner.config.masking import shown_command
 from runner.config.run_dir import RunDir
@@ -46,7 +46,8 @@ def run(spec: RunSpec, freeze: Callable[[Lock], Path]) -> None:
     sys.argv[1:] = shown_command(sys.argv[1:])  # libraries record it, as wandb does among a run's metadata
     with held_back(()), spec.launch.open(spec) as launch, ExitStack() as held:
         spec_path = launch.begin(lambda: _frozen(freeze, held))
-        remember(spec_path)
+        if spec.launch.nodes > 1:
+            remember_file(spec_path)  # on every machine: `begin` ran on the first one only
         try:
             _start(launch, spec_path)
         finally:
@@ -78,7 +79,9 @@ def begin(run_dir: RunDir, stored: store.StoredSpec, spec: RunSpec, *, command: 
     path = run_dir.next_spec()
     run_dir.keep_reserve()
     try:
-        store.save(path, replace(stored, config=dict(spec.config)))
+        frozen = replace(stored, config=dict(spec.config))
+        remember(store.encode(frozen))  # first: a spec file that a killed process leaves can be resumed
+        store.save(path, frozen)
         described = provenance.describe(spec, command=shown_command(command))
         provenance.record(run_dir.provenance, {**described, "run_id": run_dir.read_id()})
         for step in run_dir.committed_steps()[-1:]:
@@ -104,7 +107,6 @@ def run_job(spec_path: Path, secrets: Mapping[str, Secret]) -> None:
     try:
         spec = store.read(spec_path, secrets)
         with hold(RunDir(spec_path.parent)), spec.launch.open(spec) as launch:
-            remember(spec_path)
             _start(launch, launch.begin(lambda: spec_path))
     except RunnerError as error:
         print(f"{error}", file=sys.stderr, flush=True)

@@ -15,21 +15,30 @@ from runner.config import store
 from runner.config.parts import TARGET
 from runner.errors import Fault, SpecError
 
-__all__ = ["remember", "require_trust"]
+__all__ = ["remember", "remember_file", "require_trust"]
 
 OWN = "runner."
 SHOWN_TARGETS = 8
 
 
-def remember(spec_path: Path) -> None:
-    """Let this account resume the declaration without being asked. A note on stderr if that cannot be written down."""
+def remember(spec: bytes) -> None:
+    """Let this account resume the declaration without being asked. A note on stderr if that cannot be written down.
+
+    Args:
+        spec: the content of its spec file.
+    """
     try:
-        path = _mark(spec_path)
+        path = _mark(spec)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
     except (OSError, RuntimeError) as error:  # RuntimeError: the account has no home directory
         rule = f"{error}: this launch is not remembered, so `runner resume` will ask for --trust"
         print(f"note: {rule} (docs/security.md)", file=sys.stderr, flush=True)
+
+
+def remember_file(spec_path: Path) -> None:
+    """Remember what is in a spec file."""
+    remember(spec_path.read_bytes())
 
 
 def require_trust(spec_path: Path, *, trust: bool, verb: str) -> None:
@@ -43,23 +52,23 @@ def require_trust(spec_path: Path, *, trust: bool, verb: str) -> None:
         SpecError: it has not. Names the code that would run.
     """
     if trust:
-        remember(spec_path)
+        remember_file(spec_path)
     elif not _is_known(spec_path):
         raise SpecError(Fault(key="DIR", message=_question(spec_path, verb)))
 
 
 def _is_known(spec_path: Path) -> bool:
     try:
-        return _mark(spec_path).exists()
+        return _mark(spec_path.read_bytes()).exists()
     except (OSError, RuntimeError):
         return False
 
 
-def _mark(spec_path: Path) -> Path:
+def _mark(spec: bytes) -> Path:
     """The file that stands for this declaration, in the place of the XDG Base Directory Specification."""
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
     state = given if given.is_absolute() else Path.home() / ".local" / "state"
-    return state / "runner" / "trusted" / hashlib.sha256(spec_path.read_bytes()).hexdigest()
+    return state / "runner" / "trusted" / hashlib.sha256(spec).hexdigest()
 
 
 def _question(spec_path: Path, verb: str) -> str:

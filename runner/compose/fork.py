@@ -7,7 +7,8 @@ for the composed declaration only: what is wrong with it, or what it is about to
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from runner.compose.composed import Composed
 from runner.compose.outline import Outline
 from runner.compose.recipe import Recipe
+from runner.errors import RunnerError
 from runner.world.fork import can_fork
 
 __all__ = ["Draft", "composing"]
@@ -41,6 +43,7 @@ def composing(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence
 
     Raises:
         SpecError: the declaration cannot be composed, or names, types or ranges in it are wrong.
+        RunnerError: the forked process ended before it had composed anything.
     """
     if not can_fork():
         yield _draft(recipe, overrides, config_dirs)
@@ -50,9 +53,18 @@ def composing(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence
         future = pool.submit(_draft, recipe, overrides, config_dirs)
         importing = Thread(target=_import_worker, name="runner-import", daemon=True)
         importing.start()
-        draft = future.result()
+        draft = _result(future)
     yield draft
     importing.join()  # a process with a second thread cannot fork ranks
+
+
+def _result(future: "Future[Draft]") -> Draft:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        what = "the process that composes the declaration ended without a word, and nothing was started"
+        rule = "A module that the declaration names may call os._exit, or the kernel ran out of memory (see dmesg)."
+        raise RunnerError(f"{what}. {rule}") from None
 
 
 def _draft(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Draft:

@@ -4,6 +4,7 @@ import secrets
 import time
 from pathlib import Path
 
+from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
 
 __all__ = ["claim", "claim_named"]
@@ -33,9 +34,15 @@ def claim_named(path: Path, *, key: str) -> Path:
         SpecError: it is, or it cannot be made.
     """
     if not _make(path, key=key):
-        rule = f"{path} exists already. Choose another directory, or continue that run: runner resume {path}"
-        raise SpecError(Fault(key=key, message=rule))
+        raise SpecError(Fault(key=key, message=f"{path} exists already. Choose another directory{_or_continue(path)}"))
     return path
+
+
+def _or_continue(path: Path) -> str:
+    if RunDir(path).specs():
+        return f", or continue that run: runner resume {path}"
+    # A process that was killed before it could write one leaves the directory behind.
+    return ": this one has no spec.yaml, so there is no run in it that runner resume could continue."
 
 
 def _make(path: Path, *, key: str) -> bool:

@@ -12,7 +12,7 @@ from runner.config.records import damaged_lines
 from runner.config.run_dir import ID, RunDir, status_fields
 from runner.errors import DiskError
 
-__all__ = ["repair"]
+__all__ = ["remove_unfinished", "repair"]
 
 BLOCK = 1 << 20
 
@@ -33,6 +33,13 @@ def repair(run_dir: RunDir) -> None:
     _repair_id(run_dir, [run_id for run_id in known if ID.fullmatch(run_id)])
     _repair_guard(run_dir)
     _repair_specs(run_dir)
+
+
+def remove_unfinished(run_dir: RunDir) -> None:
+    """Remove the files that a killed attempt was about to rename. Only for whoever holds the run's lock."""
+    checkpoints = [run_dir.checkpoints / f"step_{step}" for step in run_dir.committed_steps()]
+    for directory in (run_dir.path, run_dir.failures, *checkpoints):
+        durable.remove_unfinished(directory)
 
 
 def _repair_status(run_dir: RunDir) -> None:

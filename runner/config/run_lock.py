@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from runner.config.damage import warn
-from runner.config.repair import repair
+from runner.config.repair import remove_unfinished, repair
 from runner.config.run_dir import RunDir
 from runner.errors import DiskError, LaunchError
 
@@ -121,6 +121,7 @@ def _locked(run_dir: RunDir, patience_s: float) -> Iterator[int | None]:
         try:
             repair(run_dir)
             if locked:
+                remove_unfinished(run_dir)
                 _report_dead_holder(run_dir, _read(descriptor, run_dir.lock))
         except OSError as error:
             raise DiskError(f"cannot mend {error.filename or run_dir.path}: {error.strerror}.") from error

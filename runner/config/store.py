@@ -59,15 +59,20 @@ class StoredSpec:
     source: Composition
 
 
-def save(path: Path, stored: StoredSpec) -> None:
-    """Write a spec file."""
+def encode(stored: StoredSpec) -> bytes:
+    """The content of a spec file."""
     page = {
         "format": FORMAT,
         "config": stored.config,
         "import_roots": stored.import_roots,
         "source": vars(stored.source),
     }
-    durable.replace(path, dump_yaml(page))
+    return dump_yaml(page).encode()
+
+
+def save(path: Path, stored: StoredSpec) -> None:
+    """Write a spec file."""
+    durable.replace(path, encode(stored))
 
 
 def load(path: Path) -> StoredSpec:

@@ -84,11 +84,12 @@ class Agent(LocalElasticAgent):
             return RunResult(state=WorkerState.FAILED)
         if unfinished:
             return RunResult(state=WorkerState.HEALTHY)
-        if any(ended.values()):  # on its way out, with nothing left to do
-            self._signals.kill()
-            return RunResult(state=WorkerState.SUCCEEDED, return_values=dict.fromkeys(self._pids))
-        result: RunResult = super()._monitor_workers(worker_group)
-        return result
+        # A finished rank has nothing left to do: how its process ends, now or a moment later, does not matter.
+        result: RunResult | None = None if any(ended.values()) else super()._monitor_workers(worker_group)
+        if result is not None and not result.is_failed():
+            return result
+        self._signals.kill()
+        return RunResult(state=WorkerState.SUCCEEDED, return_values=dict.fromkeys(self._pids))
 
     def _shutdown(self, death_sig: Signal = SIGTERM, timeout: int = 30) -> None:
         self._signals.kill()

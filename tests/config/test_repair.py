@@ -10,8 +10,9 @@ import pytest
 from runner.config import provenance, store
 from runner.config.repair import repair
 from runner.config.run_dir import RunDir
+from runner.config.run_lock import check_free, hold
 from runner.config.store import Composition, StoredSpec
-from runner.errors import RunnerError
+from runner.errors import LaunchError, RunnerError
 
 GARBAGE: dict[str, bytes] = {
     "empty": b"",
@@ -208,3 +209,23 @@ def test_every_damaged_file_gets_a_name_of_its_own(run_dir: RunDir, capsys: pyte
         run_dir.status.write_bytes(content)
         repair(run_dir)
     assert [run_dir.path.joinpath(f"status.json.damaged-{n}").read_bytes() for n in (1, 2)] == [b"1", b"2"]
+
+
+def test_what_a_killed_attempt_was_about_to_rename_is_removed_by_the_next_one(run_dir: RunDir) -> None:
+    checkpoint = run_dir.checkpoints / "step_3"
+    run_dir.failures.mkdir()
+    for path in (run_dir.status, run_dir.reserve, run_dir.failures / "1_rank_0.json", checkpoint / "manifest.json"):
+        path.with_name(f"{path.name}.partial-0123abcd").touch()
+    mine = run_dir.path / "notes.partial-view"
+    mine.touch()
+    check_free(run_dir)
+    assert list(run_dir.path.rglob("*.partial-*")) == [mine]
+
+
+def test_nothing_is_removed_while_another_attempt_is_under_way(run_dir: RunDir) -> None:
+    partial = run_dir.path / "status.json.partial-0123abcd"
+    with hold(run_dir):
+        partial.touch()
+        with pytest.raises(LaunchError, match="is in use by process"), hold(run_dir, patience_s=0):
+            pass
+        assert partial.exists()

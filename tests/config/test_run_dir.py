@@ -25,6 +25,14 @@ def test_a_named_directory_is_claimed_once(tmp_path: Path) -> None:
         claim_named(tmp_path / "a" / "b", key="run.dir")
 
 
+def test_only_a_directory_with_a_spec_is_said_to_be_a_run(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"exists already\. Choose another directory: this one has no spec\.yaml, so"):
+        claim_named(tmp_path, key="run.dir")
+    RunDir(tmp_path).spec.touch()
+    with pytest.raises(SpecError, match=f"or continue that run: runner resume {tmp_path}"):
+        claim_named(tmp_path, key="run.dir")
+
+
 def test_attempts_are_counted_beyond_nine(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     for _ in range(11):

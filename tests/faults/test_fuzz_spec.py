@@ -186,7 +186,7 @@ def fuzz(run: Path, audit: Audit, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     original = (run / "spec.yaml").read_bytes()
-    remember(run / "spec.yaml")
+    remember(original)
     text = original.decode()
     tried = 0
 
