@@ -186,7 +186,7 @@ def test_a_run_of_another_account_is_resumed_once_it_is_accepted(
     plant(trained, strange)
     said = runner("resume", str(trained), code=2).stderr
     spec = trained / "spec.yaml"
-    refused = f"DIR: this account has not launched {spec}, or the file has changed since. Resuming runs "
+    refused = f"DIR: this account has not launched {spec}, or the file has changed since. `runner resume` runs "
     assert said.startswith(f"directory: {trained}\n{refused}")
     assert "'strange_hooks.build_model'" in said
     assert "'os.system'" in said
