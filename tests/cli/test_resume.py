@@ -134,7 +134,7 @@ def test_an_attempt_that_cannot_be_written_down_leaves_no_spec(
     (run / "provenance.json").unlink()
     (run / "provenance.json").mkdir()
     code, _, err = runner("resume", "run")
-    assert code == 1
+    assert code == 12
     assert err == f"directory: {run}\n{run / 'provenance.json'} cannot be read: Is a directory.\n"
     assert [path.name for path in run.glob("spec*")] == ["spec.yaml"]
 
