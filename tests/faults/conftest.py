@@ -186,7 +186,7 @@ class FailingDevice:
     def __init__(self, scratch: Path) -> None:
         self.below = scratch / "below"
         self.path = scratch / "failing"
-        self._mounted: list[Path] = []
+        self._mounted: list[tuple[Path, Path]] = []
         for path in (self.below, self.path):
             path.mkdir()
         self._make(scratch / "image", mib=48)
@@ -199,7 +199,7 @@ class FailingDevice:
 
     def move(self, path: Path) -> None:
         """Unmount it, and mount it at another directory."""
-        _call("umount", str(self._mounted.pop()))
+        self._unmount()
         self.mount(path)
 
     def fail(self) -> None:
@@ -208,16 +208,15 @@ class FailingDevice:
 
     def mend(self) -> None:
         """Whole again, as after a start of the machine: all is mounted anew, where it was."""
-        *_, path = self._mounted
+        *_, (path, _) = self._mounted
         while self._mounted:
-            _call("umount", str(self._mounted[-1]))
-            self._mounted.pop()
+            self._unmount()
         self._mount(self.below.parent / "image", self.below)
         self.mount(path)
 
     def discard(self) -> None:
         """Unmount all, whether it is in use or not."""
-        for path in reversed(self._mounted):
+        for path, _ in reversed(self._mounted):
             subprocess.run(["umount", "--lazy", str(path)], check=False)
 
     @staticmethod
@@ -228,11 +227,28 @@ class FailingDevice:
 
     def _mount(self, image: Path, path: Path) -> None:
         _call("mount", "-o", "loop", str(image), str(path))
-        self._mounted.append(path)
+        self._mounted.append((path, image))
+
+    def _unmount(self) -> None:
+        unmount(*self._mounted[-1])
+        self._mounted.pop()
 
 
-def _call(*words: str) -> None:
-    subprocess.run(words, capture_output=True, text=True, check=True)
+def _call(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+def unmount(path: Path, image: Path) -> None:
+    """Unmount what is in an image, and wait until no loop device holds it.
+
+    A process that was started in a mount namespace of its own meanwhile keeps the file system: mounted again, it would
+    be the same one, with its errors.
+    """
+    _call("umount", str(path))
+    deadline = time.monotonic() + 60
+    while _call("losetup", "--associated", str(image)):
+        assert time.monotonic() < deadline, f"a mount namespace of another process still holds {image}"
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -288,7 +304,7 @@ class Btrfs:
     @contextlib.contextmanager
     def _device(self) -> Iterator[mmap.mmap]:
         """The bytes of the device, while the file system is unmounted; afterwards nothing of it is in memory."""
-        _call("umount", str(self.path))
+        unmount(self.path, self._image)
         with self._image.open("r+b") as image, mmap.mmap(image.fileno(), 0) as device:
             yield device
         self._mount()

@@ -8,7 +8,7 @@ import pytest
 
 from runner.config.run_dir import RunDir
 from tests.conftest import Ended, Started
-from tests.faults.conftest import Disk
+from tests.faults.conftest import Disk, unmount
 
 PAIR = ["strategy=ddp", "hardware.processes=2"]
 
@@ -34,8 +34,8 @@ def test_a_run_says_so_and_the_next_attempt_corrects_its_state(
     )
     assert ended.stderr.strip().endswith(f"To continue from the last checkpoint: runner resume {run_dir.path}")
     assert ended.code in (1, 8, 12)  # which file was the first that could not be written
-    subprocess.run(["umount", str(ext4.path)], check=True)
     image = ext4.path.parent / "image"
+    unmount(ext4.path, image)
     subprocess.run(["e2fsck", "-fy", str(image)], check=False, capture_output=True)
     subprocess.run(["mount", "-o", "loop", str(image), str(ext4.path)], check=True)
     again = runner("resume", str(run_dir.path), f"run.steps={max(run_dir.committed_steps()) + 3}")
