@@ -27,7 +27,7 @@ LENGTH = (f"run.steps={STEPS}", "checkpoint.every_steps=3", "checkpoint.keep_las
 WORDS = ("points", "run.dir=run", *NOISE, *LENGTH)
 SAVING = {"sharded": (), "asynchronous": ("checkpoint.asynchronous=true",), "full": ("checkpoint=full",)}
 STRATEGIES = ("single", "ddp", "fsdp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
-ALWAYS = [("ddp", "asynchronous"), ("deepspeed_zero2", "sharded")]
+ALWAYS = [("ddp", "asynchronous", 2, 2), ("deepspeed_zero2", "sharded", 1, 3)]
 EVERY = [(strategy, saving) for strategy in STRATEGIES for saving in SAVING]
 PATIENCE_S = 150
 PATIENCE_STEPS = 10
@@ -159,10 +159,10 @@ def kills(chance: random.Random, number: int, *, num_ranks: int) -> list[tuple[M
     "a resume ends with every bit of an undisturbed run",
 )
 @pytest.mark.parametrize(
-    ("strategy", "saving", "number"),
+    ("strategy", "saving", "number", "seed"),
     [
-        *((*case, 2) for case in ALWAYS),
-        *(pytest.param(*case, 4, marks=pytest.mark.exhaustive) for case in EVERY),
+        *ALWAYS,
+        *(pytest.param(*case, 4, 4, marks=pytest.mark.exhaustive) for case in EVERY),
     ],
 )
 def test_kills_lose_nothing_but_time(
@@ -172,11 +172,12 @@ def test_kills_lose_nothing_but_time(
     strategy: str,
     saving: str,
     number: int,
+    seed: int,
 ) -> None:
     words = (*WORDS, *placed(strategy, 2), *SAVING[saving])
     expected, directory = undisturbed(*words), Directory(tmp_path, zygote)
     run_dir, argv = directory.run_dir, ("train", *words)
-    chance, committed = random.Random(f"{strategy} {saving} {number}"), 0
+    chance, committed = random.Random(f"{strategy} {saving} {seed}"), 0
     num_ranks = 1 if strategy == "single" else 2
     for moment, target, rank, step in kills(chance, number, num_ranks=num_ranks):
         with closing(Attempt(directory, directory.start(*argv), num_ranks=num_ranks)) as attempt:
