@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.config.named_path import is_directory
 from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
 
@@ -90,8 +91,8 @@ def existing_run(path: Path) -> RunDir:
         SpecError: it is not one.
     """
     run_dir = RunDir(path.absolute())
-    if not run_dir.specs():
-        what = "is not a run's directory: it has no spec.yaml" if path.is_dir() else "is not a directory"
+    if not is_directory(run_dir.path) or not run_dir.specs():
+        what = "is not a run's directory: it has no spec.yaml" if is_directory(path) else "is not a directory"
         rule = f"{path} {what}. `runner train` prints a run's directory as its last line."
         raise SpecError(Fault(key="DIR", message=rule))
     return run_dir
@@ -154,7 +155,7 @@ def _is_bare(word: str) -> bool:
 
 
 def _directory(path: Path) -> Path:
-    if not path.is_dir():
+    if not is_directory(path):
         raise SpecError(Fault(key="--config-dir", message=f"{path} is not a directory."))
     return path.resolve()
 

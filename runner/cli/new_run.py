@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runner.compose.outline import Outline
 from runner.config.claim import claim, claim_named
+from runner.config.named_path import exists
 
 __all__ = ["claim_for"]
 
@@ -23,18 +24,11 @@ def claim_for(outline: Outline, cleanup: ExitStack) -> Path:
         SpecError: it cannot be made.
     """
     base = Path.cwd() / (Path("outputs") / outline.name if outline.directory is None else outline.directory)
-    there = next(path for path in (base, *base.parents) if _exists(path))
+    there = next(path for path in (base, *base.parents) if exists(path))
     claimed = claim(base, key="run.dir") if outline.directory is None else claim_named(base, key="run.dir")
     cleanup.callback(_remove, claimed, below=there)
     print(f"directory: {claimed}", file=sys.stderr, flush=True)
     return claimed
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # no directory can have such a name, which claiming it will tell
-        return False
 
 
 def _remove(directory: Path, *, below: Path) -> None:

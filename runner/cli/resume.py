@@ -14,6 +14,7 @@ from runner.cli.trust import require_trust
 from runner.compose.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
 from runner.config.masking import collected, hidden
+from runner.config.named_path import is_directory
 from runner.config.nearest import did_you_mean, listed
 from runner.config.read import read
 from runner.config.run_dir import RunDir
@@ -74,7 +75,7 @@ def _without_stop(stored: store.StoredSpec) -> store.StoredSpec:
 
 
 def _check_checkpoint(run_dir: RunDir, name: str | None) -> None:
-    if name is None or name in FROM_0 or (run_dir.checkpoints / name).is_dir():
+    if name is None or name in FROM_0 or is_directory(run_dir.checkpoints / name):
         return
     there = [f"step_{step}" for step in run_dir.committed_steps()]
     rule = f"there is no checkpoint {name!r}.{did_you_mean(name, there)} There are: {listed(there)}."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runner.compose.recipe import SUFFIX, Recipe
 from runner.compose.yaml_file import FileFault, parse
+from runner.config.named_path import is_file
 from runner.config.run_dir import RunDir
 from runner.config.store import frozen_recipe
 from runner.errors import Fault, SpecError
@@ -92,13 +93,13 @@ class _Reading:
         for option in chosen:
             entry = option.removeprefix("optional ")
             full = f"{_absolute(name, group)}/{entry}" if name else _absolute(entry, group)
-            found = next((path for path in self._candidates(full) if path.is_file()), None)
+            found = next((path for path in self._candidates(full) if is_file(path)), None)
             if found is not None:
                 self.visit(found.resolve(), option=full, above=above)
 
     def _candidates(self, option: str) -> Iterator[Path]:
         name = option.removesuffix(SUFFIX) + SUFFIX
-        return (directory / name for directory in self.directories if "\0" not in name)
+        return (directory / name for directory in self.directories)
 
 
 def _absolute(name: str, group: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runner.compose.recipe import Recipe
+from runner.config.named_path import is_file
 from runner.config.store import load_yaml
 
 __all__ = ["COMMAND_LINE", "ConfigFile", "Origins", "key_of", "select"]
@@ -102,7 +103,7 @@ class Origins:
     def find(self, option: str) -> Path | None:
         """Return the file of an option, from the first searched directory that has it."""
         candidates = (directory / f"{option}.yaml" for directory in (self.recipe.directory, *self.directories))
-        return next((path for path in candidates if path.is_file()), None)
+        return next((path for path in candidates if is_file(path)), None)
 
     @staticmethod
     def read(path: Path, option: str, package: str) -> ConfigFile:

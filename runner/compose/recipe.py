@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.config.named_path import is_directory, is_file
 from runner.config.nearest import did_you_mean, listed
 from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
@@ -61,10 +62,10 @@ def find(argument: str) -> Recipe:
             lists all of them.
     """
     path = Path(argument)
-    if path.is_dir() and argument not in recipe_files():
+    if is_directory(path) and argument not in recipe_files():
         raise SpecError(Fault(key="recipe", message=_directory(path)))
-    if path.suffix == SUFFIX or path.is_file():
-        if not path.is_file():
+    if path.suffix == SUFFIX or is_file(path):
+        if not is_file(path):
             raise SpecError(
                 Fault(
                     key="recipe",

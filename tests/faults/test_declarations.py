@@ -101,6 +101,7 @@ def refused(*argv: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
         pytest.param("defaults: base\n", "defaults is 'base', but must be a list: defaults: [base", id="no list"),
         pytest.param("defaults: [{'': cosine}]\n", "defaults contains {'': 'cosine'}, but an entry", id="no group"),
         pytest.param("defaults: ['@x']\n", "defaults contains '@x', but an entry", id="no name"),
+        pytest.param(f"defaults: [{'x' * 300}]\n", "there is no config file 'xxx", id="a name that no file can have"),
         pytest.param("hydra: null\n", "hydra must be a mapping of Hydra's own settings.", id="hydra"),
         pytest.param("defaults: [{a: b, c: d}]\n", "defaults contains {'a': 'b', 'c': 'd'}, but an entry", id="entry"),
     ],
@@ -194,6 +195,8 @@ def test_the_frozen_declaration_of_a_run_says_what_to_type_instead(
     [
         ("nowhere.yaml", "recipe: there is no file nowhere.yaml."),
         (".", "recipe: . is a directory, not a recipe."),
+        ("x" * 300, "recipe: there is no recipe 'xxx"),
+        ("x" * 300 + ".yaml", "recipe: there is no file xxx"),
         ("wrong_hooks.py", "recipe: the name of wrong_hooks.py does not end in .yaml"),
         ("digitss", "recipe: there is no recipe 'digitss'. Did you mean digits?"),
     ],
