@@ -204,7 +204,7 @@ def test_a_process_that_leaves_when_it_is_done_takes_nothing_back(
 ) -> None:
     """It has no launcher that would end with another code."""
     directory.leave("finished", 1, code=code, rank="")
-    ended = process("train", *WORDS).end()
+    ended = process("train", *WORDS).end(timeout_s=150)
     assert ended.code == code, ended.stderr
     assert directory.run_dir.read_status()["state"] == "done"
     assert directory.run_dir.committed_steps() == [STEPS]
