@@ -101,7 +101,7 @@ def refused(*argv: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
         pytest.param("defaults: base\n", "defaults is 'base', but must be a list: defaults: [base", id="no list"),
         pytest.param("defaults: [{'': cosine}]\n", "defaults contains {'': 'cosine'}, but an entry", id="no group"),
         pytest.param("defaults: ['@x']\n", "defaults contains '@x', but an entry", id="no name"),
-        pytest.param(f"defaults: [{'x' * 300}]\n", "there is no config file 'xxx", id="a name that no file can have"),
+        pytest.param(f"defaults: [{'x' * 300}]\n", "File name too long", id="a name that no file can have"),
         pytest.param("hydra: null\n", "hydra must be a mapping of Hydra's own settings.", id="hydra"),
         pytest.param("defaults: [{a: b, c: d}]\n", "defaults contains {'a': 'b', 'c': 'd'}, but an entry", id="entry"),
     ],
