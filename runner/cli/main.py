@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from runner import __version__, terminal
 from runner.cli.help import overview
-from runner.cli.verb import load_verb, parser_of, verb_names
+from runner.cli.verb import load_verb, own_words, parser_of, verb_names
 from runner.config.nearest import did_you_mean
 from runner.errors import Interrupted, RunnerError
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    if any(word in COMPLETION for word in argv):
+    if any(word in COMPLETION for word in own_words(argv)):
         from runner.cli import completion
 
         return completion.main(argv)
@@ -71,7 +71,7 @@ def _dispatch(argv: list[str]) -> int:
         return 2
     verb = load_verb(name)
     parser = parser_of(name, verb, command=["runner", *argv])
-    if any(word in HELP for word in words):
+    if any(word in HELP for word in own_words(words)):
         print(parser.format_help(), end="")
         return 0
-    return verb.main(parser.parse_intermixed_args(words))
+    return verb.main(parser.parse_words(words))

@@ -5,14 +5,18 @@ import functools
 import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import NoReturn, Protocol, cast
 
 from runner.cli import verbs
 from runner.errors import Fault, SpecError
 
-__all__ = ["Parser", "Verb", "load_verb", "parser_of", "summary_of", "verb_names"]
+__all__ = ["FOREIGN", "Parser", "Verb", "load_verb", "own_words", "parser_of", "summary_of", "verb_names"]
 
 HELP_COLUMN = 28
+FOREIGN = "foreign"
+"""A verb that declares a default for this takes the words after `--` as a list, under this name: the command line of
+another program, of which nothing is parsed here."""
 
 
 class Verb(Protocol):
@@ -41,15 +45,33 @@ class Parser(argparse.ArgumentParser):
         """Raise a SpecError: a command line that cannot be parsed is a wrong declaration."""
         raise SpecError(Fault(key="command line", message=f"{message}. See: {self.prog} --help"))
 
+    def parse_words(self, words: list[str]) -> argparse.Namespace:
+        """Parse the words after the verb.
+
+        Raises:
+            SpecError: they cannot be parsed.
+        """
+        own = own_words(words) if self.get_default(FOREIGN) is not None else words
+        found = self.parse_intermixed_args(own)
+        if own is not words:
+            vars(found)[FOREIGN] = words[len(own) + 1 :]
+        return found
+
+
+def own_words(words: list[str]) -> list[str]:
+    """The words before `--`, which are for the runner itself."""
+    return words[: words.index("--")] if "--" in words else words
+
 
 def verb_names() -> list[str]:
-    """The names of all verbs, without importing them."""
-    return sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
+    """The names of all verbs, without importing them. A module whose name would be a keyword ends in an underscore."""
+    return sorted(module.name.rstrip("_") for module in pkgutil.iter_modules(verbs.__path__))
 
 
 def load_verb(name: str) -> Verb:
     """Import the module of a verb."""
-    return cast("Verb", import_module(f"{verbs.__name__}.{name}"))
+    module = f"{name}_" if iskeyword(name) else name
+    return cast("Verb", import_module(f"{verbs.__name__}.{module}"))
 
 
 def summary_of(verb: Verb) -> str:

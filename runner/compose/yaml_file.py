@@ -22,8 +22,11 @@ class FileFault(Exception):
     """What is wrong with a file. The message says the line, if there is one, the rule and the way out."""
 
 
-def parse(path: Path) -> dict[Any, Any]:
+def parse(path: Path, *, allow_repeats: bool = False) -> dict[Any, Any]:
     """The content of a config file; an empty file is an empty mapping.
+
+    Args:
+        allow_repeats: accept a key that is given again with the same single value, as files of other programs may.
 
     Raises:
         FileFault: it cannot be read, or is not a mapping of plain YAML.
@@ -34,7 +37,7 @@ def parse(path: Path) -> dict[Any, Any]:
         loader = LOADER(text)
         root = loader.get_single_node()
         if root is not None:
-            _check(root)
+            _check(root, allow_repeats=allow_repeats)
         content = None if root is None else loader.construct_document(root)
     except TooDeepError:
         raise FileFault(TOO_DEEP) from None
@@ -83,7 +86,7 @@ def _text(path: Path) -> str:
         raise FileFault(f"line {line} is not UTF-8 (byte 0x{byte:02x}). Save the file as UTF-8.") from None
 
 
-def _check(root: yaml.Node) -> None:
+def _check(root: yaml.Node, *, allow_repeats: bool) -> None:
     """Walk the nodes as they are after aliases are expanded, into which Hydra descends recursively.
 
     Raises:
@@ -102,21 +105,26 @@ def _check(root: yaml.Node) -> None:
                 f"{_line(node)} has a value tagged {tag}. Write a plain value: text, number, list or mapping."
             )
         if isinstance(node, yaml.MappingNode):
-            _check_keys(node)
+            _check_keys(node, allow_repeats=allow_repeats)
             waiting += [(value, depth + 1) for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(item, depth + 1) for item in node.value]
 
 
-def _check_keys(node: yaml.MappingNode) -> None:
-    first: dict[str, yaml.Node] = {}
-    for key, _ in node.value:
+def _check_keys(node: yaml.MappingNode, *, allow_repeats: bool) -> None:
+    first: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag not in TAGS:
             raise FileFault(f"{_line(key)} has a key that is a list or a mapping. Write a name, and quote braces.")
-        if key.value in first:
-            where = f"first in {_line(first[key.value])}"
+        earlier, said = first.setdefault(key.value, (key, value))
+        if earlier is not key and not (allow_repeats and _is_same(said, value)):
+            where = f"first in {_line(earlier)}"
             raise FileFault(f"{_line(key)} gives the key {key.value} again ({where}). Keep one of the two.")
-        first[key.value] = key
+
+
+def _is_same(one: yaml.Node, other: yaml.Node) -> bool:
+    """Whether two nodes are the same single value."""
+    return isinstance(one, yaml.ScalarNode) and (one.tag, one.value) == (other.tag, other.value)
 
 
 def _line(node: yaml.Node) -> str:

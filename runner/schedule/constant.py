@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault
 from runner.protocols import Scheduler
-from runner.schedule.factor import FactorScheduler, FixedScheduler, check_fields, warmup_factor
+from runner.schedule.factor import FactorScheduler, FixedScheduler, Start, check_fields, warmup_factor
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,8 @@ class Constant:
 
     warmup_steps: int = 0
     """Number of optimizer steps of linear warm-up; 0 = off."""
+    warmup_start: Start = Start.STEP
+    """The rate of the first step of the warm-up: 1/warmup_steps of the base, or 0."""
 
     def __post_init__(self) -> None:
         check_fields(self.warmup_steps, 1.0)
@@ -33,4 +35,5 @@ class Constant:
         """Builds a scheduler for the warm-up; without one, it never touches the optimizer."""
         if self.warmup_steps == 0:
             return FixedScheduler()
-        return FactorScheduler(optimizer, lambda steps_taken: warmup_factor(steps_taken, self.warmup_steps))
+        steps_of, start = self.warmup_steps, self.warmup_start
+        return FactorScheduler(optimizer, lambda steps_taken: warmup_factor(steps_taken, steps_of, start))

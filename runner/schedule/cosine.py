@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault
 from runner.protocols import Scheduler
-from runner.schedule.factor import check_fields, decay_scheduler, warmup_faults
+from runner.schedule.factor import Start, check_fields, decay_scheduler, warmup_faults
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,8 @@ class Cosine:
 
     warmup_steps: int = 0
     """Number of optimizer steps of linear warm-up; 0 = off."""
+    warmup_start: Start = Start.STEP
+    """The rate of the first step of the warm-up: 1/warmup_steps of the base, or 0."""
     final_factor: float = 0.0
     """Factor of the base learning rate at the end of the run."""
 
@@ -38,6 +40,7 @@ class Cosine:
             optimizer,
             steps=steps,
             warmup_steps=self.warmup_steps,
+            warmup_start=self.warmup_start,
             final_factor=self.final_factor,
             curve=lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
         )

@@ -1,6 +1,7 @@
 """Schedules that multiply the base learning rate by a pure function of the number of optimizer steps taken."""
 
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, Any, final
 
 from runner.errors import Fault
@@ -55,9 +56,19 @@ class FixedScheduler:
         """Does nothing, since there is no state."""
 
 
-def warmup_factor(steps_taken: int, warmup_steps: int) -> float:
-    """Return the factor of a linear warm-up: 1/warmup_steps in the first step, 1 from step `warmup_steps` on."""
-    return min(1.0, (steps_taken + 1) / warmup_steps) if warmup_steps else 1.0
+class Start(Enum):
+    """The factor of the first step of a warm-up."""
+
+    STEP = "step"
+    """1 / warmup_steps: no step is lost, and step number `warmup_steps` is the first at the full rate."""
+    ZERO = "zero"
+    """0, as in transformers: the first step changes nothing, and the one after the warm-up is at the full rate."""
+
+
+def warmup_factor(steps_taken: int, warmup_steps: int, start: Start) -> float:
+    """Return the factor of a linear warm-up for the step that follows `steps_taken` steps."""
+    climbed = steps_taken + 1 if start is Start.STEP else steps_taken
+    return min(1.0, climbed / warmup_steps) if warmup_steps else 1.0
 
 
 def decay_scheduler(
@@ -65,6 +76,7 @@ def decay_scheduler(
     *,
     steps: int,
     warmup_steps: int,
+    warmup_start: Start,
     final_factor: float,
     curve: Callable[[float], float],
 ) -> FactorScheduler:
@@ -76,7 +88,9 @@ def decay_scheduler(
 
     def factor(steps_taken: int) -> float:
         progress = min(1.0, max(0, steps_taken - warmup_steps) / max(1, steps - warmup_steps))
-        return warmup_factor(steps_taken, warmup_steps) * (final_factor + (1.0 - final_factor) * curve(progress))
+        return warmup_factor(steps_taken, warmup_steps, warmup_start) * (
+            final_factor + (1.0 - final_factor) * curve(progress)
+        )
 
     return FactorScheduler(optimizer, factor)
 

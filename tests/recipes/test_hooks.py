@@ -1,6 +1,7 @@
 """The demo recipes' hooks by themselves: what users copy must be right in shape, split, mask and count."""
 
 import math
+import random
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from user_hooks import digits, pydoc_lm
+from user_hooks import digits, pydoc_lm, pydoc_pairs
 
 
 class Constant(nn.Module):
@@ -149,3 +150,60 @@ def test_the_gpt_computes_in_bfloat16(autocast: bool) -> None:
     model = model if autocast else model.bfloat16()  # as precision=bf16 does, and as sharding strategies do
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert model(torch.ones(2, 5, dtype=torch.int64)).dtype == torch.bfloat16
+
+
+# ── pydoc_pairs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pairs_are_the_same_in_every_run_and_no_document_stands_on_both_sides() -> None:
+    random.seed(1)
+    one, other = pydoc_pairs.build_data(vocabulary=8192), pydoc_pairs.build_data(vocabulary=8192)
+    assert [pair.second.tolist() for pair in one.eval] == [pair.second.tolist() for pair in other.eval]
+    train, held_out = ({tuple(pair.first.tolist()) for pair in part} for part in (one.train, one.eval))
+    assert len(held_out - train) > 0.9 * len(held_out)  # a few sentences stand in several documents
+    same = sum(pair.label for pair in one.train) / len(one.train)
+    assert same == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_a_pair_is_the_same_if_and_only_if_its_words_are() -> None:
+    text = "One two three four five six. Seven eight nine ten eleven twelve. Too short."
+    assert [words[0] for words in pydoc_pairs.split(text)] == ["one", "seven"]
+    for pair in pydoc_pairs.pairs([text] * 20, vocabulary=8192):
+        first, second = set(pair.first.tolist()), set(pair.second.tolist())
+        assert len(second) == 4  # of six words, a third is left out
+        assert second <= first if pair.label else second.isdisjoint(first)
+        assert pydoc_pairs.PADDING not in first | second
+
+
+def test_each_batch_of_pairs_is_padded_to_its_own_longest() -> None:
+    long, short = torch.arange(1, 5), torch.arange(1, 3)
+    batch = [pydoc_pairs.Pair(long, short, 1), pydoc_pairs.Pair(short, short, 0)]
+    first, second, labels = pydoc_pairs.pad(batch)
+    assert first.tolist() == [[1, 2, 3, 4], [1, 2, 0, 0]]
+    assert second.tolist() == [[1, 2], [1, 2]]
+    assert labels.tolist() == [1, 0]
+
+
+def test_padding_does_not_change_what_is_said_of_a_pair() -> None:
+    model = pydoc_pairs.build_model(vocabulary=50, width=8)
+    pair, other = (pydoc_pairs.Pair(torch.arange(1, n), torch.arange(2, n), 1) for n in (5, 12))
+    alone = model(*pydoc_pairs.pad([pair])[:2])
+    assert_close(model(*pydoc_pairs.pad([pair, other])[:2])[:1], alone)
+
+
+def test_f1_of_uneven_batches_is_that_of_all_pairs() -> None:
+    f1_score = pytest.importorskip("sklearn.metrics").f1_score
+    torch.manual_seed(0)
+    labels, logits = torch.randint(0, 2, (50,)), torch.randn(50, 2)
+    sums = torch.zeros(2)
+    for part in torch.arange(50).split([1, 20, 29]):
+        loss = pydoc_pairs.compute_loss(Says(logits[part]), (part, part, labels[part]))
+        sums += torch.stack([torch.as_tensor(value) for value in loss.metrics["f1"]])
+    assert float(sums[0] / sums[1]) == pytest.approx(f1_score(labels, logits.argmax(dim=1)))
+
+
+class Says(Constant):
+    """A model of pairs that says the same, whatever it is asked."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[override]
+        return self.logits

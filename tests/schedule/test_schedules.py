@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from runner.schedule.constant import Constant
 from runner.schedule.cosine import Cosine
+from runner.schedule.factor import Start
 from runner.schedule.foreign import ForeignSchedule
 from runner.schedule.linear import Linear
 
@@ -50,6 +51,32 @@ def test_cosine_is_torchs_cosine_annealing() -> None:
         theirs.step()
     assert rates(Cosine(final_factor=0.1), steps=7, lr=0.3) == pytest.approx(expected, rel=1e-9)
     assert rates(Cosine(), steps=2)[1] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+
+
+def test_a_warm_up_may_start_at_zero() -> None:
+    """With 2 steps of warm-up of 6: up in halves from 0, then down in quarters from 1."""
+    start = {"warmup_steps": 2, "warmup_start": Start.ZERO}
+    assert rates(Linear(**start), steps=6) == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    assert rates(Constant(**start), steps=4) == [0.0, 0.5, 1.0, 1.0]
+    down = [(1 + math.cos(math.pi * part)) / 2 for part in (0, 0.25, 0.5, 0.75)]
+    assert rates(Cosine(**start), steps=6) == pytest.approx([0.0, 0.5, *down])
+    assert rates(Linear(warmup_start=Start.ZERO), steps=2) == [1.0, 0.5]  # no warm-up
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 7, 30])
+@pytest.mark.parametrize(("part", "theirs"), [(Linear, "linear"), (Cosine, "cosine"), (Constant, "constant")])
+def test_a_warm_up_from_zero_is_that_of_transformers_step_for_step(part: Any, theirs: str, warmup_steps: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=3e-4)
+    name = "constant_with_warmup" if theirs == "constant" else theirs
+    schedule = transformers.get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=30)
+    expected = []
+    for _ in range(30):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    ours = rates(part(warmup_steps=warmup_steps, warmup_start=Start.ZERO), steps=30, lr=3e-4)
+    assert ours == pytest.approx(expected, rel=1e-12, abs=1e-18)
 
 
 def test_any_scheduler_of_torch_steps_once_for_each_optimizer_step() -> None:

@@ -1,0 +1,1 @@
+"""Configurations of other libraries, read as data and told as overrides. See runner/migrate/read.py."""

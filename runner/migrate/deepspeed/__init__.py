@@ -1,0 +1,1 @@
+"""DeepSpeed's configuration in JSON, read as arguments with dotted names: a table per topic."""
