@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault
 from runner.protocols import Scheduler
-from runner.schedule.factor import FactorScheduler, FixedScheduler, Start, check_fields, warmup_factor
+from runner.schedule.factor import (
+    FactorScheduler,
+    FixedScheduler,
+    Start,
+    check_fields,
+    count_warmup_steps,
+    warmup_factor,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +26,8 @@ if TYPE_CHECKING:
 class Constant:
     """lr = base."""
 
-    warmup_steps: int = 0
-    """Number of optimizer steps of linear warm-up; 0 = off."""
+    warmup_steps: int | str = 0
+    """Number of optimizer steps of linear warm-up, or their share of the run, such as 5%; 0 = off."""
     warmup_start: Start = Start.STEP
     """The rate of the first step of the warm-up: 1/warmup_steps of the base, or 0."""
 
@@ -33,7 +40,7 @@ class Constant:
 
     def build(self, optimizer: "torch.optim.Optimizer", *, steps: int) -> Scheduler:
         """Builds a scheduler for the warm-up; without one, it never touches the optimizer."""
-        if self.warmup_steps == 0:
+        warmup_steps, start = count_warmup_steps(self.warmup_steps, steps), self.warmup_start
+        if warmup_steps == 0:
             return FixedScheduler()
-        steps_of, start = self.warmup_steps, self.warmup_start
-        return FactorScheduler(optimizer, lambda steps_taken: warmup_factor(steps_taken, steps_of, start))
+        return FactorScheduler(optimizer, lambda steps_taken: warmup_factor(steps_taken, warmup_steps, start))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault
 from runner.protocols import Scheduler
-from runner.schedule.factor import Start, check_fields, decay_scheduler, warmup_faults
+from runner.schedule.factor import Start, check_fields, count_warmup_steps, decay_scheduler, warmup_faults
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Cosine:
     """lr = base × (final_factor + (1 − final_factor) × (1 + cos(π × progress)) / 2)."""
 
-    warmup_steps: int = 0
-    """Number of optimizer steps of linear warm-up; 0 = off."""
+    warmup_steps: int | str = 0
+    """Number of optimizer steps of linear warm-up, or their share of the run, such as 5%; 0 = off."""
     warmup_start: Start = Start.STEP
     """The rate of the first step of the warm-up: 1/warmup_steps of the base, or 0."""
     final_factor: float = 0.0
@@ -39,7 +39,7 @@ class Cosine:
         return decay_scheduler(
             optimizer,
             steps=steps,
-            warmup_steps=self.warmup_steps,
+            warmup_steps=count_warmup_steps(self.warmup_steps, steps),
             warmup_start=self.warmup_start,
             final_factor=self.final_factor,
             curve=lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),

@@ -1,13 +1,19 @@
 """Schedules that multiply the base learning rate by a pure function of the number of optimizer steps taken."""
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from enum import Enum
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, final
 
 from runner.errors import Fault
 
 if TYPE_CHECKING:
     import torch
+
+
+SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 @final
@@ -95,20 +101,33 @@ def decay_scheduler(
     return FactorScheduler(optimizer, factor)
 
 
-def warmup_faults(warmup_steps: int, steps: int) -> Iterator[Fault]:
+def count_warmup_steps(warmup_steps: int | str, steps: int) -> int:
+    """The number of warm-up steps, where they are given as a share of the run rounded up, as transformers does.
+
+    Args:
+        warmup_steps: as `check_fields` accepts them.
+        steps: of the whole run.
+    """
+    share = SHARE.fullmatch(str(warmup_steps))
+    return math.ceil(Fraction(share[1]) * steps / 100) if share else int(warmup_steps)
+
+
+def warmup_faults(warmup_steps: int | str, steps: int) -> Iterator[Fault]:
     """Yield a fault if the warm-up does not fit in run.steps."""
-    if warmup_steps > steps:
-        rule = f"{warmup_steps} warm-up steps do not fit in run.steps={steps}. Use fewer."
+    if count_warmup_steps(warmup_steps, steps) > steps:
+        rule = f"{warmup_steps} warm-up steps do not fit in run.steps={steps}. Use fewer, or a share of the run: 5%."
         yield Fault(key="schedule.warmup_steps", message=rule)
 
 
-def check_fields(warmup_steps: int, final_factor: float) -> None:
+def check_fields(warmup_steps: int | str, final_factor: float) -> None:
     """Validate the fields that the schedules with warm-up share.
 
     Raises:
         ValueError: a value is out of range.
     """
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps={warmup_steps} must not be negative.")
+    share = SHARE.fullmatch(str(warmup_steps))
+    if (share is None and not str(warmup_steps).isdecimal()) or (share is not None and Fraction(share[1]) > 100):
+        rule = "must be a number of steps that is not negative, or a share of the run such as 5%."
+        raise ValueError(f"warmup_steps={warmup_steps} {rule}")
     if not 0 <= final_factor <= 1:
         raise ValueError(f"final_factor={final_factor} must lie in [0, 1].")

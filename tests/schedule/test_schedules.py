@@ -36,6 +36,22 @@ def test_warm_up_rises_in_equal_steps_to_the_base_rate() -> None:
     assert rates(Constant(warmup_steps=4), steps=6) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("share", "steps", "number"),
+    [("50%", 8, 4), ("5%", 400, 20), ("2.5 %", 400, 10), ("5%", 2, 1), ("0%", 8, 0), ("100%", 3, 3), ("18%", 276, 50)],
+)
+def test_warm_up_may_be_a_share_of_the_run_which_is_rounded_up(share: str, steps: int, number: int) -> None:
+    for part in (Constant, Linear, Cosine):
+        assert rates(part(warmup_steps=share), steps=steps) == rates(part(warmup_steps=number), steps=steps)
+        assert list(part(warmup_steps=share).check(SimpleNamespace(run=SimpleNamespace(steps=steps)))) == []
+
+
+@pytest.mark.parametrize("wrong", [-1, "-5%", "101%", "five", "%", "5%%", ""])
+def test_other_words_for_the_warm_up_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be a number of steps that is not negative, or a share of the run"):
+        Linear(warmup_steps=wrong)
+
+
 def test_linear_falls_to_its_final_factor() -> None:
     assert rates(Linear(final_factor=0.5), steps=4) == [1.0, 0.875, 0.75, 0.625]
     assert rates(Linear(warmup_steps=2), steps=4) == [0.5, 1.0, 1.0, 0.5]
@@ -98,7 +114,7 @@ def test_warm_up_that_does_not_fit_is_a_fault() -> None:
     for part in (Linear(warmup_steps=11), Cosine(warmup_steps=11)):
         (fault,) = part.check(spec)
         assert fault.key == "schedule.warmup_steps"
-        assert fault.message == "11 warm-up steps do not fit in run.steps=10. Use fewer."
+        assert fault.message == "11 warm-up steps do not fit in run.steps=10. Use fewer, or a share of the run: 5%."
 
 
 def test_what_a_foreign_scheduler_refuses_is_a_fault() -> None:
