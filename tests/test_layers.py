@@ -32,7 +32,7 @@ LAYERS = (
     },
     {"engine"},
     {"worker"},
-    {"launch", "compose", "migrate"},
+    {"launch", "composition", "migrate"},
     {"cli", "__main__"},
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

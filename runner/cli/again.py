@@ -11,8 +11,8 @@ from runner.cli import attempt
 from runner.cli.arguments import existing_run, override_words
 from runner.cli.new_run import claim_for
 from runner.cli.trust import require_trust
-from runner.compose.outline import Outline
-from runner.compose.overrides import Overridden, apply_overrides
+from runner.composition.outline import Outline
+from runner.composition.overrides import Overridden, apply_overrides
 from runner.config import store
 from runner.config.read import Rule, read
 from runner.config.run_dir import RunDir

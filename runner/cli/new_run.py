@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from runner.compose.outline import Outline
+from runner.composition.outline import Outline
 from runner.config.claim import claim, claim_named
 from runner.config.named_path import exists
 

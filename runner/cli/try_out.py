@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from runner.cli.arguments import TrainArguments
 from runner.cli.job import interrupted_by_signals, run_in_child
 from runner.cli.new_run import claim_for
-from runner.compose.compose import compose
-from runner.compose.composed import Composed
-from runner.compose.overrides import apply_overrides
-from runner.compose.recipe import Recipe
+from runner.composition.compose import compose
+from runner.composition.composed import Composed
+from runner.composition.overrides import apply_overrides
+from runner.composition.recipe import Recipe
 from runner.config.read import read
 from runner.config.run_dir import RunDir
 from runner.config.store import StoredSpec

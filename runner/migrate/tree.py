@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.compose.yaml_file import FileFault, parse
+from runner.composition.yaml_file import FileFault, parse
 from runner.config.files import JsonFile
 from runner.errors import Fault, SpecError
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.compose.compose import compose
-from runner.compose.recipe import Recipe
+from runner.composition.compose import compose
+from runner.composition.recipe import Recipe
 from runner.config.run_spec import RunSpec
 
 DIGITS = Recipe(Path(__file__).parents[2] / "recipes" / "digits.yaml")

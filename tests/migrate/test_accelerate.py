@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runner.compose.compose import compose
+from runner.composition.compose import compose
 from runner.config.run_spec import RunSpec
 from runner.errors import SpecError
 from runner.migrate.accelerate.config import TABLE

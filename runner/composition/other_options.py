@@ -8,8 +8,8 @@ The recipe chooses adamw and sets its betas, which sgd does not have. Values tha
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from runner.compose.origins import ConfigFile, Origins, key_of
-from runner.compose.recipe import Recipe
+from runner.composition.origins import ConfigFile, Origins, key_of
+from runner.composition.recipe import Recipe
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS, MANY_GROUPS
 
@@ -88,7 +88,7 @@ def _is_overridden(key: str, origins: Origins) -> bool:
 
 def _choices(file: ConfigFile, group: str, origins: Origins) -> list[str]:
     """The options of the group that a file chooses if it is composed alone, in merge order."""
-    from runner.compose.defaults import resolve_defaults  # imports Hydra, which only such a value needs
+    from runner.composition.defaults import resolve_defaults  # imports Hydra, which only such a value needs
 
     directories = (origins.recipe.directory, *origins.directories)
     entries = resolve_defaults(Recipe(file.path), directories, ())
