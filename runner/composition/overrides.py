@@ -87,7 +87,7 @@ def _choices(composed: Composed, groups: Sequence[str]) -> dict[str, Any]:
 
 
 def _apply_target_overrides(old: Mapping[str, Any], new: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Like composition/target_override.py: where `_target_` changed, keep only the values that are overridden with it."""
+    """Like target_override.py: where `_target_` changed, keep only the values that are overridden with it."""
     config = {key: new[key] for key in dict.fromkeys((*old, *new)) if key in new}
     keys = [key_of(override) for override in overrides]
     for group in GROUPS:
