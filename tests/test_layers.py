@@ -32,7 +32,7 @@ LAYERS = (
     },
     {"engine"},
     {"worker"},
-    {"launch", "compose"},
+    {"launch", "composition"},
     {"cli", "__main__"},
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
