@@ -11,13 +11,11 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,7 +23,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from runner import terminal
-from runner.cli import attempt
 from runner.cli.arguments import TrainArguments
 from runner.cli.results import report
 from runner.composition.compose import compose, from_hydra
@@ -41,6 +38,8 @@ from runner.config.run_lock import hold
 from runner.config.run_spec import RunSpec
 from runner.config.secret import Secret, is_reference
 from runner.errors import Fault, SpecError
+from runner.runs import attempt
+from runner.runs.interrupts import StoppedBySignal, interrupted_by_signals
 from runner.world.fork import can_fork_ranks
 from runner.world.parent import end_with_parent
 from runner.world.stop import ENDING_SIGNALS
@@ -80,7 +79,7 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
         *_job_name(recipe, fixed),
     ]
     try:
-        with _interrupted_by_signals(), secret_overrides(arguments.overrides) as overrides:
+        with interrupted_by_signals(), secret_overrides(arguments.overrides) as overrides:
             code = hydra_main(
                 recipe,
                 [*hydra_arguments, *overrides],
@@ -91,33 +90,6 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
         failed = report(directory)
         print(directory, flush=True)
     return 1 if failed or code else 0
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal that ends the sweep, and its job as it would end a run."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-@contextlib.contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let every signal that stops a run interrupt the block; those that are ignored stay so."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-        raise _Stopped(signum)
-
-    before = {
-        number: signal.getsignal(number) for number in ENDING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
-    }
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _job_name(recipe: Recipe, overrides: list[str]) -> list[str]:
@@ -240,7 +212,7 @@ def _run_in_child(spec_path: Path, spec: RunSpec) -> int:
     try:
         process.join()
     except KeyboardInterrupt as stopped:
-        _stop(process, stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT)
+        _stop(process, stopped.number if isinstance(stopped, StoppedBySignal) else signal.SIGINT)
         raise
     return process.exitcode or 0
 

@@ -1,25 +1,17 @@
-"""Trains a recipe: compose, check, claim a directory, freeze, launch."""
+"""`runner train`: trains a recipe, sweeps over it, or prints what Hydra's flags ask for."""
 
 import argparse
-import contextlib
-import itertools
-import shutil
-import sys
 from collections.abc import Mapping
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 
-from runner import terminal
 from runner.cli.arguments import TrainArguments, train_arguments
-from runner.composition.fork import composing
-from runner.composition.outline import Outline
+from runner.cli.launched import prepare_process, print_directory
 from runner.composition.recipe import Recipe, find, search_path
-from runner.config.claim import claim, claim_named
 from runner.config.masking import collected, shown_yaml
-from runner.config.run_dir import RunDir
 from runner.config.secret import Secret
 from runner.errors import SpecError
+from runner.runs.train import train as launch
 
 __all__ = ["train"]
 
@@ -32,7 +24,7 @@ def train(found: argparse.Namespace) -> int:
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
-    terminal.protect()
+    prepare_process()
     arguments = train_arguments(found)
     recipe = find(arguments.recipe)
     if arguments.hydra_flags:
@@ -42,61 +34,14 @@ def train(found: argparse.Namespace) -> int:
         from runner.cli.sweep import sweep
 
         return sweep(recipe, arguments, command=found.command)
-    with ExitStack() as cleanup:
-        with composing(recipe, arguments.overrides, config_dirs=arguments.config_dirs) as (composed, outline):
-            _tell(str(outline))
-            # Of several machines, one makes the directory, once they have met.
-            claimed = _claim(outline, cleanup) if outline.nodes == 1 else None
-        from runner.cli import attempt  # not needed to say what the run is about to do
-
-        spec = composed.read()
-
-        def freeze(lock: attempt.Lock) -> Path:
-            run_dir = RunDir(claimed or _claim(outline, cleanup))
-            lock(run_dir)
-            composed.write_hydra_dir(run_dir.path)
-            path = attempt.begin(run_dir, composed.stored(), spec, command=found.command)
-            cleanup.pop_all()  # from here on the directory stays, however the attempt ends
-            return path
-
-        attempt.run(spec, freeze)
+    launch(
+        recipe,
+        arguments.overrides,
+        config_dirs=arguments.config_dirs,
+        command=found.command,
+        at_end=print_directory,
+    )
     return 0
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _claim(outline: Outline, cleanup: ExitStack) -> Path:
-    """Make the run's directory and say where it is.
-
-    Args:
-        cleanup: gets the removal of what was made, in case the attempt does not begin.
-
-    Raises:
-        SpecError: it cannot be made.
-    """
-    base = Path.cwd() / (Path("outputs") / outline.name if outline.directory is None else outline.directory)
-    there = next(path for path in (base, *base.parents) if _exists(path))
-    claimed = claim(base, key="run.dir") if outline.directory is None else claim_named(base, key="run.dir")
-    cleanup.callback(_remove, claimed, below=there)
-    _tell(f"directory: {claimed}")
-    return claimed
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # no directory can have such a name, which claiming it will tell
-        return False
-
-
-def _remove(directory: Path, *, below: Path) -> None:
-    """Remove a directory that this process made, and those above it that are empty then, up to one that stays."""
-    shutil.rmtree(directory, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another run has begun in one of them
-        for path in itertools.takewhile(lambda path: path != below, directory.parents):
-            path.rmdir()
 
 
 def _show(recipe: Recipe, arguments: TrainArguments) -> int:
