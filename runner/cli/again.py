@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner.cli import attempt
 from runner.cli.arguments import existing_run, override_words
-from runner.cli.new_run import claim_for
-from runner.cli.trust import require_trust
+from runner.cli.launched import print_directory
 from runner.composition.outline import Outline
 from runner.composition.overrides import Overridden, apply_overrides
 from runner.config import store
@@ -19,6 +17,9 @@ from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.model.check import model_faults
+from runner.runs import attempt
+from runner.runs.new_run import claim_for
+from runner.runs.trust import require_trust
 
 __all__ = ["train_again"]
 
@@ -59,7 +60,7 @@ def train_again(found: argparse.Namespace) -> int:
             cleanup.pop_all()  # from here on the directory stays, however the attempt ends
             return begun
 
-        attempt.run(spec, freeze)
+        attempt.run(spec, freeze, at_end=print_directory)
     return 0
 
 

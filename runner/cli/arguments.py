@@ -16,6 +16,7 @@ __all__ = [
     "existing_run",
     "override_words",
     "recipe_words",
+    "refuse_directories",
     "run_words",
     "split_words",
     "train_arguments",
@@ -105,7 +106,7 @@ def train_arguments(found: argparse.Namespace) -> TrainArguments:
         SpecError: the recipe is missing, or arguments do not go together.
     """
     recipe, overrides = recipe_words(found, prog="runner train")
-    _refuse_directories(overrides)
+    refuse_directories(overrides)
     return TrainArguments(
         recipe=recipe,
         overrides=overrides,
@@ -119,8 +120,14 @@ def _words(found: argparse.Namespace) -> list[str]:
     return [word for word in (found.first, *found.rest) if word is not None]
 
 
-def _refuse_directories(overrides: Sequence[str]) -> None:
-    """Two launches in one second would share Hydra's own output directories, or they would be ignored."""
+def refuse_directories(overrides: Sequence[str]) -> None:
+    """Return if no override names an output directory of Hydra's own.
+
+    Two launches in one second would share it, or it would be ignored.
+
+    Raises:
+        SpecError: one does.
+    """
     faults = [
         Fault(
             key=theirs, message=f"the runner creates output directories itself. Use {ours}.", origin="the command line"

@@ -3,19 +3,16 @@
 Help, version and the completion of verbs and recipes import neither torch nor Hydra.
 """
 
-import atexit
-import faulthandler
-import gc
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from runner import __version__, terminal
+from runner import __version__
 from runner.cli.help import overview
 from runner.cli.verb import load_verb, own_words, parser_of, verb_names
 from runner.config.nearest import did_you_mean
 from runner.errors import Interrupted, RunnerError
+from runner.runs.interpreter import begin, leave
 
 __all__ = ["main", "run"]
 
@@ -24,19 +21,9 @@ COMPLETION = ("-sc", "--shell-completion")
 
 
 def run() -> None:
-    """Run the console script. Exits by os._exit: tearing down an interpreter that has imported torch takes 0.4 s."""
-    # Imports create a million objects and little garbage: collecting every 700 objects costs 0.3 s at start-up, never
-    # collecting costs 7 MB.
-    gc.set_threshold(10_000)
-    terminal.open_closed_descriptors()
-    if sys.stderr is not None:
-        faulthandler.enable()  # a run of one process has no other process that could say that native code crashed
-    code = main(sys.argv[1:])
-    atexit._run_exitfuncs()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    """Run the console script, and exit."""
+    begin()
+    leave(main(sys.argv[1:]))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,36 +1,12 @@
-"""Continues a run: launches its own declaration, with overrides that do not make it another run, in its directory."""
+"""`runner resume`: continues a run from its directory."""
 
 import argparse
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 
-from runner import terminal
-from runner.cli import attempt
 from runner.cli.arguments import run_words
-from runner.cli.start import FROM_0, check_start
-from runner.cli.trust import require_trust
-from runner.composition.overrides import Overridden, apply_overrides
-from runner.config import provenance, store
-from runner.config.masking import collected, hidden
-from runner.config.named_path import is_directory
-from runner.config.nearest import did_you_mean, listed
-from runner.config.read import read
-from runner.config.run_dir import RunDir
-from runner.config.run_lock import check_free
-from runner.config.run_spec import RunSpec
-from runner.errors import Fault, SpecError
-from runner.model.check import model_faults
-from runner.storage.history import choose
+from runner.cli.launched import prepare_process, print_directory
+from runner.runs.resume import resume as launch
 
 __all__ = ["resume"]
-
-IDENTITY = ("model", "data", "loss", "run.seed", "loader.shuffle")
-"""Keys, with all keys inside them, whose change makes it another run. So does a change of batch.items, also where it is
-derived."""
-PLACE = ("name", "run.dir")
-"""Keys that name the run's directory."""
 
 
 def resume(found: argparse.Namespace) -> int:
@@ -44,97 +20,15 @@ def resume(found: argparse.Namespace) -> int:
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
-    terminal.protect()
+    prepare_process()
     run_dir, overrides = run_words(found, prog="runner resume")
-    print(f"directory: {run_dir.path}", file=sys.stderr, flush=True)
-    check_free(run_dir)
-    path, stored = store.load_newest(run_dir)
-    require_trust(path, trust=found.trust, verb="resume")
-    changed = apply_overrides(_without_stop(stored), overrides)
-    _check_checkpoint(run_dir, found.resume_from)
-    before = store.read(path, collected(changed.stored.config), keep=True)
-    check_start(run_dir, before.checkpoint, from_0=found.resume_from in FROM_0)
-    spec = _read(changed, before=before, allowed=found.allow)
-    _warn_of_changed_hooks(run_dir, spec)
-
-    def freeze(lock: attempt.Lock) -> Path:
-        lock(run_dir)
-        if found.resume_from is not None and found.resume_from not in FROM_0:
-            choose(run_dir.checkpoints, found.resume_from)
-        return attempt.begin(run_dir, changed.stored, spec, command=found.command)
-
-    attempt.run(spec, freeze)
-    return 0
-
-
-def _without_stop(stored: store.StoredSpec) -> store.StoredSpec:
-    """Without the stop of the earlier attempt, which this one continues beyond."""
-    run = stored.config.get("run")
-    config = {**stored.config, "run": {**run, "stop_at_step": None}} if isinstance(run, dict) else stored.config
-    return replace(stored, config=config)
-
-
-def _check_checkpoint(run_dir: RunDir, name: str | None) -> None:
-    if name is None or name in FROM_0 or is_directory(run_dir.checkpoints / name):
-        return
-    there = [f"step_{step}" for step in run_dir.committed_steps()]
-    rule = f"there is no checkpoint {name!r}.{did_you_mean(name, there)} There are: {listed(there)}."
-    raise SpecError(Fault(key="--from", message=rule, origin="the command line"))
-
-
-def _read(changed: Overridden, *, before: RunSpec, allowed: Sequence[str]) -> RunSpec:
-    """The new spec; its faults and the refused changes together."""
-    stored = changed.stored
-    refused = [
-        *_refused(store.diff(before.config, hidden(stored.config)), allowed=allowed),
-        *_refused_items(before.batch.items, _items(stored), allowed=allowed),
-    ]
-    return read(
-        stored.config,
-        import_roots=stored.import_roots,
-        origin=changed.origin,
-        known_faults=[*changed.faults, *refused],
-        rules=[model_faults],
+    launch(
+        run_dir,
+        overrides,
+        allow=found.allow,
+        start=found.resume_from,
+        trust=found.trust,
+        command=found.command,
+        at_end=print_directory,
     )
-
-
-def _refused(changes: Mapping[str, tuple[object, object]], *, allowed: Sequence[str]) -> Iterator[Fault]:
-    for key, (was, becomes) in changes.items():
-        if _covered(key, PLACE):
-            rule = f"{was!r} cannot become {becomes!r}: a run stays where it is. Train a new one with the new {key}."
-            yield Fault(key=key, message=rule)
-        elif _covered(key, IDENTITY) and not _covered(key, allowed):
-            yield _refusal(key, f"{was!r} would become {becomes!r}")
-
-
-def _refused_items(was: int, becomes: int | None, *, allowed: Sequence[str]) -> Iterator[Fault]:
-    if becomes not in (None, was) and not _covered("batch.items", allowed):
-        yield _refusal("batch.items", f"{was} items a step would become {becomes}")
-
-
-def _items(stored: store.StoredSpec) -> int | None:
-    """Items of one step, however they are derived; None if they cannot be, which reading the whole will tell."""
-    try:
-        return read(stored.config, import_roots=stored.import_roots, check=False, keep=True).batch.items
-    except SpecError:
-        return None
-
-
-def _covered(key: str, keys: Sequence[str]) -> bool:
-    return any(key == other or key.startswith(f"{other}.") for other in keys)
-
-
-def _refusal(key: str, change: str) -> Fault:
-    rule = f"{change}, which makes it another run."
-    return Fault(key=key, message=f"{rule} Keep it, or say that you mean it: --allow {key}")
-
-
-def _warn_of_changed_hooks(run_dir: RunDir, spec: RunSpec) -> None:
-    attempts = provenance.read(run_dir.provenance)
-    recorded = attempts[-1].get("hooks", {}) if attempts else {}
-    for file, digest in provenance.hook_hashes(spec).items():
-        if recorded.get(file, digest) != digest:
-            print(
-                f"warning: {file} has changed since the last attempt at this run.",
-                file=sys.stderr,
-            )
+    return 0

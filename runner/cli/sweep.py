@@ -16,7 +16,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from runner.cli.arguments import TrainArguments
-from runner.cli.job import interrupted_by_signals, run_in_child
 from runner.cli.results import report
 from runner.composition.compose import compose, from_hydra
 from runner.composition.composed import Composed
@@ -30,6 +29,8 @@ from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.secret import is_reference
 from runner.errors import Fault, SpecError
+from runner.runs.interrupts import interrupted_by_signals
+from runner.runs.job import run_in_child
 
 __all__ = ["sweep"]
 

@@ -1,21 +1,18 @@
-"""Trains a recipe: compose, check, claim a directory, freeze, launch."""
+"""`runner train`: trains a recipe, sweeps over it, or prints what Hydra's flags ask for."""
 
 import argparse
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 
-from runner import terminal
 from runner.cli.arguments import TrainArguments, train_arguments
-from runner.cli.new_run import claim_for
-from runner.composition.fork import composing
+from runner.cli.launched import prepare_process, print_directory
 from runner.composition.recipe import Recipe, find, search_path
 from runner.config.masking import collected, shown_yaml
-from runner.config.run_dir import RunDir
 from runner.config.secret import Secret
 from runner.errors import SpecError
+from runner.runs.train import train as launch
 
 __all__ = ["train"]
 
@@ -28,7 +25,7 @@ def train(found: argparse.Namespace) -> int:
         RunFailed: a rank failed.
         Interrupted: a signal ended the run.
     """
-    terminal.protect()
+    prepare_process()
     if found.record is not None:
         # Imported here, as below: a single run of a recipe must not load what others need.
         from runner.cli.again import train_again
@@ -46,25 +43,13 @@ def train(found: argparse.Namespace) -> int:
         from runner.cli.sweep import sweep
 
         return sweep(recipe, arguments, command=found.command)
-    with ExitStack() as cleanup:
-        with composing(recipe, arguments.overrides, config_dirs=arguments.config_dirs) as (composed, outline):
-            for line in (*composed.left_out, outline):
-                print(line, file=sys.stderr, flush=True)
-            # Of several machines, one makes the directory, once they have met.
-            claimed = claim_for(outline, cleanup) if outline.nodes == 1 else None
-        from runner.cli import attempt  # not needed to say what the run is about to do
-
-        spec = composed.read()
-
-        def freeze(lock: attempt.Lock) -> Path:
-            run_dir = RunDir(claimed or claim_for(outline, cleanup))
-            lock(run_dir)
-            composed.write_hydra_dir(run_dir.path)
-            path = attempt.begin(run_dir, composed.stored(), spec, command=found.command)
-            cleanup.pop_all()  # from here on the directory stays, however the attempt ends
-            return path
-
-        attempt.run(spec, freeze)
+    launch(
+        recipe,
+        arguments.overrides,
+        config_dirs=arguments.config_dirs,
+        command=found.command,
+        at_end=print_directory,
+    )
     return 0
 
 

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from runner.cli.arguments import TrainArguments
-from runner.cli.job import interrupted_by_signals, run_in_child
-from runner.cli.new_run import claim_for
 from runner.composition.compose import compose
 from runner.composition.composed import Composed
 from runner.composition.overrides import apply_overrides
@@ -22,6 +20,9 @@ from runner.config.read import read
 from runner.config.run_dir import RunDir
 from runner.config.store import StoredSpec
 from runner.errors import Fault, SpecError
+from runner.runs.interrupts import interrupted_by_signals
+from runner.runs.job import run_in_child
+from runner.runs.new_run import claim_for
 
 __all__ = ["try_out"]
 

@@ -22,6 +22,9 @@ class Damaged(RunnerError):
         self.path = path
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["Damaged"], tuple[Path, str]]:
+        return Damaged, (self.path, self.reason)  # what goes to another process
+
 
 def read_text(path: Path) -> str:
     """The text of a file.

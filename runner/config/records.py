@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["damaged_lines", "end_of", "last_values"]
+__all__ = ["damaged_lines", "end_of", "last_values", "records"]
 
 BEGIN, END = b'{"step": ', b"}\n"
 BLOCK = 1 << 20
@@ -46,6 +46,15 @@ def last_values(path: Path) -> tuple[int, dict[str, float]]:
                 values = {**record, **values}
     numbers = {name: value for name, value in values.items() if type(value) in (int, float)}
     return step, {name: value for name, value in numbers.items() if name not in ("step", "time_s")}
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Every record, in order. A line that is none is passed over: `damaged_lines` tells which are."""
+    with path.open("rb") if path.exists() else BytesIO() as file:
+        for line in file:
+            record = _record(line)
+            if record is not None:
+                yield record
 
 
 def damaged_lines(path: Path) -> list[tuple[int, int]]:

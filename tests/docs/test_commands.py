@@ -12,7 +12,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parent.parent.parent
 MARKDOWN = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
-FILE = re.compile(r"^`((?:user_hooks|recipes|conf)/[\w/.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^`((?:user_hooks|recipes|conf|programs)/[\w/.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 300
 PAGES = [page for page in MARKDOWN if COMMANDS.search(page.read_text())]
@@ -27,9 +27,10 @@ def test_every_command_of_the_page_works(page: Any, tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
-    shim = bin_dir / "runner"
-    shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m runner "$@"\n')
-    shim.chmod(0o755)
+    for name, arguments in {"runner": "-m runner", "python": "", "pytest": "-m pytest"}.items():
+        shim = bin_dir / name
+        shim.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+        shim.chmod(0o755)
     environment = os.environ | {"PATH": f"{bin_dir}:{os.environ['PATH']}", "PYTHONPATH": str(CHECKOUT)}
     script = "set -euo pipefail\n" + "\n".join(COMMANDS.findall(text))
     process = subprocess.Popen(

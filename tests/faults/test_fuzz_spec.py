@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from runner.cli.main import main
-from runner.cli.trust import remember, require_trust
 from runner.composition.compose import compose
 from runner.composition.recipe import Recipe
 from runner.config import store
 from runner.config.masking import hidden
 from runner.errors import RunnerError
+from runner.runs.trust import remember, require_trust
 from tests.conftest import CHECKOUT
 from tests.faults.strangers_audit import Audit
 

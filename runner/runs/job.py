@@ -5,52 +5,24 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from runner import terminal
-from runner.cli import attempt
 from runner.config.run_dir import RunDir
 from runner.config.run_lock import hold
 from runner.config.run_spec import RunSpec
 from runner.config.secret import Secret
 from runner.config.store import StoredSpec
+from runner.runs import attempt
+from runner.runs.interrupts import StoppedBySignal
 from runner.world.fork import can_fork_ranks
 from runner.world.parent import end_with_parent
 from runner.world.stop import ENDING_SIGNALS
 
-__all__ = ["interrupted_by_signals", "run_in_child"]
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal that ends this command, and its job as it would end a run."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-@contextlib.contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """Let every signal that stops a run interrupt the block; those that are ignored stay so."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-        raise _Stopped(signum)
-
-    before = {
-        number: signal.getsignal(number) for number in ENDING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
-    }
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+__all__ = ["run_in_child"]
 
 
 def run_in_child(run_dir: RunDir, stored: StoredSpec, spec: RunSpec, *, command: list[str]) -> int:
@@ -81,7 +53,7 @@ def run_in_child(run_dir: RunDir, stored: StoredSpec, spec: RunSpec, *, command:
     try:
         process.join()
     except KeyboardInterrupt as stopped:
-        _stop(process, stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT)
+        _stop(process, stopped.number if isinstance(stopped, StoppedBySignal) else signal.SIGINT)
         raise
     return process.exitcode or 0
 

@@ -1,4 +1,4 @@
-"""One attempt at a run: what is written before it starts, how it is started, and what the command prints."""
+"""One attempt at a run: what is written before it starts, how it is started."""
 
 import signal
 import sys
@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from runner.cli.trust import remember, remember_file
 from runner.config import provenance, store
 from runner.config.masking import shown_command
 from runner.config.run_dir import RunDir
@@ -17,24 +16,28 @@ from runner.config.secret import Secret
 from runner.errors import DiskError, Interrupted, RunnerError
 from runner.launch.outcome import final_state
 from runner.protocols import Launch
+from runner.runs.trust import remember, remember_file
 from runner.world.stop import ENDING_SIGNALS, held_back
 
-__all__ = ["Lock", "begin", "run", "run_job"]
+__all__ = ["AtEnd", "Lock", "begin", "run", "run_job"]
+
+AtEnd = Callable[[Path], None]
+"""Is told the directory of a run that has begun, when its attempt ends, however it does."""
 
 Lock = Callable[[RunDir], None]
 """Keeps other attempts out of a run's directory until this one has ended."""
 
 
-def run(spec: RunSpec, freeze: Callable[[Lock], Path]) -> None:
+def run(spec: RunSpec, freeze: Callable[[Lock], Path], *, at_end: AtEnd) -> None:
     """Start an attempt, and wait for its end unless it was submitted to run elsewhere.
 
-    The run's directory is the last line on stdout, however the attempt ends; the name of a submitted job stands before
-    it.
+    The name of a submitted job is printed on stdout.
 
     Args:
         spec: what is launched.
         freeze: claims a directory if need be, locks it, calls `begin`, and returns the spec file. With several machines
             only the first one calls it, whose process then keeps the lock for all of them.
+        at_end: called with the run's directory.
 
     Raises:
         SpecError: the machines were given different declarations.
@@ -43,7 +46,6 @@ def run(spec: RunSpec, freeze: Callable[[Lock], Path]) -> None:
         Interrupted: a signal ended the run.
         DiskError: the run's directory cannot be written to.
     """
-    sys.argv[1:] = shown_command(sys.argv[1:])  # libraries record it, as wandb does among a run's metadata
     with held_back(()), spec.launch.open(spec) as launch, ExitStack() as held:
         spec_path = launch.begin(lambda: _frozen(freeze, held))
         if spec.launch.nodes > 1:
@@ -51,8 +53,7 @@ def run(spec: RunSpec, freeze: Callable[[Lock], Path]) -> None:
         try:
             _start(launch, spec_path)
         finally:
-            sys.stderr.flush()
-            print(spec_path.parent, flush=True)
+            at_end(spec_path.parent)
 
 
 def _frozen(freeze: Callable[[Lock], Path], held: ExitStack) -> Path:
