@@ -12,7 +12,9 @@ __all__ = [
     "TrainArguments",
     "add_recipe",
     "add_run",
+    "bare_words",
     "existing_run",
+    "key_words",
     "recipe_words",
     "run_words",
     "split_words",
@@ -56,6 +58,19 @@ def recipe_words(found: argparse.Namespace, *, prog: str) -> tuple[str, list[str
         SpecError: there is no recipe, or a second one.
     """
     return split_words(_words(found), prog=prog, first="RECIPE")
+
+
+def key_words(found: argparse.Namespace, *, prog: str) -> tuple[str, str | None, list[str]]:
+    """The recipe, the key of which there may be one after it, and the overrides.
+
+    Raises:
+        SpecError: there is no recipe, or a second key.
+    """
+    words = _words(found)
+    bare = bare_words(words)
+    others = [*bare[:1], *bare[2:], *(word for word in words if word not in bare)]
+    recipe, overrides = split_words(others, prog=prog, first="RECIPE")
+    return recipe, bare[1] if len(bare) > 1 else None, overrides
 
 
 def run_words(found: argparse.Namespace, *, prog: str) -> tuple[RunDir, list[str]]:
@@ -125,13 +140,18 @@ def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, li
     Raises:
         SpecError: there is no such word, or a second one.
     """
-    bare = [word for word in words if "=" not in word and not word.startswith(("~", "+"))]
+    bare = bare_words(words)
     if not bare:
         raise SpecError(Fault(key=first, message=f"must be given: {prog} {first}. See: {prog} --help"))
     if len(bare) > 1:
         rule = f"{bare[1]!r} is neither a flag nor an override (key=value), and {first} is already {bare[0]!r}."
         raise SpecError(Fault(key="command line", message=f"{rule} See: {prog} --help"))
     return bare[0], [word for word in words if word not in bare]
+
+
+def bare_words(words: Sequence[str]) -> list[str]:
+    """The words that are not overrides."""
+    return [word for word in words if "=" not in word and not word.startswith(("~", "+"))]
 
 
 def _directory(path: Path) -> Path:

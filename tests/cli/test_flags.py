@@ -19,6 +19,7 @@ from runner import __version__
         ["resume", "--help"],
         ["export", "--help"],
         ["check", "--help"],
+        ["explain", "--help"],
         ["recipes"],
         ["tran"],
     ],
@@ -71,7 +72,7 @@ def test_a_config_dir_adds_groups(runner: Callable[..., tuple[int, str, str]], p
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("runner ", {"check", "export", "recipes", "resume", "train"}),
+        ("runner ", {"check", "explain", "export", "recipes", "resume", "train"}),
         ("runner tr", {"train"}),
         ("runner train ", {"tiny"}),
         ("runner train ti", {"tiny"}),
