@@ -20,6 +20,7 @@ from runner import __version__
         ["export", "--help"],
         ["check", "--help"],
         ["explain", "--help"],
+        ["schema", "--help"],
         ["recipes"],
         ["tran"],
     ],
@@ -72,7 +73,7 @@ def test_a_config_dir_adds_groups(runner: Callable[..., tuple[int, str, str]], p
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("runner ", {"check", "explain", "export", "recipes", "resume", "train"}),
+        ("runner ", {"check", "explain", "export", "recipes", "resume", "schema", "train"}),
         ("runner tr", {"train"}),
         ("runner train ", {"tiny"}),
         ("runner train ti", {"tiny"}),
