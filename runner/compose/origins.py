@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from runner.compose.config_files import choices_in_files
 from runner.compose.recipe import Recipe
-from runner.compose.yaml_file import Page, parse
+from runner.compose.yaml_file import FileFault, Page, parse
+from runner.errors import Fault, SpecError
 
 __all__ = ["COMMAND_LINE", "ConfigFile", "Origins", "Setting", "key_of", "select"]
 
@@ -106,6 +107,13 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
+def _page(path: Path, option: str) -> Page:
+    try:
+        return parse(path)
+    except FileFault as wrong:
+        raise SpecError(Fault(key=option, message=str(wrong), origin=str(path))) from None
+
+
 def _value_of(override: str) -> Any:
     """The value that an override gives; None for one that deletes its key."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -169,13 +177,19 @@ class Origins:
 
     @cached_property
     def files(self) -> Sequence[ConfigFile]:
-        """Every file of the composition that is found in the searched directories, in merge order."""
+        """Every file of the composition that is found in the searched directories, in merge order.
+
+        Raises:
+            SpecError: Hydra reads a file that this cannot, where an interpolation in a defaults list names it.
+        """
         from runner.compose.defaults import resolve_defaults  # imports Hydra, which only a fault's origin needs
 
         entries = resolve_defaults(self.recipe, self.directories, self.overrides)
         paths = [(self.find(entry.option), entry) for entry in entries]
         return [
-            ConfigFile(path, entry.option, entry.package.removeprefix("_global_").lstrip("."), parse(path))
+            ConfigFile(
+                path, entry.option, entry.package.removeprefix("_global_").lstrip("."), _page(path, entry.option)
+            )
             for path, entry in paths
             if path is not None
         ]

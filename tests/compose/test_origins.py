@@ -8,6 +8,7 @@ import pytest
 from runner.compose.compose import compose
 from runner.compose.recipe import find
 from runner.compose.yaml_file import parse
+from runner.errors import SpecError
 
 PAGE = """\
 # A header.
@@ -110,3 +111,15 @@ def test_what_a_later_file_of_a_list_overrides_applies_to_those_before_it(projec
         ("fast.yaml:4", 7),
         ("tiny.yaml:12", 5),
     ]
+
+
+def test_a_file_that_only_hydra_can_read_is_named(project: Path) -> None:
+    """Which file an interpolation in a defaults list names is known to Hydra alone."""
+    (project / "conf" / "experiment").mkdir(parents=True)
+    local = project / "conf" / "experiment" / "local.yaml"
+    local.write_text("# @package _global_\nsweep: {dir: !!binary aGk=}\n")
+    recipe = project / "recipes" / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("  - base\n", "  - base\n  - experiment: ${launch}\n"))
+    with pytest.raises(SpecError, match="experiment/local: line 2 has a value tagged !!binary") as wrong:
+        origins().settings("run.steps")
+    assert wrong.value.faults[0].origin == str(local)
