@@ -9,8 +9,8 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from runner.compose.explain import Explanation
-from runner.compose.origins import COMMAND_LINE, Setting
+from runner.composition.explain import Explanation
+from runner.composition.origins import COMMAND_LINE, Setting
 
 __all__ = ["print_explanations", "to_json"]
 

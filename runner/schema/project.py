@@ -7,9 +7,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from runner.compose.config_files import choices_in_files
-from runner.compose.recipe import Recipe, options, own_roots, recipe_files, search_path, shipped_root
-from runner.compose.yaml_file import FileFault, Page, parse
+from runner.composition.config_files import choices_in_files
+from runner.composition.recipe import Recipe, options, own_roots, recipe_files, search_path, shipped_root
+from runner.composition.yaml_file import FileFault, Page, parse
 from runner.config.imports import NotFound, import_from, locate
 from runner.config.parts import MISSING, TARGET
 from runner.config.read import GROUPS, HOOKS, MANY_GROUPS

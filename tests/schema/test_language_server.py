@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner.compose.recipe import shipped_root
+from runner.composition.recipe import shipped_root
 from runner.config.imports import locate
 from runner.config.read import KNOWN, SECTIONS
 from runner.config.sections import key_names

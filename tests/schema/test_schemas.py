@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from runner.compose.recipe import shipped_root
+from runner.composition.recipe import shipped_root
 
 Invalid = Callable[[str, str], list[str]]
 CONF = shipped_root() / "conf"

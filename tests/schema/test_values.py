@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from runner.compose.recipe import shipped_root
+from runner.composition.recipe import shipped_root
 from runner.config.convert import ConversionError, convert
 from runner.config.fields import Key, choices_of, keys_of
 from runner.config.imports import locate

@@ -27,9 +27,9 @@ def main(arguments: argparse.Namespace) -> int:
         SpecError: the recipe cannot be composed with these overrides, or there is no such key.
     """
     from runner.cli.explain import print_explanations, to_json
-    from runner.compose.compose import compose
-    from runner.compose.explain import explain
-    from runner.compose.recipe import find
+    from runner.composition.compose import compose
+    from runner.composition.explain import explain
+    from runner.composition.recipe import find
 
     name, key, overrides = key_words(arguments, prog="runner explain")
     explanations = explain(compose(find(name), overrides), key)

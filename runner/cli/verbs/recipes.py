@@ -6,7 +6,7 @@ These are the files in recipes/ of the working directory, and those that come wi
 import argparse
 from pathlib import Path
 
-from runner.compose.recipe import recipe_files
+from runner.composition.recipe import recipe_files
 
 USAGE = ""
 FOR_PROGRAMS = ("# @package", "# yaml-language-server:")

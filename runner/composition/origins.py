@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runner.compose.config_files import choices_in_files
-from runner.compose.recipe import Recipe
-from runner.compose.yaml_file import FileFault, Page, parse
+from runner.composition.config_files import choices_in_files
+from runner.composition.recipe import Recipe
+from runner.composition.yaml_file import FileFault, Page, parse
 from runner.errors import Fault, SpecError
 
 __all__ = ["COMMAND_LINE", "ConfigFile", "Origins", "Setting", "key_of", "select"]
@@ -182,7 +182,7 @@ class Origins:
         Raises:
             SpecError: Hydra reads a file that this cannot, where an interpolation in a defaults list names it.
         """
-        from runner.compose.defaults import resolve_defaults  # imports Hydra, which only a fault's origin needs
+        from runner.composition.defaults import resolve_defaults  # imports Hydra, which only a fault's origin needs
 
         entries = resolve_defaults(self.recipe, self.directories, self.overrides)
         paths = [(self.find(entry.option), entry) for entry in entries]

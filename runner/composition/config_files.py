@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from runner.compose.recipe import SUFFIX, Recipe
-from runner.compose.yaml_file import FileFault, Page, parse
+from runner.composition.recipe import SUFFIX, Recipe
+from runner.composition.yaml_file import FileFault, Page, parse
 from runner.config.run_dir import RunDir
 from runner.config.store import frozen_recipe
 from runner.errors import Fault, SpecError

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from runner.compose.compose import compose
-from runner.compose.recipe import find
-from runner.compose.yaml_file import parse
+from runner.composition.compose import compose
+from runner.composition.recipe import find
+from runner.composition.yaml_file import parse
 from runner.errors import SpecError
 
 PAGE = """\

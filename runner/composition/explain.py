@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
-from runner.compose.composed import Composed, is_shipped
-from runner.compose.faults import nearest_key
-from runner.compose.origins import Setting, select
-from runner.compose.recipe import import_roots, is_own, options
+from runner.composition.composed import Composed, is_shipped
+from runner.composition.faults import nearest_key
+from runner.composition.origins import Setting, select
+from runner.composition.recipe import import_roots, is_own, options
 from runner.config import hooks
 from runner.config.fields import Key, choices_of, keys_of
 from runner.config.imports import NotFound, import_from, locate

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from runner.compose.compose import compose
-from runner.compose.explain import Explanation, explain
-from runner.compose.recipe import find
+from runner.composition.compose import compose
+from runner.composition.explain import Explanation, explain
+from runner.composition.recipe import find
 from runner.errors import SpecError
 
 

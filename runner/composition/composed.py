@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.compose.origins import Origins
-from runner.compose.outline import Outline
-from runner.compose.recipe import Recipe, import_roots, own_roots
+from runner.composition.origins import Origins
+from runner.composition.outline import Outline
+from runner.composition.recipe import Recipe, import_roots, own_roots
 from runner.config.masking import hidden, shown_override
 from runner.config.parts import imports_any
 from runner.config.read import GROUPS, Rule, read
