@@ -20,10 +20,12 @@ demo: $(VENV)/installed-demo  ## train the digits recipe to the end
 
 test: lint  ## format, lint and types, then the whole suite but what is exhaustive
 	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
+	@scripts/language_server.sh $(VENV)/yaml-language-server
 	$(PYTEST) -m "not exhaustive"
 
 test-all: lint  ## the same with all of the suite; the matrices are a file each, so that its cells are handed out
 	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
+	@scripts/language_server.sh $(VENV)/yaml-language-server
 	$(PYTEST) --dist worksteal
 
 lint: $(VENV)/installed-dev  ## format, lint and types

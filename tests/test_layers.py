@@ -33,6 +33,7 @@ LAYERS = (
     {"engine"},
     {"worker"},
     {"launch", "composition", "migrate"},
+    {"schema"},
     {"runs"},
     {"cli", "api", "__main__"},
 )

@@ -13,7 +13,9 @@ __all__ = [
     "TrainArguments",
     "add_recipe",
     "add_run",
+    "bare_words",
     "existing_run",
+    "key_words",
     "override_words",
     "recipe_words",
     "refuse_directories",
@@ -61,6 +63,19 @@ def recipe_words(found: argparse.Namespace, *, prog: str) -> tuple[str, list[str
     return split_words(_words(found), prog=prog, first="RECIPE")
 
 
+def key_words(found: argparse.Namespace, *, prog: str) -> tuple[str, str | None, list[str]]:
+    """The recipe, the key of which there may be one after it, and the overrides.
+
+    Raises:
+        SpecError: there is no recipe, or a second key.
+    """
+    words = _words(found)
+    bare = bare_words(words)
+    others = [*bare[:1], *bare[2:], *(word for word in words if word not in bare)]
+    recipe, overrides = split_words(others, prog=prog, first="RECIPE")
+    return recipe, bare[1] if len(bare) > 1 else None, overrides
+
+
 def run_words(found: argparse.Namespace, *, prog: str) -> tuple[RunDir, list[str]]:
     """The run's directory and the overrides.
 
@@ -78,7 +93,7 @@ def override_words(found: argparse.Namespace, *, prog: str) -> list[str]:
         SpecError: there is another word.
     """
     words = _words(found)
-    others = [word for word in words if _is_bare(word)]
+    others = bare_words(words)
     if others:
         rule = f"{others[0]!r} is neither a flag nor an override (key=value), which is all that {prog} RUN takes."
         raise SpecError(Fault(key="command line", message=f"{rule} See: runner train --help"))
@@ -148,7 +163,7 @@ def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, li
     Raises:
         SpecError: there is no such word, or a second one.
     """
-    bare = [word for word in words if _is_bare(word)]
+    bare = bare_words(words)
     if not bare:
         raise SpecError(Fault(key=first, message=f"must be given: {prog} {first}. See: {prog} --help"))
     if len(bare) > 1:
@@ -157,8 +172,9 @@ def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, li
     return bare[0], [word for word in words if word not in bare]
 
 
-def _is_bare(word: str) -> bool:
-    return "=" not in word and not word.startswith(("~", "+"))
+def bare_words(words: Sequence[str]) -> list[str]:
+    """The words that are not overrides."""
+    return [word for word in words if "=" not in word and not word.startswith(("~", "+"))]
 
 
 def _directory(path: Path) -> Path:

@@ -6,7 +6,7 @@ COMP_LINE.
 
 import os
 
-from runner.cli.arguments import split_words
+from runner.cli.arguments import bare_words
 from runner.cli.verb import load_verb, verb_names
 from runner.composition.recipe import Recipe, find, recipe_files, search_path, shipped_root
 from runner.errors import SpecError
@@ -26,17 +26,13 @@ def main(argv: list[str]) -> int:
         return 0
     if complete[1] not in verb_names() or not load_verb(complete[1]).USAGE.startswith("RECIPE"):
         return 0
+    bare = bare_words([word for word in complete[2:] if not word.startswith("-")])  # the recipe, and perhaps a key
     try:
-        recipe, _ = split_words(
-            [word for word in complete[2:] if not word.startswith("-")],
-            prog="runner",
-            first="RECIPE",
-        )
-        found = find(recipe)
+        found = find(bare[0] if bare else "")
     except SpecError:
         print(" ".join(recipe_files()))
         return 0
-    rest = [word for word in words[2:] if word != recipe]
+    rest = [word for word in words[2:] if word not in bare]
     line = " ".join([words[0], *rest])
     os.environ["COMP_LINE"] = line if len(complete) < len(words) else f"{line} "
     return _hydra(found, request)

@@ -17,7 +17,7 @@ from runner.config.store import Composition, StoredSpec, dump_yaml
 from runner.errors import Fault
 from runner.model.check import model_faults
 
-__all__ = ["Composed"]
+__all__ = ["Composed", "is_shipped"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Composed:
         Raises:
             SpecError: holds every fault found while composing and converting.
         """
-        return Outline.of(self._read((), check=False), recipe=self.recipe.path, choices=self._choices)
+        return Outline.of(self._read((), check=False), recipe=self.recipe.path, choices=self.choices)
 
     def read(self, *, rules: Sequence[Rule] = (model_faults,)) -> RunSpec:
         """Convert to typed parts and check them.
@@ -70,7 +70,7 @@ class Composed:
 
         What is built of others is missing in the result, as `config.read.read` says.
         """
-        return self._read((), roots=own_roots(), imports=_is_shipped)
+        return self._read((), roots=own_roots(), imports=is_shipped)
 
     def _read(
         self,
@@ -91,7 +91,7 @@ class Composed:
         )
 
     @property
-    def _choices(self) -> dict[str, Any]:
+    def choices(self) -> dict[str, Any]:
         """The option of each group."""
         return dict(self.hydra["runtime"]["choices"])
 
@@ -103,7 +103,7 @@ class Composed:
             source=Composition(
                 recipe=str(self.recipe.path),
                 overrides=self.shown_overrides,
-                choices=self._choices,
+                choices=self.choices,
                 search_path=[str(path) for path in (self.recipe.directory, *self.origins.directories)],
             ),
         )
@@ -122,7 +122,7 @@ class Composed:
             (directory / f"{name}.yaml").write_text(dump_yaml(content))
 
 
-def _is_shipped(target: str) -> bool:
+def is_shipped(target: str) -> bool:
     """Whether a target is of the runner, and does not call another one that it is given."""
     return target.startswith("runner.") and target not in GROUPS.values()
 

@@ -1,22 +1,39 @@
 """Read the config files of a composition before Hydra does, to say what is wrong with one by file and line.
 
-Hydra names neither a file that is not UTF-8 nor one that includes itself, and it ends at the first.
+Hydra names neither a file that is not UTF-8 nor one that includes itself, and it ends at the first. The same walk tells
+which entry of which defaults list chooses an option.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from runner.composition.recipe import SUFFIX, Recipe
-from runner.composition.yaml_file import FileFault, parse
+from runner.composition.yaml_file import FileFault, Page, parse
 from runner.config.named_path import is_file
 from runner.config.run_dir import RunDir
 from runner.config.store import frozen_recipe
 from runner.errors import Fault, SpecError
 
-__all__ = ["check_files"]
+__all__ = ["Choice", "check_files", "choices_in_files"]
 
 SELF = "_self_"
+OVERRIDE = "override "
+OPTIONAL = "optional "
+
+
+class Choice(NamedTuple):
+    """An entry of a defaults list that names options of a group, or another file."""
+
+    group: str
+    """Path of the group, relative to the search path; empty if the entry names a file."""
+    options: list[str]
+    """Or the file."""
+    overrides: bool
+    """Whether it is `override group: option`, which replaces what another list includes."""
+    path: Path
+    line: int | None
 
 
 def check_files(recipe: Recipe, directories: Sequence[Path], overrides: Sequence[str]) -> None:
@@ -29,10 +46,20 @@ def check_files(recipe: Recipe, directories: Sequence[Path], overrides: Sequence
         SpecError: a file is not valid YAML or has a duplicate key, includes itself, or the recipe is not one. Holds
             the faults of all files.
     """
-    reading = _Reading(directories=(recipe.directory, *directories), choices=dict(_choices(overrides)))
-    reading.visit(recipe.path, option=recipe.name, above=())
+    reading = _read(recipe, directories, overrides)
     if reading.faults:
         raise SpecError(*reading.faults)
+
+
+def choices_in_files(recipe: Recipe, directories: Sequence[Path], overrides: Sequence[str]) -> list[Choice]:
+    """Every entry that names options of a group, in the order in which they apply: the last one of a group wins."""
+    return _read(recipe, directories, overrides).entries[::-1]
+
+
+def _read(recipe: Recipe, directories: Sequence[Path], overrides: Sequence[str]) -> "_Reading":
+    reading = _Reading(directories=(recipe.directory, *directories), choices=dict(_choices(overrides)))
+    reading.visit(recipe.path, option=recipe.name, above=())
+    return reading
 
 
 def _choices(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -51,6 +78,8 @@ class _Reading:
     choices: dict[str, list[str]]
     """The options of each group that is overridden, by the command line or by a file above the one that includes it."""
     faults: list[Fault] = field(default_factory=list)
+    entries: list[Choice] = field(default_factory=list)
+    """Of groups, the one that wins first."""
     seen: set[Path] = field(default_factory=set)
 
     def visit(self, path: Path, *, option: str, above: tuple[Path, ...]) -> None:
@@ -69,30 +98,32 @@ class _Reading:
             return
         self.seen.add(path)
         try:
-            content = parse(path)
+            page = parse(path)
+            content = page.content
             if not above and (trained := frozen_recipe(content)) is not None:
                 raise FileFault(_frozen(path, trained))
             if not isinstance(content.get("hydra", {}), dict):
                 raise FileFault("hydra must be a mapping of Hydra's own settings. Correct or delete it.")
-            entries = _entries(content.get("defaults"))
+            choices = _choices_in(page, path, folder=option.rpartition("/")[0])
         except FileFault as wrong:
             key = option if above else "recipe"
             self.faults.append(Fault(key=key, message=str(wrong), origin=str(path)))
             return
-        group = option.rpartition("/")[0]
-        for name, options in entries:
-            if name.startswith("override "):
-                self.choices.setdefault(_absolute(name.removeprefix("override "), group), options)
-        for name, options in entries:
-            if not name.startswith("override "):
-                self._include(name.removeprefix("optional "), options, group=group, above=(*above, path))
+        for choice in choices:
+            if choice.overrides:
+                self.choices.setdefault(choice.group, choice.options)
+                self.entries.append(choice)
+        for choice in reversed(choices):  # as Hydra does: what a file overrides applies to those before it in the list
+            if not choice.overrides:
+                self._include(choice, above=(*above, path))
 
-    def _include(self, name: str, options: list[str], *, group: str, above: tuple[Path, ...]) -> None:
-        """Visit the files of an entry: of a group if the name is not empty, otherwise a file of its own."""
-        chosen = self.choices.get(_absolute(name, group), options) if name else options
-        for option in chosen:
-            entry = option.removeprefix("optional ")
-            full = f"{_absolute(name, group)}/{entry}" if name else _absolute(entry, group)
+    def _include(self, choice: Choice, *, above: tuple[Path, ...]) -> None:
+        """Visit the files that an entry names, or that an override names in its place."""
+        if choice.group:
+            self.entries.append(choice)
+        options = self.choices.get(choice.group, choice.options) if choice.group else choice.options
+        for option in options:
+            full = f"{choice.group}/{option.removeprefix(OPTIONAL)}".lstrip("/")
             found = next((path for path in self._candidates(full) if is_file(path)), None)
             if found is not None:
                 self.visit(found.resolve(), option=full, above=above)
@@ -108,20 +139,34 @@ def _absolute(name: str, group: str) -> str:
     return bare.lstrip("/") if bare.startswith("/") or not group else f"{group}/{bare}"
 
 
-def _entries(defaults: object) -> list[tuple[str, list[str]]]:
-    """The entries of a defaults list: what stands before the colon (empty if there is none), and the options.
+def _choices_in(page: Page, path: Path, *, folder: str) -> list[Choice]:
+    """The entries of a file's defaults list, without _self_.
+
+    Args:
+        folder: of the file, relative to the search path.
 
     Raises:
         FileFault: it is not a list of texts and of mappings with one key.
     """
+    defaults = page.content.get("defaults")
     if defaults is None:
         return []
     if not isinstance(defaults, list):
         raise FileFault(f"defaults is {defaults!r}, but must be a list: defaults: [base, _self_]")
-    return [_entry(entry) for entry in defaults if entry != SELF]
+    choices = []
+    for index, (name, options) in enumerate(map(_entry, defaults)):
+        line = page.line("defaults", index)
+        if name:
+            group = _absolute(name.removeprefix(OVERRIDE).removeprefix(OPTIONAL), folder)
+            choices.append(Choice(group, options, name.startswith(OVERRIDE), path, line))
+        elif options != [SELF]:
+            files = [_absolute(file.removeprefix(OPTIONAL), folder) for file in options]
+            choices.append(Choice("", files, False, path, line))
+    return choices
 
 
 def _entry(entry: object) -> tuple[str, list[str]]:
+    """What stands before the colon (empty if there is none), and the options."""
     if isinstance(entry, str) and _bare(entry):
         return "", [entry]
     pairs = list(entry.items()) if isinstance(entry, dict) else []
@@ -138,7 +183,7 @@ def _entry(entry: object) -> tuple[str, list[str]]:
 
 def _bare(name: str) -> str:
     """A name in a defaults list, without the words before it and the package after it."""
-    return _absolute(name.removeprefix("override ").removeprefix("optional "), "").strip("/")
+    return _absolute(name.removeprefix(OVERRIDE).removeprefix(OPTIONAL), "").strip("/")
 
 
 def _frozen(path: Path, recipe: str) -> str:

@@ -24,7 +24,7 @@ from runner.config.nearest import did_you_mean, listed
 from runner.config.read import GROUPS, MANY_GROUPS
 from runner.errors import Fault, SpecError
 
-__all__ = ["COMPOSITION_ERRORS", "compose_with_faults"]
+__all__ = ["COMPOSITION_ERRORS", "compose_with_faults", "nearest_key"]
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError)
 """What Hydra raises for files and overrides that it cannot compose: the last three for options that are no names."""
@@ -171,7 +171,7 @@ def _value_fault(override: Override, error: Exception, known: Sequence[str]) -> 
     key = override.key_or_group
     if key in known or key.startswith("hydra."):
         return Fault(key=key, message=_one_line(error), origin=COMMAND_LINE)
-    hint = _nearest_key(key, known)
+    hint = nearest_key(key, known)
     add = "" if override.is_delete() else f" To add a new key, write +{str(override.input_line).lstrip('+')}"
     return Fault(key=key, message=f"there is no such key.{hint}{add}", origin=COMMAND_LINE)
 
@@ -186,7 +186,7 @@ def _dotted_keys(node: Any, prefix: str = "") -> list[str]:
     return [key for key in keys if not key.startswith("hydra.")]
 
 
-def _nearest_key(key: str, known: Sequence[str]) -> str:
+def nearest_key(key: str, known: Sequence[str]) -> str:
     """Suggest the most similar key within the deepest section of `key` that exists, or at any depth if none does."""
     section = key.rpartition(".")[0]
     while section and section not in known:

@@ -1,18 +1,43 @@
-"""Where a value came from: which config file, or the command line. Files are read only when an origin is requested."""
+"""Where a value came from: which line of which config file, or the command line, and what that replaced.
 
-from collections.abc import Mapping, Sequence
+Files are read only when an origin is requested.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from runner.composition.config_files import choices_in_files
 from runner.composition.recipe import Recipe
+from runner.composition.yaml_file import FileFault, Page, parse
 from runner.config.named_path import is_file
-from runner.config.store import load_yaml
+from runner.errors import Fault, SpecError
 
-__all__ = ["COMMAND_LINE", "ConfigFile", "Origins", "key_of", "select"]
+__all__ = ["COMMAND_LINE", "ConfigFile", "Origins", "Setting", "key_of", "select"]
 
 COMMAND_LINE = "the command line"
+
+
+class Setting(NamedTuple):
+    """One of the places that set a value, in a config file or on the command line."""
+
+    value: Any
+    """As it is written there: interpolations are not resolved."""
+    path: Path | None
+    """The file; None = the command line."""
+    line: int | None = None
+    comment: str = ""
+    """The comment beside it."""
+    override: str = ""
+    """On the command line, the whole override."""
+
+    @property
+    def origin(self) -> str:
+        """What a fault about the value names."""
+        return COMMAND_LINE if self.path is None else str(self.path)
 
 
 class ConfigFile(NamedTuple):
@@ -23,7 +48,12 @@ class ConfigFile(NamedTuple):
     """Path relative to the search path, without its suffix: optimizer/adamw."""
     package: str
     """Dotted key that the content is placed under; empty = the root."""
-    content: Mapping[str, Any]
+    page: Page
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """What the file sets, which is all but its defaults list."""
+        return {key: value for key, value in self.page.content.items() if key != "defaults"}
 
     def get(self, key: str) -> Any:
         """Return the value that this file sets for a dotted key.
@@ -31,14 +61,25 @@ class ConfigFile(NamedTuple):
         Raises:
             KeyError: the file does not set it.
         """
-        relative = key
-        if self.package:
-            if key == self.package:
-                return self.content
-            if not key.startswith(f"{self.package}."):
-                raise KeyError(key)
-            relative = key[len(self.package) + 1 :]
-        return select(self.content, relative)
+        relative = self._relative(key)
+        return select(self.content, relative) if relative else self.content
+
+    def setting(self, key: str) -> Setting:
+        """Return the value that this file sets for a dotted key, with its line and comment.
+
+        Raises:
+            KeyError: the file does not set it.
+        """
+        keys = self._relative(key).split(".")
+        return Setting(self.get(key), self.path, self.page.line(*keys), self.page.comment(*keys))
+
+    def _relative(self, key: str) -> str:
+        """The key inside the file; empty for the file's package itself."""
+        if not self.package or key == self.package:
+            return "" if self.package else key
+        if not key.startswith(f"{self.package}."):
+            raise KeyError(key)
+        return key[len(self.package) + 1 :]
 
     def section(self, key: str) -> Mapping[str, Any]:
         """Return the mapping that this file sets for a dotted key; empty if there is none."""
@@ -67,6 +108,20 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
+def _page(path: Path, option: str) -> Page:
+    try:
+        return parse(path)
+    except FileFault as wrong:
+        raise SpecError(Fault(key=option, message=str(wrong), origin=str(path))) from None
+
+
+def _value_of(override: str) -> Any:
+    """The value that an override gives; None for one that deletes its key."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override).value()
+
+
 @dataclass(frozen=True)
 class Origins:
     """The origins of the values of one composition."""
@@ -79,35 +134,68 @@ class Origins:
 
     def origin(self, key: str) -> str:
         """Return what sets the key or its nearest parent: the command line, a file, or "" if nothing does."""
+        settings = self.settings(key)
+        return settings[-1].origin if settings else ""
+
+    def settings(self, key: str) -> list[Setting]:
+        """Return everything that sets the key, in the order in which it applies: the last one wins.
+
+        A value that comes from an interpolation of its whole section has the settings of that section.
+        """
         while key:
-            if any(override_key == key for override_key in map(key_of, self.overrides)):
-                return COMMAND_LINE
-            for file in reversed(self.files):
-                try:
-                    file.get(key)
-                except KeyError:
-                    continue
-                return str(file.path)
+            settings = [*self._settings_in_files(key), *self._overrides_of(key)]
+            if settings:
+                return settings
             key = key.rpartition(".")[0]
-        return ""
+        return []
+
+    def choices(self, group: str) -> list[Setting]:
+        """Return everything that chooses options of a group, in the order in which it applies: the last one wins."""
+        return [
+            *(
+                Setting(choice.options, choice.path, choice.line)
+                for choice in choices_in_files(self.recipe, self.directories, self.overrides)
+                if choice.group == group
+            ),
+            *self._overrides_of(group),
+        ]
+
+    def _settings_in_files(self, key: str) -> Iterator[Setting]:
+        for file in self.files:
+            with suppress(KeyError):
+                yield file.setting(key)
+
+    def _overrides_of(self, key: str) -> Iterator[Setting]:
+        """The overrides of a key, and those of a section above it whose value has the key inside."""
+        for text in self.overrides:
+            above = key_of(text)
+            if above != key and not key.startswith(f"{above}."):
+                continue
+            value = _value_of(text)
+            with suppress(KeyError):
+                inside = value if above == key else select(value, key[len(above) + 1 :])
+                yield Setting(inside, None, override=text)
 
     @cached_property
     def files(self) -> Sequence[ConfigFile]:
-        """Every file of the composition that is found in the searched directories, in merge order."""
+        """Every file of the composition that is found in the searched directories, in merge order.
+
+        Raises:
+            SpecError: Hydra reads a file that this cannot, where an interpolation in a defaults list names it.
+        """
         from runner.composition.defaults import resolve_defaults  # imports Hydra, which only a fault's origin needs
 
         entries = resolve_defaults(self.recipe, self.directories, self.overrides)
         paths = [(self.find(entry.option), entry) for entry in entries]
-        return [self.read(path, entry.option, entry.package) for path, entry in paths if path is not None]
+        return [
+            ConfigFile(
+                path, entry.option, entry.package.removeprefix("_global_").lstrip("."), _page(path, entry.option)
+            )
+            for path, entry in paths
+            if path is not None
+        ]
 
     def find(self, option: str) -> Path | None:
         """Return the file of an option, from the first searched directory that has it."""
         candidates = (directory / f"{option}.yaml" for directory in (self.recipe.directory, *self.directories))
         return next((path for path in candidates if is_file(path)), None)
-
-    @staticmethod
-    def read(path: Path, option: str, package: str) -> ConfigFile:
-        """Read a config file that has been parsed without a fault."""
-        content = load_yaml(path.read_text())
-        body = {key: value for key, value in content.items() if key != "defaults"} if isinstance(content, dict) else {}
-        return ConfigFile(path, option, package.removeprefix("_global_").lstrip("."), body)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from runner.composition.origins import ConfigFile, Origins, key_of
 from runner.composition.recipe import Recipe
+from runner.composition.yaml_file import parse
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS, MANY_GROUPS
 
@@ -59,7 +60,7 @@ def leave_out_values_of_other_options(
 
 def _left_out(node: Mapping[str, Any], group: str, option: str, origins: Origins) -> Iterator[LeftOut]:
     path = origins.find(f"{group}/{option}")
-    if path is None or set(node) <= {TARGET, *origins.read(path, f"{group}/{option}", group).content}:
+    if path is None or set(node) <= {TARGET, *parse(path).content}:
         return  # the usual case; costs reading one small file
     of_option = [file.section(group) for file in origins.files if file.option.startswith(f"{group}/")]
     for name in node:

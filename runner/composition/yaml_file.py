@@ -1,5 +1,8 @@
 """Read one YAML file strictly: UTF-8, no duplicate keys, plain values only. Faults say the line and what to do."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import yaml
 
 from runner.config.nesting import LOADER, MAX_DEPTH, TooDeepError, TooLargeError, check_nesting
 
-__all__ = ["FileFault", "parse", "yaml_problem"]
+__all__ = ["FileFault", "Page", "parse", "yaml_problem"]
 
 PLAIN = "tag:yaml.org,2002:"
 TAGS = frozenset(PLAIN + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge"))
@@ -16,14 +19,63 @@ MAX_VALUES = 100_000
 ALIASES = "with its aliases (*name) expanded. Write fewer, or none inside themselves."
 TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep, {ALIASES}"
 TOO_LARGE = f"the file has more than {MAX_VALUES} values, {ALIASES}"
+LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
+"""What libyaml counts as the end of a line."""
+COMMENT = re.compile(r"\s+#(.*)")
+BLOCK_STYLES = ("|", ">")
+"""Of text that continues on the following lines."""
 
 
 class FileFault(Exception):
     """What is wrong with a file. The message says the line, if there is one, the rule and the way out."""
 
 
-def parse(path: Path, *, allow_repeats: bool = False) -> dict[Any, Any]:
-    """The content of a config file; an empty file is an empty mapping.
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """The content of a config file, and where in the file each value is."""
+
+    content: dict[Any, Any]
+    """Empty if the file is."""
+    lines: Sequence[str]
+    root: yaml.Node | None
+
+    def line(self, *keys: str | int) -> int | None:
+        """The line, from 1, on which the value at a path of keys and list indices is given; None = it is not."""
+        found = self._find(keys)
+        return None if found is None else found[0].start_mark.line + 1
+
+    def comment(self, *keys: str | int) -> str:
+        """The comment beside a value: after it, or after its key if the value continues on further lines; or empty."""
+        found = self._find(keys)
+        if found is None:
+            return ""
+        key, value = found
+        scalar = isinstance(value, yaml.ScalarNode)
+        block = value.style in BLOCK_STYLES if scalar else not value.flow_style  # type: ignore[attr-defined]
+        beside_key = block or value.start_mark.index == value.end_mark.index
+        end = key.end_mark if beside_key else value.end_mark
+        rest = self.lines[end.line][end.column :]
+        comment = COMMENT.search(rest) if beside_key else COMMENT.match(rest)
+        return comment[1].strip() if comment else ""
+
+    def _find(self, keys: Sequence[str | int]) -> tuple[yaml.Node, yaml.Node] | None:
+        """The nodes of the last key (of an item of a list: the item itself) and of its value."""
+        found = None if self.root is None else (self.root, self.root)
+        for key in keys:
+            found = None if found is None else _children(found[1]).get(key)
+        return found
+
+
+def _children(node: yaml.Node) -> dict[str | int, tuple[yaml.Node, yaml.Node]]:
+    """The nodes of the keys and values of a mapping, or of the items of a list, by key or index."""
+    if isinstance(node, yaml.MappingNode):  # merged keys (<<) come first; those of the mapping itself replace them
+        return {key.value: (key, value) for key, value in node.value}
+    items = node.value if isinstance(node, yaml.SequenceNode) else ()
+    return {index: (item, item) for index, item in enumerate(items)}
+
+
+def parse(path: Path, *, allow_repeats: bool = False) -> Page:
+    """The content of a config file.
 
     Args:
         allow_repeats: accept a key that is given again with the same single value, as files of other programs may.
@@ -47,11 +99,9 @@ def parse(path: Path, *, allow_repeats: bool = False) -> dict[Any, Any]:
         raise FileFault(yaml_problem(error, text)) from None
     except ValueError as error:  # a date or number that does not exist: 2020-13-99
         raise FileFault(f"a value cannot be read: {error}. Quote it if it is text.") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+    if content is not None and not isinstance(content, dict):
         raise FileFault(f"the file holds a {_kind(content)}, but must hold a mapping of keys to values, key: value")
-    return content
+    return Page(content=content or {}, lines=LINE_END.split(text), root=root)
 
 
 def yaml_problem(error: yaml.YAMLError, text: str = "") -> str:

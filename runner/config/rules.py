@@ -9,7 +9,18 @@ from runner.config.secret import Secret, is_reference
 from runner.errors import Fault
 from runner.protocols import Clip, HandsOverSecrets, Launcher
 
-__all__ = ["BatchKeys", "clip_faults", "divide", "group_faults", "range_faults", "run_faults", "secret_faults"]
+__all__ = [
+    "POSITIVE",
+    "SMALLEST",
+    "BatchKeys",
+    "clip_faults",
+    "divide",
+    "group_faults",
+    "range_faults",
+    "range_of",
+    "run_faults",
+    "secret_faults",
+]
 
 AUTO = "auto"
 """The value of batch.micro_items that means: as many as fit into memory."""
@@ -31,6 +42,8 @@ SMALLEST = {
     "activation_checkpointing.every": 1,
 }
 """The smallest value of each whole number of a section, where it is not null."""
+POSITIVE = ("clip.norm", "clip.value")
+"""Numbers of a section that must be above 0, where they are not null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +51,11 @@ class BatchKeys:
     """The section `batch` as it is given, before null values are derived."""
 
     items: int | None = None
+    """Items of one optimizer step over all ranks; null = micro_items × accumulate × data ranks."""
     micro_items: int | Literal["auto"] | None = None
+    """Items that one rank forwards at once; null = items / data ranks, auto = as many as fit into memory."""
     accumulate: int | None = None
+    """Micro-batches of one rank in a step; null = items / (micro_items × data ranks)."""
 
 
 def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -53,6 +69,11 @@ def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
             )
 
 
+def range_of(key: str) -> str:
+    """The range of a number of a section, in words; empty if it may be any."""
+    return f"at least {SMALLEST[key]}" if key in SMALLEST else "above 0" if key in POSITIVE else ""
+
+
 def group_faults(group: str, part: Any) -> Iterator[Fault]:
     """A fault for a part of another group, where reading the rest asks the part for something."""
     asked = ASKED.get(group)
@@ -63,10 +84,11 @@ def group_faults(group: str, part: Any) -> Iterator[Fault]:
 
 def clip_faults(clip: Clip) -> Iterator[Fault]:
     """A fault for each limit that no gradient can satisfy."""
-    for name, value in (("norm", clip.norm), ("value", clip.value)):
+    for key in POSITIVE:
+        value = vars(clip)[key.rpartition(".")[2]]
         if value is not None and not value > 0:
             yield Fault(
-                key=f"clip.{name}",
+                key=key,
                 message=f"{value} must be above 0. Use null to leave gradients as they are.",
             )
 

@@ -52,6 +52,7 @@ class Run:
     steps: int
     """Optimizer steps of the whole run; schedules span them."""
     seed: int
+    """Seed of initial weights, data order and everything else that is random."""
     deterministic: bool
     """Use deterministic kernels only: two runs of one spec are bitwise equal on one kind of hardware."""
     stop_at_step: int | None
@@ -80,6 +81,7 @@ class Eval:
     """Optimizer steps between evaluations; null = off."""
     at_start: bool = False
     at_end: bool
+    """Evaluate after the last step, if the data hook returns an evaluation set."""
     micro_items: int | None
     """Items that one rank forwards at once; null = batch.micro_items."""
 

@@ -20,7 +20,11 @@ def read_tree(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise SpecError(Fault(key="FILE", message=f"there is no file {path}. Give the path of a configuration."))
     try:
-        content = JsonFile(path=str(path)).read().parsed if path.suffix == ".json" else parse(path, allow_repeats=True)
+        content = (
+            JsonFile(path=str(path)).read().parsed
+            if path.suffix == ".json"
+            else parse(path, allow_repeats=True).content
+        )
     except (ValueError, FileFault) as wrong:
         raise SpecError(Fault(key="FILE", message=str(wrong), origin=str(path))) from None
     return {str(key): value for key, value in content.items()}

@@ -19,6 +19,8 @@ from runner import __version__
         ["resume", "--help"],
         ["export", "--help"],
         ["check", "--help"],
+        ["explain", "--help"],
+        ["schema", "--help"],
         ["recipes"],
         ["tran"],
     ],
@@ -71,7 +73,7 @@ def test_a_config_dir_adds_groups(runner: Callable[..., tuple[int, str, str]], p
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("runner ", {"check", "export", "recipes", "resume", "train"}),
+        ("runner ", {"check", "explain", "export", "recipes", "resume", "schema", "train"}),
         ("runner tr", {"train"}),
         ("runner train ", {"tiny"}),
         ("runner train ti", {"tiny"}),

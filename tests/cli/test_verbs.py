@@ -1,5 +1,6 @@
 """Verbs are found in their files, and their help is generated from what they declare."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_a_new_verb_is_one_file(
 ) -> None:
     code, out, _ = runner("greet", "--times", "2", "you")
     assert (code, out) == (3, "runner greet --times 2 you hello you hello you \n")
-    assert "  greet NAME [options]                   Greet somebody\n" in runner("--help")[1]
+    assert re.search(r"^  greet NAME \[options\] +Greet somebody$", runner("--help")[1], re.MULTILINE)
     assert "Did you mean greet?" in runner("gret")[2]
     help_page = runner("greet", "--help")[1]
     assert help_page.startswith("usage: runner greet NAME [options]\n\nGreet somebody.\n\nMore about it.\n")
@@ -63,7 +64,7 @@ def test_every_verb_documents_each_argument(name: Any) -> None:
     assert verb.__doc__
     parser = parser_of(name, verb, command=[])
     assert all(action.help for action in parser._actions)
-    assert verb.USAGE.split()[:1] in ([], ["RECIPE"], ["DIR"], ["FILE"])
+    assert verb.USAGE.split()[:1] in ([], ["RECIPE"], ["DIR"], ["FILE"], ["[options]"])
 
 
 def test_the_types_of_an_export_are_those_that_can_be_written() -> None:

@@ -68,6 +68,19 @@ def test_a_check_of_a_strange_recipe_imports_none_of_its_code(runner: Callable[.
     assert ended.stdout.endswith("\nnothing is wrong\n")
 
 
+def test_explaining_a_strange_recipe_imports_none_of_its_code(runner: Callable[..., Ended], strange: Path) -> None:
+    foreign = "{_target_: runner.optimizer.foreign.ForeignOptimizer, target: strange_hooks.build_model}"
+    (strange / "recipes" / "theirs.yaml").write_text(f"{RECIPE}optimizer: {foreign}\n")
+    planted = [
+        "strategy._target_=strange_hooks.build_model",
+        "+callback.mine._target_=strange_hooks.build_model",
+        "+model.inner._target_=colorsys.build_model",
+    ]
+    ended = runner("explain", recipe(strange), *planted)
+    assert marks(strange) == set()
+    assert "strategy._target_ = strange_hooks.build_model\n" in ended.stdout
+
+
 @pytest.mark.parametrize(
     "planted",
     [

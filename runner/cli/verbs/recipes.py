@@ -9,6 +9,8 @@ from pathlib import Path
 from runner.composition.recipe import recipe_files
 
 USAGE = ""
+FOR_PROGRAMS = ("# @package", "# yaml-language-server:")
+"""Comments that Hydra and editors read."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,5 +30,5 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _first_comment(path: Path) -> str:
     lines = (line.strip() for line in path.read_text().splitlines())
-    comments = (line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith("# @package"))
+    comments = (line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith(FOR_PROGRAMS))
     return next((comment for comment in comments if comment), "")
