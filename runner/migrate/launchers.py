@@ -1,8 +1,7 @@
 """The options of torchrun and of DeepSpeed's launcher. `accelerate launch` has the keys of its configuration."""
 
-from runner.migrate.accelerate.situation import size
 from runner.migrate.outcome import Outcome, Rule, Values, becomes
-from runner.migrate.rules import missing, needless, number, sets, text, whole
+from runner.migrate.rules import missing, needless, number, sets, size, text, whole
 
 __all__ = ["DEEPSPEED", "DEEPSPEED_FLAGS", "TORCHRUN", "TORCHRUN_FLAGS"]
 

@@ -98,7 +98,7 @@ def _in_grammar(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_in_grammar, value)) + "]"
     if not isinstance(value, str):
-        return json.dumps(value)
+        return str(value) if isinstance(value, float) else json.dumps(value)
     if PLAIN.fullmatch(value) and not WORDS.fullmatch(value):
         return value
     escaped = BEFORE_QUOTE.sub(r"\1\1\2", as_text(value)).replace("'", "\\'")

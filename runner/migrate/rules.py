@@ -11,6 +11,7 @@ __all__ = [
     "as_is",
     "chooses",
     "if_on",
+    "is_on",
     "limit",
     "missing",
     "missing_unless",
@@ -19,6 +20,7 @@ __all__ = [
     "number",
     "only_if",
     "sets",
+    "size",
     "text",
     "whole",
     "yes_no",
@@ -83,6 +85,23 @@ def yes_no(value: Any) -> bool:
     if found is None:
         raise ValueError("must be true or false.")
     return found
+
+
+def is_on(values: Values, name: str, *, default: bool = False) -> bool:
+    """Whether an argument is true; the default if it is not given or no truth value, which its own rule tells."""
+    try:
+        return yes_no(values.get(name, default))
+    except ValueError:
+        return default
+
+
+def size(values: Values, name: str, default: int = 1) -> int:
+    """A whole number from 1 on; the default if it is not given or no such number, which its own rule tells."""
+    try:
+        found = whole(values.get(name, default))
+    except ValueError:
+        return default
+    return found if found >= 1 else default
 
 
 def names(value: Any) -> list[str]:

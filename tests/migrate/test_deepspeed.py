@@ -11,7 +11,7 @@ import pytest
 
 from runner.config.run_spec import RunSpec
 from runner.errors import SpecError
-from runner.migrate.deepspeed.read import deepspeed_lines
+from runner.migrate.deepspeed.read import TABLE, deepspeed_lines
 from runner.migrate.read import read_file
 from runner.migrate.translate import Migration
 
@@ -244,6 +244,35 @@ def test_a_wrong_value_is_refused_with_its_rule(tmp_path: Path, content: Any, ke
     (fault,) = raised.value.faults
     assert fault.key == key
     assert message in fault.message
+
+
+def test_one_wrong_value_is_told_once(tmp_path: Path) -> None:
+    content = {"zero_optimization": {"stage": 5, "overlap_comm": True}, "fp16": {"enabled": "maybe", "loss_scale": 0}}
+    with pytest.raises(SpecError) as raised:
+        read(tmp_path, content)
+    assert [fault.key for fault in raised.value.faults] == ["zero_optimization.stage", "fp16.enabled"]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_rule_refuses_a_value_and_never_breaks(stage: int) -> None:
+    """Whatever stands in a stranger's file: a value that is not taken is told with the rule."""
+    values: list[Any] = [-1, 10**30, float("inf"), True, "${oc.env:HOME}", [1, [2]], "é' \\", "auto"]
+    base = {"zero_optimization": {"stage": stage}, "fp16": {"enabled": True}, "wandb": {"enabled": True}}
+    said = []
+    for name in (name.replace("*", "anything") for name in TABLE):
+        section, _, key = name.rpartition(".")
+        for value in values:
+            content = {**base, **unflattened(f"{section}.{key}".strip("."), value, base)}
+            said += [fault.message for fault in deepspeed_lines(content, {}, origin="").faults]
+    assert len(said) > 100
+    assert all(message.endswith((".", "?")) for message in said)
+
+
+def unflattened(name: str, value: Any, base: Any) -> Any:
+    """A section with a dotted key, beside what it has already."""
+    first, _, rest = name.partition(".")
+    inner = base.get(first, {}) if isinstance(base, dict) else {}
+    return {first: {**inner, **unflattened(rest, value, inner)} if rest else value}
 
 
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:

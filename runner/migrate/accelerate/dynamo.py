@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from runner.migrate.accelerate.situation import is_deepspeed, is_on, zero_stage
+from runner.migrate.accelerate.situation import is_deepspeed, zero_stage
 from runner.migrate.outcome import Outcome, Rule, Values, becomes
-from runner.migrate.rules import missing_unless, only_if, text, yes_no
+from runner.migrate.rules import is_on, missing_unless, only_if, text, yes_no
 
 __all__ = ["DYNAMO"]
 

@@ -3,10 +3,22 @@
 from typing import Any
 
 from runner.migrate.accelerate.fp8 import fp8
-from runner.migrate.accelerate.situation import FLAGS, kind_of_run, num_machines, size
+from runner.migrate.accelerate.situation import FLAGS, kind_of_run, num_machines
 from runner.migrate.accelerate.strategy import strategy
 from runner.migrate.outcome import Outcome, Rule, Values, becomes
-from runner.migrate.rules import chooses, if_on, missing, missing_unless, needless, number, sets, text, whole, yes_no
+from runner.migrate.rules import (
+    chooses,
+    if_on,
+    missing,
+    missing_unless,
+    needless,
+    number,
+    sets,
+    size,
+    text,
+    whole,
+    yes_no,
+)
 
 __all__ = ["GENERAL"]
 

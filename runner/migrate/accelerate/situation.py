@@ -1,9 +1,7 @@
 """What several arguments of Accelerate say together: the kind of run, its machines, how FSDP shards."""
 
-from typing import Any
-
 from runner.migrate.outcome import Values
-from runner.migrate.rules import whole, yes_no
+from runner.migrate.rules import is_on, size, whole
 
 __all__ = [
     "fp8_backend",
@@ -11,12 +9,11 @@ __all__ = [
     "is_fp8",
     "is_fsdp",
     "is_megatron",
-    "is_on",
     "is_sharded",
     "kind_of_run",
     "num_machines",
     "sharding",
-    "size",
+    "sharding_argument",
     "zero_stage",
 ]
 
@@ -66,23 +63,6 @@ def fp8_backend(values: Values) -> str:
     return str(values.get("fp8_backend", "AO")).upper().replace("-", "").replace("_", "")
 
 
-def is_on(values: Values, name: str) -> bool:
-    """Whether an argument is given and true; one that is not a truth value counts as false."""
-    try:
-        return yes_no(values.get(name, False))
-    except ValueError:
-        return False
-
-
-def size(values: Values, name: str, default: int = 1) -> int:
-    """A whole number; the default if it is not given, below 1 or wrong."""
-    try:
-        found = whole(values.get(name, default))
-    except ValueError:
-        return default
-    return found if found >= 1 else default
-
-
 def num_machines(values: Values) -> int:
     """The number of machines."""
     return size(values, "num_machines")
@@ -96,13 +76,17 @@ def zero_stage(values: Values) -> int:
         return DEFAULT_STAGE
 
 
+def sharding_argument(values: Values) -> str:
+    """The argument that says how FSDP shards: in its first version, fsdp_sharding_strategy if it is given."""
+    is_named = size(values, "fsdp_version") == 1 and "fsdp_sharding_strategy" in values
+    return "fsdp_sharding_strategy" if is_named else "fsdp_reshard_after_forward"
+
+
 def sharding(values: Values) -> str:
     """How FSDP shards, in capitals: a word of its first version, or TRUE or FALSE of its second."""
-    named = ("fsdp_sharding_strategy", "fsdp_reshard_after_forward")
-    order = named if size(values, "fsdp_version") == 1 else named[1:]
-    found: Any = next((values[name] for name in order if name in values), True)
-    is_number = str(found).isdecimal() and 0 < int(found) <= len(FSDP_WORDS)
-    return FSDP_WORDS[int(found) - 1] if is_number else str(found).upper()
+    found = str(values.get(sharding_argument(values), True)).upper()
+    is_number = found.isdecimal() and 0 < int(found) <= len(FSDP_WORDS)
+    return FSDP_WORDS[int(found) - 1] if is_number else found
 
 
 def is_sharded(values: Values) -> bool:

@@ -2,23 +2,24 @@
 
 from runner.migrate.accelerate.situation import (
     is_fsdp,
-    is_on,
     is_sharded,
     kind_of_run,
     sharding,
-    size,
+    sharding_argument,
     zero_stage,
 )
 from runner.migrate.outcome import Outcome, Rule, Values, becomes
 from runner.migrate.rules import (
     chooses,
     if_on,
+    is_on,
     missing,
     missing_unless,
     names,
     needless,
     only_if,
     sets,
+    size,
     whole,
     yes_no,
 )
@@ -87,10 +88,8 @@ def _by_sharding(name: str) -> Rule:
 
     def rule(value: object, values: Values) -> Outcome:
         chooses(dict.fromkeys(WORDS, Outcome()), numbered=True)(value, values)
-        first = size(values, "fsdp_version") == 1
-        decides = ("fsdp_sharding_strategy" if "fsdp_sharding_strategy" in values else name) if first else ""
-        if name != (decides or "fsdp_reshard_after_forward"):
-            return Outcome(remark="has no effect beside fsdp_version or fsdp_sharding_strategy")
+        if name != sharding_argument(values):
+            return Outcome(remark=f"has no effect beside fsdp_version {size(values, 'fsdp_version')}")
         return strategy(values)
 
     return rule

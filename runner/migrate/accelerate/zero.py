@@ -5,7 +5,7 @@ from runner.migrate.accelerate.strategy import strategy
 from runner.migrate.outcome import Outcome, Rule, Values, becomes
 from runner.migrate.rules import if_on, limit, missing, names, needless, only_if, sets, text, whole, yes_no
 
-__all__ = ["DEEPSPEED", "accumulate", "hosts", "offload"]
+__all__ = ["DEEPSPEED", "accumulate", "hosts"]
 
 UNSET = "none"
 PLACES = ("none", "cpu", "nvme")
@@ -28,7 +28,7 @@ def hosts(value: object, values: Values) -> Outcome:
     return becomes(("launch.hostfile", text(value)), remark="one line a machine: HOST, or HOST slots=N")
 
 
-def offload(what: str) -> Rule:
+def _offload(what: str) -> Rule:
     """Where state is kept.
 
     Args:
@@ -46,7 +46,7 @@ def offload(what: str) -> Rule:
     return rule
 
 
-def nvme_path(what: str) -> Rule:
+def _nvme_path(what: str) -> Rule:
     """The directory for an offload to a disk.
 
     Args:
@@ -87,10 +87,10 @@ DEEPSPEED = only_if(
             _is_sharded,
             "a ZeRO stage above 0",
             {
-                "offload_optimizer_device": offload("optimizer"),
-                "offload_param_device": offload("param"),
-                "offload_optimizer_nvme_path": nvme_path("optimizer"),
-                "offload_param_nvme_path": nvme_path("param"),
+                "offload_optimizer_device": _offload("optimizer"),
+                "offload_param_device": _offload("param"),
+                "offload_optimizer_nvme_path": _nvme_path("optimizer"),
+                "offload_param_nvme_path": _nvme_path("param"),
             },
         ),
         **only_if(

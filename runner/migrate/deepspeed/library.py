@@ -4,14 +4,15 @@ from collections.abc import Mapping
 
 from runner.migrate.deepspeed.zero import is_sharded
 from runner.migrate.outcome import Outcome, Rule, Values, becomes
-from runner.migrate.rules import adds, missing, missing_unless, needless, only_if, sets, text, yes_no
+from runner.migrate.rules import adds, is_on, missing, missing_unless, needless, only_if, sets, text, yes_no
 
 __all__ = ["LIBRARY"]
 
 DECIDED = "decided by the runner, which divides gradients itself"
 FOLLOWS = "follows from precision"
 CHECKPOINTS = "checkpoints are the runner's: the group checkpoint"
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+TRACKERS = ("tensorboard", "wandb")
+"""Sections that are options of the group tracker."""
 PASSED_ON = ("aio", "activation_checkpointing", "flops_profiler", "comms_logger")
 """Sections that go into strategy.config as they stand."""
 NOT_THERE = {
@@ -39,12 +40,12 @@ NOT_THERE = {
 
 
 def _tracker(value: object, values: Values) -> Outcome:
-    chosen = [option for name, option in TRACKERS.items() if yes_no(values.get(f"{name}.enabled", False))]
+    chosen = [name for name in TRACKERS if is_on(values, f"{name}.enabled")]
     return becomes(("tracker", chosen)) if yes_no(value) else Outcome(remark="off")
 
 
 def _uses_wandb(values: Values) -> bool:
-    return yes_no(values.get("wandb.enabled", False))
+    return is_on(values, "wandb.enabled")
 
 
 WANDB: Mapping[str, Rule] = {

@@ -11,7 +11,7 @@ from runner.migrate.outcome import Argument, Outcome, Rule, Values
 from runner.migrate.rules import adds, only_if
 from runner.migrate.translate import Translated, is_given, translate
 
-__all__ = ["SECTIONS", "deepspeed_lines", "leaves"]
+__all__ = ["SECTIONS", "TABLE", "deepspeed_lines", "leaves"]
 
 TABLE: Mapping[str, Rule] = {**TRAINING, **ZERO_OPTIMIZATION, **LIBRARY}
 SECTIONS = sorted({*(name.partition(".")[0] for name in TABLE), *PASSED_ON})

@@ -7,6 +7,7 @@ from runner.migrate.outcome import Change, Outcome, Rule, Setting, Values, becom
 from runner.migrate.rules import (
     chooses,
     if_on,
+    is_on,
     limit,
     missing,
     missing_unless,
@@ -14,6 +15,7 @@ from runner.migrate.rules import (
     number,
     only_if,
     sets,
+    size,
     whole,
     yes_no,
 )
@@ -25,6 +27,8 @@ AUTOMATIC = "auto"
 """Among the values, the names of those arguments that are auto."""
 OUTER_PRECISION = "mixed_precision"
 """Of the Accelerate configuration that names the file; a file alone has none."""
+LARGEST_POWER = 127
+"""Of two, in float32."""
 DERIVED = "follows from batch.items and batch.micro_items"
 SCHEDULES = "deepspeed.runtime.lr_schedules."
 OWN_PARAMS = ("lr", "betas", "eps", "weight_decay", "momentum")
@@ -38,7 +42,7 @@ def _micro_items(value: object, values: Values) -> Outcome:
     micro_items = ("batch.micro_items", whole(value))
     if TOTAL in values:
         return becomes(micro_items)
-    rounds = ("batch.accumulate", whole(values.get(ROUNDS, 1)))
+    rounds = ("batch.accumulate", size(values, ROUNDS))
     return becomes(("batch.items", None), micro_items, rounds, remark="batch.items follows from processes and rounds")
 
 
@@ -53,8 +57,7 @@ def _rounds(value: object, values: Values) -> Outcome:
 
 def _is_fp16(values: Values) -> bool:
     """Whether the file asks for fp16, or leaves that to the configuration around it, which does."""
-    around = str(values.get(OUTER_PRECISION)).upper() == "FP16"
-    return yes_no(values["fp16.enabled"]) if "fp16.enabled" in values else around
+    return is_on(values, "fp16.enabled", default=str(values.get(OUTER_PRECISION)).upper() == "FP16")
 
 
 def _scale(value: object, values: Values) -> Outcome:
@@ -64,7 +67,10 @@ def _scale(value: object, values: Values) -> Outcome:
 
 
 def _power(value: object, values: Values) -> Outcome:
-    return becomes(("precision.init_scale", 2.0 ** whole(value)))
+    power = whole(value)
+    if not 0 <= power <= LARGEST_POWER:
+        raise ValueError(f"must be from 0 to {LARGEST_POWER}.")
+    return becomes(("precision.init_scale", 2.0**power))
 
 
 FP16: dict[str, Rule] = {
@@ -94,7 +100,7 @@ BF16 |= {
 
 def _optimizer(value: object, values: Values) -> Outcome:
     """The optimizer by its name; DeepSpeed's Adam is AdamW unless adam_w_mode is off."""
-    plain = not yes_no(values.get("optimizer.params.adam_w_mode", True))
+    plain = not is_on(values, "optimizer.params.adam_w_mode", default=True)
     # DeepSpeed's default is no weight decay, torch's is 0.01.
     decays = "optimizer.params.torch_adam" in values or "optimizer.params.weight_decay" in {
         *values,
@@ -116,8 +122,13 @@ def _optimizer(value: object, values: Values) -> Outcome:
 
 
 def _params(name: str) -> Rule:
-    convert = (lambda value: [number(one) for one in value]) if name == "betas" else number
-    return sets(f"optimizer.{name}", convert)
+    return sets(f"optimizer.{name}", _two if name == "betas" else number)
+
+
+def _two(value: Any) -> list[float | int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("must be a list of two numbers.")
+    return [number(one) for one in value]
 
 
 def _scheduler(value: object, values: Values) -> Outcome:

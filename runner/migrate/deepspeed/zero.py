@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from runner.migrate.outcome import Outcome, Rule, Values, becomes
-from runner.migrate.rules import adds, missing, needless, only_if, sets, text, whole, yes_no
+from runner.migrate.rules import adds, missing, needless, only_if, sets, size, text, whole, yes_no
 
 __all__ = ["ZERO_OPTIMIZATION", "is_sharded", "stage"]
 
@@ -57,15 +57,9 @@ DEFAULT = "as by default where there is a GPU"
 
 
 def stage(values: Values) -> int:
-    """The ZeRO stage of a file, 0 if it gives none.
-
-    Raises:
-        ValueError: there is no such stage.
-    """
-    found = whole(values.get(ZERO + "stage", 0))
-    if found not in OPTIONS:
-        raise ValueError("must be 0, 1, 2 or 3.")
-    return found
+    """The ZeRO stage of a file; 0 if it gives none, or a wrong one, which its own rule tells."""
+    found = size(values, ZERO + "stage", default=0)
+    return found if found in OPTIONS else 0
 
 
 def is_sharded(values: Values) -> bool:
@@ -78,7 +72,10 @@ def _stage_in(*stages: int) -> Callable[[Values], bool]:
 
 
 def _strategy(value: object, values: Values) -> Outcome:
-    return becomes(("strategy", OPTIONS[stage(values)]))
+    found = whole(value)
+    if found not in OPTIONS:
+        raise ValueError("must be 0, 1, 2 or 3.")
+    return becomes(("strategy", OPTIONS[found]))
 
 
 def _offload(section: str) -> dict[str, Rule]:
