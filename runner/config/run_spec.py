@@ -80,6 +80,7 @@ class Eval:
     every_steps: int | None
     """Optimizer steps between evaluations; null = off."""
     at_start: bool = False
+    """Evaluate before the first step, if the data hook returns an evaluation set."""
     at_end: bool
     """Evaluate after the last step, if the data hook returns an evaluation set."""
     micro_items: int | None
