@@ -33,6 +33,7 @@ LAYERS = (
     {"engine"},
     {"worker"},
     {"launch", "compose"},
+    {"sharing"},
     {"cli", "__main__"},
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

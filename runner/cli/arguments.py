@@ -33,6 +33,8 @@ class TrainArguments:
     config_dirs: list[Path]
     hydra_flags: list[str]
     """Flags that make Hydra print something instead of running."""
+    trust: bool
+    """Accept a recipe that is not the person's own."""
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +98,7 @@ def train_arguments(found: argparse.Namespace) -> TrainArguments:
         multirun=found.multirun or "hydra.mode=MULTIRUN" in overrides,
         config_dirs=[_directory(path) for path in found.config_dir],
         hydra_flags=_hydra_flags(found),
+        trust=found.trust,
     )
 
 
@@ -125,13 +128,18 @@ def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, li
     Raises:
         SpecError: there is no such word, or a second one.
     """
-    bare = [word for word in words if "=" not in word and not word.startswith(("~", "+"))]
+    bare = [word for word in words if not _is_override(word)]
     if not bare:
         raise SpecError(Fault(key=first, message=f"must be given: {prog} {first}. See: {prog} --help"))
     if len(bare) > 1:
         rule = f"{bare[1]!r} is neither a flag nor an override (key=value), and {first} is already {bare[0]!r}."
         raise SpecError(Fault(key="command line", message=f"{rule} See: {prog} --help"))
     return bare[0], [word for word in words if word not in bare]
+
+
+def _is_override(word: str) -> bool:
+    key, equals, _ = word.partition("=")
+    return word.startswith(("~", "+")) or (bool(equals) and "://" not in key)  # an address may hold a = of its own
 
 
 def _directory(path: Path) -> Path:

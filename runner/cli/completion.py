@@ -8,7 +8,7 @@ import os
 
 from runner.cli.arguments import split_words
 from runner.cli.verb import load_verb, verb_names
-from runner.compose.recipe import Recipe, find, recipe_files, search_path, shipped_root
+from runner.compose.recipe import Recipe, find, needs_network, recipe_files, search_path, shipped_root
 from runner.errors import SpecError
 
 __all__ = ["main"]
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
             prog="runner",
             first="RECIPE",
         )
+        if needs_network(recipe):
+            return 0
         found = find(recipe)
     except SpecError:
         print(" ".join(recipe_files()))

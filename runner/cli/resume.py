@@ -48,7 +48,7 @@ def resume(found: argparse.Namespace) -> int:
     print(f"directory: {run_dir.path}", file=sys.stderr, flush=True)
     check_free(run_dir)
     path, stored = store.load_newest(run_dir)
-    require_trust(path, trust=found.trust)
+    require_trust(path, trust=found.trust, verb="resume")
     changed = apply_overrides(_without_stop(stored), overrides)
     _check_checkpoint(run_dir, found.resume_from)
     before = store.read(path, collected(changed.stored.config), keep=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import itertools
 import shutil
 import sys
@@ -11,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 from runner import terminal
+from runner.cli.approval import approve
 from runner.cli.arguments import TrainArguments, train_arguments
 from runner.compose.fork import composing
 from runner.compose.outline import Outline
@@ -21,7 +23,7 @@ from runner.config.run_dir import RunDir
 from runner.config.secret import Secret
 from runner.errors import SpecError
 
-__all__ = ["train"]
+__all__ = ["claim_directory", "train"]
 
 
 def train(found: argparse.Namespace) -> int:
@@ -42,17 +44,21 @@ def train(found: argparse.Namespace) -> int:
         from runner.cli.sweep import sweep
 
         return sweep(recipe, arguments, command=found.command)
+    approving = functools.partial(approve, trust=arguments.trust)
     with ExitStack() as cleanup:
-        with composing(recipe, arguments.overrides, config_dirs=arguments.config_dirs) as (composed, outline):
+        with composing(recipe, arguments.overrides, config_dirs=arguments.config_dirs, approve=approving) as (
+            composed,
+            outline,
+        ):
             _tell(str(outline))
             # Of several machines, one makes the directory, once they have met.
-            claimed = _claim(outline, cleanup) if outline.nodes == 1 else None
+            claimed = claim_directory(outline, cleanup) if outline.nodes == 1 else None
         from runner.cli import attempt  # not needed to say what the run is about to do
 
         spec = composed.read()
 
         def freeze(lock: attempt.Lock) -> Path:
-            run_dir = RunDir(claimed or _claim(outline, cleanup))
+            run_dir = RunDir(claimed or claim_directory(outline, cleanup))
             lock(run_dir)
             composed.write_hydra_dir(run_dir.path)
             path = attempt.begin(run_dir, composed.stored(), spec, command=found.command)
@@ -67,7 +73,7 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _claim(outline: Outline, cleanup: ExitStack) -> Path:
+def claim_directory(outline: Outline, cleanup: ExitStack) -> Path:
     """Make the run's directory and say where it is.
 
     Args:

@@ -19,8 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.compose.composed import Composed
 from runner.compose.config_files import check_files
 from runner.compose.faults import COMPOSITION_ERRORS, compose_with_faults
+from runner.compose.lock_file import LOCK, lock_of
 from runner.compose.origins import Origins, select
-from runner.compose.recipe import Recipe, search_path
+from runner.compose.recipe import LOCK_SUFFIX, Recipe, search_path
 from runner.compose.search_path import initialized_hydra
 from runner.compose.secrets import secret_overrides, with_secrets
 from runner.compose.target_override import apply_target_overrides
@@ -95,6 +96,11 @@ def from_hydra(
     hydra_node = cast("dict[str, Any]", OmegaConf.to_container(hydra, resolve=False, enum_to_str=True))
     raw = cast("dict[str, Any]", OmegaConf.to_container(job, resolve=False, enum_to_str=True))
     plain, unresolved = _to_plain(job)
+    lock = None
+    if LOCK in plain:
+        _check_lock_name(recipe)
+        lock = lock_of(plain.pop(LOCK), origin=str(recipe.path))
+        hydra_node["runtime"]["choices"] |= lock.choices
     origins = Origins(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
     return Composed(
         recipe=recipe,
@@ -105,7 +111,14 @@ def from_hydra(
         hydra=hydra_node,
         origins=origins,
         faults=tuple(replace(fault, message=shown_override(fault.message)) for fault in (*faults, *unresolved)),
+        lock=lock,
     )
+
+
+def _check_lock_name(recipe: Recipe) -> None:
+    if recipe.locks is None:
+        rule = f"the file is a lock file, whose name ends in {LOCK_SUFFIX}. Rename it; or delete the section."
+        raise SpecError(Fault(key=LOCK, message=rule, origin=str(recipe.path)))
 
 
 def _check_base(config: DictConfig, recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ for the composed declaration only: what is wrong with it, or what it is about to
 
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,7 +20,10 @@ from runner.compose.outline import Outline
 from runner.compose.recipe import Recipe
 from runner.world.fork import can_fork
 
-__all__ = ["Draft", "composing"]
+__all__ = ["Approve", "Draft", "composing"]
+
+Approve = Callable[[Composed], None]
+"""Raises unless what was composed may be imported."""
 
 WORKER = "runner.worker"
 """Imports torch; every run needs it."""
@@ -34,20 +37,25 @@ class Draft(NamedTuple):
 
 
 @contextmanager
-def composing(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> Iterator[Draft]:
+def composing(
+    recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), approve: Approve
+) -> Iterator[Draft]:
     """Compose in a forked process where forking is safe, otherwise in this one. The worker is imported at its end.
 
     The block must not import torch or hooks: a thread may be importing them.
+
+    Args:
+        approve: called before any part is imported; a function that can be pickled.
 
     Raises:
         SpecError: the declaration cannot be composed, or names, types or ranges in it are wrong.
     """
     if not can_fork():
-        yield _draft(recipe, overrides, config_dirs)
+        yield _draft(recipe, overrides, config_dirs, approve)
         import_module(WORKER)
         return
     with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_ignore_interrupts) as pool:
-        future = pool.submit(_draft, recipe, overrides, config_dirs)
+        future = pool.submit(_draft, recipe, overrides, config_dirs, approve)
         importing = Thread(target=_import_worker, name="runner-import", daemon=True)
         importing.start()
         draft = future.result()
@@ -55,10 +63,11 @@ def composing(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence
     importing.join()  # a process with a second thread cannot fork ranks
 
 
-def _draft(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Draft:
+def _draft(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path], approve: Approve) -> Draft:
     from runner.compose.compose import compose  # imports Hydra
 
     composed = compose(recipe, overrides, config_dirs=config_dirs)
+    approve(composed)
     return Draft(composed, composed.outline())
 
 

@@ -18,7 +18,7 @@ __all__ = [
     "below",
     "collected",
     "hidden",
-    "is_record",
+    "is_record_at",
     "is_visible",
     "key_names_a_secret",
     "marked",
@@ -105,7 +105,7 @@ def marked(config: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str,
 
 def _hides_something(value: Any) -> bool:
     if isinstance(value, str):
-        return value not in ("", "???") and not is_record(value)
+        return value not in ("", "???") and not _is_record(value)
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -118,8 +118,14 @@ def hidden(node: Any) -> Any:
     return [hidden(inner) for inner in node] if isinstance(node, list | tuple) else node
 
 
-def is_record(value: Any) -> bool:
-    """Whether a value is what a record holds in place of a secret."""
+def is_record_at(config: Any, key: str) -> bool:
+    """Whether a record stands at a dotted key, in place of a secret."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return _is_record(config)
+
+
+def _is_record(value: Any) -> bool:
     return isinstance(value, str) and RECORDED.fullmatch(value) is not None
 
 

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-i", "--info", metavar="WHAT", nargs="?", const="all", choices=INFO, help=info)
     add("-cd", "--config-dir", metavar="DIR", action="append", default=[], type=Path, help="search DIR for groups, too")
     add("-sc", "--shell-completion", metavar="install=SHELL", help="print what installs completion: bash | zsh | fish")
+    add("--trust", action="store_true", help="accept a recipe from a repository or from outside the working directory")
     add("--hydra-help", action="store_true", help="print Hydra's own help")
 
 
