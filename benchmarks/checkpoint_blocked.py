@@ -22,8 +22,8 @@ import torch
 from checkpoint_ranks import RANKS, clean, in_ranks, local, seconds
 from torch import Tensor
 
-from runner.compose.compose import compose
-from runner.compose.recipe import find
+from runner.composition.compose import compose
+from runner.composition.recipe import find
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.engine.session import Session, open_session

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from runner import log
-from runner.compose.compose import compose
-from runner.compose.recipe import find
+from runner.composition.compose import compose
+from runner.composition.recipe import find
 from runner.config.run_dir import RunDir
 from runner.data.order import permutation
 from runner.engine.loop import train

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from runner import log
-from runner.compose.compose import compose
-from runner.compose.recipe import find
+from runner.composition.compose import compose
+from runner.composition.recipe import find
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.data.order import Shuffled

@@ -1,6 +1,6 @@
 """What `train` asks of a composition before it imports anything that it names."""
 
-from runner.compose.composed import Composed
+from runner.composition.composed import Composed
 
 __all__ = ["approve"]
 

@@ -8,7 +8,7 @@ import os
 
 from runner.cli.arguments import split_words
 from runner.cli.verb import load_verb, verb_names
-from runner.compose.recipe import Recipe, find, needs_network, recipe_files, search_path, shipped_root
+from runner.composition.recipe import Recipe, find, needs_network, recipe_files, search_path, shipped_root
 from runner.errors import SpecError
 
 __all__ = ["main"]
@@ -45,6 +45,6 @@ def main(argv: list[str]) -> int:
 
 
 def _hydra(recipe: Recipe, request: list[str]) -> int:
-    from runner.compose.hydra_main import hydra_main  # completing a verb or a recipe needs no Hydra
+    from runner.composition.hydra_main import hydra_main  # completing a verb or a recipe needs no Hydra
 
     return hydra_main(recipe, ["--shell-completion", *request], directories=search_path(recipe))

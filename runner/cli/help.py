@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from runner.cli.verb import load_verb, summary_of, verb_names
-from runner.compose.recipe import options, shipped_root
+from runner.composition.recipe import options, shipped_root
 
 __all__ = ["OVERRIDES", "group_options", "overview"]
 

@@ -13,9 +13,9 @@ from runner.cli import attempt
 from runner.cli.arguments import run_words
 from runner.cli.train import claim_directory
 from runner.cli.trust import require_trust
-from runner.compose.origins import COMMAND_LINE, key_of
-from runner.compose.outline import Outline
-from runner.compose.overrides import Overridden, apply_overrides
+from runner.composition.origins import COMMAND_LINE, key_of
+from runner.composition.outline import Outline
+from runner.composition.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
 from runner.config.damage import Damaged, warn
 from runner.config.masking import is_record_at

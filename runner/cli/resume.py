@@ -11,7 +11,7 @@ from runner.cli import attempt
 from runner.cli.arguments import run_words
 from runner.cli.start import FROM_0, check_start
 from runner.cli.trust import require_trust
-from runner.compose.overrides import Overridden, apply_overrides
+from runner.composition.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
 from runner.config.masking import collected, hidden
 from runner.config.nearest import did_you_mean, listed

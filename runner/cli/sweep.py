@@ -29,12 +29,12 @@ from runner.cli import attempt
 from runner.cli.approval import approve
 from runner.cli.arguments import TrainArguments
 from runner.cli.results import report
-from runner.compose.compose import compose, from_hydra
-from runner.compose.composed import Composed
-from runner.compose.hydra_main import hydra_main, quoted
-from runner.compose.origins import COMMAND_LINE
-from runner.compose.recipe import Recipe, search_path
-from runner.compose.secrets import secret_overrides
+from runner.composition.compose import compose, from_hydra
+from runner.composition.composed import Composed
+from runner.composition.hydra_main import hydra_main, quoted
+from runner.composition.origins import COMMAND_LINE
+from runner.composition.recipe import Recipe, search_path
+from runner.composition.secrets import secret_overrides
 from runner.config.claim import claim, claim_named
 from runner.config.masking import collected
 from runner.config.run_dir import RunDir

@@ -14,9 +14,9 @@ from pathlib import Path
 from runner import terminal
 from runner.cli.approval import approve
 from runner.cli.arguments import TrainArguments, train_arguments
-from runner.compose.fork import composing
-from runner.compose.outline import Outline
-from runner.compose.recipe import Recipe, find, search_path
+from runner.composition.fork import composing
+from runner.composition.outline import Outline
+from runner.composition.recipe import Recipe, find, search_path
 from runner.config.claim import claim, claim_named
 from runner.config.masking import collected, shown_yaml
 from runner.config.run_dir import RunDir
@@ -107,9 +107,9 @@ def _remove(directory: Path, *, below: Path) -> None:
 
 def _show(recipe: Recipe, arguments: TrainArguments) -> int:
     """Print Hydra's own output. Faults are raised as in a run, except with --info, which is for finding them."""
-    from runner.compose.compose import compose
-    from runner.compose.hydra_main import hydra_main
-    from runner.compose.secrets import secret_overrides
+    from runner.composition.compose import compose
+    from runner.composition.hydra_main import hydra_main
+    from runner.composition.secrets import secret_overrides
 
     secrets: Mapping[str, Secret] = {}
     if "--cfg" in arguments.hydra_flags or "--info" in arguments.hydra_flags:

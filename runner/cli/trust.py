@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.compose.composed import Composed
-from runner.compose.recipe import import_roots, is_own
+from runner.composition.composed import Composed
+from runner.composition.recipe import import_roots, is_own
 from runner.config import store
 from runner.errors import Fault, SpecError
 from runner.sharing.contents import config_files, digests, recipe_modules

@@ -58,7 +58,7 @@ VISIBLE = {
 # fmt: on
 """The run's name, its recipe's version and the runner's own sections: numbers, choices, directories."""
 PLACEHOLDER = re.compile(r"\$\\?\{runner\.secret\\?:\d+\\?\}")
-"""What stands for a secret in an override; see compose/secrets.py. Hydra's sweeper puts backslashes into it."""
+"""What stands for a secret in an override; see composition/secrets.py. Hydra's sweeper puts backslashes into it."""
 SHORTEST = 6
 """Characters of a value below which it is not looked for in text: it would be found where it is not meant."""
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from runner.compose.composed import Composed
-from runner.compose.recipe import Recipe, import_roots, shipped_root
+from runner.composition.composed import Composed
+from runner.composition.recipe import Recipe, import_roots, shipped_root
 from runner.config.provenance import describe_environment
 from runner.errors import Fault, SpecError
 from runner.sharing.modules import Modules, modules_of, targets_in

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from runner import durable
-from runner.compose.compose import compose
-from runner.compose.composed import Composed
-from runner.compose.lock_file import FORMAT, LOCK, Lock
-from runner.compose.origins import COMMAND_LINE, key_of
-from runner.compose.overrides import escape_interpolations
-from runner.compose.recipe import LOCK_SUFFIX, Recipe, find, is_lock
-from runner.compose.yaml_file import FileFault, parse
+from runner.composition.compose import compose
+from runner.composition.composed import Composed
+from runner.composition.lock_file import FORMAT, LOCK, Lock
+from runner.composition.origins import COMMAND_LINE, key_of
+from runner.composition.overrides import escape_interpolations
+from runner.composition.recipe import LOCK_SUFFIX, Recipe, find, is_lock
+from runner.composition.yaml_file import FileFault, parse
 from runner.config.masking import hidden, is_record_at
 from runner.config.run_spec import RunSpec
 from runner.config.store import diff, dump_yaml

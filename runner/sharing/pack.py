@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 from runner import __version__
-from runner.compose.composed import Composed
-from runner.compose.recipe import SUFFIX, shipped_root
+from runner.composition.composed import Composed
+from runner.composition.recipe import SUFFIX, shipped_root
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.sharing.contents import recipe_modules

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from runner.compose.compose import compose
-from runner.compose.recipe import find
+from runner.composition.compose import compose
+from runner.composition.recipe import find
 
 
 @pytest.fixture

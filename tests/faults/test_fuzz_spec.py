@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from runner.cli.main import main
 from runner.cli.trust import remember, require_trust
-from runner.compose.compose import compose
-from runner.compose.recipe import Recipe
+from runner.composition.compose import compose
+from runner.composition.recipe import Recipe
 from runner.config import store
 from runner.config.masking import hidden
 from runner.errors import RunnerError

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from runner.cli.arguments import add_recipe, recipe_words
 from runner.cli.help import OVERRIDES
-from runner.compose.recipe import find, is_own
+from runner.composition.recipe import find, is_own
 
 if TYPE_CHECKING:
-    from runner.compose.composed import Composed
+    from runner.composition.composed import Composed
     from runner.config.run_spec import RunSpec
 
 USAGE = "RECIPE [OVERRIDE ...] [options]"
@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     Raises:
         SpecError: with every fault at once.
     """
-    from runner.compose.compose import compose
+    from runner.composition.compose import compose
 
     name, overrides = recipe_words(arguments, prog="runner check")
     recipe = find(name)

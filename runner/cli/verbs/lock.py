@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runner.cli.arguments import add_recipe, recipe_words
 from runner.cli.help import OVERRIDES
-from runner.compose.recipe import find, is_own
+from runner.composition.recipe import find, is_own
 
 USAGE = "RECIPE [OVERRIDE ...] [options]"
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Write the file and print where it is."""
-    from runner.compose.compose import compose
+    from runner.composition.compose import compose
     from runner.sharing.lock import lock_path, write_lock
 
     name, overrides = recipe_words(arguments, prog="runner lock")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.cli.arguments import add_recipe, recipe_words
 from runner.cli.recipe_header import first_comment
-from runner.compose.recipe import find, is_own
+from runner.composition.recipe import find, is_own
 from runner.errors import Fault, SpecError
 
 USAGE = "RECIPE [options]"
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Write the directory and print what is in it."""
-    from runner.compose.compose import compose
+    from runner.composition.compose import compose
     from runner.sharing.pack import pack_of, write_pack
 
     name, overrides = recipe_words(arguments, prog="runner pack")

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from runner.cli.recipe_header import first_comment
-from runner.compose.recipe import visible_recipes
+from runner.composition.recipe import visible_recipes
 
 USAGE = ""
 NO_VERSION = "-"
@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _version_and_header(path: Path) -> tuple[str, str]:
     if b"version" not in path.read_bytes():
         return NO_VERSION, first_comment(path)
-    from runner.compose.yaml_file import FileFault, parse  # YAML, only where there is a version to read
+    from runner.composition.yaml_file import FileFault, parse  # YAML, only where there is a version to read
 
     try:
         version = parse(path).get("version")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.compose.lock_file import Lock
-from runner.compose.origins import Origins
-from runner.compose.outline import Outline
-from runner.compose.recipe import Recipe, import_roots, own_roots
+from runner.composition.lock_file import Lock
+from runner.composition.origins import Origins
+from runner.composition.outline import Outline
+from runner.composition.recipe import Recipe, import_roots, own_roots
 from runner.config.masking import hidden, shown_override
 from runner.config.parts import imports_any
 from runner.config.read import GROUPS, Rule, read

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from runner.compose.compose import compose
-from runner.compose.recipe import find, shipped_root
+from runner.composition.compose import compose
+from runner.composition.recipe import find, shipped_root
 from runner.errors import SpecError
 
 

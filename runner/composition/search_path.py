@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from runner.compose.recipe import Recipe
+from runner.composition.recipe import Recipe
 
 __all__ = ["extended_search_path", "initialized_hydra"]
 

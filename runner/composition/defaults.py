@@ -8,8 +8,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from runner.compose.recipe import Recipe
-from runner.compose.search_path import initialized_hydra
+from runner.composition.recipe import Recipe
+from runner.composition.search_path import initialized_hydra
 
 __all__ = ["DefaultsEntry", "resolve_defaults"]
 

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.compose.aliases import find_aliased
-from runner.compose.origins import COMMAND_LINE
-from runner.compose.recipe import Recipe
+from runner.composition.aliases import find_aliased
+from runner.composition.origins import COMMAND_LINE
+from runner.composition.recipe import Recipe
 from runner.config.nearest import did_you_mean, listed
 from runner.config.read import GROUPS, MANY_GROUPS
 from runner.errors import Fault, SpecError

@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from runner.compose.git_cache import checkout
-from runner.compose.recipe import SUFFIX, Listed, Recipe
+from runner.composition.git_cache import checkout
+from runner.composition.recipe import SUFFIX, Listed, Recipe
 from runner.config.nearest import did_you_mean, listed
 from runner.errors import Fault, SpecError
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
-from runner.compose import addresses
+from runner.composition import addresses
 from runner.config.nearest import did_you_mean, listed
 from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
@@ -106,7 +106,7 @@ class Listed(NamedTuple):
 
 
 class AddressKind(Protocol):
-    """What a module of runner/compose/addresses/ has."""
+    """What a module of runner/composition/addresses/ has."""
 
     FORM: str
     """What such an address looks like, for messages."""
@@ -182,7 +182,7 @@ def _locked(lock: Recipe) -> Recipe:
     Raises:
         SpecError: the file is no lock file, or its recipe is one, or is not there, or not in the same tree.
     """
-    from runner.compose.lock_file import read_lock  # YAML, which a recipe's name does not need
+    from runner.composition.lock_file import read_lock  # YAML, which a recipe's name does not need
 
     named = read_lock(lock.path).recipe
     if SCHEME in named:

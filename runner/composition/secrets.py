@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from runner.compose.origins import COMMAND_LINE, key_of
+from runner.composition.origins import COMMAND_LINE, key_of
 from runner.config.masking import PLACEHOLDER, below, is_visible, key_names_a_secret, names_a_secret, secrets_inside
 from runner.config.secret import PART_OF, Secret
 from runner.errors import Fault, SpecError

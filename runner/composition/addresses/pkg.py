@@ -9,7 +9,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from runner.compose.recipe import SUFFIX, Listed, Recipe, recipes_in
+from runner.composition.recipe import SUFFIX, Listed, Recipe, recipes_in
 from runner.config.nearest import did_you_mean, listed
 from runner.errors import Fault, SpecError
 

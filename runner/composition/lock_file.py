@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from runner.compose.yaml_file import FileFault, parse
+from runner.composition.yaml_file import FileFault, parse
 from runner.config.nearest import listed
 from runner.errors import Fault, SpecError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.compose.recipe import Recipe, find, import_roots, options, recipe_files, search_path, shipped_root
+from runner.composition.recipe import Recipe, find, import_roots, options, recipe_files, search_path, shipped_root
 from runner.errors import SpecError
 
 

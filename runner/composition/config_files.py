@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.compose.recipe import SUFFIX, Recipe
-from runner.compose.yaml_file import FileFault, parse
+from runner.composition.recipe import SUFFIX, Recipe
+from runner.composition.yaml_file import FileFault, parse
 from runner.config.run_dir import RunDir
 from runner.config.store import frozen_recipe
 from runner.errors import Fault, SpecError

@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from runner.compose.compose import compose
-from runner.compose.composed import Composed
-from runner.compose.origins import COMMAND_LINE, key_of
-from runner.compose.recipe import Recipe
+from runner.composition.compose import compose
+from runner.composition.composed import Composed
+from runner.composition.origins import COMMAND_LINE, key_of
+from runner.composition.recipe import Recipe
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS, MANY_GROUPS
 from runner.config.store import Composition, StoredSpec, dump_yaml
@@ -87,7 +87,7 @@ def _choices(composed: Composed, groups: Sequence[str]) -> dict[str, Any]:
 
 
 def _apply_target_overrides(old: Mapping[str, Any], new: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Like compose/target_override.py: where `_target_` changed, keep only the values that are overridden with it."""
+    """Like composition/target_override.py: where `_target_` changed, keep only the values that are overridden with it."""
     config = {key: new[key] for key in dict.fromkeys((*old, *new)) if key in new}
     keys = [key_of(override) for override in overrides]
     for group in GROUPS:

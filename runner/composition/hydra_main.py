@@ -7,8 +7,8 @@ from typing import Any
 
 import hydra
 
-from runner.compose.recipe import Recipe
-from runner.compose.search_path import extended_search_path
+from runner.composition.recipe import Recipe
+from runner.composition.search_path import extended_search_path
 
 __all__ = ["hydra_main", "quoted"]
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runner.compose.recipe import Recipe
+from runner.composition.recipe import Recipe
 from runner.config.store import load_yaml
 
 __all__ = ["COMMAND_LINE", "ConfigFile", "Origins", "key_of", "select"]
@@ -93,7 +93,7 @@ class Origins:
     @cached_property
     def files(self) -> Sequence[ConfigFile]:
         """Every file of the composition that is found in the searched directories, in merge order."""
-        from runner.compose.defaults import resolve_defaults  # imports Hydra, which only a fault's origin needs
+        from runner.composition.defaults import resolve_defaults  # imports Hydra, which only a fault's origin needs
 
         entries = resolve_defaults(self.recipe, self.directories, self.overrides)
         paths = [(self.find(entry.option), entry) for entry in entries]

@@ -15,9 +15,9 @@ from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
-from runner.compose.composed import Composed
-from runner.compose.outline import Outline
-from runner.compose.recipe import Recipe
+from runner.composition.composed import Composed
+from runner.composition.outline import Outline
+from runner.composition.recipe import Recipe
 from runner.world.fork import can_fork
 
 __all__ = ["Approve", "Draft", "composing"]
@@ -64,7 +64,7 @@ def composing(
 
 
 def _draft(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path], approve: Approve) -> Draft:
-    from runner.compose.compose import compose  # imports Hydra
+    from runner.composition.compose import compose  # imports Hydra
 
     composed = compose(recipe, overrides, config_dirs=config_dirs)
     approve(composed)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.compose.origins import Origins, key_of
+from runner.composition.origins import Origins, key_of
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS, MANY_GROUPS
 from runner.config.store import load_yaml

@@ -16,15 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.compose.composed import Composed
-from runner.compose.config_files import check_files
-from runner.compose.faults import COMPOSITION_ERRORS, compose_with_faults
-from runner.compose.lock_file import LOCK, lock_of
-from runner.compose.origins import Origins, select
-from runner.compose.recipe import LOCK_SUFFIX, Recipe, search_path
-from runner.compose.search_path import initialized_hydra
-from runner.compose.secrets import secret_overrides, with_secrets
-from runner.compose.target_override import apply_target_overrides
+from runner.composition.composed import Composed
+from runner.composition.config_files import check_files
+from runner.composition.faults import COMPOSITION_ERRORS, compose_with_faults
+from runner.composition.lock_file import LOCK, lock_of
+from runner.composition.origins import Origins, select
+from runner.composition.recipe import LOCK_SUFFIX, Recipe, search_path
+from runner.composition.search_path import initialized_hydra
+from runner.composition.secrets import secret_overrides, with_secrets
+from runner.composition.target_override import apply_target_overrides
 from runner.config.masking import marked, shown_override
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS

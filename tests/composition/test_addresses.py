@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.compose import git_cache
-from runner.compose.addresses import git, pkg
-from runner.compose.compose import compose
-from runner.compose.recipe import find, import_roots, is_own, needs_network, search_path, visible_recipes
+from runner.composition import git_cache
+from runner.composition.addresses import git, pkg
+from runner.composition.compose import compose
+from runner.composition.recipe import find, import_roots, is_own, needs_network, search_path, visible_recipes
 from runner.errors import SpecError
 
 HOOKS = "def build_model(width=3): ...\ndef load_data(): ...\ndef loss(model, batch): ...\n"
