@@ -48,13 +48,16 @@ def compose(
         return compose_with_hydra(found, _checked(overrides), config_dirs=_paths(config_dirs)).read(rules=())
 
 
-def train(recipe: AnyPath, overrides: Sequence[str] = (), *, config_dirs: Sequence[AnyPath] = ()) -> RunRecord:
+def train(
+    recipe: AnyPath, overrides: Sequence[str] = (), *, config_dirs: Sequence[AnyPath] = (), trust: bool = False
+) -> RunRecord:
     """Train a recipe, as `runner train` does, and wait for its end. The run has processes of its own.
 
     Args:
         recipe: name of a recipe, or path of a .yaml file.
         overrides: in Hydra's grammar: ["run.steps=100", "hardware.processes=2", "strategy=ddp"].
         config_dirs: directories that are searched for groups after all others.
+        trust: accept a recipe that is not your own (--trust).
 
     Returns:
         The run, read back. It is queued if the launcher has submitted it to run elsewhere.
@@ -73,6 +76,7 @@ def train(recipe: AnyPath, overrides: Sequence[str] = (), *, config_dirs: Sequen
         recipe=find(os.fspath(recipe)),
         overrides=words,
         config_dirs=_paths(config_dirs),
+        trust=trust,
         command=["runner", "train", os.fspath(recipe), *words],
     )
     return RunRecord(directory)

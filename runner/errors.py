@@ -12,6 +12,7 @@ RunnerError (1)
 ├── RankError (10)         ranks disagree, or a process cannot be the rank that it should be
 ├── HangError (11)         a rank makes no progress while the others wait for it
 ├── DiskError (12)         a file of the run's directory cannot be written or read: the disk is full, or fails
+├── NotReproducedError (13)   a run that was trained again differs from the first
 ├── RunFailed (of cause)   a run that started and failed; 1 if the runner does not know the cause
 └── Interrupted (130)      a run that a person or a scheduler stopped
 """
@@ -116,6 +117,12 @@ class DiskError(RunnerError):
     """A file of the run's directory that cannot be written or read: a disk or quota that is full, a disk that fails."""
 
     exit_code = 12
+
+
+class NotReproducedError(RunnerError):
+    """A run that was trained again from its record, and differs from the first."""
+
+    exit_code = 13
 
 
 class Interrupted(RunnerError):

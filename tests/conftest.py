@@ -110,6 +110,7 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(path))
+        patch.setenv("XDG_CACHE_HOME", str(path / "cache"))
         yield path
 
 

@@ -7,15 +7,23 @@ from pathlib import Path
 import pytest
 
 from runner import errors
-from runner.errors import CAUSES, HookError, Interrupted, OutOfMemoryError, RunFailed, RunnerError
+from runner.errors import (
+    CAUSES,
+    HookError,
+    Interrupted,
+    NotReproducedError,
+    OutOfMemoryError,
+    RunFailed,
+    RunnerError,
+)
 
 CHECKOUT = Path(__file__).parent.parent
-CODES = {kind.__name__: kind.exit_code for kind in (*CAUSES, Interrupted)}
+CODES = {kind.__name__: kind.exit_code for kind in (*CAUSES, NotReproducedError, Interrupted)}
 
 
 def test_every_cause_has_an_exit_code_of_its_own() -> None:
     defined = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RunnerError)}
-    assert defined == {*CAUSES, RunnerError, RunFailed, Interrupted}
+    assert defined == {*CAUSES, RunnerError, RunFailed, NotReproducedError, Interrupted}
     assert len(set(CODES.values()) | {0, 1}) == len(CODES) + 2
 
 

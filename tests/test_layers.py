@@ -33,7 +33,7 @@ LAYERS = (
     {"engine"},
     {"worker"},
     {"launch", "composition", "migrate"},
-    {"schema"},
+    {"schema", "sharing"},
     {"runs"},
     {"cli", "api", "__main__"},
 )

@@ -46,7 +46,7 @@ def train_again(found: argparse.Namespace) -> int:
     changed = apply_overrides(_of_a_new_run(stored), overrides)
     draft = _read(changed, check=False)
     source = changed.stored.source
-    outline = Outline.of(draft, recipe=Path(source.recipe), choices=dict(source.choices))
+    outline = Outline.of(draft, recipe=source.recipe, choices=dict(source.choices))
     print(outline, file=sys.stderr, flush=True)
     with ExitStack() as cleanup:
         # Of several machines, one makes the directory, once they have met.

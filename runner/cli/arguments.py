@@ -38,6 +38,8 @@ class TrainArguments:
     config_dirs: list[Path]
     hydra_flags: list[str]
     """Flags that make Hydra print something instead of running."""
+    trust: bool
+    """Accept a recipe that is not the person's own."""
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +130,7 @@ def train_arguments(found: argparse.Namespace) -> TrainArguments:
         multirun=found.multirun or "hydra.mode=MULTIRUN" in overrides,
         config_dirs=[_directory(path) for path in found.config_dir],
         hydra_flags=_hydra_flags(found),
+        trust=found.trust,
     )
 
 
@@ -174,7 +177,12 @@ def split_words(words: Sequence[str], *, prog: str, first: str) -> tuple[str, li
 
 def bare_words(words: Sequence[str]) -> list[str]:
     """The words that are not overrides."""
-    return [word for word in words if "=" not in word and not word.startswith(("~", "+"))]
+    return [word for word in words if not _is_override(word)]
+
+
+def _is_override(word: str) -> bool:
+    key, equals, _ = word.partition("=")
+    return word.startswith(("~", "+")) or (bool(equals) and "://" not in key)  # an address may hold a = of its own
 
 
 def _directory(path: Path) -> Path:

@@ -8,7 +8,7 @@ import os
 
 from runner.cli.arguments import bare_words
 from runner.cli.verb import load_verb, verb_names
-from runner.composition.recipe import Recipe, find, recipe_files, search_path, shipped_root
+from runner.composition.recipe import Recipe, find, needs_network, recipe_files, search_path, shipped_root
 from runner.errors import SpecError
 
 __all__ = ["main"]
@@ -28,7 +28,10 @@ def main(argv: list[str]) -> int:
         return 0
     bare = bare_words([word for word in complete[2:] if not word.startswith("-")])  # the recipe, and perhaps a key
     try:
-        found = find(bare[0] if bare else "")
+        recipe = bare[0] if bare else ""
+        if needs_network(recipe):
+            return 0
+        found = find(recipe)
     except SpecError:
         print(" ".join(recipe_files()))
         return 0

@@ -29,6 +29,7 @@ from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.secret import is_reference
 from runner.errors import Fault, SpecError
+from runner.runs.approval import approve
 from runner.runs.interrupts import interrupted_by_signals
 from runner.runs.job import run_in_child
 
@@ -51,15 +52,18 @@ def sweep(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) -> i
     """
     fixed, swept = _split(arguments.overrides)
     base = compose(recipe, fixed, config_dirs=arguments.config_dirs)
+    _refuse_lock(recipe)
+    approve(base, trust=arguments.trust)
     _check_values(base, fixed, swept, arguments)
     _refuse_literal_secrets(base)
     directory = _claimed(base)
     directories = (*search_path(recipe), *arguments.config_dirs)
     task = functools.partial(
         _job,
-        recipe=str(recipe.path),
+        recipe=recipe,
         directories=[str(path) for path in directories],
         command=command,
+        trust=arguments.trust,
     )
     hydra_arguments = [
         "--multirun",
@@ -121,6 +125,12 @@ def _check_values(
         raise SpecError(*faults)
 
 
+def _refuse_lock(recipe: Recipe) -> None:
+    if recipe.locks is not None:
+        rule = f"a sweep (-m) varies values, and {recipe.path} is locked. Sweep its recipe: {recipe.locks.reference}"
+        raise SpecError(Fault(key="lock", message=rule))
+
+
 def _refuse_literal_secrets(base: Composed) -> None:
     """Hydra writes the composed configuration of a sweep, multirun.yaml, as it stands in the files."""
     faults = [
@@ -144,17 +154,18 @@ def _claimed(base: Composed) -> Path:
     return claim(Path.cwd() / "multirun" / base.name, key="sweep.dir")
 
 
-def _job(config: DictConfig, *, recipe: str, directories: list[str], command: list[str]) -> float:
+def _job(config: DictConfig, *, recipe: Recipe, directories: list[str], command: list[str], trust: bool) -> float:
     """One job, as Hydra's launcher calls it, perhaps in another process or on another machine."""
     hydra = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
     run_dir = RunDir(Path(hydra.runtime.output_dir))
     composed = from_hydra(
-        Recipe(Path(recipe)),
+        recipe,
         config,
         hydra,
         directories=[Path(path) for path in directories],
     )
     try:
+        approve(composed, trust=trust)
         spec = composed.read()
         _refuse_nodes(spec)
     except SpecError as wrong:

@@ -47,6 +47,7 @@ def train(found: argparse.Namespace) -> int:
         recipe,
         arguments.overrides,
         config_dirs=arguments.config_dirs,
+        trust=arguments.trust,
         command=found.command,
         at_end=print_directory,
     )

@@ -20,6 +20,7 @@ from runner.config.read import read
 from runner.config.run_dir import RunDir
 from runner.config.store import StoredSpec
 from runner.errors import Fault, SpecError
+from runner.runs.approval import approve
 from runner.runs.interrupts import interrupted_by_signals
 from runner.runs.job import run_in_child
 from runner.runs.new_run import claim_for
@@ -46,6 +47,7 @@ def try_out(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) ->
         raise SpecError(Fault(key=flag, message="does not go together with --try.", origin="the command line"))
     began = time.monotonic()
     whole = _composed(recipe, arguments, [])
+    approve(whole, trust=arguments.trust)
     outline = whole.outline()
     if outline.nodes > 1:
         rule = f"--try takes place on one machine, and this run has {outline.nodes}. Add launch=local."

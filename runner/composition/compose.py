@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.composition.composed import Composed
 from runner.composition.config_files import check_files
 from runner.composition.faults import COMPOSITION_ERRORS, compose_with_faults
+from runner.composition.lock_file import LOCK, lock_of
 from runner.composition.origins import Origins, select
 from runner.composition.other_options import leave_out_values_of_other_options
-from runner.composition.recipe import Recipe, search_path
+from runner.composition.recipe import LOCK_SUFFIX, Recipe, search_path
 from runner.composition.search_path import initialized_hydra
 from runner.composition.secrets import secret_overrides, with_secrets
 from runner.composition.target_override import apply_target_overrides
@@ -96,6 +97,11 @@ def from_hydra(
     hydra_node = cast("dict[str, Any]", OmegaConf.to_container(hydra, resolve=False, enum_to_str=True))
     raw = cast("dict[str, Any]", OmegaConf.to_container(job, resolve=False, enum_to_str=True))
     plain, unresolved = _to_plain(job)
+    lock = None
+    if LOCK in plain:
+        _check_lock_name(recipe)
+        lock = lock_of(plain.pop(LOCK), origin=str(recipe.path))
+        hydra_node["runtime"]["choices"] |= lock.choices
     origins = Origins(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
     choices = hydra_node["runtime"]["choices"]
     config = apply_target_overrides(with_secrets(plain, raw), choices, origins)
@@ -107,7 +113,14 @@ def from_hydra(
         hydra=hydra_node,
         origins=origins,
         faults=tuple(replace(fault, message=shown_override(fault.message)) for fault in (*faults, *unresolved)),
+        lock=lock,
     )
+
+
+def _check_lock_name(recipe: Recipe) -> None:
+    if recipe.locks is None:
+        rule = f"the file is a lock file, whose name ends in {LOCK_SUFFIX}. Rename it; or delete the section."
+        raise SpecError(Fault(key=LOCK, message=rule, origin=str(recipe.path)))
 
 
 def _check_base(config: DictConfig, recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.composition.lock_file import Lock
 from runner.composition.origins import Origins
 from runner.composition.other_options import LeftOut
 from runner.composition.outline import Outline
@@ -34,6 +35,8 @@ class Composed:
     """What files set for options that were replaced."""
     faults: tuple[Fault, ...] = ()
     """One for each override that could not be applied; `config` is the result of applying the others."""
+    lock: Lock | None = None
+    """What the recipe is locked to, if it is a lock file."""
 
     @property
     def name(self) -> str:
@@ -52,7 +55,7 @@ class Composed:
         Raises:
             SpecError: holds every fault found while composing and converting.
         """
-        return Outline.of(self._read((), check=False), recipe=self.recipe.path, choices=self.choices)
+        return Outline.of(self._read((), check=False), recipe=self.recipe.reference, choices=self.choices)
 
     def read(self, *, rules: Sequence[Rule] = (model_faults,)) -> RunSpec:
         """Convert to typed parts and check them.
@@ -101,7 +104,7 @@ class Composed:
             config=self.config,
             import_roots=import_roots(self.recipe),
             source=Composition(
-                recipe=str(self.recipe.path),
+                recipe=self.recipe.reference,
                 overrides=self.shown_overrides,
                 choices=self.choices,
                 search_path=[str(path) for path in (self.recipe.directory, *self.origins.directories)],

@@ -6,7 +6,7 @@ for the composed declaration only: what is wrong with it, or what it is about to
 
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,7 +22,10 @@ from runner.composition.recipe import Recipe
 from runner.errors import RunnerError
 from runner.world.fork import can_fork
 
-__all__ = ["Draft", "composing"]
+__all__ = ["Approve", "Draft", "composing"]
+
+Approve = Callable[[Composed], None]
+"""Raises unless what was composed may be imported."""
 
 WORKER = "runner.worker"
 """Imports torch; every run needs it."""
@@ -36,21 +39,26 @@ class Draft(NamedTuple):
 
 
 @contextmanager
-def composing(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> Iterator[Draft]:
+def composing(
+    recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), approve: Approve
+) -> Iterator[Draft]:
     """Compose in a forked process where forking is safe, otherwise in this one. The worker is imported at its end.
 
     The block must not import torch or hooks: a thread may be importing them.
+
+    Args:
+        approve: called before any part is imported; a function that can be pickled.
 
     Raises:
         SpecError: the declaration cannot be composed, or names, types or ranges in it are wrong.
         RunnerError: the forked process ended before it had composed anything.
     """
     if not can_fork():
-        yield _draft(recipe, overrides, config_dirs)
+        yield _draft(recipe, overrides, config_dirs, approve)
         import_module(WORKER)
         return
     with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_ignore_interrupts) as pool:
-        future = pool.submit(_draft, recipe, overrides, config_dirs)
+        future = pool.submit(_draft, recipe, overrides, config_dirs, approve)
         importing = Thread(target=_import_worker, name="runner-import", daemon=True)
         importing.start()
         draft = _result(future)
@@ -67,10 +75,11 @@ def _result(future: "Future[Draft]") -> Draft:
         raise RunnerError(f"{what}. {rule}") from None
 
 
-def _draft(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Draft:
+def _draft(recipe: Recipe, overrides: Sequence[str], config_dirs: Sequence[Path], approve: Approve) -> Draft:
     from runner.composition.compose import compose  # imports Hydra
 
     composed = compose(recipe, overrides, config_dirs=config_dirs)
+    approve(composed)
     return Draft(composed, composed.outline())
 
 

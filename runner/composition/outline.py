@@ -1,7 +1,6 @@
 """What a run is about to do, as far as its declaration says before hooks are imported."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from runner.config.run_spec import RunSpec
@@ -14,7 +13,8 @@ class Outline:
     """The parts of a declaration that a person wants to see at once, in plain values."""
 
     name: str
-    recipe: Path
+    recipe: str
+    """Its address, or its file."""
     steps: int
     items: int
     """Of one step."""
@@ -27,7 +27,7 @@ class Outline:
     """What the declaration names as the run's directory."""
 
     @classmethod
-    def of(cls, spec: RunSpec, *, recipe: Path, choices: dict[str, Any]) -> "Outline":
+    def of(cls, spec: RunSpec, *, recipe: str, choices: dict[str, Any]) -> "Outline":
         """The outline of a declaration."""
         return cls(
             name=spec.name,

@@ -15,7 +15,7 @@ from runner.config.read import GROUPS, MANY_GROUPS
 from runner.config.store import Composition, StoredSpec, dump_yaml
 from runner.errors import Fault
 
-__all__ = ["Overridden", "apply_overrides"]
+__all__ = ["Overridden", "apply_overrides", "escape_interpolations"]
 
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 
@@ -50,7 +50,7 @@ def apply_overrides(stored: StoredSpec, overrides: Sequence[str]) -> Overridden:
     # Hydra composes from files only, so the stored configuration becomes a temporary one.
     with TemporaryDirectory() as directory:
         recipe = Recipe(Path(directory) / "stored.yaml")
-        recipe.path.write_text(dump_yaml({"defaults": defaults, **_escape_interpolations(config)}))
+        recipe.path.write_text(dump_yaml({"defaults": defaults, **escape_interpolations(config)}))
         composed = compose(
             recipe,
             overrides,
@@ -72,12 +72,12 @@ def apply_overrides(stored: StoredSpec, overrides: Sequence[str]) -> Overridden:
     )
 
 
-def _escape_interpolations(node: Any) -> Any:
+def escape_interpolations(node: Any) -> Any:
     """Escape every `${`: stored values are resolved already, so Hydra must take what remains literally."""
     if isinstance(node, Mapping):
-        return {key: _escape_interpolations(value) for key, value in node.items()}
+        return {key: escape_interpolations(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_escape_interpolations(value) for value in node]
+        return [escape_interpolations(value) for value in node]
     return INTERPOLATION.sub(r"\1\1\\${", node) if isinstance(node, str) else node
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "below",
     "collected",
     "hidden",
+    "is_record_at",
     "is_visible",
     "key_names_a_secret",
     "marked",
@@ -51,11 +52,11 @@ PLACES = {"dir", "directory", "env", "file", "name", "path"}
 """Last words of keys that say where a secret is, and not what it is."""
 # fmt: off
 VISIBLE = {
-    "name", "batch", "run", "loader", "clip", "eval", "log", "guard", "blocks", "activation_checkpointing", "compile",
-    "sweep",
+    "name", "version", "batch", "run", "loader", "clip", "eval", "log", "guard", "blocks", "activation_checkpointing",
+    "compile", "sweep",
 }
 # fmt: on
-"""The run's name and the runner's own sections: numbers, choices and directories, by which a run is known."""
+"""The run's name, its recipe's version and the runner's own sections: numbers, choices, directories."""
 PLACEHOLDER = re.compile(r"\$\\?\{runner\.secret\\?:\d+\\?\}")
 """What stands for a secret in an override; see composition/secrets.py. Hydra's sweeper puts backslashes into it."""
 SHORTEST = 6
@@ -104,7 +105,7 @@ def marked(config: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str,
 
 def _hides_something(value: Any) -> bool:
     if isinstance(value, str):
-        return value not in ("", "???") and RECORDED.fullmatch(value) is None
+        return value not in ("", "???") and not _is_record(value)
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -115,6 +116,17 @@ def hidden(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {name: hidden(inner) for name, inner in node.items()}
     return [hidden(inner) for inner in node] if isinstance(node, list | tuple) else node
+
+
+def is_record_at(config: Any, key: str) -> bool:
+    """Whether a record stands at a dotted key, in place of a secret."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return _is_record(config)
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, str) and RECORDED.fullmatch(value) is not None
 
 
 def collected(node: Any, key: str = "") -> dict[str, Secret]:

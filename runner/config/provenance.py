@@ -19,7 +19,17 @@ from runner.config.damage import Damaged, list_of_objects, read_json, set_aside,
 from runner.config.imports import NotFound, locate
 from runner.config.run_spec import RunSpec
 
-__all__ = ["committed", "describe", "describe_code", "hook_hashes", "note", "note_commit", "read", "record"]
+__all__ = [
+    "committed",
+    "describe",
+    "describe_code",
+    "describe_environment",
+    "hook_hashes",
+    "note",
+    "note_commit",
+    "read",
+    "record",
+]
 
 COMMITTED = "committed"
 """The key in an attempt's entry whose value is the step of one checkpoint that the run has committed by then."""
@@ -42,20 +52,25 @@ def describe(spec: RunSpec, *, command: list[str]) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
         "directory": os.getcwd(),
-        "python": _python(),
+        **describe_environment(),
         "executable": sys.executable,
         "platform": platform.platform(),
         "host": platform.node(),
-        "versions": _versions(),
         "git": _git(),
         "hooks": hook_hashes(spec),
+        "recipe_version": spec.version,
     }
 
 
 def describe_code(spec: RunSpec) -> dict[str, Any]:
     """What must be equal on all machines of a run."""
     hooks = {Path(file).name: digest for file, digest in hook_hashes(spec).items()}
-    return {"python": _python(), "versions": _versions(), "hooks": hooks}
+    return {**describe_environment(), "hooks": hooks}
+
+
+def describe_environment() -> dict[str, Any]:
+    """The versions of Python and of the libraries on which results depend."""
+    return {"python": _python(), "versions": _versions()}
 
 
 def record(path: Path, attempt: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "sweep": Sweep,
 }
 HOOKS = tuple(hooks.POSITIONAL)
-KNOWN = ("name", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
+KNOWN = ("name", "version", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
 UNCHECKED = "The hooks, and the rules between parts, are checked once this is right."
 """The note of an error about names, types and ranges."""
 
@@ -172,10 +172,19 @@ def _read_names(reading: _Reading) -> None:
         str(name) if good else None,
         [] if good else [Fault(key="name", message=f"{shown(name)}: {rule}")],
     )
+    _read_version(reading)
     for key in map(str, reading.config):
         if key not in KNOWN:
             rule = f"there is no such section.{did_you_mean(key, KNOWN)} There are: {listed(KNOWN)}."
             reading.faults.append(Fault(key=key, message=rule))
+
+
+def _read_version(reading: _Reading) -> None:
+    version = reading.config.get("version")
+    good = version is None or (isinstance(version, str | int) and not isinstance(version, bool))
+    rule = f"{shown(version)} must be text: quote it, since YAML reads 1.10 as the number 1.1. version: '1.10'"
+    reading.built["version"] = None if version is None else str(version)
+    reading.faults += [] if good else [Fault(key="version", message=rule)]
 
 
 def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:

@@ -187,6 +187,8 @@ class RunSpec:
     """The declaration of a whole run, typed and checked."""
 
     name: str
+    version: str | None = None
+    """Of the recipe, as its author counts."""
     model: Hook
     data: Hook
     loss: Hook

@@ -24,11 +24,10 @@ from torch import Tensor
 from runner.durable import sync_directory, write_new
 from runner.errors import CheckpointError
 from runner.storage.decode import OtherFormatError, decode_metadata
-from runner.storage.files import open_regular
 from runner.storage.format import SAFETENSORS_TYPES, TensorMetadata
 from runner.storage.integrity import verify_sizes
 from runner.storage.memory import DTYPES, dtype_name, view_bytes
-from runner.storage.payload import read_verified
+from runner.storage.tensors import read_tensor
 
 __all__ = ["FLOATS", "export_weights", "fresh_directory", "model_tensors"]
 
@@ -160,25 +159,10 @@ def _header(tensors: Mapping[str, TensorMetadata]) -> bytes:
 
 
 def _read(checkpoint: Path, one: TensorMetadata) -> Tensor:
-    """Assemble a whole tensor from its verified chunks."""
-    whole = torch.empty(one.shape, dtype=DTYPES[one.dtype])
-    assert sum(math.prod(chunk.shape) for chunk in one.chunks) == whole.numel(), one
-    for chunk in one.chunks:
-        box = whole
-        for dim, (offset, length) in enumerate(zip(chunk.offset, chunk.shape, strict=True)):
-            box = box.narrow(dim, offset, length)
-        path = checkpoint / chunk.file
-        room = box if box.is_contiguous() else torch.empty_like(box, memory_format=torch.contiguous_format)
-        try:
-            with open_regular(path) as file:
-                read_verified(file, path, chunk, view_bytes(room))
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}. {OTHER_STEP}") from error
-        except CheckpointError as error:
-            raise CheckpointError(f"{error} {OTHER_STEP}") from error
-        if room is not box:
-            box.copy_(room)
-    return whole
+    try:
+        return read_tensor(checkpoint, one)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {OTHER_STEP}") from error
 
 
 def _pieces(name: str, tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:

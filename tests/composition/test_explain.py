@@ -44,7 +44,7 @@ def test_a_value_has_its_type_its_range_and_its_meaning(project: Path) -> None:
     assert (lr.value, lr.known.type, lr.known.rule) == (0.05, "a number", "must not be negative")
     assert lr.known.meaning == "Base learning rate, which the schedule multiplies by a factor."
     steps = one("run.steps")
-    assert (steps.known.type, steps.known.rule) == ("a whole number or text", "at least 1")
+    assert (steps.known.type, steps.known.rule) == ("a whole number", "at least 1")
     assert one("clip.norm").known.rule == "above 0"
     assert one("checkpoint.keep_last").known.rule == "must be at least 1, or null to keep all"
     assert list(one("guard.non_finite").known.choices) == ["stop", "skip", "ignore"]

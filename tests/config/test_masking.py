@@ -40,7 +40,7 @@ def test_a_key_of_the_field_does_not(name: str) -> None:
 
 
 def test_sections_of_the_runner_hold_no_secrets() -> None:
-    assert {"name", *SECTIONS} == VISIBLE
+    assert {"name", "version", *SECTIONS} == VISIBLE
     assert is_visible("run.seed")
     assert is_visible("model.inner._target_")
     assert not is_visible("model.run")

@@ -40,6 +40,10 @@ def main(arguments: argparse.Namespace) -> int:
     name, overrides = recipe_words(arguments, prog="runner check")
     recipe = find(name)
     composed = compose(recipe, overrides)
+    if composed.lock is not None:
+        from runner.sharing.lock import check_lock
+
+        check_lock(composed)
     if arguments.build:
         lines = [*_summary(composed.read(), composed), *_plan(composed.read(rules=()))]
     elif arguments.imports or is_own(recipe):
@@ -62,7 +66,7 @@ def _summary(spec: "RunSpec", composed: "Composed") -> list[str]:
     if batch.auto:
         cut = f"as many micro_items as fit, at most {batch.micro_items} × {ranks}"
     return [
-        f"{spec.name}: {spec.run.steps} steps from seed {spec.run.seed}",
+        *_title(spec, composed),
         f"  batch        {batch.items} items = {cut} data ranks ({world_size} processes)",
         *(f"  {key:<12} {hook.target}" for key, hook in hooks),
         *(f"  {group:<12} {choices.get(group)}" for group in GROUPS),
@@ -70,6 +74,18 @@ def _summary(spec: "RunSpec", composed: "Composed") -> list[str]:
         f"  metric       {', '.join(spec.metric) or 'none'}",
         f"  callback     {', '.join(spec.callback) or 'none'}",
     ]
+
+
+def _title(spec: "RunSpec", composed: "Composed") -> Iterator[str]:
+    """What it is, and which one."""
+    recipe = composed.recipe
+    yield f"{spec.name}: {spec.run.steps} steps from seed {spec.run.seed}"
+    if spec.version is not None:
+        yield f"  version      {spec.version}"
+    if recipe.origin:
+        yield f"  recipe       {recipe.reference} ({recipe.origin})"
+    if recipe.locks is not None:
+        yield f"  locked from  {recipe.locks.reference}, from which nothing differs"
 
 
 def _not_built(spec: "RunSpec") -> Iterator[str]:
@@ -97,7 +113,7 @@ def _known(composed: "Composed") -> Iterator[str]:
     from runner.config.read import GROUPS
 
     spec = composed.read_without_imports()
-    yield f"{spec.name}: {spec.run.steps} steps from seed {spec.run.seed}"
+    yield from _title(spec, composed)
     yield from (
         f"  {key:<12} {hook.target!r}"
         for key, hook in (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
@@ -106,5 +122,6 @@ def _known(composed: "Composed") -> Iterator[str]:
 
 
 def _not_imported(composed: "Composed") -> Iterator[str]:
-    rule = "is outside the working directory, so only the runner's own parts of it were imported and checked"
-    yield f"  not checked  {composed.recipe.path} {rule}. To import the others: --imports"
+    rule = "is from a repository" if composed.recipe.source.revision else "is outside the working directory"
+    rule += ", so only the runner's own parts of it were imported and checked"
+    yield f"  not checked  {composed.recipe.reference} {rule}. To import the others: --imports"

@@ -1,16 +1,18 @@
 """List the recipes that can be given by name.
 
-These are the files in recipes/ of the working directory, and those that come with the runner.
+These are the files in recipes/ of the working directory, those that come with the runner, and those of installed
+packages that announce them. A line has the name, the recipe's own version, where it comes from, and the first line of
+its header.
 """
 
 import argparse
 from pathlib import Path
 
-from runner.composition.recipe import recipe_files
+from runner.cli.recipe_header import first_comment
+from runner.composition.recipe import visible_recipes
 
 USAGE = ""
-FOR_PROGRAMS = ("# @package", "# yaml-language-server:")
-"""Comments that Hydra and editors read."""
+NO_VERSION = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,17 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the name and the first comment line of every recipe."""
-    files = recipe_files()
-    width = max((len(name) for name in files), default=0)
-    for name, path in files.items():
-        print(f"{name:<{width}}  {_first_comment(path)}".rstrip())
-    if not files:
+    """Print a line for every recipe."""
+    lines = [(one.name, *_version_and_header(one.path), one.origin) for one in visible_recipes()]
+    widths = [max((len(line[column]) for line in lines), default=0) for column in (0, 1, 3)]
+    for name, version, header, origin in lines:
+        print(f"{name:<{widths[0]}}  {version:<{widths[1]}}  {origin:<{widths[2]}}  {header}".rstrip())
+    if not lines:
         print(f"There are no recipes in {Path.cwd() / 'recipes'}.")
     return 0
 
 
-def _first_comment(path: Path) -> str:
-    lines = (line.strip() for line in path.read_text().splitlines())
-    comments = (line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith(FOR_PROGRAMS))
-    return next((comment for comment in comments if comment), "")
+def _version_and_header(path: Path) -> tuple[str, str]:
+    if b"version" not in path.read_bytes():
+        return NO_VERSION, first_comment(path)
+    from runner.composition.yaml_file import FileFault, parse  # YAML, only where there is a version to read
+
+    try:
+        version = parse(path).content.get("version")
+    except FileFault as wrong:
+        return NO_VERSION, f"cannot be read: {wrong}"
+    return NO_VERSION if version is None else str(version), first_comment(path)

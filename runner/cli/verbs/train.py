@@ -31,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-sc", "--shell-completion", metavar="install=SHELL", help="print what installs completion: bash | zsh | fish")
     run = "train a new run with the declaration of the run in DIR, and overrides; without a recipe"
     add("--from", metavar="DIR", dest="record", type=Path, help=run)
-    add("--trust", action="store_true", help="with --from: accept a run that did not begin on this account")
+    add(
+        "--trust",
+        action="store_true",
+        help="accept a recipe from a repository or from outside the working directory, or a stranger's run",
+    )
     trial = "go the whole way in a few steps: train, evaluate, save, resume; then remove what that made"
     add("--try", dest="try_out", action="store_true", help=trial)
     add("--hydra-help", action="store_true", help="print Hydra's own help")

@@ -1,0 +1,40 @@
+"""Write a lock file: every value of a recipe, and digests and versions of what it came from.
+
+The file stands beside the recipe as NAME.lock.yaml. `runner train NAME.lock.yaml` trains exactly these values, and
+refuses where a file, a module, a version or the platform differs. Secrets are not written: they are taken from the
+environment again. The last line on stdout is the file.
+"""
+
+import argparse
+from pathlib import Path
+
+from runner.cli.arguments import add_recipe, recipe_words
+from runner.cli.help import OVERRIDES
+from runner.composition.recipe import find, is_own
+
+USAGE = "RECIPE [OVERRIDE ...] [options]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe, its overrides, and the file."""
+    parser.epilog = OVERRIDES
+    add_recipe(parser)
+    output = "write this file instead of NAME.lock.yaml beside the recipe; its name ends in .lock.yaml"
+    parser.add_argument("--output", metavar="FILE", type=Path, help=output)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Write the file and print where it is."""
+    from runner.composition.compose import compose
+    from runner.sharing.lock import lock_path, write_lock
+
+    name, overrides = recipe_words(arguments, prog="runner lock")
+    recipe = find(name)
+    path = lock_path(recipe, arguments.output)
+    composed = compose(recipe, overrides)
+    spec = composed.read(rules=()) if is_own(recipe) else composed.read_without_imports()
+    lock = write_lock(path, composed, spec)
+    counted = f"{len(lock.files)} config files, {len(lock.modules)} modules, {len(lock.packages)} versions"
+    print(f"{counted}, {lock.platform}")
+    print(path)
+    return 0
