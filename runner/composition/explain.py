@@ -42,7 +42,10 @@ class Known:
 
 
 TARGETS = Known(type="the dotted path of a function or class")
-NAME = Known(type="text without a slash", meaning="Name of the run, and part of the name of its directory.")
+OF_THE_RUN = {
+    "name": Known(type="text without a slash", meaning="Name of the run, and part of the name of its directory."),
+    "version": Known(type="text or null", meaning="Version of the recipe, recorded with each run."),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +141,8 @@ class _Explaining:
 
     def _known(self, name: str) -> dict[str, Known]:
         """What is known of the keys in one section."""
-        if name == "name":
-            return {name: NAME}
+        if name in OF_THE_RUN:
+            return {name: OF_THE_RUN[name]}
         if name in SECTIONS:
             found = [(f"{name}.{key.name}", key) for key in keys_of(SECTIONS[name])]
             return {dotted: Known.of(key, rule=range_of(dotted)) for dotted, key in found}

@@ -16,6 +16,10 @@ NAME: Schema = {
     "pattern": rf"^[^/]+$|{STANDS_FOR_A_VALUE}",
     "patternErrorMessage": "must be text without a slash",
 }
+VERSION: Schema = {
+    "description": "Version of the recipe, recorded with each run. Quote it: YAML reads 1.10 as the number 1.1.",
+    "type": ["string", "integer", "null"],
+}
 
 
 def recipe_schema(project: Project) -> Schema:
@@ -23,6 +27,7 @@ def recipe_schema(project: Project) -> Schema:
     properties = {
         "defaults": defaults_schema(project.choices, project.groups),
         "name": NAME,
+        "version": VERSION,
         **{section: section_node(section, project) for section in (*HOOKS, *SECTIONS)},
         **{group: mapping({}, closed=False, description=_described(group, project)) for group in GROUPS},
         **{group: _many(group, project) for group in MANY_GROUPS},

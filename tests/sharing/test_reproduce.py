@@ -93,7 +93,7 @@ def test_attempts_that_were_declared_otherwise_are_told(runner: Runner, trained:
 def test_what_cannot_be_reproduced_says_why(runner: Runner, trained: Path, tmp_path: Path) -> None:
     other = {"XDG_STATE_HOME": str(tmp_path / "other")}
     said = runner("reproduce", str(trained), env=other, code=2).stderr
-    assert "Reproducing runs the code that it names" in said
+    assert "`runner reproduce` runs the code that it names" in said
     assert f"accept the run, once: runner reproduce {trained} --trust" in said
     said = runner("reproduce", str(trained), "optimizer.lr=1", code=2).stderr
     assert "optimizer.lr: is part of the record: only secrets, which it does not hold, can be given." in said
