@@ -85,7 +85,7 @@ def group_faults(group: str, part: Any) -> Iterator[Fault]:
 def clip_faults(clip: Clip) -> Iterator[Fault]:
     """A fault for each limit that no gradient can satisfy."""
     for key in POSITIVE:
-        value = vars(clip)[key.rpartition(".")[2]]
+        value = getattr(clip, key.rpartition(".")[2])  # of one that could not be built, this ends the rule
         if value is not None and not value > 0:
             yield Fault(
                 key=key,
