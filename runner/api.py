@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from runner.cli.arguments import existing_run, refuse_directories
+from runner.cli.arguments import existing_directory, existing_run, refuse_directories
 from runner.composition.recipe import find, is_own
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
@@ -152,7 +152,7 @@ def _checked(overrides: Sequence[str]) -> list[str]:
 
 
 def _paths(directories: Sequence[AnyPath]) -> list[Path]:
-    return [Path(path).resolve() for path in directories]
+    return [existing_directory(Path(path)) for path in directories]
 
 
 @contextmanager

@@ -104,6 +104,12 @@ def test_what_cannot_be_an_override_is_told(overrides: Any, words: str) -> None:
             call("digits", overrides)
 
 
+def test_a_directory_of_groups_must_be_there(tmp_path: Path) -> None:
+    for call in (compose, train):
+        with pytest.raises(SpecError, match="nowhere is not a directory"):
+            call("digits", config_dirs=[tmp_path / "nowhere"])
+
+
 def test_what_is_not_a_run_is_told(tmp_path: Path) -> None:
     for call in (load_run, resume):
         with pytest.raises(SpecError, match="is not a run's directory"):

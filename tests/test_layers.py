@@ -34,7 +34,8 @@ LAYERS = (
     {"worker"},
     {"launch", "composition", "migrate"},
     {"schema", "sharing"},
-    {"runs"},
+    {"runs", "machine", "new_project"},
+    {"selftest"},
     {"cli", "api", "__main__"},
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

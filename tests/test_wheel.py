@@ -54,6 +54,14 @@ def test_an_installed_wheel_trains_in_an_empty_directory(tmp_path: Path) -> None
     assert run_dir.is_relative_to(empty)
     assert '"state": "done"' in (run_dir / "status.json").read_text()
 
+    assert "wrote new/recipes/new.yaml" in run(command, "init", "new", "--yes", cwd=empty)
+    assert run(command, "check", "new", cwd=empty / "new").endswith("nothing is wrong\n")
+    program = (
+        "import runner; print(runner.load_run(__import__('sys').argv[1]).outcome, runner.compose('new').run.steps)"
+    )
+    assert run(str(python), "-c", program, str(run_dir), cwd=empty / "new") == "Outcome.DONE 200\n"
+    assert '"missing"' not in run(command, "env", "--json", cwd=empty)
+
     (empty / "recipes").mkdir()
     (empty / "recipes" / "mine.yaml").write_text("# Mine.\ndefaults: [digits, _self_]\nname: mine\nmodel: {width: 8}\n")
     (empty / "user_hooks").mkdir()

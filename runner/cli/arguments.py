@@ -14,6 +14,7 @@ __all__ = [
     "add_recipe",
     "add_run",
     "bare_words",
+    "existing_directory",
     "existing_run",
     "key_words",
     "override_words",
@@ -128,7 +129,7 @@ def train_arguments(found: argparse.Namespace) -> TrainArguments:
         recipe=recipe,
         overrides=overrides,
         multirun=found.multirun or "hydra.mode=MULTIRUN" in overrides,
-        config_dirs=[_directory(path) for path in found.config_dir],
+        config_dirs=[existing_directory(path) for path in found.config_dir],
         hydra_flags=_hydra_flags(found),
         trust=found.trust,
     )
@@ -185,7 +186,12 @@ def _is_override(word: str) -> bool:
     return word.startswith(("~", "+")) or (bool(equals) and "://" not in key)  # an address may hold a = of its own
 
 
-def _directory(path: Path) -> Path:
+def existing_directory(path: Path) -> Path:
+    """A directory of config groups, as an absolute path.
+
+    Raises:
+        SpecError: it is not one.
+    """
     if not is_directory(path):
         raise SpecError(Fault(key="--config-dir", message=f"{path} is not a directory."))
     return path.resolve()

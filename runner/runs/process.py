@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,13 +46,12 @@ def launch(function: Callable[..., None], /, **arguments: Any) -> Path:
         RunFailed: the process ended in another way; stderr has what it said.
         KeyboardInterrupt: this process was interrupted. A note on it says how to continue the run.
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as answer:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, str(answer.fileno()), str(os.getpid())],
-            env=environment,
+            env=os.environ | {"PYTHONPATH": _own_path()},
             stdin=subprocess.PIPE,
             pass_fds=[answer.fileno()],
             process_group=0,  # Ctrl-C reaches this process, which passes it on exactly once
@@ -71,6 +71,12 @@ def launch(function: Callable[..., None], /, **arguments: Any) -> Path:
         rule = f"the process of the run ended with exit code {process.returncode}, and stderr has what it said."
         raise RunFailed(rule)
     return directory
+
+
+def _own_path() -> str:
+    """The part of sys.path that no other interpreter has from the start."""
+    standard = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
+    return os.pathsep.join(path or os.getcwd() for path in sys.path if not path.startswith(standard))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

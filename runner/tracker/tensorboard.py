@@ -4,6 +4,7 @@ The events are TensorBoard's own protocol buffers, framed here as records. torch
 a log of four scalars (a queue, a thread, an event for each scalar) and 1.1 s of import; this takes 10 us and 0.05 s.
 """
 
+import importlib.util
 import os
 import socket
 import struct
@@ -26,8 +27,10 @@ class TensorBoard:
     """Event files that TensorBoard shows. It has the wall-clock time of each event, so time_s is left out."""
 
     def check(self, spec: RunSpec) -> Iterable[Fault]:
-        """No faults."""
-        return ()
+        """Requires the library."""
+        if importlib.util.find_spec("tensorboard") is None:
+            rule = "the library is not installed: pip install tensorboard. Or leave it out: tracker=[]"
+            yield Fault(key="tracker.tensorboard", message=rule)
 
     def open(self, run: RunInfo) -> "TensorBoardLog":
         """Start another event file, which tells TensorBoard to forget what older ones hold beyond `run.step`.

@@ -5,6 +5,7 @@ through the runner, and none is written into the run's directory.
 """
 
 import html
+import importlib.util
 import logging
 import math
 import re
@@ -74,8 +75,10 @@ class WandB:
             raise ValueError(f"base_url={self.base_url} must start with http:// or https://.")
 
     def check(self, spec: RunSpec) -> Iterable[Fault]:
-        """No faults."""
-        return ()
+        """Requires the library."""
+        if importlib.util.find_spec("wandb") is None:
+            rule = "the library is not installed: pip install wandb. Or leave it out: tracker=[]"
+            yield Fault(key="tracker.wandb", message=rule)
 
     def open(self, run: RunInfo) -> "WandBLog":
         """Begin or resume the W&B run.

@@ -1,0 +1,1 @@
+"""Real runs that compare what this machine computes in several ways. For `runner selftest`."""
