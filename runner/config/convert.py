@@ -134,7 +134,7 @@ def _float(value: Any) -> float:
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # no number; or a whole one that no float can hold
             pass
     raise ConversionError("must be a number.")
 

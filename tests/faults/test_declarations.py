@@ -216,6 +216,7 @@ def test_what_is_no_recipe_is_told(check: Check, argument: str, words: str) -> N
         ("run.steps=", "run.steps: '' must be a whole number."),
         ("run.steps=null", "run.steps: null must be a whole number."),
         ("run=null", "run: null must be a mapping: run.<key>=<value>"),
+        (f"optimizer.lr=1{'0' * 400}", "optimizer.lr: 1000"),
         ("clip=null", "clip: null must be a mapping: clip.<key>=<value>"),
         ("name=null", "name: null: must be given"),
         ("batch.items=x", "batch.items: 'x' must be a whole number or null."),
