@@ -2,6 +2,7 @@
 
 The new run has the declaration of the old one and a directory of its own. Both are compared: every value of
 metrics.jsonl and every tensor of the newest checkpoint that both have. The last line on stdout says how far they agree.
+A secret that the record does not hold is given again: KEY=VALUE.
 Exit code: 0 they are equal, bit for bit; 13 they are not; others as those of train (docs/exit_codes.md).
 """
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from runner.cli.arguments import add_run
 
-USAGE = "DIR [SECRET=VALUE ...] [options]"
+USAGE = "DIR [options]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
