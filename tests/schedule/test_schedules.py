@@ -164,7 +164,7 @@ def test_what_is_no_scheduler_is_a_fault(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"warmup_steps": -1}, "warmup_steps=-1 must not be negative"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must be a number of steps that is not negative"),
         ({"final_factor": 1.5}, r"final_factor=1.5 must lie in \[0, 1\]"),
     ],
 )
