@@ -19,6 +19,12 @@ from runner.config.run_dir import RunDir
 CHECKOUT = Path(__file__).parent.parent
 
 
+def pytest_configure() -> None:
+    """Commands that tests start hear Ctrl-C: a job in a shell's background ignores it, and hands that down."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass(frozen=True)
 class Ended:
     """A command that has ended."""
