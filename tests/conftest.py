@@ -2,11 +2,13 @@
 
 import json
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,35 +47,48 @@ class Ended:
         return [{key: value for key, value in line.items() if key not in without} for line in lines]
 
 
-@dataclass(frozen=True)
 class Started:
     """A command under way."""
 
-    pid: int
-    argv: list[str]
-    stdout: Path
-    stderr: Path
-    answer: Callable[[], dict[str, int]]
+    def __init__(self, argv: list[str], connection: socket.socket, stdout: Path, stderr: Path) -> None:
+        self.argv = argv
+        self.stdout = stdout
+        self.stderr = stderr
+        self.returncode: int | None = None
+        self._connection = connection
+        self.pid: int = self._answer()["pid"]
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To it alone."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL it and its session. Its ranks have sessions of their own and die with it (PR_SET_PDEATHSIG)."""
-        os.killpg(self.pid, signal.SIGKILL)
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def poll(self, timeout_s: float = 0) -> int | None:
+        """Its exit code; None = it has not ended within this time."""
+        if self.returncode is None and select.select([self._connection], [], [], timeout_s)[0]:
+            self.returncode = self._answer()["code"]
+            self._connection.close()
+        return self.returncode
 
     def wait(self, timeout_s: float) -> Ended:
         """Its end; past the timeout its whole tree is killed and its output shown."""
-        struck = threading.Event()
-
-        def strike() -> None:
-            struck.set()
+        struck = self.poll(timeout_s) is None
+        if struck:
             self.kill()
-
-        alarm = threading.Timer(timeout_s, strike)
-        alarm.start()
-        code = self.answer()["code"]
-        alarm.cancel()
-        ended = Ended(code, self.stdout.read_text(), self.stderr.read_text())
-        assert not struck.is_set(), f"{self.argv} ran past {timeout_s} s:\n{ended.stdout}\n{ended.stderr}"
+            self.poll(30)
+        assert self.returncode is not None
+        ended = Ended(self.returncode, self.stdout.read_text(), self.stderr.read_text())
+        assert not struck, f"{self.argv} ran past {timeout_s} s:\n{ended.stdout}\n{ended.stderr}"
         return ended
+
+    def _answer(self) -> dict[str, int]:
+        answer: dict[str, int] = json.loads(self._connection.recv(1 << 10))
+        return answer
 
 
 class Zygote:
@@ -81,25 +96,30 @@ class Zygote:
 
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
-        script = str(CHECKOUT / "tests" / "zygote.py")
+        self._name = f"runner-tests-{os.getpid()}-{time.monotonic_ns()}"
         self._process = subprocess.Popen(
-            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, str(CHECKOUT / "tests" / "zygote.py"), self._name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
-
-    def start(self, argv: list[str], *, cwd: Path, scratch: Path, env: dict[str, str]) -> "Started":
-        """Start the command; one at a time."""
-        out, err = scratch / "stdout", scratch / "stderr"
-        asked = {"argv": argv, "cwd": str(cwd), "stdout": str(out), "stderr": str(err), "env": env}
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return Started(self.answer()["pid"], argv, out, err, self.answer)
-
-    def answer(self) -> dict[str, int]:
-        """The next thing that the zygote says."""
         assert self._process.stdout
-        answer: dict[str, int] = json.loads(self._process.stdout.readline())
-        return answer
+        assert self._process.stdout.readline() == "ready\n"
+
+    def start(
+        self, argv: list[str], *, cwd: Path, scratch: Path, env: dict[str, str], script: Path | None = None
+    ) -> Started:
+        """Start `runner` with these words, or this script with them. What it prints goes to files in `scratch`."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect("\0" + self._name)
+        asked = {"script": str(script) if script else None, "argv": argv, "cwd": str(cwd), "env": env}
+        started = time.monotonic_ns()
+        stdout, stderr = (scratch / f"{name}_{started}" for name in ("stdout", "stderr"))
+        with Path(os.devnull).open("rb") as nothing, stdout.open("wb") as out, stderr.open("wb") as err:
+            descriptors = [file.fileno() for file in (nothing, out, err)]
+            socket.send_fds(connection, [json.dumps(asked).encode()], descriptors)
+        return Started(argv, connection, stdout, stderr)
 
     def close(self) -> None:
         """No more commands."""

@@ -151,9 +151,8 @@ def train(
 
     yield begin
     for run in started:
-        if psutil.pid_exists(run.pid):  # the test has failed before it waited for it
-            run.kill()
-            run.answer()
+        run.kill()  # unless the test has waited for it
+        run.poll(30)
 
 
 def wait_until(run: Started, condition: Callable[[], object], what: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import ADDRESSES, Node, can_make_hosts, free_port, two_hosts
+from machines import ADDRESSES, can_make_hosts, free_port, on_host, two_hosts
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # all are public
 
 from runner.config.run_dir import RunDir
@@ -29,6 +29,7 @@ from runner.launch.nodes.connect import connect
 from runner.launch.nodes.coordinator import Coordinator
 from runner.launch.nodes.hosts import Endpoint
 from runner.launch.nodes.secret import SharedSecret
+from tests.conftest import Zygote
 
 WATCH = Path(__file__).with_name("ports_watch.py")
 SECRET = SharedSecret(path=Path("shared/secret"), value=b"what the launchers of one run know")
@@ -76,7 +77,7 @@ def test_a_run_on_one_machine_listens_on_loopback_only(project: Path, strategy: 
         hosts.write_text(f"127.0.0.1 localhost\n{ADDRESSES[0]} {name}\n")
         with watching(host, ADDRESSES[0]) as watched:
             words = ("train", "points", f"strategy={strategy}", "hardware.processes=2", "batch.micro_items=3")
-            code, _, stderr = Node(words, cwd=project, within=host).end(timeout_s=120)
+            code, _, stderr = on_host(host, words, cwd=project).end(timeout_s=120)
     assert code == 0, stderr
     assert {address for address, _ in watched.listening} == {"127.0.0.1"}
     assert len(watched.listening) >= 3, "at least a store and a socket of gloo for each of two ranks"
@@ -92,7 +93,7 @@ def test_nodes_listen_at_the_rendezvous_and_for_gloo_only_and_a_stranger_does_no
     with two_hosts(f"n{os.getpid()}") as hosts, ExitStack() as stack:
         watched = [stack.enter_context(watching(host, address)) for host, address in zip(hosts, ADDRESSES, strict=True)]
         words = ("train", "points", "strategy=ddp", "launch=nodes", f"launch.rendezvous={ADDRESSES[0]}:{port}")
-        nodes = [Node(words, cwd=project, within=host) for host in hosts]
+        nodes = [on_host(host, words, cwd=project) for host in hosts]
         stranger = [*hosts[1], sys.executable, "-c", FLOOD, ADDRESSES[0], str(port)]
         flood = stack.enter_context(subprocess.Popen(stranger))
         ends = [node.end(timeout_s=120) for node in nodes]
@@ -307,17 +308,21 @@ def test_what_answers_is_not_node_0(endpoint: Endpoint) -> None:
         server.join()
 
 
-def test_the_run_directory_and_the_terminal_never_hold_the_secret(project: Path) -> None:
+def test_the_run_directory_and_the_terminal_never_hold_the_secret(
+    project: Path, zygote: Zygote, tmp_path: Path
+) -> None:
     words = ("train", "points", "strategy=ddp", "launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}")
-    nodes = [Node((*words, f"launch.node_rank={rank}"), cwd=project) for rank in range(2)]
-    ends = [node.end() for node in nodes]
-    assert [code for code, _, _ in ends] == [0, 0], ends
+    nodes = [
+        zygote.start([*words, f"launch.node_rank={rank}"], cwd=project, scratch=tmp_path, env={}) for rank in range(2)
+    ]
+    ends = [node.wait(60) for node in nodes]
+    assert [ended.code for ended in ends] == [0, 0], ends
     file = project / ".runner" / "secret"
     assert file.stat().st_mode & 0o777 == 0o600
     secret = file.read_bytes().strip()
     assert len(secret) == 64
-    assert not any(secret.decode() in out + err for _, out, err in ends)
-    run = Path(ends[0][1].splitlines()[-1])
+    assert not any(secret.decode() in ended.stdout + ended.stderr for ended in ends)
+    run = ends[0].run_dir.path
     assert not [path for path in run.rglob("*") if path.is_file() and secret in path.read_bytes()]
     git = shutil.which("git")
     assert git is not None

@@ -3,17 +3,15 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
 from runner.config.run_dir import RunDir
+from tests.conftest import CHECKOUT, Zygote
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 
 
 @final
@@ -23,6 +21,7 @@ class Launch:
     def __init__(
         self,
         path: Path,
+        zygote: Zygote,
         *,
         processes: int,
         mode: str,
@@ -36,14 +35,12 @@ class Launch:
         if not self.run_dir.spec.exists():
             plan = {"mode": mode, "steps": steps, "at": at, "rank": processes - 1}
             self.run_dir.spec.write_text(json.dumps(plan))
-        roots = os.pathsep.join([str(ROOT), str(HERE)])
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "launcher.py"), str(self.run_dir.spec), str(processes), json.dumps(options)],
-            env={**os.environ, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1", "TIMEOUT_S": str(timeout_s)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+        self._process = zygote.start(
+            [str(self.run_dir.spec), str(processes), json.dumps(options)],
+            cwd=HERE,
+            scratch=path.parent,
+            env={"PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(HERE)]), "TIMEOUT_S": str(timeout_s)},
+            script=HERE / "launcher.py",
         )
 
     def wait_for_step(self, step: int) -> None:
@@ -75,13 +72,12 @@ class Launch:
 
     def end(self, timeout_s: float = 40) -> tuple[int, str, str]:
         """Exit code, stdout and stderr; fails, with the logs, if that takes too long."""
-        try:
-            stdout, stderr = self._process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
+        if self._process.poll(timeout_s) is None:
             self.kill()
             logs = "\n".join(f"{path}:\n{path.read_text()}" for path in self.run_dir.logs.glob("*"))
-            raise AssertionError(f"still running after {timeout_s} s\n{logs}") from None
-        return self._process.returncode, stdout, stderr
+            raise AssertionError(f"still running after {timeout_s} s\n{logs}")
+        ended = self._process.wait(0)
+        return ended.code, ended.stdout, ended.stderr
 
     def kill(self) -> None:
         """Leave nothing behind, whatever happened."""

@@ -12,24 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.conftest import CHECKOUT, Started
 
 
 @final
 class Node:
-    """The command on one machine, in a session of its own."""
+    """The command on one machine, in a session of its own: by the zygote, or within a network host of its own."""
 
-    def __init__(self, argv: Sequence[str], *, cwd: Path, within: Sequence[str] = ()) -> None:
-        self.argv = list(argv)
-        self._process = subprocess.Popen(
-            [*within, sys.executable, "-m", "runner", *argv],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def __init__(self, process: Started | subprocess.Popen[str]) -> None:
+        self._process = process
 
     def send(self, number: signal.Signals) -> None:
         """To the launcher alone; its ranks die with it."""
@@ -40,18 +31,36 @@ class Node:
 
     def end(self, timeout_s: float = 60) -> tuple[int, str, str]:
         """Exit code, stdout and stderr; past the timeout the whole tree is killed and its output shown."""
+        if not isinstance(self._process, subprocess.Popen):
+            ended = self._process.wait(timeout_s)
+            return ended.code, ended.stdout, ended.stderr
         try:
             stdout, stderr = self._process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self.kill()
             stdout, stderr = self._process.communicate()
-            raise AssertionError(f"{self.argv} still ran after {timeout_s} s\n{stdout}\n{stderr}") from None
+            raise AssertionError(f"{self._process.args!r} still ran after {timeout_s} s\n{stdout}\n{stderr}") from None
         return self._process.returncode, stdout, stderr
 
     def kill(self) -> None:
         """Ranks have sessions of their own and die with it (PR_SET_PDEATHSIG)."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def on_host(host: Sequence[str], argv: Sequence[str], *, cwd: Path) -> Node:
+    """The command on one of `two_hosts`."""
+    return Node(
+        subprocess.Popen(
+            [*host, sys.executable, "-m", "runner", *argv],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    )
 
 
 StartNode = Callable[..., Node]

@@ -5,8 +5,10 @@ import pickle
 import socket
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.fsdp import FSDP
 from runner.strategy.single import Single
 from runner.world.group import join_group
+from tests.zygote import preload
 
 STRATEGIES = (Single, DDP, FSDP, DeepSpeed)
 
@@ -68,6 +71,7 @@ def on_ranks(
 
     Unless `axes` says otherwise, the mesh is that of the first strategy among the arguments, or all ranks are replicas.
     """
+    _preload()
     strategy = next((arg for arg in args if isinstance(arg, STRATEGIES)), DDP())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -90,6 +94,13 @@ def on_ranks(
     assert not running, f"ranks ran past {timeout_s} s"
     assert len(answers) == num_ranks, "a rank died"
     return [answer for answer, _ in answers]
+
+
+@cache
+def _preload() -> None:
+    """Once, rather than in every rank."""
+    with warnings.catch_warnings(action="ignore"):
+        preload()
 
 
 def _start(rank: int, axes: Axes, port: int, function: Callable[..., Any], args: tuple[Any, ...], path: Path) -> int:

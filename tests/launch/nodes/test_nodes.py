@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import ADDRESSES, NAMES, ROOT, Node, StartNode, can_make_hosts, free_port, two_hosts, wait_for
+from machines import ADDRESSES, NAMES, Node, StartNode, can_make_hosts, free_port, two_hosts, wait_for
 
 from runner.config.run_dir import RunDir
+from tests.conftest import CHECKOUT
 
 Pair = Callable[..., list[Node]]
 REFUSED = 2
@@ -216,7 +217,7 @@ def test_two_hosts_by_a_hostfile_and_a_resume_by_arrival(
 
 @needs_root
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("strategy", sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml")))
+@pytest.mark.parametrize("strategy", sorted(path.stem for path in (CHECKOUT / "conf" / "strategy").glob("*.yaml")))
 def test_every_strategy_trains_over_two_hosts_as_in_two_processes(
     node: StartNode, runner: Callable[..., Any], strategy: str
 ) -> None:
@@ -235,7 +236,7 @@ def test_every_strategy_trains_over_two_hosts_as_in_two_processes(
 @needs_root
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, project: Path) -> None:
-    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.join_s=8", "strategy=ddp")
+    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.join_s=30", "strategy=ddp")
     (project / "outputs").mkdir()
     hidden = f'mount -t tmpfs none {project}/outputs && exec "$@"'
     nodes = [
