@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from runner.cli.verb import verb_names
 from tests.docs.console import Command, commands, script
 from tests.installed import Installed
 
@@ -19,6 +21,7 @@ CHECKOUT = Path(__file__).parents[2]
 MARKDOWN = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 FILE = re.compile(r"^`((?:user_hooks|recipes|conf|programs)/[\w/.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SOURCES = re.compile(r"^```(python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 300
 PAGES = [page for page in MARKDOWN if COMMANDS.search(page.read_text())]
 
@@ -80,3 +83,23 @@ def run_page(lines: str, *, cwd: Path, env: dict[str, str]) -> str:
     )
     assert process.returncode == 0, f"{output}\n{captured}"
     return output
+
+
+@pytest.mark.parametrize("verb", verb_names())
+def test_every_verb_stands_in_a_page_with_its_output(verb: Any) -> None:
+    pages = [page.read_text() for page in PAGES if page.parent.name == "docs"]
+    shown = [command for text in pages for command in whole_script(text)[1] if command.expected.strip(".\n")]
+    assert [command for command in shown if command.text.split()[:2] == ["runner", verb]]
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.name)
+def test_what_a_page_shows_of_python_and_yaml_can_be_read(page: Any) -> None:
+    for language, source in SOURCES.findall(page.read_text()):
+        compile(source, str(page), "exec") if language == "python" else yaml.safe_load(source)
+
+
+def test_every_program_of_a_page_is_run() -> None:
+    for page in MARKDOWN:
+        text = page.read_text()
+        for name in [name for name, _ in FILE.findall(text) if name.startswith("programs/")]:
+            assert f"python {name}" in whole_script(text)[0], f"{page.name}: {name}"

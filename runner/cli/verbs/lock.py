@@ -1,9 +1,9 @@
 """Write a lock file: every value of a recipe, and digests and versions of what it came from.
 
 The file stands beside the recipe as NAME.lock.yaml, or in the working directory if the recipe comes with the runner,
-with a package or from a repository. `runner train NAME.lock.yaml` trains exactly these values, and refuses where a file,
-a module, a version or the platform differs. Secrets are not written: they are taken from the environment again. The last
-line on stdout is the file.
+with a package or from a repository. `runner train NAME.lock.yaml` trains exactly these values, and refuses where a
+file, a module, a version or the platform differs. Secrets are not written: they are taken from the environment again.
+The last line on stdout is the file.
 """
 
 import argparse
