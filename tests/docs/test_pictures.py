@@ -1,10 +1,10 @@
 """The recorded terminal shows what the README says, and nothing of the machine that it was recorded on."""
 
-import importlib.util
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+from scripts.record_terminal import draw
 from tests.docs.console import commands
 from tests.docs.test_commands import CHECKOUT, COMMANDS
 
@@ -38,13 +38,7 @@ def test_the_terminal_names_no_path_of_a_machine_and_loads_nothing() -> None:
 
 def test_an_output_that_draws_over_itself_is_shown_as_it_ends() -> None:
     """A bar that was redrawn, hidden cursor and colors included."""
-    location = CHECKOUT / "scripts" / "record_terminal.py"
-    spec = importlib.util.spec_from_file_location("record_terminal", location)
-    assert spec
-    assert spec.loader
-    record_terminal = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(record_terminal)
-    svg = record_terminal.draw(["train"], ["\x1b[?25lstep 1\r\x1b[2Kstep \x1b[31m2\x1b[0m\r\n\x1b[?25hdone\r\n"])
+    svg = draw(["train"], ["\x1b[?25lstep 1\r\x1b[2Kstep \x1b[31m2\x1b[0m\r\n\x1b[?25hdone\r\n"])
     picture = ElementTree.fromstring(svg)
     texts = [element.text or "" for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     shown = "".join(texts).replace("\xa0", " ")
