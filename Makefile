@@ -13,7 +13,7 @@ BUILD_WITH := torch numpy setuptools wheel ninja py-cpuinfo hatchling editables
 SYSTEM_PACKAGES := git=git g++=g++ ip=iproute2 unshare=util-linux mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs
 BENCHMARKS := step_overhead synchronisation startup memory checkpoint checkpoint_ranks checkpoint_blocked
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench release clean
 
 demo: $(VENV)/installed-demo  ## train the digits recipe to the end
 	scripts/demo.sh $(BIN)
@@ -35,6 +35,9 @@ lint: $(VENV)/installed-dev  ## format, lint and types
 
 bench: $(VENV)/installed-dev  ## ratios beside hand-written loops
 	for one in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$one.py || exit 1; done
+
+release: $(VENV)/installed-release  ## build and check what is uploaded; make release REHEARSE=--rehearse before it has a date
+	scripts/release.sh $(BIN) $(REHEARSE)
 
 clean:  ## what was built and installed; runs stay in outputs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

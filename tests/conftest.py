@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from runner.config.run_dir import RunDir
+from tests.installed import Installed, install_once
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -145,6 +146,13 @@ def zygote(state_home: Path) -> Iterator[Zygote]:
     zygote = Zygote()
     yield zygote
     zygote.close()
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel, installed: one for all workers of a session."""
+    own = tmp_path_factory.getbasetemp()
+    return install_once(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture

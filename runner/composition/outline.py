@@ -1,6 +1,7 @@
 """What a run is about to do, as far as its declaration says before hooks are imported."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runner.config.run_spec import RunSpec
@@ -46,8 +47,14 @@ class Outline:
             ranks = f"{ranks} on each of {self.nodes} nodes"
         options = ", ".join(f"{group}={self.choices.get(group)}" for group in ("strategy", "precision"))
         steps = _counted(self.steps, "step", "steps")
-        return f"{self.name}: {steps} of {self.items} items | {ranks} | {options} | {self.recipe}"
+        return f"{self.name}: {steps} of {self.items} items | {ranks} | {options} | {_from_here(self.recipe)}"
 
 
 def _counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
+
+
+def _from_here(recipe: str) -> str:
+    """A file in the working directory by its path from there, anything else as it is."""
+    path, here = Path(recipe), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else recipe

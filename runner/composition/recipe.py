@@ -31,6 +31,7 @@ __all__ = [
     "visible_recipes",
 ]
 
+PACKAGE = Path(__file__).resolve().parent.parent
 SUFFIX = ".yaml"
 LOCK_SUFFIX = ".lock.yaml"
 SCHEME = "://"
@@ -89,7 +90,13 @@ class Recipe:
         """Whether the person has chosen the file, whatever it was locked from; see `is_own`."""
         if self.revision:
             return False
-        return self.tree is not None or any(self._root.is_relative_to(Path(root).resolve()) for root in own_roots())
+        places = [*(Path(root).resolve() for root in own_roots()), PACKAGE]
+        return self.tree is not None or any(self._root.is_relative_to(place) for place in places)
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it comes with the runner; in a checkout, it does so outside of that only."""
+        return self.path.is_relative_to(shipped_root() / "recipes") and Path.cwd() != shipped_root()
 
     @property
     def reference(self) -> str:
@@ -129,9 +136,8 @@ class AddressKind(Protocol):
 
 def shipped_root() -> Path:
     """Return the directory of the runner's own conf/, recipes/ and user_hooks/, in a wheel or in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    shipped = package / "_shipped"
-    return shipped if shipped.is_dir() else package.parent
+    shipped = PACKAGE / "_shipped"
+    return shipped if shipped.is_dir() else PACKAGE.parent
 
 
 def find(argument: str) -> Recipe:
@@ -178,7 +184,7 @@ def _load_kind(name: str) -> AddressKind:
 
 
 def _locked(lock: Recipe) -> Recipe:
-    """The recipe that a lock file was made from: an address, or a file beside it, which came the same way.
+    """The recipe that a lock file was made from: an address, a shipped one, or a file that came as the lock did.
 
     Raises:
         SpecError: the file is no lock file, or its recipe is one, or is not there, or not in the same tree.
@@ -188,6 +194,8 @@ def _locked(lock: Recipe) -> Recipe:
     named = read_lock(lock.path).recipe
     if SCHEME in named:
         found = _kind(named).find(named)
+    elif not named.endswith(SUFFIX):  # a name: what comes with the runner is elsewhere on each machine
+        found = Recipe(_file(str(shipped_root() / "recipes" / f"{named}{SUFFIX}")))
     else:
         found = Recipe(_file(str(lock.path.parent / named)), tree=lock.tree, revision=lock.revision)
     outside = found.tree is not None and not found.path.is_relative_to(found.tree)
@@ -240,10 +248,8 @@ def recipes_in(folder: Path) -> dict[str, Path]:
 
 def visible_recipes() -> Iterator[Listed]:
     """Every recipe that can be found: those of `recipe_files`, then those that have addresses."""
-    shipped = shipped_root()
     for name, path in recipe_files().items():
-        ships = path.is_relative_to(shipped) and Path.cwd() != shipped
-        yield Listed(name, path, "comes with the runner" if ships else "working directory")
+        yield Listed(name, path, "comes with the runner" if Recipe(path).is_shipped else "working directory")
     for kind in _kind_names():
         yield from _load_kind(kind).recipes()
 

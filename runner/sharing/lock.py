@@ -12,7 +12,7 @@ from runner.composition.composed import Composed
 from runner.composition.lock_file import FORMAT, LOCK, Lock
 from runner.composition.origins import COMMAND_LINE, key_of
 from runner.composition.overrides import escape_interpolations
-from runner.composition.recipe import LOCK_SUFFIX, Recipe, find, is_lock
+from runner.composition.recipe import LOCK_SUFFIX, Recipe, find, is_lock, shipped_root
 from runner.composition.yaml_file import FileFault, parse
 from runner.config.masking import hidden, is_record_at
 from runner.config.run_spec import RunSpec
@@ -28,7 +28,7 @@ SHOWN_DIGITS = 12
 
 
 def lock_path(recipe: Recipe, output: Path | None) -> Path:
-    """Where the lock file of a recipe goes: beside it, unless something else is asked for.
+    """Where a lock file goes: beside its recipe if that is a file of the person's, unless something else is asked for.
 
     Raises:
         SpecError: that is no name of a lock file, or the recipe is one, or it has no place of the person's own.
@@ -40,7 +40,7 @@ def lock_path(recipe: Recipe, output: Path | None) -> Path:
         raise SpecError(Fault(key="--output", message=f"{output}: the name of a lock file ends in {LOCK_SUFFIX}."))
     if output is not None:
         return output.absolute()
-    if recipe.tree is not None:
+    if recipe.tree is not None or recipe.is_shipped:
         return Path.cwd() / f"{recipe.name}{LOCK_SUFFIX}"
     return recipe.path.with_name(f"{recipe.name}{LOCK_SUFFIX}")
 
@@ -92,9 +92,9 @@ def _read_back(path: Path, spec: RunSpec) -> None:
 
 
 def _reference(recipe: Recipe, path: Path) -> str:
-    """The recipe's address, or its path from the lock file."""
-    if recipe.address:
-        return recipe.address
+    """The recipe's address, its name if it comes with the runner, or its path from the lock file."""
+    if recipe.address or recipe.is_shipped:
+        return recipe.address or recipe.path.relative_to(shipped_root() / "recipes").with_suffix("").as_posix()
     return Path(os.path.relpath(recipe.path, path.parent.resolve())).as_posix()
 
 

@@ -117,6 +117,14 @@ def test_a_lock_elsewhere_still_belongs_to_its_recipe(runner: Runner, project: P
     assert runner("check", "locks/one.lock.yaml")[0] == 0
 
 
+def test_a_recipe_of_the_runner_is_locked_in_the_working_directory(runner: Runner, project: Path) -> None:
+    code, out, err = runner("lock", "pydoc_lm", "run.steps=3")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == str(project / "pydoc_lm.lock.yaml")
+    assert page(project / "pydoc_lm.lock.yaml")["lock"]["recipe"] == "pydoc_lm"
+    assert runner("check", "pydoc_lm.lock.yaml")[0] == 0
+
+
 def test_a_secret_is_not_in_the_lock(runner: Runner, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hooks = project / "cli_hooks.py"
     hooks.write_text(hooks.read_text().replace("load_data()", "load_data(api_key, hf_token)"))

@@ -1,42 +1,73 @@
-"""Every command that a page shows is run, in its order, in a directory with the files that the page shows."""
+"""Every command that a page shows is run from an installed wheel, in a directory that has the files of the page alone.
+
+The commands of a page are run in their order, in one shell. What a ```console block shows as output is compared.
+"""
 
 import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-CHECKOUT = Path(__file__).parent.parent.parent
+from runner.cli.verb import verb_names
+from tests.docs.console import Command, commands, script
+from tests.installed import Installed
+
+CHECKOUT = Path(__file__).parents[2]
 MARKDOWN = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 FILE = re.compile(r"^`((?:user_hooks|recipes|conf|programs)/[\w/.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMANDS = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMANDS = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SOURCES = re.compile(r"^```(python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 300
 PAGES = [page for page in MARKDOWN if COMMANDS.search(page.read_text())]
 
 
-@pytest.mark.timeout(TIMEOUT_S + 20)
+def whole_script(text: str) -> tuple[str, list[Command]]:
+    """Bash that runs all commands of a page in one shell, and those whose output it says."""
+    shown: list[Command] = []
+    parts = ["exec 9>&1", "BASH_XTRACEFD=9", "set -xuo pipefail"]  # the trace is no output of a command
+    for language, block in COMMANDS.findall(text):
+        if language == "bash":
+            parts.append(f"set -e\n{block}set +e")
+        else:
+            parts.append(script(commands(block), number=len(shown)))
+            shown += commands(block)
+    return "\n".join(parts), shown
+
+
+@pytest.mark.timeout(TIMEOUT_S + 280)  # the first of a session builds the wheel
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_the_page_works(page: Any, tmp_path: Path) -> None:
+def test_every_command_of_the_page_works_and_prints_what_it_says(
+    page: Any, tmp_path: Path, installed: Installed
+) -> None:
     text = page.read_text()
+    directory, printed = tmp_path / "directory", tmp_path / "printed"
+    directory.mkdir()
+    printed.mkdir()
     for name, content in FILE.findall(text):
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).write_text(content)
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    for name, arguments in {"runner": "-m runner", "python": "", "pytest": "-m pytest"}.items():
-        shim = bin_dir / name
-        shim.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
-        shim.chmod(0o755)
-    environment = os.environ | {"PATH": f"{bin_dir}:{os.environ['PATH']}", "PYTHONPATH": str(CHECKOUT)}
-    script = "set -euo pipefail\n" + "\n".join(COMMANDS.findall(text))
+        (directory / name).parent.mkdir(exist_ok=True, parents=True)
+        (directory / name).write_text(content)
+    lines, shown = whole_script(text)
+    output = run_page(lines, cwd=directory, env=installed.variables() | {"PRINTED": str(printed)})
+    wrong = [
+        f"$ {command.text}\n{said}"
+        for number, command in enumerate(shown)
+        if not command.printed(said := (printed / str(number)).read_text())
+    ]
+    assert wrong == [], "\n".join([f"{page.name} shows something else than:", *wrong, output])
+
+
+def run_page(lines: str, *, cwd: Path, env: dict[str, str]) -> str:
+    """Run the script; what it traced and printed."""
     process = subprocess.Popen(
-        ["bash", "-xc", script],
-        cwd=tmp_path,
-        env=environment,
+        ["bash", "-c", lines],
+        cwd=cwd,
+        env=env | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"},  # stdout and stderr in the order of a terminal
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -46,5 +77,29 @@ def test_every_command_of_the_page_works(page: Any, tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"{page.name} ran past {TIMEOUT_S} s:\n{process.communicate()[0]}")
-    assert process.returncode == 0, output
+        pytest.fail(f"ran past {TIMEOUT_S} s:\n{process.communicate()[0]}")
+    captured = "\n".join(
+        file.read_text() for file in sorted(Path(env["PRINTED"]).iterdir(), key=lambda file: file.name)
+    )
+    assert process.returncode == 0, f"{output}\n{captured}"
+    return output
+
+
+@pytest.mark.parametrize("verb", verb_names())
+def test_every_verb_stands_in_a_page_with_its_output(verb: Any) -> None:
+    pages = [page.read_text() for page in PAGES if page.parent.name == "docs"]
+    shown = [command for text in pages for command in whole_script(text)[1] if command.expected.strip(".\n")]
+    assert [command for command in shown if command.text.split()[:2] == ["runner", verb]]
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.name)
+def test_what_a_page_shows_of_python_and_yaml_can_be_read(page: Any) -> None:
+    for language, source in SOURCES.findall(page.read_text()):
+        compile(source, str(page), "exec") if language == "python" else yaml.safe_load(source)
+
+
+def test_every_program_of_a_page_is_run() -> None:
+    for page in MARKDOWN:
+        text = page.read_text()
+        for name in [name for name, _ in FILE.findall(text) if name.startswith("programs/")]:
+            assert f"python {name}" in whole_script(text)[0], f"{page.name}: {name}"

@@ -1,8 +1,9 @@
 """Write a lock file: every value of a recipe, and digests and versions of what it came from.
 
-The file stands beside the recipe as NAME.lock.yaml. `runner train NAME.lock.yaml` trains exactly these values, and
-refuses where a file, a module, a version or the platform differs. Secrets are not written: they are taken from the
-environment again. The last line on stdout is the file.
+The file stands beside the recipe as NAME.lock.yaml, or in the working directory if the recipe comes with the runner,
+with a package or from a repository. `runner train NAME.lock.yaml` trains exactly these values, and refuses where a
+file, a module, a version or the platform differs. Secrets are not written: they are taken from the environment again.
+The last line on stdout is the file.
 """
 
 import argparse
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe, its overrides, and the file."""
     parser.epilog = OVERRIDES
     add_recipe(parser)
-    output = "write this file instead of NAME.lock.yaml beside the recipe; its name ends in .lock.yaml"
+    output = "write this file instead of NAME.lock.yaml; its name ends in .lock.yaml"
     parser.add_argument("--output", metavar="FILE", type=Path, help=output)
 
 
