@@ -58,7 +58,7 @@ def check_files(recipe: Recipe, directories: Sequence[Path], overrides: Sequence
 
 
 def choices_in_files(recipe: Recipe, directories: Sequence[Path], overrides: Sequence[str]) -> list[Choice]:
-    """Every entry that names options of a group or a file, in the order in which they apply: the last of a group wins."""
+    """Every entry that names options of a group or a file, in the order in which they apply: the last wins."""
     return _read(recipe, directories, overrides).entries[::-1]
 
 

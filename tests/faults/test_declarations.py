@@ -106,7 +106,7 @@ def refused(*argv: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
         pytest.param("hydra: null\n", "hydra must be a mapping of Hydra's own settings.", id="hydra"),
         pytest.param(
             "name: x\ndefaults:\n  - base\n  - pkg://team/bert\n",
-            "conf/experiment/NAME.yaml, which begins with # @package _global_: runner train pkg://team/bert +experiment=",
+            "which begins with # @package _global_: runner train pkg://team/bert +experiment=NAME",
             id="an address",
         ),
         pytest.param("defaults: [{a: b, c: d}]\n", "defaults contains {'a': 'b', 'c': 'd'}, but an entry", id="entry"),
