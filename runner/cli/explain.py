@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -89,9 +88,7 @@ def _of(explanation: Explanation, setting: Setting) -> Any:
 def _place(setting: Setting) -> str:
     if setting.path is None:
         return f"{COMMAND_LINE}: {setting.override}"
-    path = setting.path
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"{shown}:{setting.line}" if setting.line is not None else f"{shown}"
+    return setting.origin
 
 
 def _refers(value: Any) -> bool:

@@ -1,9 +1,7 @@
 """Trains a run again from its record, in a new directory, and compares the two."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ from typing import Any
 from runner.cli.arguments import run_words
 from runner.cli.launched import prepare_process, print_directory
 from runner.composition.origins import COMMAND_LINE, key_of
-from runner.composition.outline import Outline
 from runner.composition.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
 from runner.config.damage import Damaged, warn
@@ -22,8 +19,7 @@ from runner.config.run_lock import check_free
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, NotReproducedError, RunnerError, SpecError
 from runner.model.check import model_faults
-from runner.runs import attempt
-from runner.runs.new_run import claim_for
+from runner.runs.again import train_stored
 from runner.runs.trust import require_trust
 from runner.sharing.agreement import agreement
 from runner.sharing.changes import changed_hooks, changed_surroundings
@@ -59,7 +55,7 @@ def reproduce(found: argparse.Namespace) -> int:
     _refuse(spec, run_dir, changed_hooks_allowed=found.changed_hooks)
     for line in _warnings(run_dir, path):
         warn(line)
-    new = _train(changed.stored, spec, command=found.command)
+    new = train_stored(changed.stored, spec, command=found.command, at_end=print_directory)
     return _compare(run_dir, new, spec)
 
 
@@ -133,23 +129,6 @@ def _warnings(run_dir: RunDir, newest: Path) -> Iterator[str]:
         keys = [key for key in store.diff(earlier, declared) if key not in PLACE]
         if keys:
             yield f"{path.name} differs in {', '.join(keys)}: the new run is trained with {newest.name} from step 0."
-
-
-def _train(stored: store.StoredSpec, spec: RunSpec, *, command: list[str]) -> RunDir:
-    """Train, and return the new directory."""
-    outline = Outline.of(spec, recipe=stored.source.recipe, choices=stored.source.choices)
-    print(outline, file=sys.stderr, flush=True)
-    with ExitStack() as cleanup:
-        new = RunDir(claim_for(outline, cleanup))
-
-        def freeze(lock: attempt.Lock) -> Path:
-            lock(new)
-            path = attempt.begin(new, stored, spec, command=command)
-            cleanup.pop_all()
-            return path
-
-        attempt.run(spec, freeze, at_end=print_directory)
-    return new
 
 
 def _compare(before: RunDir, after: RunDir, spec: RunSpec) -> int:

@@ -8,8 +8,9 @@ of its steps, and a step has all of its items.
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from runner.cli.arguments import TrainArguments
 from runner.composition.compose import compose
@@ -18,6 +19,7 @@ from runner.composition.overrides import apply_overrides
 from runner.composition.recipe import Recipe
 from runner.config.read import read
 from runner.config.run_dir import RunDir
+from runner.config.secret import Secret
 from runner.config.store import StoredSpec
 from runner.errors import Fault, SpecError
 from runner.runs.approval import approve
@@ -46,24 +48,24 @@ def try_out(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) ->
         flag = "-m" if arguments.multirun else arguments.hydra_flags[0]
         raise SpecError(Fault(key=flag, message="does not go together with --try.", origin="the command line"))
     began = time.monotonic()
-    whole = _composed(recipe, arguments, [])
+    whole = compose(recipe, arguments.overrides, config_dirs=arguments.config_dirs)
     approve(whole, trust=arguments.trust)
     outline = whole.outline()
     if outline.nodes > 1:
         rule = f"--try takes place on one machine, and this run has {outline.nodes}. Add launch=local."
         raise SpecError(Fault(key="launch.nodes", message=rule))
     stops = [step for step in (STEPS, 2 * STEPS) if step < outline.steps] or [outline.steps]
-    overrides = [*OVERRIDES, *_saving(whole), f"run.stop_at_step={stops[0]}"]
-    composed = _composed(recipe, arguments, overrides)
-    for line in (*composed.left_out, composed.outline()):
+    for line in (*whole.left_out, outline):
         print(line, file=sys.stderr, flush=True)
+    declared = whole.read()
+    stored = replace(whole.stored(), config=dict(declared.config))
     with ExitStack() as cleanup:
-        run_dir = RunDir(claim_for(composed.outline(), cleanup))
-        spec = composed.read()
+        run_dir = RunDir(claim_for(replace(outline, directory=None), cleanup))
         with interrupted_by_signals():
-            code = run_in_child(run_dir, composed.stored(), spec, command=command)
-            for stop in stops[1:]:
-                code = code or _continue(run_dir, composed.stored(), stop, command=command)
+            code = 0
+            for stop in stops:
+                tried = apply_overrides(stored, [*OVERRIDES, *_saving(whole), f"run.stop_at_step={stop}"]).stored
+                code = code or _attempt(run_dir, tried, declared.secrets, command=command)
         if code:
             cleanup.pop_all()
             print(f"The try failed. Its directory stays: {run_dir.path}", file=sys.stderr, flush=True)
@@ -75,20 +77,15 @@ def try_out(recipe: Recipe, arguments: TrainArguments, *, command: list[str]) ->
     return 0
 
 
-def _composed(recipe: Recipe, arguments: TrainArguments, overrides: Sequence[str]) -> Composed:
-    return compose(recipe, [*arguments.overrides, *overrides], config_dirs=arguments.config_dirs)
-
-
 def _saving(whole: Composed) -> list[str]:
     """Overrides with which the run saves where it stops, whether its option can or not."""
     at_end = whole.config["checkpoint"].get("at_end")
     return [] if at_end else ["checkpoint=sharded" if at_end is None else "checkpoint.at_end=true"]
 
 
-def _continue(run_dir: RunDir, stored: StoredSpec, stop: int, *, command: list[str]) -> int:
-    changed = apply_overrides(stored, [f"run.stop_at_step={stop}"])
-    spec = read(changed.stored.config, import_roots=changed.stored.import_roots, check=False)
-    return run_in_child(run_dir, changed.stored, spec, command=command)
+def _attempt(run_dir: RunDir, stored: StoredSpec, secrets: Mapping[str, Secret], *, command: list[str]) -> int:
+    spec = read(stored.config, import_roots=stored.import_roots, check=False, secrets=secrets)
+    return run_in_child(run_dir, stored, spec, command=command)
 
 
 def _findings(run_dir: RunDir, *, steps: int) -> Iterator[str]:

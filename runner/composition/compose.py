@@ -26,7 +26,9 @@ from runner.composition.recipe import LOCK_SUFFIX, Recipe, search_path
 from runner.composition.search_path import initialized_hydra
 from runner.composition.secrets import secret_overrides, with_secrets
 from runner.composition.target_override import apply_target_overrides
+from runner.composition.yaml_file import parse
 from runner.config.masking import marked, shown_override
+from runner.config.named_path import place
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS
 from runner.errors import Fault, SpecError
@@ -100,7 +102,7 @@ def from_hydra(
     lock = None
     if LOCK in plain:
         _check_lock_name(recipe)
-        lock = lock_of(plain.pop(LOCK), origin=str(recipe.path))
+        lock = lock_of(plain.pop(LOCK), origin=_line_of(LOCK, recipe))
         hydra_node["runtime"]["choices"] |= lock.choices
     origins = Origins(recipe, tuple(directories), tuple(hydra_node["overrides"]["task"]))
     choices = hydra_node["runtime"]["choices"]
@@ -108,7 +110,7 @@ def from_hydra(
     config, left_out = leave_out_values_of_other_options(config, choices, origins)
     return Composed(
         recipe=recipe,
-        config=marked(config, origins.origin),
+        config=marked(config, origins.source),
         left_out=left_out,
         hydra=hydra_node,
         origins=origins,
@@ -120,7 +122,7 @@ def from_hydra(
 def _check_lock_name(recipe: Recipe) -> None:
     if recipe.locks is None:
         rule = f"the file is a lock file, whose name ends in {LOCK_SUFFIX}. Rename it; or delete the section."
-        raise SpecError(Fault(key=LOCK, message=rule, origin=str(recipe.path)))
+        raise SpecError(Fault(key=LOCK, message=rule, origin=_line_of(LOCK, recipe)))
 
 
 def _check_base(config: DictConfig, recipe: Recipe) -> None:
@@ -136,7 +138,12 @@ def _check_base(config: DictConfig, recipe: Recipe) -> None:
         "base is not included, so that no group has an option and no section its defaults. Begin the recipe with "
         "defaults: [base, _self_]"
     )
-    raise SpecError(Fault(key="defaults", message=rule, origin=str(recipe.path)))
+    raise SpecError(Fault(key="defaults", message=rule, origin=_line_of("defaults", recipe)))
+
+
+def _line_of(key: str, recipe: Recipe) -> str:
+    """Where a key stands in the recipe's own file."""
+    return place(recipe.path, parse(recipe.path).line(key))
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

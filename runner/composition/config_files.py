@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from runner.composition.recipe import SUFFIX, Recipe
+from runner.composition.recipe import SCHEME, SUFFIX, Recipe
 from runner.composition.yaml_file import FileFault, Page, parse
-from runner.config.named_path import is_file
+from runner.config.named_path import is_file, place
 from runner.config.run_dir import RunDir
 from runner.config.store import frozen_recipe
 from runner.errors import Fault, SpecError
@@ -21,6 +21,12 @@ __all__ = ["Choice", "check_files", "choices_in_files"]
 SELF = "_self_"
 OVERRIDE = "override "
 OPTIONAL = "optional "
+ADDRESS = (
+    "defaults names {0!r}, but an address has search paths and code of its own and is no base. Train it, with what "
+    "differs in an option of your own, conf/experiment/NAME.yaml, which begins with # @package _global_: "
+    "runner train {0} +experiment=NAME"
+)
+"""Of a recipe by its address, where only a name on the search path can stand."""
 
 
 class Choice(NamedTuple):
@@ -52,13 +58,13 @@ def check_files(recipe: Recipe, directories: Sequence[Path], overrides: Sequence
 
 
 def choices_in_files(recipe: Recipe, directories: Sequence[Path], overrides: Sequence[str]) -> list[Choice]:
-    """Every entry that names options of a group, in the order in which they apply: the last one of a group wins."""
+    """Every entry that names options of a group or a file, in the order in which they apply: the last wins."""
     return _read(recipe, directories, overrides).entries[::-1]
 
 
 def _read(recipe: Recipe, directories: Sequence[Path], overrides: Sequence[str]) -> "_Reading":
     reading = _Reading(directories=(recipe.directory, *directories), choices=dict(_choices(overrides)))
-    reading.visit(recipe.path, option=recipe.name, above=())
+    reading.visit(recipe.path, option=recipe.name, above=(), line=None)
     return reading
 
 
@@ -79,20 +85,21 @@ class _Reading:
     """The options of each group that is overridden, by the command line or by a file above the one that includes it."""
     faults: list[Fault] = field(default_factory=list)
     entries: list[Choice] = field(default_factory=list)
-    """Of groups, the one that wins first."""
+    """The last to apply first."""
     seen: set[Path] = field(default_factory=set)
 
-    def visit(self, path: Path, *, option: str, above: tuple[Path, ...]) -> None:
+    def visit(self, path: Path, *, option: str, above: tuple[Path, ...], line: int | None) -> None:
         """Read a file, then those that it includes.
 
         Args:
             option: its path relative to the directory in which it was found, without its suffix.
             above: the files through which it is included, outermost first.
+            line: of the last one of them, on which it is included.
         """
         if path in above:
             chain = " → ".join(one.stem for one in (*above[above.index(path) :], path))
             message = f"the file includes itself: {chain}. Remove one of these entries from its defaults list."
-            self.faults.append(Fault(key="defaults", message=message, origin=str(above[-1])))
+            self.faults.append(Fault(key="defaults", message=message, origin=place(above[-1], line)))
             return
         if path in self.seen:
             return
@@ -103,11 +110,12 @@ class _Reading:
             if not above and (trained := frozen_recipe(content)) is not None:
                 raise FileFault(_frozen(path, trained))
             if not isinstance(content.get("hydra", {}), dict):
-                raise FileFault("hydra must be a mapping of Hydra's own settings. Correct or delete it.")
+                rule = "hydra must be a mapping of Hydra's own settings. Correct or delete it."
+                raise FileFault(rule, line=page.line("hydra"))
             choices = _choices_in(page, path, folder=option.rpartition("/")[0])
         except FileFault as wrong:
             key = option if above else "recipe"
-            self.faults.append(Fault(key=key, message=str(wrong), origin=str(path)))
+            self.faults.append(wrong.fault(key, path))
             return
         for choice in choices:
             if choice.overrides:
@@ -119,14 +127,13 @@ class _Reading:
 
     def _include(self, choice: Choice, *, above: tuple[Path, ...]) -> None:
         """Visit the files that an entry names, or that an override names in its place."""
-        if choice.group:
-            self.entries.append(choice)
+        self.entries.append(choice)
         options = self.choices.get(choice.group, choice.options) if choice.group else choice.options
         for option in options:
             full = f"{choice.group}/{option.removeprefix(OPTIONAL)}".lstrip("/")
             found = next((path for path in self._candidates(full) if is_file(path)), None)
             if found is not None:
-                self.visit(found.resolve(), option=full, above=above)
+                self.visit(found.resolve(), option=full, above=above, line=choice.line)
 
     def _candidates(self, option: str) -> Iterator[Path]:
         name = option.removesuffix(SUFFIX) + SUFFIX
@@ -152,10 +159,15 @@ def _choices_in(page: Page, path: Path, *, folder: str) -> list[Choice]:
     if defaults is None:
         return []
     if not isinstance(defaults, list):
-        raise FileFault(f"defaults is {defaults!r}, but must be a list: defaults: [base, _self_]")
+        rule = f"defaults is {defaults!r}, but must be a list: defaults: [base, _self_]"
+        raise FileFault(rule, line=page.line("defaults"))
     choices = []
-    for index, (name, options) in enumerate(map(_entry, defaults)):
+    for index, entry in enumerate(defaults):
         line = page.line("defaults", index)
+        name, options = _entry(entry, line)
+        for address in options:
+            if SCHEME in address:
+                raise FileFault(ADDRESS.format(address), line=line)
         if name:
             group = _absolute(name.removeprefix(OVERRIDE).removeprefix(OPTIONAL), folder)
             choices.append(Choice(group, options, name.startswith(OVERRIDE), path, line))
@@ -165,7 +177,7 @@ def _choices_in(page: Page, path: Path, *, folder: str) -> list[Choice]:
     return choices
 
 
-def _entry(entry: object) -> tuple[str, list[str]]:
+def _entry(entry: object, line: int | None) -> tuple[str, list[str]]:
     """What stands before the colon (empty if there is none), and the options."""
     if isinstance(entry, str) and _bare(entry):
         return "", [entry]
@@ -177,7 +189,8 @@ def _entry(entry: object) -> tuple[str, list[str]]:
             return name, [str(option) for option in options]
     raise FileFault(
         f"defaults contains {entry!r}, but an entry is the name of a file, or group: option. For example: base, "
-        "schedule: cosine, override schedule: cosine"
+        "schedule: cosine, override schedule: cosine",
+        line=line,
     )
 
 

@@ -18,8 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner.composition.aliases import find_aliased
+from runner.composition.config_files import choices_in_files
 from runner.composition.origins import COMMAND_LINE
 from runner.composition.recipe import Recipe
+from runner.config.named_path import place
 from runner.config.nearest import did_you_mean, listed
 from runner.config.read import GROUPS, MANY_GROUPS
 from runner.errors import Fault, SpecError
@@ -61,7 +63,7 @@ def compose_with_faults(
     try:
         base = compose(accepted)
     except COMPOSITION_ERRORS as broken:
-        raise SpecError(*faults, Fault(key="recipe", message=_recipe_rule(broken), origin=str(recipe.path))) from None
+        raise SpecError(*faults, _recipe_fault(broken, recipe, overrides, directories)) from None
     known = _dotted_keys(OmegaConf.to_container(base, resolve=False))
     for override in parsed:
         if override not in groups and not override.key_or_group.startswith(tuple(unknown)):
@@ -199,14 +201,24 @@ def nearest_key(key: str, known: Sequence[str]) -> str:
     return hint.replace("mean ", f"mean {start}", 1)
 
 
-def _recipe_rule(error: Exception) -> str:
-    """What is wrong with a recipe that cannot be composed."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        group, _, name = error.missing_cfg_file.rpartition("/")
+def _recipe_fault(error: Exception, recipe: Recipe, overrides: Sequence[str], directories: Sequence[Path]) -> Fault:
+    """What is wrong with a recipe that cannot be composed, and which entry of a defaults list it is, if it is one."""
+    missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
+    unmatched = re.match(r"In .*: Could not override '([^']+)'", str(error))
+    origin = place(recipe.path)
+    for entry in choices_in_files(recipe, directories[1:], overrides):
+        names = [f"{entry.group}/{option}".lstrip("/") for option in entry.options]
+        if missing in names or (unmatched and entry.overrides and entry.group == unmatched[1].partition("@")[0]):
+            origin = place(entry.path, entry.line)
+    return Fault(key="recipe", message=_recipe_rule(error, missing, unmatched), origin=origin)
+
+
+def _recipe_rule(error: Exception, missing: str | None, unmatched: re.Match[str] | None) -> str:
+    if isinstance(error, MissingConfigException) and missing is not None:
+        group, _, name = missing.rpartition("/")
         options = error.options or []
         what = f"there is no option {name!r} in the group {group}" if group else f"there is no config file {name!r}"
         return f"{what}, which a defaults list names.{did_you_mean(name, options)} Available: {listed(options)}."
-    unmatched = re.match(r"In .*: Could not override '([^']+)'", str(error))
     if unmatched:
         group = unmatched[1].rpartition("/")[2].partition("@")[0]
         hint = did_you_mean(group, (*GROUPS, *MANY_GROUPS))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from runner.composition.yaml_file import FileFault, parse
+from runner.config.named_path import place
 from runner.config.nearest import listed
 from runner.errors import Fault, SpecError
 
@@ -49,10 +50,10 @@ def read_lock(path: Path) -> Lock:
         SpecError: the file cannot be read, or has no such section.
     """
     try:
-        content = parse(path).content
+        page = parse(path)
     except FileFault as wrong:
-        raise SpecError(Fault(key=LOCK, message=str(wrong), origin=str(path))) from None
-    return lock_of(content.get(LOCK), origin=str(path))
+        raise SpecError(wrong.fault(LOCK, path)) from None
+    return lock_of(page.content.get(LOCK), origin=place(path, page.line(LOCK)))
 
 
 def lock_of(node: Any, *, origin: str) -> Lock:

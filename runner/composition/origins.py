@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from runner.composition.config_files import choices_in_files
 from runner.composition.recipe import Recipe
 from runner.composition.yaml_file import FileFault, Page, parse
-from runner.config.named_path import is_file
-from runner.errors import Fault, SpecError
+from runner.config.named_path import is_file, place
+from runner.errors import SpecError
 
 __all__ = ["COMMAND_LINE", "ConfigFile", "Origins", "Setting", "key_of", "select"]
 
@@ -36,7 +36,12 @@ class Setting(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """What a fault about the value names."""
+        """What a fault about the value names: recipes/digits.yaml:22."""
+        return COMMAND_LINE if self.path is None else place(self.path, self.line)
+
+    @property
+    def source(self) -> str:
+        """What a record of the value names, which a change of other lines leaves as it is."""
         return COMMAND_LINE if self.path is None else str(self.path)
 
 
@@ -112,7 +117,7 @@ def _page(path: Path, option: str) -> Page:
     try:
         return parse(path)
     except FileFault as wrong:
-        raise SpecError(Fault(key=option, message=str(wrong), origin=str(path))) from None
+        raise SpecError(wrong.fault(option, path)) from None
 
 
 def _value_of(override: str) -> Any:
@@ -133,9 +138,17 @@ class Origins:
     """From the command line, excluding overrides of Hydra's own node."""
 
     def origin(self, key: str) -> str:
-        """Return what sets the key or its nearest parent: the command line, a file, or "" if nothing does."""
-        settings = self.settings(key)
+        """Return what sets the key or its nearest parent, or chooses the option of a group.
+
+        The command line, a line of a file, or "" if nothing does.
+        """
+        settings = self.choices(key) or self.settings(key)
         return settings[-1].origin if settings else ""
+
+    def source(self, key: str) -> str:
+        """Return the file that sets the key or its nearest parent, or the command line; "" if nothing does."""
+        settings = self.settings(key)
+        return settings[-1].source if settings else ""
 
     def settings(self, key: str) -> list[Setting]:
         """Return everything that sets the key, in the order in which it applies: the last one wins.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 from runner.composition import addresses
-from runner.config.named_path import is_directory, is_file
+from runner.config.named_path import is_directory, is_file, place
 from runner.config.nearest import did_you_mean, listed
 from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
@@ -202,7 +202,7 @@ def _locked(lock: Recipe) -> Recipe:
     if outside or is_lock(found.path):
         what = f"outside of {found.tree}" if outside else "a lock file, too"
         rule = f"its recipe, {found.path}, is {what}. Lock a recipe: runner lock RECIPE"
-        raise SpecError(Fault(key="lock.recipe", message=rule, origin=str(lock.path)))
+        raise SpecError(Fault(key="lock.recipe", message=rule, origin=place(lock.path)))
     return found
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
+from runner.config.named_path import place
 from runner.config.nesting import LOADER, MAX_DEPTH, TooDeepError, TooLargeError, check_nesting
+from runner.errors import Fault
 
 __all__ = ["FileFault", "Page", "parse", "yaml_problem"]
 
@@ -28,6 +30,14 @@ BLOCK_STYLES = ("|", ">")
 
 class FileFault(Exception):
     """What is wrong with a file. The message says the line, if there is one, the rule and the way out."""
+
+    def __init__(self, message: str, *, line: int | None = None) -> None:
+        self.line = line
+        super().__init__(message)
+
+    def fault(self, key: str, path: Path) -> Fault:
+        """The same as a fault, with its place in the file."""
+        return Fault(key=key, message=str(self), origin=place(path, self.line))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +106,7 @@ def parse(path: Path, *, allow_repeats: bool = False) -> Page:
     except TooLargeError:
         raise FileFault(TOO_LARGE) from None
     except yaml.YAMLError as error:
-        raise FileFault(yaml_problem(error, text)) from None
+        raise FileFault(yaml_problem(error, text), line=_line_of_error(error)) from None
     except ValueError as error:  # a date or number that does not exist: 2020-13-99
         raise FileFault(f"a value cannot be read: {error}. Quote it if it is text.") from None
     if content is not None and not isinstance(content, dict):
@@ -133,7 +143,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         byte = content[error.start]
-        raise FileFault(f"line {line} is not UTF-8 (byte 0x{byte:02x}). Save the file as UTF-8.") from None
+        raise FileFault(f"line {line} is not UTF-8 (byte 0x{byte:02x}). Save the file as UTF-8.", line=line) from None
 
 
 def _check(root: yaml.Node, *, allow_repeats: bool) -> None:
@@ -151,9 +161,8 @@ def _check(root: yaml.Node, *, allow_repeats: bool) -> None:
             raise FileFault(TOO_DEEP if depth > MAX_DEPTH else TOO_LARGE)
         if node.tag not in TAGS:
             tag = f"!!{node.tag.removeprefix(PLAIN)}" if node.tag.startswith(PLAIN) else node.tag
-            raise FileFault(
-                f"{_line(node)} has a value tagged {tag}. Write a plain value: text, number, list or mapping."
-            )
+            rule = f"has a value tagged {tag}. Write a plain value: text, number, list or mapping."
+            raise FileFault(f"line {_line(node)} {rule}", line=_line(node))
         if isinstance(node, yaml.MappingNode):
             _check_keys(node, allow_repeats=allow_repeats)
             waiting += [(value, depth + 1) for _, value in node.value]
@@ -165,11 +174,12 @@ def _check_keys(node: yaml.MappingNode, *, allow_repeats: bool) -> None:
     first: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag not in TAGS:
-            raise FileFault(f"{_line(key)} has a key that is a list or a mapping. Write a name, and quote braces.")
+            rule = "has a key that is a list or a mapping. Write a name, and quote braces."
+            raise FileFault(f"line {_line(key)} {rule}", line=_line(key))
         earlier, said = first.setdefault(key.value, (key, value))
         if earlier is not key and not (allow_repeats and _is_same(said, value)):
-            where = f"first in {_line(earlier)}"
-            raise FileFault(f"{_line(key)} gives the key {key.value} again ({where}). Keep one of the two.")
+            rule = f"gives the key {key.value} again (first in line {_line(earlier)}). Keep one of the two."
+            raise FileFault(f"line {_line(key)} {rule}", line=_line(key))
 
 
 def _is_same(one: yaml.Node, other: yaml.Node) -> bool:
@@ -177,8 +187,14 @@ def _is_same(one: yaml.Node, other: yaml.Node) -> bool:
     return isinstance(one, yaml.ScalarNode) and (one.tag, one.value) == (other.tag, other.value)
 
 
-def _line(node: yaml.Node) -> str:
-    return f"line {node.start_mark.line + 1}"
+def _line(node: yaml.Node) -> int:
+    line: int = node.start_mark.line + 1
+    return line
+
+
+def _line_of_error(error: yaml.YAMLError) -> int | None:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return None if mark is None else mark.line + 1
 
 
 def _kind(content: object) -> str:

@@ -1,8 +1,11 @@
-"""Paths that a person or a file names. A name that no file can have, because of its length for example, names none."""
+"""Paths that a person or a file names, and how messages name them.
+
+A name that no file can have, because of its length for example, names none.
+"""
 
 from pathlib import Path
 
-__all__ = ["exists", "is_directory", "is_file"]
+__all__ = ["exists", "is_directory", "is_file", "place"]
 
 
 def exists(path: Path) -> bool:
@@ -27,3 +30,9 @@ def is_directory(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+def place(path: Path, line: int | None = None) -> str:
+    """A file, relative to the working directory if it is in it, and a line of it: recipes/digits.yaml:22."""
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{shown}" if line is None else f"{shown}:{line}"

@@ -71,5 +71,5 @@ class CUDA:
         import torch
 
         if dtype.is_floating_point and dtype.itemsize == 1:
-            return torch.cuda.get_device_capability() >= (8, 9)
+            return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
         return dtype is not torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -28,7 +28,7 @@ Lock = Callable[[RunDir], None]
 """Keeps other attempts out of a run's directory until this one has ended."""
 
 
-def run(spec: RunSpec, freeze: Callable[[Lock], Path], *, at_end: AtEnd) -> None:
+def run(spec: RunSpec, freeze: Callable[[Lock], Path], *, at_end: AtEnd) -> Path:
     """Start an attempt, and wait for its end unless it was submitted to run elsewhere.
 
     The name of a submitted job is printed on stdout.
@@ -38,6 +38,9 @@ def run(spec: RunSpec, freeze: Callable[[Lock], Path], *, at_end: AtEnd) -> None
         freeze: claims a directory if need be, locks it, calls `begin`, and returns the spec file. With several machines
             only the first one calls it, whose process then keeps the lock for all of them.
         at_end: called with the run's directory.
+
+    Returns:
+        The run's directory.
 
     Raises:
         SpecError: the machines were given different declarations.
@@ -54,6 +57,7 @@ def run(spec: RunSpec, freeze: Callable[[Lock], Path], *, at_end: AtEnd) -> None
             _start(launch, spec_path)
         finally:
             at_end(spec_path.parent)
+    return spec_path.parent
 
 
 def _frozen(freeze: Callable[[Lock], Path], held: ExitStack) -> Path:

@@ -11,6 +11,7 @@ from runner.composition.config_files import choices_in_files
 from runner.composition.recipe import Recipe, options, own_roots, recipe_files, search_path, shipped_root
 from runner.composition.yaml_file import FileFault, Page, parse
 from runner.config.imports import NotFound, import_from, locate
+from runner.config.named_path import place
 from runner.config.parts import MISSING, TARGET
 from runner.config.read import GROUPS, HOOKS, MANY_GROUPS
 from runner.errors import Fault, SpecError
@@ -88,7 +89,7 @@ def _read(path: Path, name: str, faults: list[Fault]) -> Page:
     try:
         return parse(path)
     except FileFault as wrong:
-        faults.append(Fault(key=name, message=str(wrong), origin=str(path)))
+        faults.append(wrong.fault(name, path))
         return EMPTY
 
 
@@ -120,7 +121,7 @@ def _with_part(option: Option, directories: Sequence[Path], faults: list[Fault])
         found = locate(option.target)
     except NotFound as missing:
         rule = f"{option.target} cannot be imported: {missing}"
-        origin = str(_file(option.group, option.name, directories))
+        origin = place(_file(option.group, option.name, directories))
         faults.append(Fault(key=f"{option.group}/{option.name}", message=rule, origin=origin))
         return option
     return replace(option, part=found if isinstance(found, type) and is_dataclass(found) else None)

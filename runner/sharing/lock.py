@@ -119,7 +119,7 @@ def _changed_values(lock: Lock, composed: Composed) -> Iterator[Fault]:
     try:
         values = {key: value for key, value in parse(path).content.items() if key != LOCK}
     except FileFault as wrong:
-        yield Fault(key=LOCK, message=str(wrong), origin=str(path))
+        yield wrong.fault(LOCK, path)
         return
     if _digest_of_values(values) != lock.values:
         yield Fault(key=LOCK, message="values in the file have been changed since it was locked.", origin=str(path))

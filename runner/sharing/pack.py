@@ -73,7 +73,7 @@ def pack_of(composed: Composed, spec: RunSpec, *, package: str | None, summary: 
     version = spec.version or DEFAULT_VERSION
     if not VERSION.fullmatch(version):
         rule = "is no version that pip orders, such as 1.2 or 1.2.0rc1. Change it in the recipe."
-        raise SpecError(Fault(key="version", message=f"{version!r} {rule}", origin=str(recipe.path)))
+        raise SpecError(Fault(key="version", message=f"{version!r} {rule}", origin=composed.origins.origin("version")))
     modules = recipe_modules(composed)
     return Pack(
         package=package,

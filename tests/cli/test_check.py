@@ -18,7 +18,8 @@ def test_every_fault_at_once_with_where_it_came_from(
     assert "batch.items: 63 is not a multiple of micro_items × data ranks = 8 × 1 = 8. Use 56 or 64." in err
     assert "optimizer.lr: 'abc' must be a number.\n    from the command line" in err
     assert "run.sed: Run has no such key. Did you mean seed?" in err
-    assert f"    from {recipe}" in err
+    line = recipe.read_text().splitlines().index("run: {steps: 5, sed: 1}") + 1
+    assert f"    from recipes/tiny.yaml:{line}\n" in err
     assert "precision: there is no option 'fp8x'" in err
 
 

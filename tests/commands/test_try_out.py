@@ -42,12 +42,13 @@ def test_it_goes_the_whole_way_and_leaves_nothing(
 
 
 def test_trackers_hear_nothing_of_it(runner: Callable[..., Ended], project: Path) -> None:
-    ended = runner("train", "points", "--try", "tracker=[tensorboard]")
-    assert re.fullmatch(pattern(WHOLE_WAY, trackers=", without its trackers (tensorboard)"), ended.stdout)
+    ended = runner("train", "points", "--try", "tracker=[tensorboard,wandb]", "tracker.wandb.mode=offline")
+    assert re.fullmatch(pattern(WHOLE_WAY, trackers=", without its trackers (tensorboard, wandb)"), ended.stdout)
 
 
-def test_a_run_of_one_step_has_nothing_to_resume(runner: Callable[..., Ended]) -> None:
-    lines = runner("train", "points", "--try", "run.steps=1").stdout.splitlines()
+def test_a_locked_run_of_one_step_has_nothing_to_resume(runner: Callable[..., Ended]) -> None:
+    runner("lock", "points", "run.steps=1")
+    lines = runner("train", "points.lock", "--try").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["trained", "evaluated", "saved", "all"]
 
 

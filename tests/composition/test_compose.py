@@ -97,18 +97,25 @@ def test_a_recipe_that_cannot_be_composed_is_named(project: Path) -> None:
     with pytest.raises(SpecError, match="recipe: there is no option 'sgdd' in the group optimizer") as wrong:
         composed("a=[")
     assert [fault.key for fault in wrong.value.faults] == ["a", "recipe"]
-    assert wrong.value.faults[1].origin == str(recipe)
+    assert wrong.value.faults[1].origin == "recipes/tiny.yaml:4"
 
 
 def test_every_value_knows_its_file_or_the_command_line(project: Path) -> None:
     origin = composed("strategy=ddp", "run.steps=7", "tracker=[tensorboard]").origins.origin
     conf = shipped_root() / "conf"
     assert origin("run.steps") == "the command line"
-    assert origin("optimizer.lr") == str(project / "recipes" / "tiny.yaml")
-    assert origin("optimizer.momentum") == str(conf / "optimizer" / "sgd.yaml")
-    assert origin("strategy._target_") == str(conf / "strategy" / "ddp.yaml")
-    assert origin("tracker.tensorboard") == str(conf / "tracker" / "tensorboard.yaml")
-    assert origin("run.seed") == str(conf / "base.yaml")
+    assert origin("optimizer.lr") == "recipes/tiny.yaml:12"
+    assert origin("optimizer") == "recipes/tiny.yaml:4"
+    assert origin("strategy") == "the command line"
+    for key, option in {
+        "optimizer.momentum": "optimizer/sgd",
+        "strategy._target_": "strategy/ddp",
+        "tracker.tensorboard._target_": "tracker/tensorboard",
+        "run.seed": "base",
+    }.items():
+        file, _, line = origin(key).rpartition(":")
+        assert file == str(conf / f"{option}.yaml")
+        assert f"{key.rpartition('.')[2]}:" in Path(file).read_text().splitlines()[int(line) - 1]
 
 
 def test_another_target_keeps_only_what_is_given_beside_it(project: Path) -> None:

@@ -122,4 +122,4 @@ def test_a_file_that_only_hydra_can_read_is_named(project: Path) -> None:
     recipe.write_text(recipe.read_text().replace("  - base\n", "  - base\n  - experiment: ${launch}\n"))
     with pytest.raises(SpecError, match="experiment/local: line 2 has a value tagged !!binary") as wrong:
         origins().settings("run.steps")
-    assert wrong.value.faults[0].origin == str(local)
+    assert wrong.value.faults[0].origin == f"{local.relative_to(project)}:2"

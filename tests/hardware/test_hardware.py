@@ -57,3 +57,5 @@ def test_auto_is_the_host_where_there_is_nothing_else() -> None:
     assert auto.found == CPU(processes=2)
     assert (auto.backend, auto.can_fork, auto.pins_memory, auto.count()) == ("gloo", True, False, num_cores())
     assert auto.has_dtype(torch.bfloat16)
+    cuda = CUDA()
+    assert (cuda.count(), cuda.has_dtype(torch.bfloat16), cuda.has_dtype(torch.float8_e4m3fn)) == (0, False, False)
