@@ -10,7 +10,8 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon import Config
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from runner import protocols
@@ -65,7 +66,7 @@ def _import_names_of_types(module: ModuleType) -> None:
 def _read_sections(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     lines[:] = _with_literal_blocks(lines)
     if what not in PLAIN:
-        lines[:] = GoogleDocstring(lines, SECTIONS, app, what, name, obj, options).lines()
+        lines[:] = GoogleDocstring(lines, SECTIONS, app, what, name, obj, options).lines()  # type: ignore[arg-type]
 
 
 def _with_literal_blocks(lines: list[str]) -> Iterator[str]:

@@ -50,7 +50,7 @@ def _argument(call: ast.Call, name: str) -> ast.expr | None:
     return call.args[0] if name in KINDS - {SpecError.__name__} and call.args else None
 
 
-def _assigned(nodes: list[ast.stmt] | list[ast.AST], outer: Mapping[str, str]) -> dict[str, str]:
+def _assigned(nodes: list[ast.stmt] | list[ast.AST], outer: dict[str, str]) -> dict[str, str]:
     """Names that are assigned one text, and once."""
     found: dict[str, str] = {}
     seen: set[str] = set()

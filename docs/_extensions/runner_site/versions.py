@@ -33,15 +33,8 @@ FRONT_PAGE = """<!doctype html>
 
 
 def connect(app: Sphinx) -> None:
-    """Have pages load the list, and write it when they are built."""
-    app.connect("html-page-context", _add_list)
+    """Write the list when pages are built; _templates/sidebar/versions.html loads it."""
     app.connect("build-finished", _write_list)
-
-
-def _add_list(app: Sphinx, pagename: str, templatename: str, context: dict[str, object], doctree: object) -> None:
-    up = "../" * (pagename.count("/") + 1)
-    app.add_js_file(f"{up}{LIST}", priority=700)
-    context["page_name"] = pagename
 
 
 def _write_list(app: Sphinx, exception: Exception | None) -> None:
