@@ -44,6 +44,8 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_copy_source = False
+html_use_index = False  # the search finds the same
+html_domain_indices = False
 html_theme_options = {"top_of_page_buttons": []}
 html_sidebars = {
     "**": [

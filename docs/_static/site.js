@@ -12,3 +12,8 @@ document.addEventListener("DOMContentLoaded", () => {
     window.location.href = `${up}${list.value}/${target}.html`;
   });
 });
+
+// A page that is opened from a disk may not read others, so that search shows no lines of what it finds, but finds it.
+if (window.location.protocol === "file:") {
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+}

@@ -2,7 +2,7 @@
 
 from sphinx.application import Sphinx
 
-from runner_site import docstrings, pages, pictures, versions
+from runner_site import docstrings, keys, pages, pictures, versions
 
 __all__ = ["setup"]
 
@@ -11,6 +11,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect everything; Sphinx calls it."""
     app.connect("builder-inited", pages.write)
     docstrings.connect(app)
+    keys.connect(app)
     pictures.connect(app)
     versions.connect(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -23,10 +23,12 @@ from runner.schema.project import BASE, Option, read_project
 from runner.schema.sections import FOREIGN_KEYS
 from runner_site.markdown import code, fenced, prose, target
 
-__all__ = ["pages"]
+__all__ = ["KEY", "pages"]
 
 DEPTH = 2
 """Folders between docs/ and these pages."""
+KEY = "key-"
+"""What the anchors of keys begin with."""
 TRY_IT = "# Try it: "
 NOT_PROSE = ("# @package", ALIASES, TRY_IT)
 
@@ -184,7 +186,7 @@ def _anchor(group: str, name: str) -> str:
 
 
 def _key_anchor(name: str, option: str) -> str:
-    return f"key-{option}-{name}".replace("_", "-").replace(".", "-").lower()
+    return f"{KEY}{option}-{name}".replace("_", "-").replace(".", "-").lower()
 
 
 def _sentence(text: str) -> str:
