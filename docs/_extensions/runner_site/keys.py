@@ -1,8 +1,9 @@
 """Makes the keys of options known to the search: a part of a key's name then leads to the key itself."""
 
 from docutils import nodes
-from runner_site.options import KEY
 from sphinx.application import Sphinx
+
+from runner_site.options import KEY
 
 __all__ = ["connect"]
 
