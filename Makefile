@@ -13,7 +13,12 @@ BUILD_WITH := torch numpy setuptools wheel ninja py-cpuinfo hatchling editables
 SYSTEM_PACKAGES := git=git g++=g++ ip=iproute2 unshare=util-linux mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs
 BENCHMARKS := step_overhead synchronisation startup memory checkpoint checkpoint_ranks checkpoint_blocked
 
-.PHONY: demo test test-all lint bench release clean
+# What is built of this checkout lies beside other versions that are there already, in a folder of its own.
+SITE ?= build/docs
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' runner/__init__.py)
+SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --doctree-dir build/doctrees
+
+.PHONY: demo test test-all lint docs docs-links bench release clean
 
 demo: $(VENV)/installed-demo  ## train the digits recipe to the end
 	scripts/demo.sh $(BIN)
@@ -32,6 +37,14 @@ lint: $(VENV)/installed-dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs  ## the documentation as a site; every warning and every link that leads nowhere is an error
+	rm -rf $(SITE)/$(VERSION)
+	$(SPHINX) --builder html docs $(SITE)/$(VERSION)
+	@echo "open $(SITE)/index.html"
+
+docs-links: $(VENV)/installed-docs  ## look up every link that leaves the site, which takes a network
+	$(SPHINX) --builder linkcheck docs build/docs-links
 
 bench: $(VENV)/installed-dev  ## ratios beside hand-written loops
 	for one in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$one.py || exit 1; done
