@@ -93,17 +93,16 @@ class Started:
 
 
 class Zygote:
-    """Starts commands quickly; see tests/zygote.py."""
+    """Starts commands quickly, of the checkout or of an environment; see tests/zygote.py."""
 
-    def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
-        self._name = f"runner-tests-{os.getpid()}-{time.monotonic_ns()}"
+    def __init__(self, python: str | Path = sys.executable, env: dict[str, str] | None = None) -> None:
+        self.name = f"runner-tests-{os.getpid()}-{time.monotonic_ns()}"
         self._process = subprocess.Popen(
-            [sys.executable, str(CHECKOUT / "tests" / "zygote.py"), self._name],
+            [python, str(CHECKOUT / "tests" / "zygote.py"), self.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**(env or os.environ | {"PYTHONPATH": str(CHECKOUT)}), "OMP_NUM_THREADS": "1"},
         )
         assert self._process.stdout
         assert self._process.stdout.readline() == "ready\n"
@@ -113,7 +112,7 @@ class Zygote:
     ) -> Started:
         """Start `runner` with these words, or this script with them. What it prints goes to files in `scratch`."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.connect("\0" + self._name)
+        connection.connect("\0" + self.name)
         asked = {"script": str(script) if script else None, "argv": argv, "cwd": str(cwd), "env": env}
         started = time.monotonic_ns()
         stdout, stderr = (scratch / f"{name}_{started}" for name in ("stdout", "stderr"))

@@ -32,7 +32,7 @@ def main(name: str) -> None:
     import runner.launch.multi_process
     import runner.worker  # noqa: F401
 
-    sys.path[:] = [path for path in sys.path if path]
+    del sys.path[0]  # the directory of this script
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind("\0" + name)
         listening.listen(64)
@@ -85,7 +85,6 @@ def _be_the_command(asked: dict[str, Any], descriptors: Any) -> None:
         os.close(descriptor)
     os.chdir(asked["cwd"])
     os.environ.update(asked["env"])
-    sys.path[:0] = [asked["cwd"]]
     code = 1
     try:
         code = _run(asked["script"], asked["argv"])
@@ -106,7 +105,7 @@ def _run(script: str | None, argv: list[str]) -> int:
         sys.argv = ["runner", *argv]
         return command(argv)
     sys.argv = [script, *argv]
-    sys.path[0] = str(Path(script).parent)
+    sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")
     return 0
 

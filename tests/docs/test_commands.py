@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from runner.cli.verb import verb_names
+from tests.conftest import Zygote
 from tests.docs.console import Command, commands, script
 from tests.installed import Installed
 
@@ -23,6 +26,16 @@ FILE = re.compile(r"^`((?:user_hooks|recipes|conf|programs)/[\w/.]+)`:\n\n```\w+
 COMMANDS = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SOURCES = re.compile(r"^```(python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 300
+FORKED = """\
+import json, os, socket, sys
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect("\\0NAME")
+asked = {"script": None, "argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}
+socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
+connection.recv(1024)
+code = json.loads(connection.recv(1024))["code"]
+sys.exit(code if code >= 0 else 128 - code)
+"""
 PAGES = [page for page in MARKDOWN if COMMANDS.search(page.read_text())]
 
 
@@ -39,10 +52,23 @@ def whole_script(text: str) -> tuple[str, list[Command]]:
     return "\n".join(parts), shown
 
 
+@pytest.fixture(scope="module")
+def environment(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables of the shell, in which `runner` is a fork of a process of the installed environment."""
+    told = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}  # stdout and stderr in the order of a terminal
+    variables = installed.variables() | told
+    zygote = Zygote(installed.bin / "python", variables)
+    shims = tmp_path_factory.mktemp("shims")
+    (shims / "runner").write_text(f"#!{sys.executable} -IS\n" + FORKED.replace("NAME", zygote.name))
+    (shims / "runner").chmod(0o755)
+    yield variables | {"PATH": f"{shims}:{variables['PATH']}"}
+    zygote.close()
+
+
 @pytest.mark.timeout(TIMEOUT_S + 280)  # the first of a session builds the wheel
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_page_works_and_prints_what_it_says(
-    page: Any, tmp_path: Path, installed: Installed
+    page: Any, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     text = page.read_text()
     directory, printed = tmp_path / "directory", tmp_path / "printed"
@@ -52,7 +78,7 @@ def test_every_command_of_the_page_works_and_prints_what_it_says(
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
         (directory / name).write_text(content)
     lines, shown = whole_script(text)
-    output = run_page(lines, cwd=directory, env=installed.variables() | {"PRINTED": str(printed)})
+    output = run_page(lines, cwd=directory, env=environment | {"PRINTED": str(printed)})
     wrong = [
         f"$ {command.text}\n{said}"
         for number, command in enumerate(shown)
@@ -66,7 +92,7 @@ def run_page(lines: str, *, cwd: Path, env: dict[str, str]) -> str:
     process = subprocess.Popen(
         ["bash", "-c", lines],
         cwd=cwd,
-        env=env | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"},  # stdout and stderr in the order of a terminal
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
