@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner import Data, Loss
+from runner.errors import DataError
 
 
 def build_model(*, width: int = 32) -> nn.Module:
@@ -20,7 +21,7 @@ def build_data() -> Data:
     try:
         from sklearn.datasets import load_digits  # here, because `runner check` imports this file without it
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("The images come with scikit-learn: pip install scikit-learn") from missing
+        raise DataError("The images come with scikit-learn: pip install 'hydra-runner[demo]'") from missing
     images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     images = images.float().view(-1, 1, 8, 8) / 16  # pixel values are 0 to 16
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

@@ -47,4 +47,4 @@ def _ask(answers: Answers, given: set[str]) -> Answers:
 
 def _next_steps(directory: Path, name: str) -> str:
     move = [] if directory == Path() else [f"  cd {directory}"]
-    return "\n".join(["", "next:", *move, f"  runner train {name}", f"  runner check {name}", "  pytest"])
+    return "\n".join(["", "next:", *move, f"  runner train {name}", f"  runner check {name}"])

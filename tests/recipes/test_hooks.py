@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from runner.errors import DataError
 from user_hooks import digits, pydoc_lm, pydoc_pairs
 
 
@@ -55,7 +56,7 @@ def test_the_split_of_the_digits_does_not_depend_on_the_seed() -> None:
 
 def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
+    with pytest.raises(DataError, match=r"pip install 'hydra-runner\[demo\]'"):
         digits.build_data()
 
 
