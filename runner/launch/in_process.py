@@ -18,7 +18,7 @@ from runner import terminal
 from runner.config.failure import decode_failure, describe
 from runner.config.run_dir import RunDir
 from runner.launch.failures import read_failures
-from runner.launch.outcome import check_done, failed, interrupted
+from runner.launch.outcome import check_done, failed, interrupted, write_final_state
 from runner.launch.rank import DUMP_STACKS
 from runner.launch.signals import ECHO_S, ENDING, STOPPING
 from runner.world.activity import ActivityTable
@@ -145,6 +145,7 @@ class _Timer:
     def _end(self) -> None:
         """Exit at once, without waiting for the main thread."""
         error = interrupted(self._run_dir)
+        write_final_state(self._run_dir, "preempted")
         for child in multiprocessing.active_children():
             child.kill()
         terminal.write(2, f"{error}\n")

@@ -57,31 +57,28 @@ def stopped_by_signal(run_dir: RunDir, outcome: Outcome) -> Interrupted:
 
 def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
     """The error for a run that was asked to stop: how far it came and how to continue it."""
-    _write_state(run_dir, "preempted")
     message = f"interrupted after step {run_dir.last_step()}. {_how_to_continue(run_dir)}"
     return Interrupted(f"{message}\n{note}" if note else message)
 
 
 def failed(run_dir: RunDir, cause: str, *, error: str = "") -> RunFailed:
     """The error for a run that failed: the cause first, then where to look."""
-    _write_state(run_dir, "failed")
     return RunFailed(f"{cause}\n\nlogs: {run_dir.logs}\n{_how_to_continue(run_dir, cause)}".rstrip(), cause=error)
 
 
 @contextmanager
 def final_state(run_dir: RunDir) -> Iterator[None]:
-    """See to it that status.json does not say `queued` or `running` after the block has raised.
+    """See to it that status.json says how the run ended after the block has raised.
 
-    A signal that would end this process raises KeyboardInterrupt instead, where nothing else handles it yet.
+    An Interrupted or a RunFailed says that, whatever the ranks wrote; any other error ends what is queued or running. A
+    signal that would end this process raises KeyboardInterrupt instead, where nothing else handles it yet.
     """
     try:
         with _signals_raise():
             yield
-    except (Interrupted, KeyboardInterrupt):
-        _write_final_state(run_dir, "preempted")
-        raise
-    except BaseException:
-        _write_final_state(run_dir, "failed")
+    except BaseException as error:
+        if isinstance(error, Interrupted | RunFailed) or _is_under_way(run_dir):
+            write_final_state(run_dir, "preempted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
         raise
 
 
@@ -101,16 +98,14 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _write_final_state(run_dir: RunDir, state: str) -> None:
+def _is_under_way(run_dir: RunDir) -> bool:
     try:
-        under_way = run_dir.read_status()["state"] in ("queued", "running")
+        return run_dir.read_status()["state"] in ("queued", "running")
     except DiskError:
-        under_way = True
-    if under_way:
-        _write_state(run_dir, state)
+        return True
 
 
-def _write_state(run_dir: RunDir, state: str) -> None:
+def write_final_state(run_dir: RunDir, state: str) -> None:
     """Write the last state, unless the file system does not let it be written: the error to report is another one."""
     try:
         run_dir.write_state(state)

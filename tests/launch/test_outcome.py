@@ -11,7 +11,7 @@ import pytest
 from runner.config.run_dir import RunDir
 from runner.errors import Interrupted, RunFailed
 from runner.launch.attached import AttachedJob
-from runner.launch.outcome import check_done, final_state
+from runner.launch.outcome import check_done, failed, final_state
 
 
 @pytest.mark.parametrize("before", ["queued", "running"])
@@ -41,10 +41,26 @@ def test_a_state_that_the_ranks_wrote_is_kept(tmp_path: Path) -> None:
     assert run_dir.read_status()["state"] == "done"
 
 
+def test_a_failure_after_the_ranks_were_done_is_the_end_of_the_run(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    run_dir.write_status("done", step=3, metrics={})
+    with pytest.raises(RunFailed), final_state(run_dir):
+        raise RunFailed("rank 1 was killed by SIGSEGV")
+    assert run_dir.read_status()["state"] == "failed"
+
+
+def test_a_state_that_cannot_be_written_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = RunDir(tmp_path)
+    run_dir.status.mkdir()
+    with pytest.raises(RunFailed), final_state(run_dir):
+        raise failed(run_dir, "rank 1 was killed by SIGSEGV")
+    assert capsys.readouterr().err.count("The run's state is: failed.") == 1
+
+
 def test_a_job_that_never_started_its_ranks_has_failed(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     run_dir.write_status("queued", step=0, metrics={})
-    with pytest.raises(RunFailed, match=r"the ranks ended, but .*/status\.json says queued\."):
+    with pytest.raises(RunFailed, match=r"the ranks ended, but .*/status\.json says queued\."), final_state(run_dir):
         check_done(run_dir)
     assert run_dir.read_status()["state"] == "failed"
 

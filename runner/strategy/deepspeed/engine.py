@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from runner.errors import ModelError
+from runner.model.blocks import blocks_of
 from runner.protocols import Builder, World
 from runner.strategy.deepspeed import library
 from runner.strategy.deepspeed.config import (
@@ -148,13 +148,8 @@ def _mark_leaves(model: Module, names: Sequence[str]) -> None:
         return
     from deepspeed.utils import set_z3_leaf_modules
 
-    classes = {type(module).__name__: type(module) for module in model.modules()}
-    if unknown := sorted(set(names) - set(classes)):
-        rule = f"It has modules of {', '.join(sorted(classes))}."
-        raise ModelError(
-            f"strategy.moe_leaf_modules names {', '.join(unknown)}, but the model has no such modules. {rule}"
-        )
-    set_z3_leaf_modules(model, [classes[name] for name in names])
+    modules = blocks_of(model, names, key="strategy.moe_leaf_modules")
+    set_z3_leaf_modules(model, list(dict.fromkeys(type(module) for module in modules)))
 
 
 def _groups(optimizer: torch.optim.Optimizer, named: Mapping[str, Parameter]) -> dict[str, int]:
