@@ -14,7 +14,7 @@ REFERENCE = "reference"
 PROJECT = "project"
 OUTSIDE = {"contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
 """Pages that lie beside docs/, where people look for them first."""
-INTO_DOCS = re.compile(r"\]\(docs/")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
 def write(app: Sphinx) -> None:
@@ -35,4 +35,13 @@ def _pages(docs: Path) -> Iterator[tuple[str, str]]:
     for name, text in (*options.pages(), *commands.pages(), *errors.pages(docs), *interface.pages(docs)):
         yield f"{REFERENCE}/{name}", text
     for name, file in OUTSIDE.items():
-        yield f"{PROJECT}/{name}", INTO_DOCS.sub("](../", (docs.parent / file).read_text(encoding="utf-8"))
+        yield f"{PROJECT}/{name}", LINK.sub(_from_project, (docs.parent / file).read_text(encoding="utf-8"))
+
+
+def _from_project(link: re.Match[str]) -> str:
+    """A link of a page beside docs/, as it is from its place in the site. Other files can be downloaded."""
+    path = link[1]
+    page = next((name for name, file in OUTSIDE.items() if file == path), None)
+    if page is not None:
+        return f"]({page}.md"
+    return f"](../{path.removeprefix('docs/')}" if path.startswith("docs/") else f"](../../{path}"
