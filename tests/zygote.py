@@ -89,13 +89,15 @@ def _be_the_command(asked: dict[str, Any], descriptors: Any) -> None:
     try:
         code = _run(asked["script"], asked["argv"])
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 1
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+        code = 1 if isinstance(leaving.code, str) else leaving.code or 0
     except BaseException:  # noqa: BLE001  what the interpreter itself would print
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code or 0)
+        os._exit(code)
 
 
 def _run(script: str | None, argv: list[str]) -> int:

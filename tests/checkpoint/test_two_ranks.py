@@ -1,11 +1,7 @@
 """Two real ranks on gloo: shards, replicas, and another number of ranks at the other end."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,33 +11,28 @@ from runner.checkpoint.sharded import Sharded
 from runner.protocols import Progress
 from runner.storage.names import to_names
 from runner.world.solo import SoloWorld
+from tests.conftest import CHECKOUT, Zygote
 from tests.storage.states import open_latest, state_of
 
 SCRIPT = Path(__file__).with_name("ranks.py")
+OnTwoRanks = Callable[..., None]
 
 
-def on_two_ranks(scenario: str, directory: Path) -> None:
+@pytest.fixture
+def on_two_ranks(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> OnTwoRanks:
     """Run a scenario of ranks.py; fails with what the ranks printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    ranks = subprocess.Popen(
-        [sys.executable, str(SCRIPT), scenario, str(directory)],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output = ranks.communicate(timeout=80)[0]
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(ranks.pid, signal.SIGKILL)
-        ranks.wait()
-    assert ranks.returncode == 0, output
+
+    def run(scenario: str, directory: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        scratch = tmp_path_factory.mktemp("ranks")
+        argv = [scenario, str(directory)]
+        ended = zygote.start(argv, cwd=CHECKOUT, scratch=scratch, env=rendezvous, script=SCRIPT).wait(80)
+        assert ended.code == 0, ended.stdout + ended.stderr
+
+    return run
 
 
 EXPECTED = {
@@ -53,7 +44,9 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("save", ["save_sharded", "save_full", "save_later"])
-def test_shards_of_two_ranks_load_on_one_and_on_two(save: str, tmp_path: Path, world: SoloWorld) -> None:
+def test_shards_of_two_ranks_load_on_one_and_on_two(
+    save: str, tmp_path: Path, world: SoloWorld, on_two_ranks: OnTwoRanks
+) -> None:
     on_two_ranks(save, tmp_path)
     tensors = {name: torch.zeros_like(tensor) for name, tensor in EXPECTED.items()}
     saved = open_latest(tmp_path, world)
@@ -64,7 +57,9 @@ def test_shards_of_two_ranks_load_on_one_and_on_two(save: str, tmp_path: Path, w
     on_two_ranks("load_sharded", tmp_path)
 
 
-def test_what_one_rank_saved_loads_into_shards_of_two(tmp_path: Path, world: SoloWorld) -> None:
+def test_what_one_rank_saved_loads_into_shards_of_two(
+    tmp_path: Path, world: SoloWorld, on_two_ranks: OnTwoRanks
+) -> None:
     generators = {f"rng.rank_{rank}.torch": torch.full((4,), rank, dtype=torch.uint8) for rank in range(2)}
     state = state_of({**EXPECTED, **generators}, {"epoch": 2})
     Sharded().open(tmp_path, world).save(state, progress=Progress(step=5, position=50), metrics={})
@@ -72,10 +67,10 @@ def test_what_one_rank_saved_loads_into_shards_of_two(tmp_path: Path, world: Sol
 
 
 @pytest.mark.parametrize("scenario", ["replicated", "one_fails", "later_fails_on_one"])
-def test_two_ranks_agree(scenario: str, tmp_path: Path) -> None:
+def test_two_ranks_agree(scenario: str, tmp_path: Path, on_two_ranks: OnTwoRanks) -> None:
     on_two_ranks(scenario, tmp_path)
 
 
 @pytest.mark.parametrize("when", ["at_once", "later"])
-def test_what_changes_between_saves_is_planned_anew(when: str, tmp_path: Path) -> None:
+def test_what_changes_between_saves_is_planned_anew(when: str, tmp_path: Path, on_two_ranks: OnTwoRanks) -> None:
     on_two_ranks("changes_between_saves", tmp_path / when)

@@ -66,7 +66,7 @@ def test_a_strategy_that_cannot_be_rehearsed_says_so_before_launch(runner: Calla
     assert "12 items = as many micro_items as fit, at most 6 × 2 data ranks" in ended.stdout
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.exhaustive), "fsdp"])
 def test_ranks_agree_on_what_fits_on_all(runner: Callable[..., Ended], strategy: str) -> None:
     rooms = ["+data.room_mib=1000", "+data.room_of_rank_1_mib=500"]
     ended = runner(*TRAIN, "batch.micro_items=auto", *placed(strategy, 2), *rooms)
@@ -75,7 +75,9 @@ def test_ranks_agree_on_what_fits_on_all(runner: Callable[..., Ended], strategy:
     assert "micro-batches a step" in ended.stderr
 
 
-@pytest.mark.parametrize(("strategy", "room"), [("single", 500), ("ddp", 620), ("fsdp", 560)])
+@pytest.mark.parametrize(
+    ("strategy", "room"), [("single", 500), pytest.param("ddp", 620, marks=pytest.mark.exhaustive), ("fsdp", 560)]
+)
 def test_a_run_of_what_was_found_lasts_to_its_end(runner: Callable[..., Ended], strategy: str, room: int) -> None:
     lasting = [*TRAIN, *placed(strategy, 2), "+model.mib=16", "+model.dropout=0", "optimizer=adamw", "run.steps=5"]
     whole = ["eval.every_steps=3", "eval.micro_items=1", "checkpoint.every_steps=4"]

@@ -67,7 +67,7 @@ def watching(within: list[str], address: str) -> Iterator[Watched]:
 @pytest.mark.fault("a stranger on the network of one machine", "it listens on loopback only")
 @needs_root
 @pytest.mark.parametrize(
-    "strategy", ["ddp", "fsdp", pytest.param("deepspeed_zero2", marks=pytest.mark.exhaustive)]
+    "strategy", ["ddp", *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("fsdp", "deepspeed_zero2"))]
 )  # fmt: skip
 def test_a_run_on_one_machine_listens_on_loopback_only(project: Path, strategy: str) -> None:
     """The machine's name is an address of its network, where gloo would listen by itself."""

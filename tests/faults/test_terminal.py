@@ -42,7 +42,14 @@ def check_done(project: Path, code: int) -> str:
 @pytest.mark.fault(
     "the reader of the output is gone (head, a dead tee)", "training goes on; the log says once what is lost"
 )
-@pytest.mark.parametrize("where", [(), PAIR, (*PAIR, "launch.fork=false")], ids=["one", "forked", "separate"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param((), id="one"),
+        pytest.param(PAIR, id="forked"),
+        pytest.param((*PAIR, "launch.fork=false"), id="separate", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_reader_that_is_gone(project: Path, where: tuple[str, ...]) -> None:
     """`runner train … 2>&1 | head -1`, and a `tee` that died."""
     run = command(project, *WORDS, *where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -53,7 +60,10 @@ def test_a_reader_that_is_gone(project: Path, where: tuple[str, ...]) -> None:
 
 
 @pytest.mark.fault("closed descriptors (`2>&-`)", "training goes on")
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [*(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("2>&-", ">&-")), ">&- 2>&- <&-"],
+)
 @pytest.mark.parametrize("where", [(), PAIR], ids=["one", "two"])
 def test_closed_descriptors(project: Path, closed: str, where: tuple[str, ...]) -> None:
     run = command(project, *WORDS, *where, before=["sh", "-c", f'exec "$@" {closed}', "-"])

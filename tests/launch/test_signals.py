@@ -141,7 +141,7 @@ def test_a_signal_to_one_rank_alone_stops_all(launch: Launcher, number: signal.S
 
 
 @FORK
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.exhaustive)])
 def test_a_signal_to_the_whole_tree_stops_at_a_step_boundary(
     launch: Launcher, number: signal.Signals, fork: bool
 ) -> None:

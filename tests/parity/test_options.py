@@ -26,12 +26,13 @@ PRECISIONS = {
     "fp32": (["optimizer=adamw", "optimizer.lr=0.01"], {"weights": 2e-6, "values": 1e-5}),
     "bf16": (["optimizer=sgd", "optimizer.lr=0.1"], {"weights": 1e-2, "values": 2**-7}),
 }
-SLICE = {("fp32", 3, True, True), ("bf16", 1, True, False)}
+FLOAT, BFLOAT = ("fp32", 3, True, True), ("bf16", 1, True, False)
 
 
 def cases() -> Iterator[Any]:
     for strategy, *case in itertools.product(STRATEGIES, PRECISIONS, CUTS, (False, True), (False, True)):
-        marks = () if tuple(case) in SLICE else (pytest.mark.exhaustive,)
+        everyday = tuple(case) == FLOAT or (tuple(case) == BFLOAT and strategy in ("ddp", "fsdp", "deepspeed_zero3"))
+        marks = () if everyday else (pytest.mark.exhaustive,)
         yield pytest.param(strategy, *case, marks=marks)
 
 

@@ -94,7 +94,7 @@ def test_a_resumed_run_may_be_longer_and_its_schedule_then_is_that_of_the_longer
 
 
 @pytest.mark.fault("20 SIGKILLs in a row at random moments", "the losses are those of a run that was never killed")
-@pytest.mark.parametrize("options", [[], PAIR])
+@pytest.mark.parametrize("options", [[], pytest.param(PAIR, marks=pytest.mark.exhaustive)])
 def test_twenty_kills_in_a_row_lose_nothing_but_time(
     runner: Callable[..., Ended], start: Callable[..., Started], project: Path, options: Any
 ) -> None:

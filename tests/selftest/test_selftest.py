@@ -43,10 +43,12 @@ def place() -> Place:
 @pytest.mark.parametrize(
     ("group", "names"),
     [
-        ("strategy", ["ddp, 2 processes", "fsdp, 2 processes"]),
+        pytest.param("strategy", ["ddp, 2 processes", "fsdp, 2 processes"], marks=pytest.mark.exhaustive),
         ("precision", ["bf16, 1 process"]),
         ("resume", ["ddp, 2 processes", "fsdp, 2 processes", "checkpoint=full"]),
-        ("interchange", ["ddp → fsdp, 2 processes", "fsdp → ddp, 2 processes"]),
+        pytest.param(
+            "interchange", ["ddp → fsdp, 2 processes", "fsdp → ddp, 2 processes"], marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_losses_of_real_runs_agree(bench: Bench, place: Place, group: str, names: list[str]) -> None:
@@ -58,7 +60,7 @@ def test_losses_of_real_runs_agree(bench: Bench, place: Place, group: str, names
 
 
 def test_a_difference_is_a_failure(bench: Bench, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs are those of the test above: nothing is trained again."""
+    """Where the test above has run, nothing is trained again."""
     monkeypatch.setattr(checks, "FLOAT32", 1e-12)
     monkeypatch.setattr(checks, "NARROW", 1e-12)
     for group in ("strategy", "precision"):

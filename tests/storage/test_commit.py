@@ -28,7 +28,14 @@ Save = Callable[..., Path]
 
 
 @pytest.mark.fault("SIGKILL in the middle of a save", "the last commit loads")
-@pytest.mark.parametrize("when", ["each_operation", "replacing", "background", "random"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "each_operation",
+        "replacing",
+        *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("background", "random")),
+    ],
+)
 def test_a_killed_save_leaves_the_last_commit_loadable(when: str, tmp_path: Path) -> None:
     """SIGKILL before each file system operation of a save in turn, or twenty times at a random moment."""
     command = [sys.executable, str(Path(__file__).with_name("killed.py")), when, str(tmp_path)]

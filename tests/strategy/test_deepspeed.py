@@ -105,7 +105,7 @@ def held_at_first(world: Any, part: Any, precision: Any) -> Any:
     return elements(named(prepare(world, part, precision=precision)))
 
 
-@pytest.mark.parametrize("precision", [FP32(), BF16()])
+@pytest.mark.parametrize("precision", [FP32(), pytest.param(BF16(), marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("part", [*STAGES, DeepSpeed(stage=3, zero_init=True)])
 def test_a_run_begins_with_the_weights_that_the_hook_makes(part: Any, precision: Any, tmp_path: Path) -> None:
     """To the bit, in bfloat16 too, where DeepSpeed alone would round them."""
@@ -238,7 +238,13 @@ def said(part: Any, how: Any, tmp_path: Path) -> Any:
     return first
 
 
-@pytest.mark.parametrize("part", [*STAGES, *VARIANTS.values()], ids=str)
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(pytest.param(part, id=f"stage {part.stage}") for part in STAGES),
+        *(pytest.param(part, id=name, marks=pytest.mark.exhaustive) for name, part in VARIANTS.items()),
+    ],
+)
 def test_a_gradient_that_is_not_finite_is_noticed_and_can_be_discarded(part: Any, tmp_path: Path) -> None:
     """After it, training goes on as if that step had not been taken: the same norms to the last bit."""
 

@@ -124,7 +124,7 @@ def test_ctrl_c_on_one_node_stops_and_commits_all(pair: Pair, project: Path) -> 
     assert run_dir.read_status() | {"metrics": {}} == {"state": "done", "step": status["step"] + 2, "metrics": {}}
 
 
-@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("gone", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_a_node_whose_launcher_is_killed_is_named(pair: Pair, project: Path, gone: int) -> None:
     nodes = pair(*LONG, "launch.lost_s=3")
     wait_for_step(project, 3)
