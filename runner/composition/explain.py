@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from runner.composition.composed import Composed, is_shipped
-from runner.composition.faults import nearest_key
 from runner.composition.origins import Setting, select
 from runner.composition.recipe import import_roots, is_own, options
 from runner.config import hooks
 from runner.config.fields import Key, choices_of, keys_of
 from runner.config.imports import NotFound, import_from, locate
 from runner.config.masking import below, collected, marked, scrubber, shown_override
+from runner.config.nearest import nearest_key
 from runner.config.parts import MISSING, TARGET, imports_any
 from runner.config.read import GROUPS, MANY_GROUPS, SECTIONS
 from runner.config.rules import range_of
@@ -78,6 +78,8 @@ def explain(composed: Composed, key: str | None = None) -> list[Explanation]:
     inside = explaining.explanations(key.partition(".")[0])
     found = [one for one in inside if f"{one.key}.".startswith(f"{key}.")]
     if not found:
+        if left_out := [one for one in composed.left_out if f"{one.key}.".startswith(f"{key}.")]:
+            raise SpecError(*(Fault(key=one.key, message=f"{one}.") for one in left_out))
         known = list(dict.fromkeys((*GROUPS, *MANY_GROUPS, *_keys(composed.config))))
         raise SpecError(Fault(key=key, message=f"there is no such key.{nearest_key(key, known)}"))
     return found

@@ -22,11 +22,11 @@ from runner.composition.config_files import choices_in_files
 from runner.composition.origins import COMMAND_LINE
 from runner.composition.recipe import Recipe
 from runner.config.named_path import place
-from runner.config.nearest import did_you_mean, listed
+from runner.config.nearest import did_you_mean, listed, nearest_key
 from runner.config.read import GROUPS, MANY_GROUPS
 from runner.errors import Fault, SpecError
 
-__all__ = ["COMPOSITION_ERRORS", "compose_with_faults", "nearest_key"]
+__all__ = ["COMPOSITION_ERRORS", "compose_with_faults"]
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError)
 """What Hydra raises for files and overrides that it cannot compose: the last three for options that are no names."""
@@ -186,19 +186,6 @@ def _dotted_keys(node: Any, prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             keys += _dotted_keys(value, f"{prefix}{name}.")
     return [key for key in keys if not key.startswith("hydra.")]
-
-
-def nearest_key(key: str, known: Sequence[str]) -> str:
-    """Suggest the most similar key within the deepest section of `key` that exists, or at any depth if none does."""
-    section = key.rpartition(".")[0]
-    while section and section not in known:
-        section = section.rpartition(".")[0]
-    start = f"{section}." if section else ""
-    hint = did_you_mean(
-        key[len(start) :],
-        (name[len(start) :] for name in known if name.startswith(start)),
-    )
-    return hint.replace("mean ", f"mean {start}", 1)
 
 
 def _recipe_fault(error: Exception, recipe: Recipe, overrides: Sequence[str], directories: Sequence[Path]) -> Fault:

@@ -28,7 +28,8 @@ class LeftOut(NamedTuple):
     file: ConfigFile
 
     def __str__(self) -> str:
-        return f"{self.choice} has no {self.key.rpartition('.')[2]}, which {self.file.path} sets for {self.other}"
+        origin = self.file.setting(self.key).origin
+        return f"{self.choice} has no {self.key.rpartition('.')[2]}, which {origin} sets for {self.other}"
 
 
 def leave_out_values_of_other_options(

@@ -14,9 +14,8 @@ CHUNK_ITEMS = 4096  # planned at once, their indices held as Python integers: so
 def split(items: int, *, ranks: int, micro_items: int) -> list[tuple[int, int]]:
     """Split the items of a step into slots of at most `micro_items`, equally many for each rank, as even as can be.
 
-    Slot `round * ranks + rank` is that rank's micro-batch in that round. A full step fills every slot; the short step
-    at the end of an epoch leaves slots that differ by at most one item, some of them empty if there are fewer items
-    than ranks.
+    Slot `n * ranks + rank` is micro-batch n of that rank. A full step fills every slot; the short step at the end of an
+    epoch leaves slots that differ by at most one item, some of them empty if there are fewer items than ranks.
 
     Returns:
         (first, length) of each slot within the step; an empty slot starts at the step's first item.
@@ -69,11 +68,11 @@ class RankSteps:
         """Plans of consecutive steps [steps, items], the first of which begins at `start` of the epoch."""
         items = steps.shape[1]
         slots = split(items, ranks=self.ranks, micro_items=self.micro_items)[self.rank :: self.ranks]
-        rounds = [(steps[:, first : first + max(length, 1)].tolist(), length) for first, length in slots]
+        micro_batches = [(steps[:, first : first + max(length, 1)].tolist(), length) for first, length in slots]
         done = epoch * self.order.num_items + start
         return [
             StepPlan(
-                [MicroBatchIndices(indices[step], length, epoch) for indices, length in rounds],
+                [MicroBatchIndices(indices[step], length, epoch) for indices, length in micro_batches],
                 items,
                 done + (step + 1) * items,
             )

@@ -56,7 +56,8 @@ def _accelerate_lines(arguments: Arguments) -> list[Line]:
         return accelerate_lines(arguments, origin=ORIGIN)
     path = Path(str(named.value))
     inside = {
-        name: Argument(f"{path.name}: {one.key}", one.value) for name, one in arguments_in(read_tree(path)).items()
+        name: Argument(f"{path.name}: {one.key}", one.value)
+        for name, one in arguments_in(read_tree(path).content).items()
     }
     own = {name: one for name, one in arguments.items() if name != CONFIG_FILE}
     lines = accelerate_lines({**inside, **own}, origin=f"{ORIGIN} and {path}", directory=path.parent)

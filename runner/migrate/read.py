@@ -1,10 +1,12 @@
 """Reads a foreign configuration, whichever format it has."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runner.composition.yaml_file import Page
+from runner.config.named_path import place
 from runner.errors import Fault, SpecError
 from runner.migrate.accelerate.config import TOP_LEVEL, accelerate_lines, arguments_in
 from runner.migrate.deepspeed.read import SECTIONS, deepspeed_lines
@@ -52,7 +54,8 @@ def read_file(path: Path) -> Migration:
     Raises:
         SpecError: it cannot be read, is of no known format, or has unknown keys or wrong values.
     """
-    content = read_tree(path)
+    page = read_tree(path)
+    content = page.content
     best = max(FORMATS, key=lambda one: one.num_known(content))
     if not best.num_known(content):
         rule = (
@@ -60,4 +63,13 @@ def read_file(path: Path) -> Migration:
             "JSON, or a command line: runner import -- torchrun …"
         )
         raise SpecError(Fault(key="FILE", message=rule, origin=str(path)))
-    return Migration(f"{path}, {best.name}", best.lines(content, path))
+    try:
+        lines = best.lines(content, path)
+    except SpecError as wrong:
+        raise SpecError(*(_with_line(fault, page, path) for fault in wrong.faults)) from None
+    return Migration(f"{path}, {best.name}", lines)
+
+
+def _with_line(fault: Fault, page: Page, path: Path) -> Fault:
+    """The fault, with the line of its key if that stands in this file."""
+    return replace(fault, origin=place(path, page.line(*fault.key.split(".")))) if fault.origin == str(path) else fault

@@ -1,10 +1,10 @@
 """Applies the rules of a format to its arguments: a line for each, and every fault at once."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from runner.config.nearest import did_you_mean
+from runner.config.nearest import nearest_key
 from runner.errors import Fault, SpecError
 from runner.migrate.outcome import Argument, Line, Outcome, Rule, Setting, Values, shown
 
@@ -54,7 +54,7 @@ def translate(
     values: Values,
     *,
     origin: str,
-    known: Iterable[str],
+    known: Collection[str],
 ) -> Translated:
     """Apply the rule of each argument.
 
@@ -70,7 +70,7 @@ def translate(
     for name, argument in arguments.items():
         rule = find(name)
         if rule is None:
-            message = f"{UNKNOWN}{did_you_mean(name, known)} Correct or remove it."
+            message = f"{UNKNOWN}{nearest_key(name, known)} Correct or remove it."
             faults.append(Fault(key=argument.key, message=message, origin=origin))
         elif not is_given(argument.value):
             lines.append(Line(argument, Outcome(remark="not set")))

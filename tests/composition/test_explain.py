@@ -102,6 +102,13 @@ def test_a_key_that_does_not_exist_is_one_fault_with_the_nearest(project: Path, 
     assert words in wrong.value.faults[0].message
 
 
+def test_a_key_of_another_option_says_who_sets_it(project: Path) -> None:
+    recipe = project / "recipes" / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("{lr: 0.05}", "{lr: 0.05, momentum: 0.9}"))
+    with pytest.raises(SpecError, match="optimizer=adamw has no momentum, which recipes/tiny.yaml:12 sets for sgd"):
+        explained("optimizer.momentum", "optimizer=adamw")
+
+
 def test_overrides_that_cannot_be_applied_are_faults(project: Path) -> None:
     with pytest.raises(SpecError, match="there is no option 'dpp'"):
         explained("run", "strategy=dpp")

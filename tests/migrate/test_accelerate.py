@@ -334,7 +334,9 @@ def test_a_wrong_value_is_refused_with_its_rule(tmp_path: Path, text: str, key: 
         read_file(written(tmp_path, text))
     (fault,) = (fault for fault in raised.value.faults if fault.key == key)
     assert message in fault.message
-    assert fault.origin == str(tmp_path / "accelerate.yaml")
+    name = f"{key.rpartition('.')[2]}:"
+    line = next(number for number, one in enumerate(text.split("\n"), 1) if name in one)
+    assert fault.origin == f"{tmp_path / 'accelerate.yaml'}:{line}"
 
 
 def test_two_keys_that_mean_different_things_are_refused(tmp_path: Path) -> None:

@@ -230,6 +230,8 @@ def test_every_field_of_deepspeeds_zero_section_has_a_rule() -> None:
         ({"optimizer": {"type": "Adan"}}, "optimizer.type", "Adan is not one of ADAMW, ADAM, SGD"),
         ({"scheduler": {"type": "Warmup"}}, "scheduler.type", "Warmup is not one of WARMUPLR"),
         ({"aio": {"block size": 1}, **ZERO_3}, "aio.block size", "is not known to this format."),
+        ({"fp16": {"bar": 1}}, "fp16.bar", "is not known to this format. Correct or remove it."),
+        ({"fp16": {"enable": True}}, "fp16.enable", "is not known to this format. Did you mean fp16.enabled? Correct"),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "gpu"}}},
             "zero_optimization.offload_param.device",

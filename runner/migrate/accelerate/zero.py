@@ -9,16 +9,16 @@ __all__ = ["DEEPSPEED", "accumulate", "hosts"]
 
 UNSET = "none"
 PLACES = ("none", "cpu", "nvme")
-ONE_ROUND = "one round, as by default; batch.items and batch.micro_items say how many"
+ONE_MICRO_BATCH = "one micro-batch, as by default; batch.items and batch.micro_items say how many"
 
 
 def accumulate(value: object, values: Values) -> Outcome:
-    """Accumulation rounds, into which the items of a step are divided."""
-    rounds = whole(value)
-    if rounds <= 1:
-        return Outcome(remark=ONE_ROUND)
-    remark = "batch.items is the whole step: batch size × processes × rounds"
-    return becomes(("batch.accumulate", rounds), remark=remark)
+    """Micro-batches, into which the items of a step are divided."""
+    micro_batches = whole(value)
+    if micro_batches <= 1:
+        return Outcome(remark=ONE_MICRO_BATCH)
+    remark = "batch.items is the whole step: batch size × processes × micro-batches"
+    return becomes(("batch.accumulate", micro_batches), remark=remark)
 
 
 def hosts(value: object, values: Values) -> Outcome:

@@ -22,7 +22,7 @@ from runner.migrate.rules import (
 
 __all__ = ["AUTOMATIC", "TRAINING"]
 
-TOTAL, MICRO, ROUNDS = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
+TOTAL, MICRO, ACCUMULATION = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 AUTOMATIC = "auto"
 """Among the values, the names of those arguments that are auto."""
 OUTER_PRECISION = "mixed_precision"
@@ -42,17 +42,19 @@ def _micro_items(value: object, values: Values) -> Outcome:
     micro_items = ("batch.micro_items", whole(value))
     if TOTAL in values:
         return becomes(micro_items)
-    rounds = ("batch.accumulate", size(values, ROUNDS))
-    return becomes(("batch.items", None), micro_items, rounds, remark="batch.items follows from processes and rounds")
+    count = ("batch.accumulate", size(values, ACCUMULATION))
+    return becomes(
+        ("batch.items", None), micro_items, count, remark="batch.items follows from processes and micro-batches"
+    )
 
 
-def _rounds(value: object, values: Values) -> Outcome:
-    rounds = whole(value)
+def _accumulate(value: object, values: Values) -> Outcome:
+    count = whole(value)
     if MICRO in values:
-        return Outcome(remark=DERIVED) if TOTAL in values else becomes(("batch.accumulate", rounds))
-    if rounds == 1:
+        return Outcome(remark=DERIVED) if TOTAL in values else becomes(("batch.accumulate", count))
+    if count == 1:
         return Outcome(remark="one, as by default")
-    return becomes(("batch.accumulate", rounds), remark="batch.items is the whole step, over all rounds")
+    return becomes(("batch.accumulate", count), remark="batch.items is the whole step, over all micro-batches")
 
 
 def _is_fp16(values: Values) -> bool:
@@ -161,7 +163,7 @@ def _scheduler_params(values: Values) -> dict[str, Any]:
 TRAINING: dict[str, Rule] = {
     TOTAL: _items,
     MICRO: _micro_items,
-    ROUNDS: _rounds,
+    ACCUMULATION: _accumulate,
     "gradient_clipping": limit("clip.norm"),
     "fp16.enabled": if_on(becomes(("precision", "fp16"))),
     **only_if(_is_fp16, "fp16", FP16),
