@@ -50,7 +50,7 @@ PROTOCOLS = """\
 # Protocols
 
 What an option of each group must do, and what it meets: one page a module of `runner/protocols/`. Everything here is
-imported from `runner.protocols`. To begin, read [parts of your own](../../extend.md) and [the design](../../design.md).
+imported from `runner.protocols`. Begin with [options of your own](../../extend.md) and [the design](../../design.md).
 
 ```{{toctree}}
 :maxdepth: 1
