@@ -4,6 +4,7 @@ import getpass
 import importlib.util
 import json
 import socket
+import tomllib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from runner.cli.main import main
 from runner.machine import limits, links
 from runner.machine.options import option_faults, shipped_options
 from runner.machine.report import as_text, collect
-from runner.machine.versions import libraries
+from runner.machine.versions import FOR_DEVELOPMENT, libraries
 from tests.conftest import CHECKOUT
 
 TOPOLOGY = """\
@@ -53,7 +54,9 @@ def test_the_report_is_what_the_machine_says_itself(
 def test_every_library_of_the_extras_is_there(report: dict[str, Any]) -> None:
     assert report["libraries"]["torch"] == torch.__version__
     assert {"deepspeed", "torchao", "wandb", "scikit-learn", "transformers"} <= report["libraries"].keys()
-    assert not {"hypothesis", "mypy", "hydra-runner"} & libraries().keys()
+    assert not {"hypothesis", "mypy", "furo", "hydra-runner"} & libraries().keys()
+    extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras.keys() == {"demo", "transformers", "fp8", "deepspeed", *FOR_DEVELOPMENT}
 
 
 def test_every_option_is_asked(report: dict[str, Any]) -> None:
