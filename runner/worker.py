@@ -23,7 +23,6 @@ from runner.world.activity import Activity, Phase
 from runner.world.group import open_world
 from runner.world.handover import receive
 from runner.world.identity import find_identity
-from runner.world.temporary import removing_temporary_directories
 
 LAUNCHER_FIRST_S = 60.0
 """How much longer torch waits in a collective than the launcher, which can name the rank that is missing."""
@@ -44,11 +43,7 @@ def work(spec_path: Path, stopping: Stopping, activity: Activity) -> None:
     identity = find_identity(os.environ)
     rank = 0 if identity is None else identity.rank
     log.setup(run_dir.rank_log(rank), rank=rank, console=rank == 0)
-    with (
-        removing_temporary_directories(),
-        _reporting(run_dir, rank, activity) as run_progress,
-        report_out_of_memory(),
-    ):
+    with _reporting(run_dir, rank, activity) as run_progress, report_out_of_memory():
         spec = store.read(spec_path, receive(os.environ))
         run_progress.scrub = scrubber(spec.secrets.values())
         log.scrub(run_progress.scrub)

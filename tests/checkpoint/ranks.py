@@ -26,7 +26,6 @@ from runner.errors import CheckpointError
 from runner.protocols import Axes, Axis, Progress, State
 from runner.storage.names import to_names
 from runner.world.group import GroupWorld, join_group
-from runner.world.temporary import removing_temporary_directories
 from tests.storage.states import latest, open_latest, opened, state_of
 
 PROGRESS = Progress(step=5, position=50)
@@ -216,9 +215,8 @@ def start(rank: int, scenario: Callable[[GroupWorld, Path], None], directory: Pa
     try:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE)}
         world = join_group(CPU, axes=AXES, backend="gloo", local_rank=rank, timeout=timedelta(seconds=45))
-        with removing_temporary_directories():
-            scenario(world, directory)
-            world.close()
+        scenario(world, directory)
+        world.close()
         code = 0
     except BaseException:  # noqa: BLE001  # the test shows whatever it was
         traceback.print_exc()

@@ -24,7 +24,6 @@ from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.fsdp import FSDP
 from runner.strategy.single import Single
 from runner.world.group import join_group
-from runner.world.temporary import removing_temporary_directories
 from tests.zygote import preload
 
 STRATEGIES = (Single, DDP, FSDP, DeepSpeed)
@@ -119,9 +118,8 @@ def _start(rank: int, axes: Axes, port: int, function: Callable[..., Any], args:
         torch.set_num_threads(1)
         timeout = timedelta(seconds=30)
         world = join_group(torch.device("cpu"), axes=axes, backend="gloo", local_rank=rank, timeout=timeout)
-        with removing_temporary_directories():  # wandb makes some, which DeepSpeed imports
-            answer = function(world, *args)
-            world.barrier()
+        answer = function(world, *args)
+        world.barrier()
     except BaseException:  # noqa: BLE001  whatever it was, the test shows it
         failure = traceback.format_exc()
     path.write_bytes(pickle.dumps((answer, failure)))
