@@ -105,7 +105,7 @@ def test_a_key_that_does_not_exist_is_one_fault_with_the_nearest(project: Path, 
 def test_a_key_of_another_option_says_who_sets_it(project: Path) -> None:
     recipe = project / "recipes" / "tiny.yaml"
     recipe.write_text(recipe.read_text().replace("{lr: 0.05}", "{lr: 0.05, momentum: 0.9}"))
-    with pytest.raises(SpecError, match="optimizer=adamw has no momentum, which recipes/tiny.yaml:12 sets for sgd"):
+    with pytest.raises(SpecError, match=r"optimizer=adamw has no momentum, which recipes/tiny\.yaml:12 sets for sgd"):
         explained("optimizer.momentum", "optimizer=adamw")
 
 
