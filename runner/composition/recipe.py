@@ -197,7 +197,11 @@ def _locked(lock: Recipe) -> Recipe:
     elif not named.endswith(SUFFIX):  # a name: what comes with the runner is elsewhere on each machine
         found = Recipe(_file(str(shipped_root() / "recipes" / f"{named}{SUFFIX}")))
     else:
-        found = Recipe(_file(str(lock.path.parent / named)), tree=lock.tree, revision=lock.revision)
+        path = (lock.path.parent / named).resolve()
+        if not is_file(path):
+            rule = f"{path}, from which it was locked, is not there. Put it back, or lock another: runner lock RECIPE"
+            raise SpecError(Fault(key="lock.recipe", message=rule, origin=place(lock.path)))
+        found = Recipe(_file(str(path)), tree=lock.tree, revision=lock.revision)
     outside = found.tree is not None and not found.path.is_relative_to(found.tree)
     if outside or is_lock(found.path):
         what = f"outside of {found.tree}" if outside else "a lock file, too"

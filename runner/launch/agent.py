@@ -1,12 +1,11 @@
 """The ranks of this machine, under torch's elastic agent."""
 
-import contextlib
 import gc
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from signal import SIGTERM
@@ -16,6 +15,7 @@ from typing import Any, final
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from runner.config.failure import decode_failure
@@ -73,7 +73,7 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         standings = dict(zip(self._pids, self._table.read(), strict=True))
-        ended = _exit_codes(self._pids)
+        ended = self._ended()
         unfinished = [number for number, one in standings.items() if one.phase is not Phase.FINISHED]
         self.exit_codes = {number: ended[number] for number in unfinished if number in ended}
         hang = None if self.exit_codes else self._watchdog.poll(standings)
@@ -91,20 +91,25 @@ class Agent(LocalElasticAgent):
         self._signals.kill()
         return RunResult(state=WorkerState.SUCCEEDED, return_values=dict.fromkeys(self._pids))
 
+    def _ended(self) -> dict[int, int]:
+        """The exit codes of the ranks that have ended; -n = killed by signal n.
+
+        Asked of torch's own handles, which remember the answer: a process can be waited for once, and macOS has no
+        waitid that leaves it to be waited for again before Python 3.13.
+        """
+        context = self._pcontext
+        if isinstance(context, MultiprocessContext):
+            processes = context._pc.processes if context._pc is not None else []
+            codes = {process.pid: process.exitcode for process in processes}
+        elif isinstance(context, SubprocessContext):
+            codes = {one.proc.pid: one.proc.poll() for one in context.subprocess_handlers.values()}
+        else:
+            codes = {}
+        return {number: code for number, pid in self._pids.items() if (code := codes.get(pid)) is not None}
+
     def _shutdown(self, death_sig: Signal = SIGTERM, timeout: int = 30) -> None:
         self._signals.kill()
         super()._shutdown(death_sig, timeout)
-
-
-def _exit_codes(pids: Mapping[int, int]) -> dict[int, int]:
-    """The exit codes of the ranks that have ended; -n = killed by signal n. They stay to be waited for by torch."""
-    codes = {}
-    for number, pid in pids.items():
-        with contextlib.suppress(ChildProcessError):  # torch has waited for it
-            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is not None:
-                codes[number] = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-    return codes
 
 
 def supervise(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from runner import durable
 from runner.composition.compose import compose
@@ -14,7 +15,8 @@ from runner.composition.origins import COMMAND_LINE, key_of
 from runner.composition.overrides import escape_interpolations
 from runner.composition.recipe import LOCK_SUFFIX, Recipe, find, is_lock, shipped_root
 from runner.composition.yaml_file import FileFault, parse
-from runner.config.masking import hidden, is_record_at
+from runner.config.masking import hidden, is_record_at, marked
+from runner.config.named_path import place
 from runner.config.run_spec import RunSpec
 from runner.config.store import diff, dump_yaml
 from runner.errors import Fault, SpecError
@@ -117,17 +119,33 @@ def check_lock(composed: Composed) -> None:
 def _changed_values(lock: Lock, composed: Composed) -> Iterator[Fault]:
     path = composed.recipe.path
     try:
-        values = {key: value for key, value in parse(path).content.items() if key != LOCK}
+        page = parse(path)
     except FileFault as wrong:
         yield wrong.fault(LOCK, path)
         return
+    values = {key: value for key, value in page.content.items() if key != LOCK}
     if _digest_of_values(values) != lock.values:
-        yield Fault(key=LOCK, message="values in the file have been changed since it was locked.", origin=str(path))
+        yield Fault(key=LOCK, message="values in the file have been changed since it was locked.", origin=place(path))
+        for key, pair in _edited(values, lock, composed.recipe.source).items():
+            origin = place(path, page.line(*key.split(".")))
+            yield Fault(key=key, message=f"the file has {pair[1]!r}, and its recipe gives {pair[0]!r}.", origin=origin)
     for text in composed.origins.overrides:
         key = key_of(text)
         if key not in OPEN_KEYS and not is_record_at(values, key):
             rule = "is locked. Train the recipe itself, or lock it with that override."
             yield Fault(key=key, message=rule, origin=COMMAND_LINE)
+
+
+def _edited(values: Mapping[str, Any], lock: Lock, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """What the recipe gives now and what the file has, by key, where these differ; nothing if it gives faults."""
+    overrides = [text for text in lock.overrides if not is_record_at(values, key_of(text))]
+    try:
+        given = compose(recipe, overrides).config
+    except SpecError:
+        return {}
+    written = hidden(marked(values, origin=lambda _key: "the file"))
+    changed = diff(escape_interpolations(hidden(given)), written)
+    return {key: pair for key, pair in changed.items() if not is_record_at(values, key)}
 
 
 def _differences(lock: Lock, composed: Composed) -> Iterator[Fault]:

@@ -99,10 +99,22 @@ def test_everything_that_differs_is_named_at_once(
 
 def test_a_value_changed_by_hand_is_no_lock_any_more(runner: Runner, locked: Path) -> None:
     locked.write_text(locked.read_text().replace("lr: 0.25", "lr: 0.26"))
-    assert "lock: values in the file have been changed since it was locked." in runner("check", "tiny.lock")[2]
+    line = locked.read_text().split("lr: 0.26")[0].count("\n") + 1
+    said = runner("check", "tiny.lock")[2]
+    assert "lock: values in the file have been changed since it was locked." in said
+    assert "optimizer.lr: the file has 0.26, and its recipe gives 0.25." in said
+    assert f"    from recipes/tiny.lock.yaml:{line}\n" in said
+    assert said.count("its recipe gives") == 1
 
 
 def test_a_file_that_is_gone_is_named(runner: Runner, locked: Path, project: Path) -> None:
+    recipe = locked.with_name("tiny.yaml")
+    recipe.rename(recipe.with_suffix(".moved"))
+    said = runner("check", "tiny.lock")[2]
+    assert said.startswith(
+        f"lock.recipe: {recipe}, from which it was locked, is not there. Put it back, or lock another"
+    )
+    recipe.with_suffix(".moved").rename(recipe)
     (project / "conf" / "optimizer" / "mine.yaml").unlink()
     (project / "cli_layers.py").unlink()
     said = runner("check", "tiny.lock")[2]
