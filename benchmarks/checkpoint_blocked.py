@@ -23,7 +23,7 @@ from checkpoint_ranks import RANKS, clean, in_ranks, local, seconds
 from torch import Tensor
 
 from runner.composition.compose import compose
-from runner.composition.recipe import find
+from runner.composition.find_recipe import find
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.engine.session import Session, open_session

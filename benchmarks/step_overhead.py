@@ -24,7 +24,7 @@ from torch import nn
 
 from runner import log
 from runner.composition.compose import compose
-from runner.composition.recipe import find
+from runner.composition.find_recipe import find
 from runner.config.run_dir import RunDir
 from runner.data.order import permutation
 from runner.engine.loop import train

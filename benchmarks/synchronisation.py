@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from runner import log
 from runner.composition.compose import compose
-from runner.composition.recipe import find
+from runner.composition.find_recipe import find
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.data.order import Shuffled

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from runner.cli.arguments import existing_directory, existing_run, refuse_directories
-from runner.composition.recipe import find, is_own
+from runner.composition.find_recipe import find
+from runner.composition.recipe import is_own
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.runs.process import launch

@@ -8,7 +8,8 @@ import os
 
 from runner.cli.arguments import bare_words
 from runner.cli.verb import load_verb, verb_names
-from runner.composition.recipe import Recipe, find, needs_network, recipe_files, search_path, shipped_root
+from runner.composition.find_recipe import find, needs_network
+from runner.composition.recipe import Recipe, recipe_files, search_path, shipped_root
 from runner.errors import SpecError
 
 __all__ = ["main"]

@@ -8,7 +8,8 @@ from io import StringIO
 
 from runner.cli.arguments import TrainArguments, train_arguments
 from runner.cli.launched import prepare_process, print_directory
-from runner.composition.recipe import Recipe, find, search_path
+from runner.composition.find_recipe import find
+from runner.composition.recipe import Recipe, search_path
 from runner.config.masking import collected, shown_yaml
 from runner.config.secret import Secret
 from runner.errors import SpecError

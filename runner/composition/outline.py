@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.config.counted import counted
 from runner.config.run_spec import RunSpec
 
 __all__ = ["Outline"]
@@ -42,16 +43,12 @@ class Outline:
         )
 
     def __str__(self) -> str:
-        ranks = _counted(self.processes, "process", "processes")
+        ranks = counted(self.processes, "process", "processes")
         if self.nodes > 1:
             ranks = f"{ranks} on each of {self.nodes} nodes"
         options = ", ".join(f"{group}={self.choices.get(group)}" for group in ("strategy", "precision"))
-        steps = _counted(self.steps, "step", "steps")
+        steps = counted(self.steps, "step", "steps")
         return f"{self.name}: {steps} of {self.items} items | {ranks} | {options} | {_from_here(self.recipe)}"
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def _from_here(recipe: str) -> str:

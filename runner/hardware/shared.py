@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from runner.config.counted import counted
 from runner.errors import Fault
 
 TIMEOUT_S = 1800.0
@@ -28,7 +29,7 @@ def check_processes(processes: int, threads: int | None, timeout_s: float) -> No
 def too_many(processes: int, available: int, what: str, way_out: str) -> Iterator[Fault]:
     """Yield a fault if there are more processes than devices."""
     if processes > available:
-        rule = f"{processes} processes need {processes} {what}, but this machine has {available}. {way_out}"
+        rule = f"{counted(processes, 'process', 'processes')}, but this machine has {available} {what}. {way_out}"
         yield Fault(key="hardware.processes", message=rule)
 
 

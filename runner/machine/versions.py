@@ -13,7 +13,7 @@ __all__ = ["libraries", "versions"]
 
 DISTRIBUTION = "hydra-runner"
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)[^;]*(?:;.*extra *== *['\"](?P<extra>[\w-]+)['\"])?")
-FOR_DEVELOPMENT = ("dev", "docs", "test")
+FOR_DEVELOPMENT = ("dev", "docs", "release", "test")
 
 
 def versions() -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 from runner import durable
 from runner.composition.compose import compose
 from runner.composition.composed import Composed
+from runner.composition.find_recipe import find
 from runner.composition.lock_file import FORMAT, LOCK, Lock
 from runner.composition.origins import COMMAND_LINE, key_of
 from runner.composition.overrides import escape_interpolations
-from runner.composition.recipe import LOCK_SUFFIX, Recipe, find, is_lock, shipped_root
+from runner.composition.recipe import LOCK_SUFFIX, Recipe, is_lock, shipped_root
 from runner.composition.yaml_file import FileFault, parse
 from runner.config.masking import hidden, is_record_at, marked
 from runner.config.named_path import place

@@ -26,7 +26,7 @@ def test_every_fault_at_once_with_where_it_came_from(
 def test_a_right_declaration_is_summed_up(runner: Callable[..., tuple[int, str, str]], project: Path) -> None:
     code, out, err = runner("check", "tiny", "batch.micro_items=16")
     assert (code, err) == (0, "")
-    assert "64 items = 16 micro_items × 4 accumulate × 1 data ranks (1 processes)" in out
+    assert "64 items = 16 micro_items × 4 accumulate × 1 data rank (1 process)" in out
     assert "nothing is wrong" in out
     assert not (project / "outputs").exists()
 

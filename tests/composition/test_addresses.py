@@ -11,7 +11,8 @@ import pytest
 from runner.composition import git_cache
 from runner.composition.addresses import git, pkg
 from runner.composition.compose import compose
-from runner.composition.recipe import find, import_roots, is_own, needs_network, search_path, visible_recipes
+from runner.composition.find_recipe import find, needs_network, visible_recipes
+from runner.composition.recipe import import_roots, is_own, search_path
 from runner.errors import SpecError
 
 HOOKS = "def build_model(width=3): ...\ndef load_data(): ...\ndef loss(model, batch): ...\n"

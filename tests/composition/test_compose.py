@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from runner.composition.compose import compose
-from runner.composition.recipe import find, shipped_root
+from runner.composition.find_recipe import find
+from runner.composition.recipe import shipped_root
 from runner.errors import SpecError
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from runner.composition.compose import compose
 from runner.composition.explain import Explanation, explain
-from runner.composition.recipe import find
+from runner.composition.find_recipe import find
 from runner.errors import SpecError
 
 

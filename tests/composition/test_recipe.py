@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.composition.recipe import Recipe, find, import_roots, options, recipe_files, search_path, shipped_root
+from runner.composition.find_recipe import find
+from runner.composition.recipe import Recipe, import_roots, options, recipe_files, search_path, shipped_root
 from runner.errors import SpecError
 
 

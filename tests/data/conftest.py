@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from runner.composition.compose import compose
-from runner.composition.recipe import find
+from runner.composition.find_recipe import find
 
 
 @pytest.fixture

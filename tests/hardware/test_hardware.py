@@ -16,9 +16,7 @@ def test_more_processes_than_cores_is_a_fault_unless_it_is_meant() -> None:
     processes = num_cores() + 1
     (fault,) = CPU(processes=processes).check(None)
     assert fault.key == "hardware.processes"
-    assert fault.message.startswith(
-        f"{processes} processes need {processes} cores, but this machine has {num_cores()}."
-    )
+    assert fault.message.startswith(f"{processes} processes, but this machine has {num_cores()} cores.")
     assert "hardware.oversubscribe=true" in fault.message
     assert list(CPU(processes=processes, oversubscribe=True).check(None)) == []
 
@@ -26,14 +24,14 @@ def test_more_processes_than_cores_is_a_fault_unless_it_is_meant() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA devices")
 def test_hardware_that_is_absent_is_a_fault() -> None:
     (fault,) = CUDA().check(None)
-    assert fault.message.startswith("1 processes need 1 CUDA devices, but this machine has 0.")
+    assert fault.message.startswith("1 process, but this machine has 0 CUDA devices.")
     assert "hardware=cpu" in fault.message
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without Metal")
 def test_metal_that_is_absent_is_a_fault() -> None:
     (fault,) = MPS().check(None)
-    assert fault.message.startswith("1 processes need 1 Metal devices, but this machine has 0.")
+    assert fault.message.startswith("1 process, but this machine has 0 Metal devices.")
 
 
 @pytest.mark.parametrize("kind", [Auto, CPU, CUDA, MPS])

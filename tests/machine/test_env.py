@@ -72,7 +72,7 @@ def test_every_option_is_asked(report: dict[str, Any]) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_an_option_without_its_device_says_so(report: dict[str, Any]) -> None:
     (fault,) = report["options"]["hardware"]["cuda"]
-    assert "hardware.processes: 1 processes need 1 CUDA devices, but this machine has 0." in fault
+    assert "hardware.processes: 1 process, but this machine has 0 CUDA devices." in fault
     assert f"hardware=cuda: {fault}" in as_text(report)
 
 

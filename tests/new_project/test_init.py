@@ -73,7 +73,7 @@ def test_an_empty_directory_with_a_repository_will_do(empty: Path) -> None:
         (["--yes", "--name", "digits"], "--name: 'digits' comes with the runner, and would be hidden."),
         (["--yes", "--strategy", "fdsp"], "--strategy: there is no option 'fdsp'. Did you mean fsdp?"),
         (["--yes", "--processes", "0", "--tracker", "x"], "--processes: 0 must be at least 1.\n--tracker: there is no"),
-        (["--yes", "--processes", "9999"], "hardware.processes: 9999 processes need 9999 "),
+        (["--yes", "--processes", "9999"], "hardware.processes: 9,999 processes, but this machine has "),
         (["--yes", "--processes", "2", "--strategy", "single"], "strategy: single runs in one process"),
         (["--yes", "--precision", "fp8_te"], "precision: fp8_te needs NVIDIA's TransformerEngine"),
     ],

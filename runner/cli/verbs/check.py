@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from runner.cli.arguments import add_recipe, recipe_words
 from runner.cli.help import OVERRIDES
-from runner.composition.recipe import find, is_own
+from runner.composition.find_recipe import find
+from runner.composition.recipe import is_own
+from runner.config.counted import counted
 
 if TYPE_CHECKING:
     from runner.composition.composed import Composed
@@ -60,14 +62,15 @@ def _summary(spec: "RunSpec", composed: "Composed") -> list[str]:
 
     choices = composed.stored().source.choices
     batch, world_size = spec.batch, spec.world_size
-    ranks = batch.items // (batch.micro_items * batch.accumulate)
     hooks = (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
+    ranks = counted(batch.items // (batch.micro_items * batch.accumulate), "data rank", "data ranks")
+    processes = counted(world_size, "process", "processes")
     cut = f"{batch.micro_items} micro_items × {batch.accumulate} accumulate × {ranks}"
     if batch.auto:
         cut = f"as many micro_items as fit, at most {batch.micro_items} × {ranks}"
     return [
         *_title(spec, composed),
-        f"  batch        {batch.items} items = {cut} data ranks ({world_size} processes)",
+        f"  batch        {batch.items} items = {cut} ({processes})",
         *(f"  {key:<12} {hook.target}" for key, hook in hooks),
         *(f"  {group:<12} {choices.get(group)}" for group in GROUPS),
         f"  tracker      {', '.join(spec.tracker) or 'none'}",

@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
     from runner.cli.explain import print_explanations, to_json
     from runner.composition.compose import compose
     from runner.composition.explain import explain
-    from runner.composition.recipe import find
+    from runner.composition.find_recipe import find
 
     name, key, overrides = key_words(arguments, prog="runner explain")
     explanations = explain(compose(find(name), overrides), key)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from runner.cli.arguments import add_recipe, recipe_words
 from runner.cli.help import OVERRIDES
-from runner.composition.recipe import find, is_own
+from runner.composition.find_recipe import find
+from runner.composition.recipe import is_own
+from runner.config.counted import counted
 
 USAGE = "RECIPE [OVERRIDE ...] [options]"
 
@@ -35,7 +37,12 @@ def main(arguments: argparse.Namespace) -> int:
     composed = compose(recipe, overrides)
     spec = composed.read(rules=()) if is_own(recipe) else composed.read_without_imports()
     lock = write_lock(path, composed, spec)
-    counted = f"{len(lock.files)} config files, {len(lock.modules)} modules, {len(lock.packages)} versions"
-    print(f"{counted}, {lock.platform}")
+    held = [
+        counted(len(lock.files), "config file", "config files"),
+        counted(len(lock.modules), "module", "modules"),
+        counted(len(lock.packages), "version", "versions"),
+        lock.platform,
+    ]
+    print(", ".join(held))
     print(path)
     return 0

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from runner.cli.arguments import add_recipe, recipe_words
 from runner.cli.recipe_header import first_comment
-from runner.composition.recipe import find, is_own
+from runner.composition.find_recipe import find
+from runner.composition.recipe import is_own
 from runner.errors import Fault, SpecError
 
 USAGE = "RECIPE [options]"

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from runner.cli.recipe_header import first_comment
-from runner.composition.recipe import visible_recipes
+from runner.composition.find_recipe import visible_recipes
 
 USAGE = ""
 NO_VERSION = "-"
