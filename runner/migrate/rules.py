@@ -110,9 +110,14 @@ def names(value: Any) -> list[str]:
     return [text(part).strip() for part in parts if text(part).strip()]
 
 
-def needless(remark: str) -> Rule:
-    """No key is needed, whatever the value."""
-    return lambda value, values: Outcome(remark=remark)
+def needless(remark: str, convert: Callable[[Any], Any] = as_is) -> Rule:
+    """No key is needed, whatever the value that `convert` accepts."""
+
+    def rule(value: Any, values: Values) -> Outcome:
+        convert(value)
+        return Outcome(remark=remark)
+
+    return rule
 
 
 def missing(remark: str) -> Rule:

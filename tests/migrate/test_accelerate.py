@@ -322,6 +322,10 @@ def test_all_unknown_keys_and_wrong_values_are_told_at_once(tmp_path: Path) -> N
         ("compute_environment: MOON", "compute_environment", "MOON is not one of LOCAL_MACHINE, AMAZON_SAGEMAKER."),
         ("distributed_type: [FSDP]", "distributed_type", '["FSDP"] must be text.'),
         ("num_processes: 0", "num_processes", "0 must be at least 1."),
+        ("num_processes: 2\nmain_process_port: abc", "main_process_port", "abc must be a whole number."),
+        ("num_processes: 2\nmain_process_port: 70000", "main_process_port", "70000 must be a port"),
+        ("num_processes: 2\ndebug: maybe", "debug", "maybe must be true or false."),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 3}", "fsdp_config.fsdp_version", "3 must be 1 or 2."),
         (
             "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3, offload_param_device: tape}",
             "deepspeed_config.offload_param_device",

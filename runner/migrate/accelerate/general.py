@@ -104,6 +104,12 @@ def _rendezvous(value: object, values: Values) -> Outcome:
     return becomes(("launch.rendezvous", f"{bare}:{port}"))
 
 
+def _port(value: object, values: Values) -> Outcome:
+    if not 0 <= whole(value) < 1 << 16:
+        raise ValueError("must be a port, from 1 to 65535, or 0 for a free one.")
+    return _rendezvous(value, values)
+
+
 def _devices(value: Any, values: Values) -> Outcome:
     found = ",".join(map(str, value)) if isinstance(value, list) else text(value)
     if found == "all":
@@ -136,9 +142,9 @@ GENERAL: dict[str, Rule] = {
     **dict.fromkeys(FLAGS, _flag),
     "num_processes": _processes,
     "num_machines": _machines,
-    "machine_rank": needless("each machine finds its number; launch.node_rank gives one"),
+    "machine_rank": needless("each machine finds its number; launch.node_rank gives one", whole),
     "main_process_ip": _rendezvous,
-    "main_process_port": _rendezvous,
+    "main_process_port": _port,
     "rdzv_backend": needless("one way to meet: at launch.rendezvous"),
     "rdzv_conf": needless("its times are launch.join_s and launch.lost_s"),
     "same_network": needless("machines that do not reach launch.rendezvous are told so"),
@@ -157,7 +163,7 @@ GENERAL: dict[str, Rule] = {
     "log_dir": needless("the log of each process is in the run's directory"),
     "tee": needless("the log of each process is in the run's directory"),
     "role": needless("all processes have one role"),
-    "debug": needless("the process that failed is named, with its traceback"),
+    "debug": needless("the process that failed is named, with its traceback", yes_no),
     "quiet": needless("the process that failed is named, with its traceback"),
     "main_training_function": needless("a recipe names functions: model, data, loss"),
     "module": needless("a recipe names functions, not a script"),

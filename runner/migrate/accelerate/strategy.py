@@ -135,11 +135,17 @@ SHARDING_KEYS: dict[str, Rule] = {
 }
 SHARDING_KEYS["fsdp_backward_prefetch_policy"] = SHARDING_KEYS["fsdp_backward_prefetch"]
 
+
+def _version(value: object) -> None:
+    if whole(value) not in (1, 2):
+        raise ValueError("must be 1 or 2.")
+
+
 FSDP = only_if(
     is_fsdp,
     "distributed_type: FSDP",
     {
-        "fsdp_version": needless("always torch's fully_shard, the second version"),
+        "fsdp_version": needless("always torch's fully_shard, the second version", _version),
         "fsdp_sharding_strategy": _by_sharding("fsdp_sharding_strategy"),
         "fsdp_reshard_after_forward": _by_sharding("fsdp_reshard_after_forward"),
         "fsdp_transformer_layer_cls_to_wrap": sets("blocks.classes", names),
