@@ -1,5 +1,6 @@
 """What the tests of checkpoints share: a world of one, a way to save a small state, and one to read it."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,33 @@ from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.protocols import Progress, State
 from runner.storage.checkpoints import Checkpoints
 from runner.world.solo import SoloWorld
+from tests.conftest import CHECKOUT, Zygote
 from tests.storage.states import state_of
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+OnTwoRanks = Callable[..., None]
 
 
 @pytest.fixture
 def world() -> SoloWorld:
     return SoloWorld(torch.device("cpu"))
+
+
+@pytest.fixture
+def on_two_ranks(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> OnTwoRanks:
+    """Run a scenario of ranks.py; fails with what the ranks printed."""
+
+    def run(scenario: str, directory: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        scratch = tmp_path_factory.mktemp("ranks")
+        argv = [scenario, str(directory)]
+        ended = zygote.start(argv, cwd=CHECKOUT, scratch=scratch, env=rendezvous, script=SCRIPT).wait(80)
+        assert ended.code == 0, ended.stdout + ended.stderr
+
+    return run
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from runner.errors import CheckpointError
 from runner.protocols import Progress, State
 from runner.storage.export import export_weights
 from runner.world.solo import SoloWorld
-from tests.checkpoint.test_two_ranks import EXPECTED, on_two_ranks
+from tests.checkpoint.conftest import OnTwoRanks
+from tests.checkpoint.test_two_ranks import EXPECTED
 from tests.storage.states import open_latest, state_of
 
 
@@ -29,7 +30,7 @@ def save(run_dir: Path, world: SoloWorld, step: int, *, keep_last: int = 3) -> P
     return run_dir / "checkpoints" / f"step_{step}"
 
 
-def test_shards_of_two_ranks_are_whole_in_one_file(tmp_path: Path) -> None:
+def test_shards_of_two_ranks_are_whole_in_one_file(tmp_path: Path, on_two_ranks: OnTwoRanks) -> None:
     on_two_ranks("save_full", tmp_path)
     path = tmp_path / "checkpoints/step_5"
     assert [file.name for file in path.glob("*.safetensors")] == [FILE]

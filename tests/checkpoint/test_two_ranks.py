@@ -1,7 +1,5 @@
 """Two real ranks on gloo: shards, replicas, and another number of ranks at the other end."""
 
-import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,29 +9,8 @@ from runner.checkpoint.sharded import Sharded
 from runner.protocols import Progress
 from runner.storage.names import to_names
 from runner.world.solo import SoloWorld
-from tests.conftest import CHECKOUT, Zygote
+from tests.checkpoint.conftest import OnTwoRanks
 from tests.storage.states import open_latest, state_of
-
-SCRIPT = Path(__file__).with_name("ranks.py")
-OnTwoRanks = Callable[..., None]
-
-
-@pytest.fixture
-def on_two_ranks(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> OnTwoRanks:
-    """Run a scenario of ranks.py; fails with what the ranks printed."""
-
-    def run(scenario: str, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        scratch = tmp_path_factory.mktemp("ranks")
-        argv = [scenario, str(directory)]
-        ended = zygote.start(argv, cwd=CHECKOUT, scratch=scratch, env=rendezvous, script=SCRIPT).wait(80)
-        assert ended.code == 0, ended.stdout + ended.stderr
-
-    return run
-
 
 EXPECTED = {
     "model.0.weight": torch.arange(1.0, 16.0).reshape(5, 3),

@@ -73,7 +73,12 @@ class Heartbeat:
         deadline = time.monotonic() + timeout_s
         while not condition():
             check()
-            self.check()
+            try:
+                self.check()
+            except NodeEnded:
+                if condition():  # what a node said before it ended counts
+                    return
+                raise
             if time.monotonic() > deadline:
                 raise LaunchError(f"timed out after {timeout_s:g} s: {describe()}.")
             time.sleep(POLL_S)

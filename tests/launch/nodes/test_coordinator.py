@@ -59,6 +59,26 @@ def test_different_declarations_are_refused_with_both_values(pair: tuple[Coordin
         second.compare_declarations({"a": {"b": 1}, "versions": {"torch": "2"}}, timeout_s=5)
 
 
+def test_what_a_node_said_before_it_ended_counts(pair: tuple[Coordinator, Coordinator]) -> None:
+    first, second = pair
+    looks = 0
+
+    def compared() -> bool:
+        """Node 0 says what it found, and ends, between the first look of node 1 and the next."""
+        nonlocal looks
+        looks += 1
+        found = second._store.has("faults")
+        if looks == 1:
+            first._store.set("faults", [])
+            first.announce_end(EndReason.FAILED, "node 0 failed: the declarations differ")
+        return found
+
+    second._heartbeat.wait_until(compared, timeout_s=5, describe=str)
+    assert looks == 2
+    with pytest.raises(NodeEnded, match="the declarations differ"):
+        second.check()
+
+
 def test_a_spec_that_is_not_written_or_not_seen_is_reported(
     pair: tuple[Coordinator, Coordinator], tmp_path: Path
 ) -> None:

@@ -142,7 +142,7 @@ def test_different_declarations_are_refused_on_every_node_and_nothing_is_made(pa
     nodes = pair("train", "points", "strategy=ddp", only_1=("optimizer.lr=0.5", "launch.interface=lo", "run.steps=9"))
     for each in nodes:
         code, _, stderr = each.end()
-        assert code == REFUSED
+        assert code == REFUSED, stderr
         assert "optimizer.lr: 0.001 on node 0, 0.5 on node 1. Start the same run on every node." in stderr
         assert "run.steps: 10 on node 0, 9 on node 1." in stderr
         assert "launch" not in stderr.partition("optimizer.lr")[2]
