@@ -76,7 +76,12 @@ def test_ranks_agree_on_what_fits_on_all(runner: Callable[..., Ended], strategy:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "room"), [("single", 500), pytest.param("ddp", 620, marks=pytest.mark.exhaustive), ("fsdp", 560)]
+    ("strategy", "room"),
+    [
+        ("single", 500),
+        pytest.param("ddp", 620, marks=pytest.mark.exhaustive),
+        pytest.param("fsdp", 560, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_run_of_what_was_found_lasts_to_its_end(runner: Callable[..., Ended], strategy: str, room: int) -> None:
     lasting = [*TRAIN, *placed(strategy, 2), "+model.mib=16", "+model.dropout=0", "optimizer=adamw", "run.steps=5"]

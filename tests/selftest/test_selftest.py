@@ -45,7 +45,9 @@ def place() -> Place:
     [
         pytest.param("strategy", ["ddp, 2 processes", "fsdp, 2 processes"], marks=pytest.mark.exhaustive),
         ("precision", ["bf16, 1 process"]),
-        ("resume", ["ddp, 2 processes", "fsdp, 2 processes", "checkpoint=full"]),
+        pytest.param(
+            "resume", ["ddp, 2 processes", "fsdp, 2 processes", "checkpoint=full"], marks=pytest.mark.exhaustive
+        ),
         pytest.param(
             "interchange", ["ddp → fsdp, 2 processes", "fsdp → ddp, 2 processes"], marks=pytest.mark.exhaustive
         ),

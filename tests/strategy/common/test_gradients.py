@@ -26,7 +26,7 @@ PLACES = [
     pytest.param(Single(), 1, id="single"),
     pytest.param(DDP(), 2, id="ddp"),
     pytest.param(FSDP(), 2, id="fsdp"),
-    pytest.param(DeepSpeed(stage=1), 2, id="zero1", marks=needs_deepspeed),
+    pytest.param(DeepSpeed(stage=1), 2, id="zero1", marks=[needs_deepspeed, pytest.mark.exhaustive]),
     pytest.param(CUT, 2, id="zero3", marks=needs_deepspeed),
 ]
 
