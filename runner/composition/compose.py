@@ -155,16 +155,18 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 def _to_plain(config: DictConfig) -> tuple[dict[str, Any], list[Fault]]:
     try:
-        return cast(
-            "dict[str, Any]",
-            OmegaConf.to_container(config, resolve=True, enum_to_str=True),
-        ), []
+        return _contents(config), []
     except OmegaConfBaseException:
         raw = cast(
             "dict[str, Any]",
             OmegaConf.to_container(config, resolve=False, enum_to_str=True),
         )
         return raw, _resolve_each(config, raw)
+
+
+def _contents(node: Any) -> Any:
+    """Plain containers, with every interpolation in them resolved."""
+    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
 
 
 def _resolve_each(config: DictConfig, raw: dict[str, Any]) -> list[Fault]:
@@ -174,7 +176,8 @@ def _resolve_each(config: DictConfig, raw: dict[str, Any]) -> list[Fault]:
         parent_key, _, name = key.rpartition(".")
         parent = select(raw, parent_key) if parent_key else raw
         try:
-            parent[name] = OmegaConf.select(config, key, throw_on_missing=True)
+            found = OmegaConf.select(config, key, throw_on_missing=True)
+            parent[name] = _contents(found) if OmegaConf.is_config(found) else found
         except OmegaConfBaseException as error:
             reason = str(error).partition("\n")[0]
             faults.append(Fault(key=key, message=f"{parent[name]!r} cannot be resolved: {reason}"))

@@ -86,6 +86,12 @@ def test_a_bad_override_is_told_with_the_nearest_name(project: Path, override: s
     assert words in found[key]
 
 
+def test_a_section_that_is_referred_to_is_resolved_with_all_that_it_holds(project: Path) -> None:
+    found = faults("name=${run}", "run.steps=${oc.env:NOT_SET}")
+    assert "'${run}' cannot be resolved: KeyError" in found["name"]
+    assert "'${oc.env:NOT_SET}' cannot be resolved: KeyError" in found["run.steps"]
+
+
 def test_bad_overrides_and_bad_values_are_told_together(project: Path) -> None:
     with pytest.raises(SpecError) as wrong:
         composed("modle.width=1", "strategy=dpp", "a=[", "run.steps=abc", "batch.items=-1").read()
