@@ -5,7 +5,7 @@ an output directory of its own.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from runner.composition.composed import Composed
 from runner.composition.config_files import check_files
 from runner.composition.faults import COMPOSITION_ERRORS, compose_with_faults
 from runner.composition.lock_file import LOCK, lock_of
-from runner.composition.origins import Origins, select
+from runner.composition.origins import Origins
 from runner.composition.other_options import leave_out_values_of_other_options
 from runner.composition.recipe import LOCK_SUFFIX, Recipe, search_path
 from runner.composition.search_path import initialized_hydra
@@ -169,26 +169,18 @@ def _contents(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
 
 
-def _resolve_each(config: DictConfig, raw: dict[str, Any]) -> list[Fault]:
-    """Resolve `raw` key by key in place. A key that cannot be resolved keeps its text and yields a fault."""
+def _resolve_each(config: DictConfig, raw: dict[str, Any], section: str = "") -> list[Fault]:
+    """Resolve `raw` value by value in place. One that cannot be resolved keeps its text and yields a fault."""
     faults = []
-    for key in _interpolated_keys(raw):
-        parent_key, _, name = key.rpartition(".")
-        parent = select(raw, parent_key) if parent_key else raw
-        try:
-            found = OmegaConf.select(config, key, throw_on_missing=True)
-            parent[name] = _contents(found) if OmegaConf.is_config(found) else found
-        except OmegaConfBaseException as error:
-            reason = str(error).partition("\n")[0]
-            faults.append(Fault(key=key, message=f"{parent[name]!r} cannot be resolved: {reason}"))
-    return faults
-
-
-def _interpolated_keys(node: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            keys += _interpolated_keys(value, f"{prefix}{name}.")
+    for name, value in raw.items():
+        key = f"{section}.{name}" if section else str(name)
+        if isinstance(value, dict):
+            faults += _resolve_each(config[name], value, key)
         elif isinstance(value, str) and "${" in value:
-            keys.append(f"{prefix}{name}")
-    return keys
+            try:
+                found = config[name]
+                raw[name] = _contents(found) if OmegaConf.is_config(found) else found
+            except OmegaConfBaseException as error:
+                reason = str(error).partition("\n")[0]
+                faults.append(Fault(key=key, message=f"{value!r} cannot be resolved: {reason}"))
+    return faults

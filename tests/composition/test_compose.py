@@ -92,6 +92,12 @@ def test_a_section_that_is_referred_to_is_resolved_with_all_that_it_holds(projec
     assert "'${oc.env:NOT_SET}' cannot be resolved: KeyError" in found["run.steps"]
 
 
+def test_a_name_with_a_dot_whose_value_cannot_be_resolved_is_told(project: Path) -> None:
+    recipe = project / "recipes" / "tiny.yaml"
+    recipe.write_text(f"{recipe.read_text()}a.b: ${{nothing}}\n")
+    assert "'${nothing}' cannot be resolved" in faults()["a.b"]
+
+
 def test_bad_overrides_and_bad_values_are_told_together(project: Path) -> None:
     with pytest.raises(SpecError) as wrong:
         composed("modle.width=1", "strategy=dpp", "a=[", "run.steps=abc", "batch.items=-1").read()
