@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.composition.composed import Composed
@@ -169,12 +169,12 @@ def _contents(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
 
 
-def _resolve_each(config: DictConfig, raw: dict[str, Any], section: str = "") -> list[Fault]:
+def _resolve_each(config: DictConfig | ListConfig, raw: dict[str, Any] | list[Any], section: str = "") -> list[Fault]:
     """Resolve `raw` value by value in place. One that cannot be resolved keeps its text and yields a fault."""
     faults = []
-    for name, value in raw.items():
+    for name, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
         key = f"{section}.{name}" if section else str(name)
-        if isinstance(value, dict):
+        if isinstance(value, dict | list):
             faults += _resolve_each(config[name], value, key)
         elif isinstance(value, str) and "${" in value:
             try:

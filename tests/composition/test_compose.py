@@ -98,6 +98,12 @@ def test_a_name_with_a_dot_whose_value_cannot_be_resolved_is_told(project: Path)
     assert "'${nothing}' cannot be resolved" in faults()["a.b"]
 
 
+def test_a_value_in_a_list_that_cannot_be_resolved_is_told_with_its_place(project: Path) -> None:
+    found = faults("+model.widths=[{first: 1}, {second: ${run.steps}}, {third: ${nothing}}]")
+    assert list(found) == ["model.widths.2.third"]
+    assert "'${nothing}' cannot be resolved" in found["model.widths.2.third"]
+
+
 def test_bad_overrides_and_bad_values_are_told_together(project: Path) -> None:
     with pytest.raises(SpecError) as wrong:
         composed("modle.width=1", "strategy=dpp", "a=[", "run.steps=abc", "batch.items=-1").read()
