@@ -75,8 +75,9 @@ def launch(function: Callable[..., None], /, **arguments: Any) -> Path:
 
 def _own_path() -> str:
     """The part of sys.path that no other interpreter has from the start."""
-    standard = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
-    return os.pathsep.join(path or os.getcwd() for path in sys.path if not path.startswith(standard))
+    standard = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    own = [path for path in sys.path if not any(Path(path).is_relative_to(one) for one in standard)]
+    return os.pathsep.join(path or os.getcwd() for path in own)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -36,7 +36,7 @@ def checks_of(group: str, place: Place) -> Iterator[Check | Missing]:
 
 
 def _strategies(group: str, place: Place) -> Iterator[Check | Missing]:
-    """A step that is divided among processes and rounds is the step of one process over one large batch."""
+    """A step that is divided among processes and micro-batches is the step of one process over one large batch."""
     usable, missing = place.ways("strategy")
     for way in usable:
         yield Check(group, str(way), partial(_divided_equals_whole, place=place, way=way))

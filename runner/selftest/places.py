@@ -18,7 +18,7 @@ BUFFER_ITEMS = 1 << 16
 """Keys of strategies whose default suits large models, and a value for small ones: buffers of 2 GB, filled and dropped,
 took 18 of 22 s of a run."""
 ITEMS = {1: "batch.micro_items=4", 2: "batch.micro_items=3"}
-"""By the number of processes: a step of 12 items is divided in rounds, too."""
+"""By the number of processes: a step of 12 items is divided into micro-batches, too."""
 
 
 @final
@@ -52,7 +52,7 @@ class Place(NamedTuple):
         return (*self.hardware, f"hardware.processes={processes}")
 
     def divided(self, way: Way) -> tuple[str, ...]:
-        """The overrides of a strategy, on its processes, with each step divided among rounds."""
+        """The overrides of a strategy, on its processes, with each step divided into micro-batches."""
         buffers = self.buffers.get(way.option, ())
         return (*self.placed(way.processes), f"strategy={way.option}", *buffers, ITEMS[way.processes])
 

@@ -12,7 +12,7 @@ PRECISIONS = sorted(path.stem for path in (CONF / "precision").glob("*.yaml"))
 PROMISED = 0.98
 DENSE = ["model._target_=user_hooks.dense.build_model", "~model.width"]
 PROMISED_OF_DENSE = 0.97  # which knows nothing of neighbouring pixels: 0.978 in float32
-LITTLE = [("single", "bf16_pure"), ("single", "fp8"), ("fsdp", "bf16")]
+LITTLE = [("single", "bf16_pure"), ("single", "fp8")]
 TOO_SMALL = (
     "of 1 linear layers in float8"  # what a precision says that finds none of its layers in a convolutional model
 )

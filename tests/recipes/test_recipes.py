@@ -13,7 +13,7 @@ PROMISES = {
     "pydoc_pairs": ("eval/f1", 0.9, 1.0),
     "gpt2_pydoc": ("eval/loss", 0.0, 2.7),
 }
-SLOW = {"gpt2_pydoc"}
+SLOW = {"gpt2_pydoc", "pydoc_lm"}
 
 
 def test_every_recipe_promises_something() -> None:

@@ -236,7 +236,7 @@ def test_every_strategy_trains_over_two_hosts_as_in_two_processes(
 @needs_root
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, project: Path) -> None:
-    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.join_s=30", "strategy=ddp")
+    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.join_s=10", "strategy=ddp")
     (project / "outputs").mkdir()
     hidden = f'mount -t tmpfs none {project}/outputs && exec "$@"'
     nodes = [
