@@ -5,7 +5,7 @@ an output directory of its own.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.composition.composed import Composed
@@ -169,10 +169,15 @@ def _contents(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
 
 
-def _resolve_each(config: DictConfig | ListConfig, raw: dict[str, Any] | list[Any], section: str = "") -> list[Fault]:
-    """Resolve `raw` value by value in place. One that cannot be resolved keeps its text and yields a fault."""
+def _resolve_each(config: Any, raw: Any, section: str = "") -> list[Fault]:
+    """Resolve a dict or list value by value in place. One that cannot be resolved keeps its text and yields a fault.
+
+    Args:
+        config: the node of the configuration that `raw` was made of.
+    """
     faults = []
-    for name, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+    values: Iterable[tuple[Any, Any]] = raw.items() if isinstance(raw, dict) else enumerate(raw)
+    for name, value in values:
         key = f"{section}.{name}" if section else str(name)
         if isinstance(value, dict | list):
             faults += _resolve_each(config[name], value, key)
