@@ -131,8 +131,9 @@ def _check_base(config: DictConfig, recipe: Recipe) -> None:
     Raises:
         SpecError: no group whose options must be parts has one.
     """
-    nodes = (config.get(group) for group, adapter in GROUPS.items() if adapter is None)
-    if any(isinstance(node, DictConfig) and TARGET in node for node in nodes):
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    nodes = (raw.get(group) for group, adapter in GROUPS.items() if adapter is None)
+    if any(isinstance(node, dict) and TARGET in node for node in nodes):
         return
     rule = (
         "base is not included, so that no group has an option and no section its defaults. Begin the recipe with "

@@ -98,6 +98,19 @@ def test_a_name_with_a_dot_whose_value_cannot_be_resolved_is_told(project: Path)
     assert "'${nothing}' cannot be resolved" in faults()["a.b"]
 
 
+@pytest.mark.parametrize("group", ["hardware", "strategy", "tracker"])
+def test_a_group_that_refers_to_what_is_not_there_is_a_fault(project: Path, group: str) -> None:
+    recipe = project / "recipes" / "tiny.yaml"
+    recipe.write_text(f"{recipe.read_text()}{group}: ${{nothing}}\n")
+    assert "'${nothing}' cannot be resolved" in faults()[group]
+
+
+def test_a_recipe_without_defaults_is_told_to_begin_with_base(project: Path) -> None:
+    (project / "recipes" / "tiny.yaml").write_text("defaults: []\nname: tiny\n")
+    with pytest.raises(SpecError, match="defaults: base is not included"):
+        composed()
+
+
 def test_a_value_in_a_list_that_cannot_be_resolved_is_told_with_its_place(project: Path) -> None:
     found = faults("+model.widths=[{first: 1}, {second: ${run.steps}}, {third: ${nothing}}]")
     assert list(found) == ["model.widths.2.third"]
