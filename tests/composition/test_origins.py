@@ -89,7 +89,7 @@ def test_an_override_of_a_section_sets_what_it_has_inside(project: Path) -> None
 def test_every_choice_of_a_group_is_known(project: Path) -> None:
     found = origins("strategy=ddp", "tracker=[tensorboard]")
     assert [place(one) for one in found.choices("strategy")] == [("base.yaml:7", ["single"]), ("strategy=ddp", "ddp")]
-    assert [place(one) for one in found.choices("optimizer")] == [("base.yaml:9", ["adamw"]), ("tiny.yaml:4", ["sgd"])]
+    assert [place(one) for one in found.choices("optimizer")] == [("base.yaml:11", ["adamw"]), ("tiny.yaml:4", ["sgd"])]
     assert [place(one) for one in found.choices("tracker")][-1] == ("tracker=[tensorboard]", ["tensorboard"])
     assert found.choices("no_group") == []
 
@@ -104,7 +104,7 @@ def test_what_a_later_file_of_a_list_overrides_applies_to_those_before_it(projec
     composed = compose(find("tiny"), [])
     assert composed.choices["schedule"] == "linear"
     assert [place(one) for one in composed.origins.choices("schedule")] == [
-        ("base.yaml:10", ["constant"]),
+        ("base.yaml:11", ["constant"]),
         ("fast.yaml:3", ["linear"]),
     ]
     assert [place(one) for one in composed.origins.settings("run.steps")][1:] == [
