@@ -89,7 +89,7 @@ def test_an_override_of_a_section_sets_what_it_has_inside(project: Path) -> None
 def test_every_choice_of_a_group_is_known(project: Path) -> None:
     found = origins("strategy=ddp", "tracker=[tensorboard]")
     assert [place(one) for one in found.choices("strategy")] == [("base.yaml:7", ["single"]), ("strategy=ddp", "ddp")]
-    assert [place(one) for one in found.choices("optimizer")] == [("base.yaml:11", ["adamw"]), ("tiny.yaml:4", ["sgd"])]
+    assert [place(one) for one in found.choices("optimizer")] == [("base.yaml:9", ["adamw"]), ("tiny.yaml:4", ["sgd"])]
     assert [place(one) for one in found.choices("tracker")][-1] == ("tracker=[tensorboard]", ["tensorboard"])
     assert found.choices("no_group") == []
 

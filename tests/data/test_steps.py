@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,11 +72,25 @@ def test_all_ranks_together_read_every_item_once_an_epoch(
         assert sorted(seen) == list(range(num_items))
 
 
-@given(data=st.data(), num_items=st.integers(1, 50), epochs=st.integers(1, 3))
-@settings(deadline=None, max_examples=1000)
-def test_stopping_anywhere_and_going_on_at_another_world_size_reads_the_same_global_order(
+ANYWHERE = given(data=st.data(), num_items=st.integers(1, 50), epochs=st.integers(1, 3))
+
+
+@ANYWHERE
+@settings(deadline=None, max_examples=150)
+def test_stopping_anywhere_and_going_on_in_another_world_reads_the_same_steps(
     data: Any, num_items: Any, epochs: Any
 ) -> None:
+    stop_and_go_on(data, num_items, epochs)
+
+
+@pytest.mark.exhaustive
+@ANYWHERE
+@settings(deadline=None, max_examples=1000)
+def test_a_thousand_schedules_read_the_same_steps(data: Any, num_items: Any, epochs: Any) -> None:
+    stop_and_go_on(data, num_items, epochs)
+
+
+def stop_and_go_on(data: Any, num_items: int, epochs: int) -> None:
     """K3: random schedules of worlds, micro-batches and cuts; together they read the steps of one undisturbed rank."""
     order, step_items = Shuffled(num_items, seed=5), 12
     undisturbed = RankSteps(order=order, step_items=step_items, micro_items=step_items, rank=0, ranks=1).starting_at(0)
