@@ -95,7 +95,8 @@ class Drawn:
     def indices(self, epoch: int, start: int, stop: int) -> Indices:
         """What is drawn at these places, each independently of the others."""
         drawn = uniform(start, stop, seed=mix(self._seed, epoch)) * self._ends[-1]
-        return numpy.searchsorted(self._ends, drawn, side="right").astype(numpy.int64)
+        found: Indices = numpy.searchsorted(self._ends, drawn, side="right").astype(numpy.int64)
+        return found
 
 
 @final
