@@ -26,7 +26,7 @@ from runner import log
 from runner.composition.compose import compose
 from runner.composition.find_recipe import find
 from runner.config.run_dir import RunDir
-from runner.data.order import permutation
+from runner.data.order import Shuffled
 from runner.engine.loop import train
 from runner.engine.session import open_session
 from runner.world.solo import SoloWorld
@@ -73,7 +73,7 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
     order = [
         index
         for epoch in range(-(-STEPS * 32 // mlp.ITEMS))
-        for index in permutation(mlp.ITEMS, seed=0, epoch=epoch).tolist()
+        for index in Shuffled(mlp.ITEMS, seed=0).indices(epoch, 0, mlp.ITEMS).tolist()
     ]
     narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(variant)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if variant == "fp16" else None

@@ -17,17 +17,17 @@ LAYERS = (
     {"errors", "terminal", "log", "durable"},
     {"protocols", "config"},
     {"world", "model", "losses"},
-    {"storage"},
+    {"storage", "data"},
     {
         "hardware",
         "strategy",
         "precision",
-        "data",
         "checkpoint",
         "tracker",
         "callback",
         "metric",
         "optimizer",
+        "order",
         "schedule",
     },
     {"engine"},
@@ -39,7 +39,7 @@ LAYERS = (
     {"cli", "api", "__main__"},
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
-OPTION_ROOMS = LAYERS[4] - {"data"}
+OPTION_ROOMS = LAYERS[4]
 COMMON_WORDS = {"none", "cpu"}  # `device.type == "cpu"` asks where a tensor's bytes are, not for an option
 CLOSED_BY_TYPES = (
     # A part is checked beside the whole spec, and a spec holds parts: the protocols name RunSpec, and it names them.

@@ -45,6 +45,11 @@ class Digits:
     images: Tensor  # [n, 1, 8, 8], from 0 to 1
     labels: Tensor  # [n]
 
+    @property
+    def weights(self) -> Tensor:
+        """For `order=weighted`: all ten digits equally often, however many images of each there are."""
+        return 1 / self.labels.bincount()[self.labels]
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -42,7 +42,9 @@ def build_data(*, vocabulary: int) -> Data:
     train = [split(document) for document in documents if document not in held_out]
     seen = {tuple(words) for sentences in train for words in sentences}
     unseen = [[words for words in split(document) if tuple(words) not in seen] for document in held_out]
-    return Data(train=pairs(train, vocabulary), eval=pairs(unseen, vocabulary), collate=pad)
+    training = pairs(train, vocabulary)
+    lengths = [len(pair.first) for pair in training]  # the second sentence has two thirds of them, or is another one
+    return Data(train=training, eval=pairs(unseen, vocabulary), lengths=lengths, collate=pad)
 
 
 def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Loss:

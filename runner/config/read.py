@@ -1,7 +1,7 @@
 """Builds a RunSpec from a composed configuration, or raises every fault in it at once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from runner.config import hooks
@@ -43,6 +43,7 @@ GROUPS: Mapping[str, str | None] = {
     "strategy": None,
     "precision": None,
     "optimizer": "runner.optimizer.foreign.ForeignOptimizer",
+    "order": None,
     "schedule": "runner.schedule.foreign.ForeignSchedule",
     "checkpoint": None,
 }
@@ -259,7 +260,8 @@ def _read_batch(reading: _Reading) -> None:
         return
     try:
         keys, world_size = reading.built["batch"], reading.built["launch"].nodes * reading.built["hardware"].processes
-        given = BatchKeys(items=keys.items, micro_items=keys.micro_items, accumulate=keys.accumulate)
+        names = (field.name for field in fields(BatchKeys))
+        given = BatchKeys(**{name: getattr(keys, name) for name in names})  # of a section that is unknown, this ends it
         axes = reading.built["strategy"].axes(world_size)
     except NotKnown:
         reading.take("batch", None)

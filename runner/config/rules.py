@@ -1,10 +1,10 @@
 """Rules across sections and parts, and the ranges of numbers in sections."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from runner.config.run_spec import Batch, Run
+from runner.config.run_spec import Batch, Cut, Run
 from runner.config.secret import Secret, is_reference
 from runner.errors import Fault
 from runner.protocols import Clip, HandsOverSecrets, Launcher
@@ -30,6 +30,7 @@ SMALLEST = {
     "batch.items": 1,
     "batch.micro_items": 1,
     "batch.accumulate": 1,
+    "batch.micro_tokens": 1,
     "run.steps": 1,
     "run.seed": 0,
     "run.stop_at_step": 1,
@@ -56,6 +57,10 @@ class BatchKeys:
     """Items that one rank forwards at once; null = items / data ranks, auto = as many as fit into memory."""
     accumulate: int | None = None
     """Micro-batches of one rank in a step; null = items / (micro_items × data ranks)."""
+    cut: Cut = Cut.EVEN
+    """Which items of a step go into one micro-batch. It changes how much is padded, and no gradient."""
+    micro_tokens: int | None = None
+    """Most tokens that one rank forwards at once, padding included; null = no limit but micro_items."""
 
 
 def range_faults(section: str, values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -117,13 +122,22 @@ def divide(keys: BatchKeys, *, data_ranks: int) -> Batch | Fault:
         keys: all at least 1 where they are not null.
         data_ranks: ranks among which the strategy divides the items of a step.
     """
+    if keys.micro_tokens is not None and keys.cut is Cut.EVEN:
+        rule = "limits micro-batches of items whose lengths are known. Add batch.cut=by_length, or use null."
+        return Fault(key="batch.micro_tokens", message=f"{keys.micro_tokens} {rule}")
     if isinstance(keys.micro_items, str):
-        return _divide_automatically(keys, data_ranks=data_ranks)
-    items, micro_items, accumulate = keys.items, keys.micro_items, keys.accumulate
+        divided = _divide_automatically(keys, data_ranks=data_ranks)
+    else:
+        divided = _divide(keys.items, keys.micro_items, keys.accumulate, data_ranks=data_ranks)
+    return divided if isinstance(divided, Fault) else replace(divided, cut=keys.cut, micro_tokens=keys.micro_tokens)
+
+
+def _divide(items: int | None, micro_items: int | None, accumulate: int | None, *, data_ranks: int) -> Batch | Fault:
     if items is None:
         if micro_items is None or accumulate is None:
             missing = "batch.micro_items" if micro_items is None else "batch.accumulate"
-            rule = f"must be given, or also {missing}, so that it can be derived." if keys != BatchKeys() else ""
+            is_given = micro_items is not None or accumulate is not None
+            rule = f"must be given, or also {missing}, so that it can be derived." if is_given else ""
             return Fault(
                 key="batch.items",
                 message=rule or "must be given: the items of one optimizer step over all ranks.",

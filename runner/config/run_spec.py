@@ -14,6 +14,7 @@ from runner.protocols import (
     Launcher,
     Metric,
     Optimizer,
+    Ordering,
     Precision,
     Schedule,
     Strategy,
@@ -31,6 +32,15 @@ class Hook:
     """Keyword arguments; a nested mapping with a `_target_` of its own is built first."""
 
 
+class Cut(Enum):
+    """Which items of a step go into one micro-batch. It changes how much is padded, and no gradient."""
+
+    EVEN = "even"
+    """Those that follow each other in the order."""
+    BY_LENGTH = "by_length"
+    """Those of similar length; ranks get alike ones at a time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Items of one optimizer step, and how they are divided into micro-batches."""
@@ -43,6 +53,10 @@ class Batch:
     """Micro-batches of one rank in a full step: items / (micro_items × data ranks)."""
     auto: bool = False
     """Whether micro_items is an upper limit: the run finds what fits into memory before its first step."""
+    cut: Cut = Cut.EVEN
+    """Which items of a step go into one micro-batch."""
+    micro_tokens: int | None = None
+    """Most items × longest length in one micro-batch; null = no limit but micro_items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +77,12 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """How items are read and ordered."""
+    """How items are read."""
 
     workers: int
     """Processes that read items ahead of each rank; 0 = read in the rank itself."""
     prefetch: int
     """Micro-batches that each worker keeps ready."""
-    shuffle: bool
-    """Draw a new order for each epoch, from run.seed; false = the dataset's own order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +220,7 @@ class RunSpec:
     strategy: Strategy
     precision: Precision
     optimizer: Optimizer
+    order: Ordering
     schedule: Schedule
     checkpoint: Checkpoint
     tracker: Mapping[str, Tracker]

@@ -4,7 +4,7 @@ Plain YAML without tags. Reading it needs neither Hydra nor OmegaConf.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ __all__ = [
     "save",
 ]
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_ORDERS = 1
+"""The format of specs in which `loader.shuffle` chose between two orders, which later options do not compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ def load(path: Path) -> StoredSpec:
         raise Damaged(path, f"it is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(page, dict) or not isinstance(page.get("format"), int):
         raise Damaged(path, "it is not a spec file: it has no format")
+    if page["format"] == WITHOUT_ORDERS:
+        return _with_order(_stored(path, page))
     if page["format"] != FORMAT:
         rule = f"its format is {page['format']}, and this version reads {FORMAT}. Use the version that wrote it."
         raise RunnerError(f"{path} cannot be read: {rule}")
@@ -143,6 +147,19 @@ def _stored(path: Path, page: Mapping[str, Any]) -> StoredSpec:
     if not all(isinstance(source[name], kind) for name, kind in types.items()):
         raise Damaged(path, "its source has values of other types")
     return StoredSpec(config=config, import_roots=roots, source=Composition(**source))
+
+
+def _with_order(stored: StoredSpec) -> StoredSpec:
+    """A declaration of format 1 as one of format 2: its run keeps the order that it began with."""
+    config, loader = dict(stored.config), stored.config.get("loader")
+    shuffles = True
+    if isinstance(loader, dict):
+        shuffles = loader.get("shuffle") is not False
+        config["loader"] = {key: value for key, value in loader.items() if key != "shuffle"}
+    name, target = ("randperm", "Randperm") if shuffles else ("sequential", "Sequential")
+    config["order"] = {"_target_": f"runner.order.{name}.{target}"}
+    source = replace(stored.source, choices={**stored.source.choices, "order": name})
+    return replace(stored, config=config, source=source)
 
 
 def frozen_recipe(page: Mapping[Any, Any]) -> str | None:

@@ -81,8 +81,8 @@ def num_items(dataset: Any, name: str) -> int:
     if isinstance(dataset, DataLoader):
         raise HookError(
             f"the data hook's {name!r} is a DataLoader, but must be a dataset: the runner makes the loaders. Return "
-            f"{name}=loader.dataset and collate=loader.collate_fn; batch.items, loader.workers and loader.shuffle "
-            "say the rest."
+            f"{name}=loader.dataset and collate=loader.collate_fn; batch.items, loader.workers and order say the "
+            "rest."
         )
     try:
         length = len(dataset)

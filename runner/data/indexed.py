@@ -8,7 +8,7 @@ from typing import Any, final
 from runner.data.loader import fetch_function, load
 from runner.data.steps import RankSteps
 from runner.errors import CheckpointError
-from runner.protocols import MicroBatch, MicroBatchIndices, Order, SourceRequest, StepBatches, StepPlan
+from runner.protocols import MicroBatch, MicroBatchIndices, SourceRequest, StepBatches, StepPlan
 
 POSITION = "position"
 
@@ -17,15 +17,9 @@ POSITION = "position"
 class IndexedSource:
     """One rank's steps of a map-style dataset. The position is all of its state."""
 
-    def __init__(self, dataset: Any, order: Order, request: SourceRequest) -> None:
+    def __init__(self, dataset: Any, steps: RankSteps, request: SourceRequest) -> None:
         self._dataset = dataset
-        self._steps = RankSteps(
-            order=order,
-            step_items=request.step_items,
-            micro_items=request.micro_items,
-            rank=request.world.rank,
-            ranks=request.world.size,
-        )
+        self._steps = steps
         self._options = request.loader
         self._seed = request.seed
         self.position = 0

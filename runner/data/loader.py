@@ -157,4 +157,5 @@ class _SeededItems:
         seed = mix(self._seed, key)
         random.seed(seed)
         numpy.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which notes for each device that is not in use yet where it was called from: 0.2 ms.
+        torch.default_generator.manual_seed(seed)

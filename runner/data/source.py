@@ -5,16 +5,18 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
-from runner.config.run_spec import RunSpec
+from runner.config.run_spec import Cut, RunSpec
 from runner.data.datasets import num_items
 from runner.data.indexed import IndexedSource
-from runner.data.order import order_of
+from runner.data.lengths import lengths_of
+from runner.data.steps import RankSteps
 from runner.errors import DataError
 from runner.protocols import (
     Data,
     IndexedSteps,
     LoaderOptions,
     OpensSource,
+    Order,
     Source,
     SourceRequest,
     StepBatches,
@@ -51,25 +53,39 @@ def open_source(spec: RunSpec, data: Data, world: World) -> Source:
         micro_items=spec.batch.micro_items,
         world=world,
         seed=spec.run.seed,
-        shuffle=spec.loader.shuffle,
+        order=spec.order,
         loader=loader_options(spec, data, world),
     )
     if isinstance(data.train, OpensSource):
+        if spec.batch.cut is not Cut.EVEN:
+            rule = "so it cuts its steps itself. Use batch.cut=even."
+            raise DataError(f"the data hook's 'train' ({type(data.train).__name__}) provides its own steps, {rule}")
         return _checked(data.train.open_source(request), opener=data.train)
-    order = order_of(_num_items(data, request), seed=spec.run.seed, shuffle=spec.loader.shuffle)
-    return IndexedSource(data.train, order, request)
+    by_length = spec.batch.cut is Cut.BY_LENGTH
+    steps = RankSteps(
+        order=_order(data, request),
+        step_items=request.step_items,
+        micro_items=request.micro_items,
+        rank=request.world.rank,
+        ranks=request.world.size,
+        lengths=lengths_of(data, micro_tokens=spec.batch.micro_tokens) if by_length else None,
+        micro_tokens=spec.batch.micro_tokens,
+    )
+    return IndexedSource(data.train, steps, request)
 
 
-def _num_items(data: Data, request: SourceRequest) -> int:
-    """The items of the training dataset, which must be enough for one step: each would be shorter than it says."""
-    items, ranks = num_items(data.train, "train"), request.world.size
+def _order(data: Data, request: SourceRequest) -> Order:
+    """The order of the training items, which must be enough for one step: each would be shorter than it says."""
+    num_items(data.train, "train")  # it must have a length
+    order = request.order.build(data.train, seed=request.seed)
+    items, ranks = order.num_items, request.world.size
     if items >= request.step_items:
-        return items
+        return order
     most = items // ranks * ranks
     way_out = f"Use batch.items={most}" if most else f"Use at most {items} data ranks"
     raise DataError(
-        f"the data hook's 'train' dataset has {items} items, fewer than one step of batch.items={request.step_items}: "
-        f"every step would be short. {way_out}, or return more items."
+        f"an epoch of the data hook's 'train' dataset has {items} items, fewer than one step of "
+        f"batch.items={request.step_items}: every step would be short. {way_out}, or return more items."
     )
 
 

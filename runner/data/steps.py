@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count, repeat
 from typing import final
+
+import numpy
 
 from runner.data.order import Indices, Sequential
 from runner.protocols import MicroBatchIndices, Order, StepPlan
@@ -30,6 +32,25 @@ def split(items: int, *, ranks: int, micro_items: int) -> list[tuple[int, int]]:
     return slots
 
 
+def split_by_tokens(lengths: Indices, *, ranks: int, micro_items: int, micro_tokens: int) -> list[tuple[int, int]]:
+    """Split the items of a step into slots of at most `micro_tokens`, where each item is as long as the slot's longest.
+
+    As `split` does: every rank has a slot in each round, and the slots of a round differ by at most one item.
+
+    Args:
+        lengths: [items], longest first, none above `micro_tokens`.
+        micro_items: most items of a slot, whatever their lengths.
+    """
+    slots: list[tuple[int, int]] = []
+    done = 0
+    while done < len(lengths):
+        most = min(micro_items, micro_tokens // max(1, int(lengths[done])))
+        items = min(ranks * most, len(lengths) - done)
+        slots += [(done + first, length) for first, length in split(items, ranks=ranks, micro_items=most)]
+        done += items
+    return slots
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class RankSteps:
@@ -42,6 +63,10 @@ class RankSteps:
     rank: int
     """Among the ranks that read different items."""
     ranks: int
+    lengths: Indices | None = None
+    """Of each item of the dataset, to put items of similar length into one micro-batch; None = as they follow."""
+    micro_tokens: int | None = None
+    """Most items × longest length in one micro-batch, if lengths are given; None = any."""
 
     def starting_at(self, position: int) -> Iterator[StepPlan]:
         """Every step from `position` (items consumed since the run began) on, epoch after epoch, without end.
@@ -67,17 +92,36 @@ class RankSteps:
     def _plans(self, steps: Indices, epoch: int, start: int) -> list[StepPlan]:
         """Plans of consecutive steps [steps, items], the first of which begins at `start` of the epoch."""
         items = steps.shape[1]
-        slots = split(items, ranks=self.ranks, micro_items=self.micro_items)[self.rank :: self.ranks]
-        micro_batches = [(steps[:, first : first + max(length, 1)].tolist(), length) for first, length in slots]
-        done = epoch * self.order.num_items + start
+        first = epoch * self.order.num_items + start + items
         return [
-            StepPlan(
-                [MicroBatchIndices(indices[step], length, epoch) for indices, length in micro_batches],
-                items,
-                done + (step + 1) * items,
-            )
-            for step in range(len(steps))
+            StepPlan([MicroBatchIndices(indices, counted, epoch) for indices, counted in cut], items, position)
+            for position, cut in zip(count(first, items), self._cut(steps), strict=False)
         ]
+
+    def _cut(self, steps: Indices) -> Iterator[tuple[tuple[list[int], int], ...]]:
+        """This rank's micro-batches of each step: indices, and how many of them count."""
+        if self.lengths is not None:
+            lengths = self.lengths[steps]
+            longest_first = numpy.argsort(-lengths, axis=1, kind="stable")
+            steps = numpy.take_along_axis(steps, longest_first, axis=1)
+            if self.micro_tokens is not None:
+                lengths = numpy.take_along_axis(lengths, longest_first, axis=1)
+                for step, its_lengths in zip(steps, lengths, strict=True):
+                    yield from self._columns(step[None], self._slots_by_tokens(its_lengths))
+                return
+        yield from self._columns(steps, split(steps.shape[1], ranks=self.ranks, micro_items=self.micro_items))
+
+    def _slots_by_tokens(self, lengths: Indices) -> list[tuple[int, int]]:
+        assert self.micro_tokens is not None
+        return split_by_tokens(lengths, ranks=self.ranks, micro_items=self.micro_items, micro_tokens=self.micro_tokens)
+
+    def _columns(self, steps: Indices, slots: list[tuple[int, int]]) -> Iterator[tuple[tuple[list[int], int], ...]]:
+        """This rank's slots, of steps that are divided alike."""
+        own = [
+            zip(steps[:, first : first + max(length, 1)].tolist(), repeat(length))
+            for first, length in slots[self.rank :: self.ranks]
+        ]
+        return zip(*own, strict=True)
 
 
 def single_pass(num_items: int, *, micro_items: int, rank: int, ranks: int) -> Iterator[MicroBatchIndices]:

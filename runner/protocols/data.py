@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from runner.protocols.part import Part
 from runner.protocols.step import StepBatches
 from runner.protocols.world import World
 
@@ -23,6 +24,22 @@ class Order(Protocol):
 
     def indices(self, epoch: int, start: int, stop: int) -> "NDArray[numpy.int64]":
         """Indices into the dataset of the items at `start` to `stop` (exclusive) of an epoch: [stop - start]."""
+        ...
+
+
+class Ordering(Part, Protocol):
+    """The group `order`: the order in which the items of a map-style dataset are read in training."""
+
+    def build(self, dataset: Any, *, seed: int) -> Order:
+        """The orders of all epochs.
+
+        Args:
+            dataset: the training dataset: it has a length, and what else its class has.
+            seed: the value of `run.seed`.
+
+        Raises:
+            DataError: the dataset does not have what this order needs.
+        """
         ...
 
 
@@ -114,8 +131,8 @@ class SourceRequest:
     """The ranks that read different items: this one is `world.rank` of `world.size`."""
     seed: int
     """The value of `run.seed`."""
-    shuffle: bool
-    """The value of `loader.shuffle`."""
+    order: Ordering
+    """The option of the group `order`."""
     loader: LoaderOptions
     """How items are turned into batches on the device."""
 

@@ -34,5 +34,8 @@ class Data:
     object with `open_source(request)`, which provides its own steps (`runner.protocols.data.OpensSource`)."""
     eval: Any = None
     """Map-style dataset to evaluate on, a mapping of names to such datasets, or None."""
+    lengths: Any = None
+    """Length of each training item, such as its tokens: a sequence or array, for `batch.cut=by_length`. None = the
+    training dataset's attribute `lengths`."""
     collate: Callable[[list[Any]], Any] | None = None
     """Turns the items of one micro-batch into a batch; None = torch's default_collate."""

@@ -23,7 +23,7 @@ from runner.storage.history import choose
 
 __all__ = ["resume"]
 
-IDENTITY = ("model", "data", "loss", "run.seed", "loader.shuffle")
+IDENTITY = ("model", "data", "loss", "run.seed", "order")
 """Keys, with all keys inside them, whose change makes it another run. So does a change of batch.items, also where it is
 derived."""
 PLACE = ("name", "run.dir")

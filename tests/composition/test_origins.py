@@ -104,7 +104,7 @@ def test_what_a_later_file_of_a_list_overrides_applies_to_those_before_it(projec
     composed = compose(find("tiny"), [])
     assert composed.choices["schedule"] == "linear"
     assert [place(one) for one in composed.origins.choices("schedule")] == [
-        ("base.yaml:10", ["constant"]),
+        ("base.yaml:11", ["constant"]),
         ("fast.yaml:3", ["linear"]),
     ]
     assert [place(one) for one in composed.origins.settings("run.steps")][1:] == [

@@ -186,8 +186,8 @@ def test_a_run_without_a_whole_spec_is_one_error_and_keeps_its_files(run_dir: Ru
 
 
 def test_a_spec_of_another_version_is_not_passed_over(run_dir: RunDir) -> None:
-    run_dir.specs()[-1].write_text("format: 2\nconfig: {}\n")
-    with pytest.raises(RunnerError, match=r"its format is 2, and this version reads 1\. Use the version that wrote"):
+    run_dir.specs()[-1].write_text("format: 3\nconfig: {}\n")
+    with pytest.raises(RunnerError, match=r"its format is 3, and this version reads 2\. Use the version that wrote"):
         store.load_newest(run_dir)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from runner.config import provenance, store
 from runner.config.parts import MISSING
@@ -69,3 +70,19 @@ def test_provenance_has_one_entry_an_attempt(
     assert first["versions"]["torch"]
     assert list(first["hooks"]) == [str(parts / "spec_parts.py")]
     assert len(next(iter(first["hooks"].values()))) == 64
+
+
+@pytest.mark.parametrize(("shuffle", "order"), [(True, "randperm"), (False, "sequential"), (None, "randperm")])
+def test_a_run_from_before_there_were_orders_keeps_its_own(tmp_path: Path, shuffle: bool | None, order: str) -> None:
+    loader = {"workers": 2} if shuffle is None else {"workers": 2, "shuffle": shuffle}
+    page = {
+        "format": 1,
+        "config": {"name": "old", "loader": loader},
+        "import_roots": [],
+        "source": {"recipe": "old.yaml", "overrides": [], "choices": {"schedule": "cosine"}, "search_path": []},
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(page))
+    stored = store.load(tmp_path / "spec.yaml")
+    assert stored.config["loader"] == {"workers": 2}
+    assert stored.config["order"] == {"_target_": f"runner.order.{order}.{order.capitalize()}"}
+    assert stored.source.choices == {"schedule": "cosine", "order": order}

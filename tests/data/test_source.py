@@ -13,8 +13,10 @@ from runner.config.run_spec import Batch
 from runner.data.indexed import IndexedSource
 from runner.data.order import Shuffled
 from runner.data.source import endless, open_source, plan_at
+from runner.data.steps import RankSteps
 from runner.data.stream import step_batches
 from runner.errors import CheckpointError, DataError
+from runner.order.shuffled import Shuffled as ShuffledOption
 from runner.protocols import Data, LoaderOptions, SourceRequest
 
 CPU = torch.device("cpu")
@@ -37,13 +39,21 @@ def request(*, rank: int = 0, ranks: int = 1, workers: int = 0, step_items: int 
         micro_items=micro_items,
         world=Seat(rank, ranks),
         seed=3,
-        shuffle=True,
+        order=ShuffledOption(),
         loader=options,
     )
 
 
 def indexed(**changes: Any) -> Any:
-    return IndexedSource(ITEMS, Shuffled(len(ITEMS), seed=3), request(**changes))
+    asked = request(**changes)
+    steps = RankSteps(
+        order=Shuffled(len(ITEMS), seed=3),
+        step_items=asked.step_items,
+        micro_items=asked.micro_items,
+        rank=asked.world.rank,
+        ranks=asked.world.size,
+    )
+    return IndexedSource(ITEMS, steps, asked)
 
 
 def values(step: Any) -> Any:

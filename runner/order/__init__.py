@@ -1,0 +1,1 @@
+"""Orders in which the items of an epoch are read, one per file."""
