@@ -20,7 +20,7 @@ def bad_name():
     return named({"a/b": 3})
 
 def perplexed(model, batch):
-    total, count, _ = points.compute_loss(model, batch)
+    total, count, *_ = points.compute_loss(model, batch)
     return Loss(total, count, {"perplexity": (total.detach(), count)})
 """
 PAIR = ["strategy=ddp", "hardware.processes=2"]
