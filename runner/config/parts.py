@@ -130,8 +130,11 @@ def _build_adapter(
     foreign = {name: value for name, value in arguments.items() if name not in own}
     missing = [name for name, value in foreign.items() if value == MISSING]
     faults = [Fault(key=f"{key}.{name}", message="must be given.") for name in missing]
-    # The adapter passes the first positional argument: the parameters, or the optimizer.
-    for name, message in binding_errors(found, target, positional=1, named=foreign):
+    # What the adapter passes itself goes before them: the parameters, or the optimizer. Some know only when they check.
+    positional = adapter.positional
+    for name, message in (
+        () if positional is None else binding_errors(found, target, positional=positional, named=foreign)
+    ):
         way_out = f" Delete it: ~{key}.{name}" if name in foreign else ""
         faults.append(Fault(key=f"{key}.{name}", message=message + way_out))
     if faults:

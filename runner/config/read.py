@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runner.config import hooks
+from runner.config.groups import GROUPS, MANY_GROUPS
 from runner.config.imports import import_from
 from runner.config.masking import collected, hidden, marked, revealed, scrubber
 from runner.config.nearest import did_you_mean, listed
@@ -37,18 +38,6 @@ Origin = Callable[[str], str]
 Rule = Callable[[RunSpec], Iterable[Fault]]
 """A rule of a room above this one. Asking the spec for something that could not be built ends it."""
 
-GROUPS: Mapping[str, str | None] = {
-    "hardware": None,
-    "launch": None,
-    "strategy": None,
-    "precision": None,
-    "optimizer": "runner.optimizer.foreign.ForeignOptimizer",
-    "schedule": "runner.schedule.foreign.ForeignSchedule",
-    "checkpoint": None,
-}
-"""Groups of which a run has one option, each with the part that wraps a target which is not a part, if it has one."""
-MANY_GROUPS = ("tracker", "metric", "callback")
-"""Groups of which a run has any number of options, each under its own name."""
 SECTIONS: Mapping[str, type[Any]] = {
     "batch": BatchKeys,
     "run": Run,
@@ -217,7 +206,7 @@ def _read_many(reading: _Reading, group: str) -> None:
         return
     parts = {}
     for name, option in node.items():
-        built = build_part(option, key=f"{group}.{name}", imports=reading.imports)
+        built = build_part(option, key=f"{group}.{name}", adapter=MANY_GROUPS[group], imports=reading.imports)
         reading.faults += built.faults
         parts[name] = UNKNOWN if built.value is None else built.value
     reading.take(group, parts)

@@ -1,6 +1,7 @@
 """Evaluation: processes every item of every evaluation set once, divided among all ranks."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from runner.data.datasets import eval_sets, num_items
 from runner.data.loader import load
 from runner.data.source import loader_options
 from runner.data.steps import single_pass
-from runner.engine.measure import LossMeans
+from runner.engine.measure import LOSS, LossMeans
 from runner.errors import HookError
 from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Trainable, World
 from runner.world.activity import Activity, Phase
 from runner.world.seeds import mix
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World, activity: Activity) -> dict[str, float]:
@@ -33,14 +36,31 @@ def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World, acti
     options = loader_options(spec, data, world)
     values: dict[str, float] = {}
     for prefix, dataset in eval_sets(data).items():
-        meters: dict[str, Meter] = {"": LossMeans(on_device=on_device)}
-        meters |= {name: metric.build(on_device=on_device) for name, metric in spec.metric.items()}
+        means = LossMeans(on_device=on_device)
+        meters: dict[str, Meter] = {"": means}
+        meters |= {name: metric.build(name=name, on_device=on_device) for name, metric in spec.metric.items()}
         micro_batches = _micro_batches(dataset, prefix, options, spec, readers)
         _update(meters.values(), trainable, _noted(micro_batches, activity))
         for meter in meters.values():
             meter.merge(summands)
+        _check_counts(means.uncounted(), prefix)
         values |= {f"{prefix}/{name}": value for name, value in _computed(meters).items()}
     return values
+
+
+def _check_counts(uncounted: Sequence[str], prefix: str) -> None:
+    """Log each metric of the loss hook whose count was 0, which is then nan.
+
+    Raises:
+        HookError: so was the loss's.
+    """
+    if LOSS in uncounted:
+        raise HookError(
+            f"{prefix}/{LOSS} has no value: the loss hook's count was 0 in every micro-batch of every rank. Count what "
+            "Loss.total sums over, and see that the evaluation set has some of it."
+        )
+    for name in uncounted:
+        logger.warning("%s/%s is nan: its count was 0 in every micro-batch of every rank", prefix, name)
 
 
 def _micro_batches(

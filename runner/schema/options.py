@@ -87,7 +87,7 @@ def _own(option: Option, more: Mapping[str, Schema]) -> Schema:
 
 def _foreign(group: str) -> dict[str, Schema]:
     """The keys of a class that is no part: those of the adapter around it, beside its own."""
-    adapter = GROUPS.get(group)
+    adapter = {**GROUPS, **MANY_GROUPS}.get(group)
     return foreign_properties(locate(adapter)) if adapter is not None else {}
 
 
