@@ -17,7 +17,7 @@ LAYERS = (
     {"errors", "terminal", "log", "durable"},
     {"protocols", "config"},
     {"world", "model", "losses"},
-    {"storage"},
+    {"storage", "prediction"},
     {
         "hardware",
         "strategy",

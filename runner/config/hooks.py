@@ -15,10 +15,12 @@ from runner.config.secret import plain
 from runner.config.signatures import binding_errors
 from runner.errors import Fault, HookError
 
-__all__ = ["POSITIONAL", "arguments_of", "faults_of", "hook_of", "resolve"]
+__all__ = ["OPTIONAL", "POSITIONAL", "arguments_of", "faults_of", "hook_of", "resolve"]
 
-POSITIONAL = {"model": 0, "data": 0, "loss": 2}
+POSITIONAL = {"model": 0, "data": 0, "loss": 2, "predict": 2}
 """Positional arguments that the engine passes to each hook: loss(model, batch, **arguments)."""
+OPTIONAL = ("predict",)
+"""Hooks that a recipe need not have: `_target_: null`."""
 PARTIAL = "_partial_"
 UNSUPPORTED = ("_args_", "_recursive_", "_convert_")
 

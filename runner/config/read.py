@@ -234,6 +234,9 @@ def _read_files_of(
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
     node = reading.config.get(key, {})
+    if key in hooks.OPTIONAL and (not node or (isinstance(node, Mapping) and node.get(TARGET) is None)):
+        reading.built[key] = None
+        return
     found = hooks.faults_of(node, key=key, import_roots=reading.import_roots, imports=reading.imports)
     faults = list(found) if check else []
     whole = isinstance(node, Mapping) and TARGET in node

@@ -192,6 +192,8 @@ class RunSpec:
     model: Hook
     data: Hook
     loss: Hook
+    predict: Hook | None = None
+    """What `runner predict` writes; None = the outputs of the loss hook."""
     batch: Batch
     run: Run
     loader: Loader

@@ -71,6 +71,12 @@ def eval_sets(data: Data) -> dict[str, Any]:
     return {f"eval/{name}": dataset for name, dataset in data.eval.items()}
 
 
+def prediction_sets(data: Data) -> dict[str, Any]:
+    """Every dataset that can be predicted on, by its name: train, and eval or the names of the evaluation sets."""
+    named = {prefix.removeprefix("eval/"): dataset for prefix, dataset in eval_sets(data).items()}
+    return {"train": data.train, **named}
+
+
 def num_items(dataset: Any, name: str) -> int:
     """The length of a map-style dataset.
 

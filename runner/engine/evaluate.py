@@ -13,14 +13,14 @@ from runner.data.source import loader_options
 from runner.data.steps import single_pass
 from runner.engine.measure import LOSS, LossMeans
 from runner.errors import HookError
-from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Trainable, World
+from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Placed, World
 from runner.world.activity import Activity, Phase
 from runner.world.seeds import mix
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World, activity: Activity) -> dict[str, float]:
+def evaluate(placed: Placed, data: Data, spec: RunSpec, world: World, activity: Activity) -> dict[str, float]:
     """Evaluate all metrics on all evaluation sets; the same result on every rank. Collective.
 
     Args:
@@ -40,7 +40,7 @@ def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World, acti
         meters: dict[str, Meter] = {"": means}
         meters |= {name: metric.build(name=name, on_device=on_device) for name, metric in spec.metric.items()}
         micro_batches = _micro_batches(dataset, prefix, options, spec, readers)
-        _update(meters.values(), trainable, _noted(micro_batches, activity))
+        _update(meters.values(), placed, _noted(micro_batches, activity))
         for meter in meters.values():
             meter.merge(summands)
         _check_counts(means.uncounted(), prefix)
@@ -85,10 +85,10 @@ def _noted(micro_batches: Iterable[MicroBatch], activity: Activity) -> Iterator[
     activity.enter(Phase.EVALUATION)
 
 
-def _update(meters: Iterable[Meter], trainable: Trainable, micro_batches: Iterable[MicroBatch]) -> None:
+def _update(meters: Iterable[Meter], placed: Placed, micro_batches: Iterable[MicroBatch]) -> None:
     """Evaluate every micro-batch and update all meters; only one loss is in memory at a time."""
     all_meters = [*meters]
-    for loss in trainable.evaluate(micro_batches):
+    for loss in placed.evaluate(micro_batches):
         for meter in all_meters:
             meter.update(loss)
 

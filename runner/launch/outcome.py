@@ -118,6 +118,8 @@ def write_final_state(run_dir: RunDir, state: str) -> None:
 def _how_to_continue(run_dir: RunDir, cause: str = "") -> str:
     if NO_OLDER in cause:
         return ""
+    if not run_dir.specs():  # a job: see runner/config/task.py
+        return "To continue: the same command again."
     if chosen := re.search(r"--from step_[0-9]+", cause):  # the last checkpoint is corrupted
         return f"To continue from that one: runner resume {run_dir.path} {chosen[0]}"
     try:

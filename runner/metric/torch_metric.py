@@ -1,40 +1,44 @@
 """A metric of torchmetrics during one evaluation."""
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
 from runner.metric.collected import in_dataset_order, on_host
 from runner.metric.feeds import Feeds, Values, is_filler, taken
 from runner.metric.named_values import named_values
 from runner.protocols import MicroBatchLoss, World
 
-REDUCTIONS = (dim_zero_sum, dim_zero_min, dim_zero_max)
-"""Of states whose order does not matter."""
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
-def open_meter(metric: Metric, name: str, feeds: Feeds) -> "StateMeter | ReplayMeter":
+def open_meter(metric: "Metric", name: str, feeds: Feeds) -> "StateMeter | ReplayMeter":
     """The meter that gives the metric's value over all items, whatever number of ranks evaluated them."""
+    from torchmetrics import Metric
+
     for module in metric.modules():
         if isinstance(module, Metric):  # the run's own collectives merge states; torchmetrics' would wait for all ranks
             module.sync_on_compute = module._to_sync = False
     return StateMeter(metric, name, feeds) if _merges_exactly(metric) else ReplayMeter(metric, name, feeds)
 
 
-def _merges_exactly(metric: Metric) -> bool:
+def _merges_exactly(metric: "Metric") -> bool:
     """Whether the states of several ranks can be merged into those of one that has seen every item.
 
     A state that is a mean, or one with a reduction of its own, weighs every rank alike, whatever its items; a metric
     inside another has states of its own.
     """
+    from torchmetrics import Metric
+    from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
+
+    orderless = (dim_zero_sum, dim_zero_min, dim_zero_max)
     if any(isinstance(module, Metric) for module in metric.modules() if module is not metric):
         return False
     return all(
-        reduction in (None, dim_zero_cat) if isinstance(metric._defaults[state], list) else reduction in REDUCTIONS
+        reduction in (None, dim_zero_cat) if isinstance(metric._defaults[state], list) else reduction in orderless
         for state, reduction in metric._reductions.items()
     )
 
@@ -43,7 +47,7 @@ def _merges_exactly(metric: Metric) -> bool:
 class StateMeter:
     """Updates the metric with each micro-batch, where that is computed, and merges the states of all ranks."""
 
-    def __init__(self, metric: Metric, name: str, feeds: Feeds) -> None:
+    def __init__(self, metric: "Metric", name: str, feeds: Feeds) -> None:
         self._metric = metric
         self._name = name
         self._feeds = feeds
@@ -109,7 +113,7 @@ class ReplayMeter:
     For metrics whose states cannot be merged exactly. Needs memory for the outputs of the whole set.
     """
 
-    def __init__(self, metric: Metric, name: str, feeds: Feeds) -> None:
+    def __init__(self, metric: "Metric", name: str, feeds: Feeds) -> None:
         self._metric = metric
         self._name = name
         self._feeds = feeds

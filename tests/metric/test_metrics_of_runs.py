@@ -91,7 +91,7 @@ def test_an_output_that_the_hook_does_not_give_is_told_with_those_that_it_gives(
 
 def test_an_output_of_another_length_is_told(runner: Callable[..., Ended]) -> None:
     ended = runner(*TRAIN, "loss._target_=user_hooks.measured.short", code=3)
-    assert "the loss hook's output 'preds' has the shape [1, 2], but the micro-batch has 2 items." in ended.stderr
+    assert "the output 'preds' has the shape [1, 2], but the micro-batch has 2 items." in ended.stderr
 
 
 def test_a_count_of_zero_in_every_rank_is_told(runner: Callable[..., Ended]) -> None:

@@ -77,13 +77,13 @@ def _checked_outputs(outputs: Any, items: int) -> Outputs:
         if not ((is_tensor and values.ndim) or isinstance(values, list | tuple)):
             kind = "a tensor without dimensions" if is_tensor else f"a {type(values).__name__}"
             raise HookError(
-                f"the loss hook's output {name!r} is {kind}, but must be a tensor [items, ...] or a list: one entry "
+                f"the output {name!r} is {kind}, but must be a tensor [items, ...] or a list: one entry "
                 "for each item of the micro-batch. A number for the whole micro-batch belongs into Loss.metrics."
             )
         if len(values) != items:
             shape = f"has the shape {list(values.shape)}" if is_tensor else f"has {len(values)} entries"
             raise HookError(
-                f"the loss hook's output {name!r} {shape}, but the micro-batch has {items} items. Return one entry for "
+                f"the output {name!r} {shape}, but the micro-batch has {items} items. Return one entry for "
                 "each item, in the order of the batch."
             )
     return outputs
