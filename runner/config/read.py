@@ -11,7 +11,16 @@ from runner.config.masking import collected, hidden, marked, revealed, scrubber
 from runner.config.nearest import did_you_mean, listed
 from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any, shown
 from runner.config.read_files import read_files
-from runner.config.rules import BatchKeys, clip_faults, divide, group_faults, range_faults, run_faults, secret_faults
+from runner.config.rules import (
+    BatchKeys,
+    clip_faults,
+    divide,
+    eval_faults,
+    group_faults,
+    range_faults,
+    run_faults,
+    secret_faults,
+)
 from runner.config.run_spec import (
     ActivationCheckpointing,
     Batch,
@@ -148,6 +157,7 @@ def _read_without_hooks(reading: _Reading, *, check: bool) -> None:
         _read_files(reading)
         reading.config = marked(reading.config, origin=lambda _key: "a file that the recipe names")
         reading.faults += as_far_as_known(lambda: run_faults(reading.built["run"]))
+        reading.faults += as_far_as_known(lambda: eval_faults(reading.built["eval"], reading.built["metric"]))
         reading.faults += as_far_as_known(lambda: clip_faults(reading.built["clip"]))
     _read_batch(reading)
 

@@ -13,6 +13,7 @@ from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.task import Task
 from runner.engine.build import builder_of, call_data
+from runner.engine.evaluate import prefixes
 from runner.engine.listeners import Listeners, build_listeners
 from runner.engine.trackers import NoTrackers
 from runner.protocols import Builder, Data, Placed, Progress, SavedState, State, Trackers, Trainable, World
@@ -43,6 +44,11 @@ class Inference:
     def trainable(self) -> Trainable:
         """The placed model, for listeners: nothing of it may be trained here."""
         return cast("Trainable", self.placed)
+
+    @property
+    def eval_prefixes(self) -> list[str]:
+        """What the metrics of each evaluation set are called before the last slash."""
+        return prefixes(self.data, self.spec)
 
     def around(self) -> AbstractContextManager[None]:
         """The context of an evaluation in the run: an average of the weights takes their place, for example."""
