@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 
-from runner.config.hooks import POSITIONAL
+from runner.config.hooks import OPTIONAL, POSITIONAL
 from runner.config.imports import locate
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS, MANY_GROUPS, SECTIONS
@@ -46,7 +46,8 @@ def section_node(section: str, project: Project) -> Schema:
     """The schema of a section or hook."""
     if section in SECTIONS:
         return section_schema(section, SECTIONS[section])
-    return hook_schema(project.hooks[section], project.roots, positional=POSITIONAL[section])
+    positional, optional = POSITIONAL[section], section in OPTIONAL
+    return hook_schema(project.hooks[section], project.roots, positional=positional, optional=optional)
 
 
 def option_file(option: Option, project: Project, recipe: Schema) -> Schema:
