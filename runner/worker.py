@@ -15,7 +15,7 @@ from runner.config.failure import describe, encode_failure, write_failure
 from runner.config.masking import scrub_error, scrubber
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.config.task import read_task
+from runner.config.task import JOB, read_task
 from runner.engine.job import perform
 from runner.engine.loop import train
 from runner.engine.out_of_memory import report_out_of_memory
@@ -54,7 +54,7 @@ def work(spec_path: Path, stopping: Stopping, activity: Activity) -> None:
         world = open_world(spec.hardware, axes, identity, timeout=timeout, activity=activity)
         activity.enter(Phase.BUILDING)
         # The session must be freed before its world closes: a DDP model's destructor has hung without a process group.
-        task = read_task(run_dir)
+        task = read_task(run_dir) if spec_path.name == JOB else None
         if task is None:
             _train(spec, run_dir, world, stopping, activity, run_progress)
         else:

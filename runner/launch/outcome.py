@@ -57,7 +57,10 @@ def stopped_by_signal(run_dir: RunDir, outcome: Outcome) -> Interrupted:
 
 def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
     """The error for a run that was asked to stop: how far it came and how to continue it."""
-    message = f"interrupted after step {run_dir.last_step()}. {_how_to_continue(run_dir)}"
+    how_far = (
+        f"interrupted after step {run_dir.last_step()}" if run_dir.specs() else "interrupted"
+    )  # a job has no steps
+    message = f"{how_far}. {_how_to_continue(run_dir)}"
     return Interrupted(f"{message}\n{note}" if note else message)
 
 
