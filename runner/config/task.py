@@ -14,7 +14,7 @@ from runner import durable
 from runner.config.damage import read_json
 from runner.config.run_dir import RunDir
 
-__all__ = ["EVALUATION", "JOB", "Task", "Verb", "read_task", "write_task"]
+__all__ = ["EVALUATION", "JOB", "Task", "Verb", "is_job", "read_task", "write_task"]
 
 JOB = "job.yaml"
 """The frozen declaration of a job."""
@@ -48,6 +48,11 @@ class Task:
 def write_task(job: RunDir, task: Task) -> None:
     """Write task.json."""
     durable.replace(job.path / TASK, json.dumps(asdict(task), indent=1) + "\n")
+
+
+def is_job(directory: RunDir) -> bool:
+    """Whether a directory is that of a job."""
+    return (directory.path / TASK).exists()
 
 
 def read_task(directory: RunDir) -> Task | None:
