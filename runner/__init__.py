@@ -6,10 +6,22 @@ from typing import TYPE_CHECKING, Any
 from runner.protocols import Data, Loss
 
 if TYPE_CHECKING:
-    from runner.api import RunRecord, RunSpec, compose, load_run, resume, train
+    from runner.api import RunRecord, RunSpec, compose, evaluate, load_run, predict, resume, train
 
 __version__ = "0.1.0"
-__all__ = ["Data", "Loss", "RunRecord", "RunSpec", "__version__", "compose", "load_run", "resume", "train"]
+__all__ = [
+    "Data",
+    "Loss",
+    "RunRecord",
+    "RunSpec",
+    "__version__",
+    "compose",
+    "evaluate",
+    "load_run",
+    "predict",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a Python program calls: `from runner import compose, train, resume, load_run`. See docs/python.md."""
+"""What a Python program calls: `from runner import train, resume, evaluate, predict, …`. See docs/python.md."""
 
 import os
 import sys
@@ -10,12 +10,14 @@ from typing import TypeAlias
 from runner.cli.arguments import existing_directory, existing_run, refuse_directories
 from runner.composition.find_recipe import find
 from runner.composition.recipe import is_own
+from runner.config.named_path import is_directory
+from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.runs.process import launch
 from runner.runs.record import RunRecord
 
-__all__ = ["RunRecord", "RunSpec", "compose", "load_run", "resume", "train"]
+__all__ = ["RunRecord", "RunSpec", "compose", "evaluate", "load_run", "predict", "resume", "train"]
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
@@ -124,6 +126,96 @@ def resume(
             trust=trust,
             command=["runner", "resume", os.fspath(directory), *words, *flags],
         )
+    )
+
+
+def evaluate(
+    directory: AnyPath,
+    overrides: Sequence[str] = (),
+    *,
+    step: int | None = None,
+    best: bool = False,
+    weights: AnyPath | None = None,
+    trust: bool = False,
+) -> dict[str, float]:
+    """Evaluate a run's weights on its evaluation sets, as `runner evaluate` does, and wait for the end.
+
+    Args:
+        directory: the run's directory.
+        overrides: in Hydra's grammar: ["metric=[f1]", "strategy=fsdp", "hardware.processes=2"].
+        step: the checkpoint of this step (--step); None = the newest.
+        best: the best checkpoint by checkpoint.metric (--best).
+        weights: exported weights instead: a directory, or a .safetensors file (--weights).
+        trust: accept a run that did not begin on this account (--trust).
+
+    Returns:
+        The metrics by name, such as eval/loss.
+
+    Raises:
+        SpecError: the directory is not a run's, or did not begin on this account; an override cannot be applied; there
+            is no such checkpoint.
+        CheckpointError: the weights are damaged, or those of another model.
+        RunFailed, Interrupted, KeyboardInterrupt: as for `train`.
+    """
+    from runner.runs.jobs import evaluate as evaluate_here
+    from runner.runs.jobs import read_evaluation
+
+    job = launch(
+        evaluate_here,
+        run_dir=existing_run(Path(directory)),
+        overrides=_checked(overrides),
+        step=step,
+        best=best,
+        weights=None if weights is None else Path(weights),
+        trust=trust,
+    )
+    return read_evaluation(job)
+
+
+def predict(
+    source: AnyPath,
+    overrides: Sequence[str] = (),
+    *,
+    on: str | None = None,
+    out: AnyPath | None = None,
+    step: int | None = None,
+    best: bool = False,
+    weights: AnyPath | None = None,
+    config_dirs: Sequence[AnyPath] = (),
+    trust: bool = False,
+) -> Path:
+    """Write what a run predicts for each item of a dataset, as `runner predict` does, and wait for the end.
+
+    Args:
+        source: a run's directory; or a recipe, whose model is used as its hook makes it.
+        overrides: in Hydra's grammar.
+        on: the dataset: train, eval, or the name of an evaluation set (--on); None = the only evaluation set.
+        out: the file, which must not exist; .jsonl, .parquet or .safetensors (--out).
+        step, best, weights, trust: as for `evaluate`.
+        config_dirs: for a recipe, directories that are searched for groups after all others.
+
+    Returns:
+        The file.
+
+    Raises:
+        SpecError: as for `evaluate`; or the file exists, or holds parts of another prediction.
+        CheckpointError, RunFailed, Interrupted, KeyboardInterrupt: as for `evaluate`. The same call goes on where an
+            earlier one ended.
+    """
+    from runner.runs.jobs import predict as predict_here
+
+    run_dir = RunDir(Path(source).absolute())
+    return launch(
+        predict_here,
+        source=run_dir if is_directory(run_dir.path) and run_dir.specs() else find(os.fspath(source)),
+        overrides=_checked(overrides),
+        on=on,
+        out=None if out is None else Path(out),
+        step=step,
+        best=best,
+        weights=None if weights is None else Path(weights),
+        config_dirs=_paths(config_dirs),
+        trust=trust,
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs one rank: reads the spec, trains, and reports errors."""
+"""Runs one rank: reads the spec, trains or does another task with it, and reports errors."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +15,8 @@ from runner.config.failure import describe, encode_failure, write_failure
 from runner.config.masking import scrub_error, scrubber
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
+from runner.config.task import JOB, read_task
+from runner.engine.job import perform
 from runner.engine.loop import train
 from runner.engine.out_of_memory import report_out_of_memory
 from runner.engine.session import Stopping, open_session
@@ -29,7 +31,7 @@ LAUNCHER_FIRST_S = 60.0
 
 
 def work(spec_path: Path, stopping: Stopping, activity: Activity) -> None:
-    """Train as the spec says, in this process, as the rank that torch's rendezvous variables describe.
+    """Train as the spec says, or do the task beside it, here, as the rank that torch's rendezvous variables describe.
 
     Args:
         spec_path: the frozen declaration, in its run's directory.
@@ -52,7 +54,11 @@ def work(spec_path: Path, stopping: Stopping, activity: Activity) -> None:
         world = open_world(spec.hardware, axes, identity, timeout=timeout, activity=activity)
         activity.enter(Phase.BUILDING)
         # The session must be freed before its world closes: a DDP model's destructor has hung without a process group.
-        _train(spec, run_dir, world, stopping, activity, run_progress)
+        task = read_task(run_dir) if spec_path.name == JOB else None
+        if task is None:
+            _train(spec, run_dir, world, stopping, activity, run_progress)
+        else:
+            perform(task, spec, run_dir, world, stopping, activity)
         world.barrier()
         world.close()
 

@@ -17,7 +17,7 @@ LAYERS = (
     {"errors", "terminal", "log", "durable"},
     {"protocols", "config"},
     {"world", "model", "losses"},
-    {"storage", "data"},
+    {"storage", "data", "prediction"},
     {
         "hardware",
         "strategy",

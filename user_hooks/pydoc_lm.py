@@ -27,11 +27,22 @@ def build_data(*, context: int) -> Data:
 
 
 def compute_loss(model: nn.Module, windows: Tensor) -> Loss:
-    """Return the cross-entropy in nats, summed over all bytes except padding, and their number."""
+    """Return the cross-entropy in nats, summed over all bytes except padding, and their number.
+
+    The output of each window is its length in bits, as the model would compress it.
+    """
     inputs, targets = windows[:, :-1], windows[:, 1:]
-    total = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=BOUNDARY, reduction="sum")
+    logits = model(inputs)
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=BOUNDARY, reduction="sum")
     count = (targets != BOUNDARY).sum()
-    return Loss(total, count, {"bits_per_byte": (total.detach() / math.log(2), count)})
+    metrics = {"bits_per_byte": (total.detach() / math.log(2), count)}
+    return Loss(total, count, metrics, outputs={} if model.training else {"bits": bits(logits, targets)})
+
+
+def bits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy in bits of each row [rows], summed over its bytes except padding."""
+    nats = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=BOUNDARY, reduction="none")
+    return nats.sum(dim=1) / math.log(2)
 
 
 def windows(documents: list[str], context: int) -> list[Tensor]:

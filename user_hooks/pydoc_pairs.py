@@ -51,7 +51,7 @@ def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Loss
     """Return the summed cross-entropy of a batch of pairs; as metrics, accuracy and F1 of the pairs that are the same.
 
     F1 is twice the hits over what was found plus what there is: a ratio of sums, and so exact over any number of
-    batches and ranks.
+    batches and ranks. The output of each pair is the probability that it is the same.
     """
     first, second, labels = batch
     logits = model(first, second)
@@ -62,7 +62,8 @@ def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Loss
         "accuracy": ((found == labels).sum(), len(labels)),
         "f1": (2 * hits, found.sum() + labels.sum()),
     }
-    return Loss(total, len(labels), metrics)
+    outputs = {"preds": (logits[:, 1] - logits[:, 0]).sigmoid(), "target": labels}
+    return Loss(total, len(labels), metrics, outputs)
 
 
 def pairs(documents: Sequence[list[list[str]]], vocabulary: int) -> list[Pair]:

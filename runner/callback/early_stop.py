@@ -40,10 +40,11 @@ class EarlyStop:
 
     def check(self, spec: RunSpec) -> Iterator[Fault]:
         """There must be evaluations during the run, and the metric must be one of theirs."""
-        if spec.eval.every_steps is None:
+        if not spec.eval.cadences:
             rule = "callback=early_stop looks at evaluations, and there are none during the run (null = off). "
             yield Fault(key="eval.every_steps", message=rule + "Set it, for example eval.every_steps=100")
-        if not self.metric.startswith("eval/"):
+        prefixes = ["eval", *(one.prefix for one in spec.eval.sets.values() if one.prefix)]
+        if not any(self.metric.startswith(f"{prefix}/") for prefix in prefixes):
             rule = f"{self.metric!r} is not measured by an evaluation, whose metrics start with eval/. Use eval/loss, "
             yield Fault(key="callback.early_stop.metric", message=rule + "or eval/<name> as the loss hook names it")
 
@@ -70,6 +71,9 @@ class EarlyStopListener:
         """
         part, step = self._part, run.progress.step
         if part.metric not in metrics:
+            own = part.metric.rpartition("/")[0]
+            if own in run.eval_prefixes and not any(name.startswith(f"{own}/") for name in metrics):
+                return None  # this evaluation was of other sets
             there = ", ".join(sorted(metrics)) or "none"
             raise HookError(
                 f"callback.early_stop.metric={part.metric}: the evaluation at step {step} did not yield it. "

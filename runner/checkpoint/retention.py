@@ -43,7 +43,7 @@ class Retention:
 
     def check(self, spec: "RunSpec") -> Iterator[Fault]:
         """Check that the run evaluates if the best checkpoints are to be kept."""
-        if self.keep_best and spec.eval.every_steps is None and not spec.eval.at_end:
+        if self.keep_best and not spec.eval.cadences and not spec.eval.at_end:
             rule = f"keep_best={self.keep_best} needs {self.metric}, but this run never evaluates."
             yield Fault(key="checkpoint.keep_best", message=f"{rule} Set eval.every_steps.")
 

@@ -23,6 +23,7 @@ __all__ = [
     "run_words",
     "split_words",
     "train_arguments",
+    "words_of",
 ]
 
 DIRECTORIES = {"hydra.run.dir": "run.dir", "hydra.sweep.dir": "sweep.dir"}
@@ -63,7 +64,7 @@ def recipe_words(found: argparse.Namespace, *, prog: str) -> tuple[str, list[str
     Raises:
         SpecError: there is no recipe, or a second one.
     """
-    return split_words(_words(found), prog=prog, first="RECIPE")
+    return split_words(words_of(found), prog=prog, first="RECIPE")
 
 
 def key_words(found: argparse.Namespace, *, prog: str) -> tuple[str, str | None, list[str]]:
@@ -72,7 +73,7 @@ def key_words(found: argparse.Namespace, *, prog: str) -> tuple[str, str | None,
     Raises:
         SpecError: there is no recipe, or a second key.
     """
-    words = _words(found)
+    words = words_of(found)
     bare = bare_words(words)
     others = [*bare[:1], *bare[2:], *(word for word in words if word not in bare)]
     recipe, overrides = split_words(others, prog=prog, first="RECIPE")
@@ -85,7 +86,7 @@ def run_words(found: argparse.Namespace, *, prog: str) -> tuple[RunDir, list[str
     Raises:
         SpecError: there is no directory, or it is not a run's, or there is a second one.
     """
-    directory, overrides = split_words(_words(found), prog=prog, first="DIR")
+    directory, overrides = split_words(words_of(found), prog=prog, first="DIR")
     return existing_run(Path(directory)), overrides
 
 
@@ -95,7 +96,7 @@ def override_words(found: argparse.Namespace, *, prog: str) -> list[str]:
     Raises:
         SpecError: there is another word.
     """
-    words = _words(found)
+    words = words_of(found)
     others = bare_words(words)
     if others:
         rule = f"{others[0]!r} is neither a flag nor an override (key=value), which is all that {prog} RUN takes."
@@ -135,7 +136,8 @@ def train_arguments(found: argparse.Namespace) -> TrainArguments:
     )
 
 
-def _words(found: argparse.Namespace) -> list[str]:
+def words_of(found: argparse.Namespace) -> list[str]:
+    """The words of a command line that are no flags."""
     return [word for word in (found.first, *found.rest) if word is not None]
 
 

@@ -15,10 +15,12 @@ from runner.config.secret import plain
 from runner.config.signatures import binding_errors
 from runner.errors import Fault, HookError
 
-__all__ = ["POSITIONAL", "faults_of", "hook_of", "resolve"]
+__all__ = ["OPTIONAL", "POSITIONAL", "arguments_of", "faults_of", "hook_of", "resolve"]
 
-POSITIONAL = {"model": 0, "data": 0, "loss": 2}
+POSITIONAL = {"model": 0, "data": 0, "loss": 2, "predict": 2}
 """Positional arguments that the engine passes to each hook: loss(model, batch, **arguments)."""
+OPTIONAL = ("predict",)
+"""Hooks that a recipe need not have: `_target_: null`."""
 PARTIAL = "_partial_"
 UNSUPPORTED = ("_args_", "_recursive_", "_convert_")
 
@@ -40,12 +42,21 @@ def resolve(hook: Hook, import_roots: Sequence[str]) -> Callable[..., Any]:
     import_from(import_roots)
     try:
         function = locate(hook.target)
-        arguments = {name: _value(value) for name, value in hook.arguments.items()}
+        arguments = arguments_of(hook)
     except NotFound as missing:
         raise HookError(
             f"{hook.target} cannot be used: {missing} Looked in {', '.join(import_roots)} first."
         ) from missing
     return functools.partial(function, **arguments)
+
+
+def arguments_of(hook: Hook) -> dict[str, Any]:
+    """The recipe's arguments of a hook, in which nested targets are built.
+
+    Raises:
+        NotFound: one of them cannot be imported.
+    """
+    return {name: _value(value) for name, value in hook.arguments.items()}
 
 
 def _value(node: Any) -> Any:

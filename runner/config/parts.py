@@ -73,6 +73,8 @@ def _build_inner(
 ) -> BuildResult[Any] | None:
     """The dataclass in a field; None if the field is a plain value or is not given as a mapping."""
     name = entry.field.name
+    if entry.sections is not None:
+        return _build_each(entry.sections, values.get(name), key=f"{key}.{name}")
     if entry.section is None:
         return None
     if entry.flattened is not None:
@@ -84,6 +86,21 @@ def _build_inner(
         return None
     given = field_values(defaults[name]) if name in defaults else default_values(entry.field)
     return build_section(entry.section, node, key=f"{key}.{name}", defaults=given)
+
+
+def _build_each(cls: type[Any], node: Any, *, key: str) -> BuildResult[Any] | None:
+    """A dataclass for each name of a mapping; None if it is not given as a mapping of mappings."""
+    if not isinstance(node, Mapping):
+        return None
+    faults, built = [], {}
+    for name, inner in node.items():
+        if not isinstance(inner, Mapping):
+            faults.append(Fault(key=f"{key}.{name}", message=f"{shown(inner)} must be a mapping: {key}.{name}.<key>=…"))
+            continue
+        result = build_section(cls, inner, key=f"{key}.{name}")
+        faults += result.faults
+        built[str(name)] = result.value
+    return BuildResult(value=None if faults else built, faults=faults)
 
 
 def imports_any(_target: str) -> bool:
@@ -130,8 +147,11 @@ def _build_adapter(
     foreign = {name: value for name, value in arguments.items() if name not in own}
     missing = [name for name, value in foreign.items() if value == MISSING]
     faults = [Fault(key=f"{key}.{name}", message="must be given.") for name in missing]
-    # The adapter passes the first positional argument: the parameters, or the optimizer.
-    for name, message in binding_errors(found, target, positional=1, named=foreign):
+    # What the adapter passes itself goes before them: the parameters, or the optimizer. Some know only when they check.
+    positional = adapter.positional
+    for name, message in (
+        () if positional is None else binding_errors(found, target, positional=positional, named=foreign)
+    ):
         way_out = f" Delete it: ~{key}.{name}" if name in foreign else ""
         faults.append(Fault(key=f"{key}.{name}", message=message + way_out))
     if faults:

@@ -5,12 +5,22 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from runner.config import hooks
+from runner.config.groups import GROUPS, MANY_GROUPS
 from runner.config.imports import import_from
 from runner.config.masking import collected, hidden, marked, revealed, scrubber
 from runner.config.nearest import did_you_mean, listed
 from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any, shown
 from runner.config.read_files import read_files
-from runner.config.rules import BatchKeys, clip_faults, divide, group_faults, range_faults, run_faults, secret_faults
+from runner.config.rules import (
+    BatchKeys,
+    clip_faults,
+    divide,
+    eval_faults,
+    group_faults,
+    range_faults,
+    run_faults,
+    secret_faults,
+)
 from runner.config.run_spec import (
     ActivationCheckpointing,
     Batch,
@@ -37,19 +47,6 @@ Origin = Callable[[str], str]
 Rule = Callable[[RunSpec], Iterable[Fault]]
 """A rule of a room above this one. Asking the spec for something that could not be built ends it."""
 
-GROUPS: Mapping[str, str | None] = {
-    "hardware": None,
-    "launch": None,
-    "strategy": None,
-    "precision": None,
-    "optimizer": "runner.optimizer.foreign.ForeignOptimizer",
-    "order": None,
-    "schedule": "runner.schedule.foreign.ForeignSchedule",
-    "checkpoint": None,
-}
-"""Groups of which a run has one option, each with the part that wraps a target which is not a part, if it has one."""
-MANY_GROUPS = ("tracker", "metric", "callback")
-"""Groups of which a run has any number of options, each under its own name."""
 SECTIONS: Mapping[str, type[Any]] = {
     "batch": BatchKeys,
     "run": Run,
@@ -160,6 +157,7 @@ def _read_without_hooks(reading: _Reading, *, check: bool) -> None:
         _read_files(reading)
         reading.config = marked(reading.config, origin=lambda _key: "a file that the recipe names")
         reading.faults += as_far_as_known(lambda: run_faults(reading.built["run"]))
+        reading.faults += as_far_as_known(lambda: eval_faults(reading.built["eval"], reading.built["metric"]))
         reading.faults += as_far_as_known(lambda: clip_faults(reading.built["clip"]))
     _read_batch(reading)
 
@@ -218,7 +216,7 @@ def _read_many(reading: _Reading, group: str) -> None:
         return
     parts = {}
     for name, option in node.items():
-        built = build_part(option, key=f"{group}.{name}", imports=reading.imports)
+        built = build_part(option, key=f"{group}.{name}", adapter=MANY_GROUPS[group], imports=reading.imports)
         reading.faults += built.faults
         parts[name] = UNKNOWN if built.value is None else built.value
     reading.take(group, parts)
@@ -246,6 +244,9 @@ def _read_files_of(
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
     node = reading.config.get(key, {})
+    if key in hooks.OPTIONAL and (not node or (isinstance(node, Mapping) and node.get(TARGET) is None)):
+        reading.built[key] = None
+        return
     found = hooks.faults_of(node, key=key, import_roots=reading.import_roots, imports=reading.imports)
     faults = list(found) if check else []
     whole = isinstance(node, Mapping) and TARGET in node

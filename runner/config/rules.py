@@ -1,10 +1,11 @@
 """Rules across sections and parts, and the ranges of numbers in sections."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from runner.config.run_spec import Batch, Cut, Run
+from runner.config.nearest import did_you_mean
+from runner.config.run_spec import Batch, Cut, Eval, Run
 from runner.config.secret import Secret, is_reference
 from runner.errors import Fault
 from runner.protocols import Clip, HandsOverSecrets, Launcher
@@ -15,6 +16,7 @@ __all__ = [
     "BatchKeys",
     "clip_faults",
     "divide",
+    "eval_faults",
     "group_faults",
     "range_faults",
     "range_of",
@@ -103,6 +105,21 @@ def run_faults(run: Run) -> Iterator[Fault]:
     if run.stop_at_step is not None and run.stop_at_step > run.steps:
         rule = f"{run.stop_at_step} is beyond run.steps={run.steps}. Use at most {run.steps}, or null for all steps."
         yield Fault(key="run.stop_at_step", message=rule)
+
+
+def eval_faults(evaluation: Eval, metrics: Iterable[str]) -> Iterator[Fault]:
+    """A fault for each metric of an evaluation set that the recipe does not have.
+
+    Args:
+        metrics: the names in the group `metric`.
+    """
+    known = list(metrics)
+    for name, one in evaluation.sets.items():
+        for metric in one.metrics or ():
+            if metric not in known:
+                there = f"It has: {', '.join(known)}." if known else "It has none."
+                rule = f"the recipe has no metric {metric!r}.{did_you_mean(metric, known)} {there}"
+                yield Fault(key=f"eval.sets.{name}.metrics", message=f"{rule} Add it: metric=[{metric}]")
 
 
 def secret_faults(launch: Launcher, secrets: Mapping[str, Secret]) -> Iterator[Fault]:

@@ -1,9 +1,10 @@
 """The declaration of a run: every section of a recipe, typed. `config/read.py` builds one from a configuration."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from runner.config.secret import Secret
 from runner.protocols import (
@@ -20,6 +21,9 @@ from runner.protocols import (
     Strategy,
     Tracker,
 )
+
+PREFIX = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
+"""What may stand before the slash and the name of a metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,27 @@ class Loader:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """What is particular to one of several evaluation sets."""
+
+    every_steps: int | Literal["same"] | None = "same"
+    """Optimizer steps between evaluations of this set; same = eval.every_steps, null = none during the run."""
+    metrics: list[str] | None = None
+    """Which of the group `metric` are computed on it; null = all."""
+    prefix: str | None = None
+    """What its metrics are called before the slash; null = eval/<set>."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every_steps, int) and self.every_steps < 1:
+            raise ValueError(f"every_steps={self.every_steps} is too small: it must be at least 1, same, or null.")
+        if self.prefix is not None and not PREFIX.fullmatch(self.prefix):
+            rule = "must be letters, digits, '_', '-', '.' and single slashes between them: test, eval/far."
+            raise ValueError(f"prefix={self.prefix!r} {rule}")
+        if self.prefix is not None and self.prefix.partition("/")[0] == "train":
+            raise ValueError(f"prefix={self.prefix!r} is what training's own values are called. Choose another one.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Eval:
     """When a run is evaluated."""
 
@@ -97,6 +122,22 @@ class Eval:
     """Evaluate after the last step, if the data hook returns an evaluation set."""
     micro_items: int | None
     """Items that one rank forwards at once; null = batch.micro_items."""
+    sets: Mapping[str, EvalSet] = field(default_factory=dict)
+    """By the name of an evaluation set, what is particular to it: its own cadence, metrics, prefix."""
+
+    def of_set(self, name: str) -> EvalSet:
+        """What is particular to a set; nothing if it is not listed."""
+        return self.sets.get(name, EvalSet())
+
+    def every_steps_of(self, name: str) -> int | None:
+        """Optimizer steps between evaluations of a set; None = none during the run."""
+        every = self.of_set(name).every_steps
+        return every if every is None or isinstance(every, int) else self.every_steps
+
+    @property
+    def cadences(self) -> list[int]:
+        """The steps between evaluations of any set."""
+        return [every for every in (self.every_steps, *map(self.every_steps_of, self.sets)) if every]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +245,8 @@ class RunSpec:
     model: Hook
     data: Hook
     loss: Hook
+    predict: Hook | None = None
+    """What `runner predict` writes; None = the outputs of the loss hook."""
     batch: Batch
     run: Run
     loader: Loader

@@ -3,6 +3,7 @@
 A field whose type is a dataclass is a nested section; `T | None` lets it be null:
 
     section: Section = Section()                    section: {key: value}
+    sections: Mapping[str, Section] = …             sections: {name: {key: value}}
 
 A flattened field holds the same value, but its keys stand among the part's own, as serde's `flatten` has it:
 
@@ -41,6 +42,8 @@ class Entry(NamedTuple):
     """Its type."""
     section: type[Any] | None
     """The dataclass that its value is built of; None = the field holds a plain value."""
+    sections: type[Any] | None
+    """The dataclass of each value, if the field is a mapping of names to sections."""
     flattened: Mapping[str, Any] | None
     """For a flattened field, the defaults that replace those of its section; None = the field is a key of its own."""
 
@@ -112,7 +115,13 @@ def _entry(field: dataclasses.Field[Any], hint: Any) -> Entry:
     section, defaults = _section_of(hint), field.metadata.get(FLATTENED)
     if defaults is not None and section is None:
         raise TypeError(f"{field.name} is flattened, but its type {hint} is not a dataclass.")
-    return Entry(field, hint, section, defaults)
+    return Entry(field, hint, section, _section_of_values(hint), defaults)
+
+
+def _section_of_values(hint: Any) -> type[Any] | None:
+    """The dataclass in a type Mapping[str, T]."""
+    inner = get_args(hint) if get_origin(hint) is Mapping else ()
+    return inner[1] if inner and isinstance(inner[1], type) and dataclasses.is_dataclass(inner[1]) else None
 
 
 def _section_of(hint: Any) -> type[Any] | None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from runner.config.run_spec import Eval
 from runner.data.loader import ReadsMany
 from runner.errors import DataError, HookError
 from runner.protocols import Data, OpensSource
@@ -23,12 +24,12 @@ class Indexed(Protocol):
         ...
 
 
-def check_data(returned: Any, target: str, *, wants_eval: bool) -> Data:
+def check_data(returned: Any, target: str, *, evaluation: Eval) -> Data:
     """What the data hook returned, if a run can use it.
 
     Args:
         target: the data hook's dotted path.
-        wants_eval: whether the recipe evaluates during the run.
+        evaluation: what the recipe says of evaluations.
 
     Raises:
         HookError: it is no Data.
@@ -40,11 +41,24 @@ def check_data(returned: Any, target: str, *, wants_eval: bool) -> Data:
         num_items(returned.train, "train")
     for prefix, dataset in eval_sets(returned).items():
         num_items(dataset, prefix)
-    if returned.eval is None and wants_eval:
+    _check_sets(returned, target, evaluation)
+    if returned.eval is None and evaluation.every_steps is not None:
         raise DataError(
             f"eval.every_steps is set, but {target} returned no eval dataset. Return one, or set it to null."
         )
     return returned
+
+
+def _check_sets(data: Data, target: str, evaluation: Eval) -> None:
+    """Raise DataError if the recipe names an evaluation set that there is not, or gives two of them one prefix."""
+    names = [*data.eval] if isinstance(data.eval, Mapping) else []
+    for name in evaluation.sets:
+        if name not in names:
+            there = f"It gives: {', '.join(names)}." if names else "It names none: return eval={'name': dataset, …}."
+            raise DataError(f"eval.sets.{name}: {target} gives no evaluation set {name!r}. {there}")
+    prefixes = [evaluation.of_set(name).prefix or f"eval/{name}" for name in names]
+    if doubled := sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1}):
+        raise DataError(f"eval.sets: two evaluation sets have the prefix {doubled[0]}. Give one of them another.")
 
 
 def eval_sets(data: Data) -> dict[str, Any]:
@@ -69,6 +83,17 @@ def eval_sets(data: Data) -> dict[str, Any]:
                 "text of letters, digits, '_', '-' and '.'. Rename it."
             )
     return {f"eval/{name}": dataset for name, dataset in data.eval.items()}
+
+
+def set_name(path: str) -> str:
+    """The name of an evaluation set, given a key of `eval_sets`; empty for a single one."""
+    return path.partition("/")[2]
+
+
+def prediction_sets(data: Data) -> dict[str, Any]:
+    """Every dataset that can be predicted on, by its name: train, and eval or the names of the evaluation sets."""
+    named = {set_name(path) or path: dataset for path, dataset in eval_sets(data).items()}
+    return {"train": data.train, **named}
 
 
 def num_items(dataset: Any, name: str) -> int:

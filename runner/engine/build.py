@@ -33,7 +33,7 @@ def call_data(spec: RunSpec, world: World) -> Data:
     with world.main_first():
         seed_all(spec.run.seed)
         data = hooks.resolve(spec.data, spec.import_roots)()
-    return check_data(data, spec.data.target, wants_eval=spec.eval.every_steps is not None)
+    return check_data(data, spec.data.target, evaluation=spec.eval)
 
 
 def build_training(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> Training:

@@ -32,7 +32,8 @@ class Cadence:
         self.end = min(spec.run.steps, spec.run.stop_at_step or spec.run.steps)
         self._steps = spec.run.steps
         self._log = spec.log.every_steps
-        self._eval = spec.eval.every_steps
+        self._eval = spec.eval
+        self._eval_cadences = spec.eval.cadences
         self.evaluates_first = spec.eval.at_start and start == 0
         self._eval_at_end = spec.eval.at_end
         self._save = spec.checkpoint.every_steps
@@ -45,7 +46,7 @@ class Cadence:
 
     def next_after(self, step: int) -> int:
         """The next step after which something is due."""
-        cadences = (self._log, self._eval, self._save)
+        cadences = (self._log, self._save, *self._eval_cadences)
         due = [step - step % every + every for every in cadences if every]
         return min(*due, self._poll_at, self.end)
 
@@ -54,8 +55,13 @@ class Cadence:
         return step % self._log == 0 or step == self.end
 
     def evaluates(self, step: int) -> bool:
-        """Whether an evaluation follows this step."""
-        return bool(self._eval and step % self._eval == 0) or (self._eval_at_end and step == self._steps)
+        """Whether an evaluation of any set follows this step."""
+        return any(step % every == 0 for every in self._eval_cadences) or (self._eval_at_end and step == self._steps)
+
+    def evaluates_set(self, name: str, step: int) -> bool:
+        """Whether an evaluation of this set is among those that follow this step, or precede the first one."""
+        every = self._eval.every_steps_of(name)
+        return step == 0 or bool(every and step % every == 0) or (self._eval_at_end and step == self._steps)
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint follows this step."""

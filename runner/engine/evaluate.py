@@ -1,46 +1,88 @@
 """Evaluation: processes every item of every evaluation set once, divided among all ranks."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from runner.config.run_spec import RunSpec
-from runner.data.datasets import eval_sets, num_items
+from runner.data.datasets import eval_sets, num_items, set_name
 from runner.data.loader import load
 from runner.data.source import loader_options
 from runner.data.steps import single_pass
-from runner.engine.measure import LossMeans
+from runner.engine.measure import LOSS, LossMeans
 from runner.errors import HookError
-from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Trainable, World
+from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Placed, World
 from runner.world.activity import Activity, Phase
 from runner.world.seeds import mix
 
+logger = logging.getLogger(__name__)
 
-def evaluate(trainable: Trainable, data: Data, spec: RunSpec, world: World, activity: Activity) -> dict[str, float]:
-    """Evaluate all metrics on all evaluation sets; the same result on every rank. Collective.
+
+def evaluate(
+    placed: Placed,
+    data: Data,
+    spec: RunSpec,
+    world: World,
+    activity: Activity,
+    *,
+    due: Callable[[str], bool] = lambda name: True,
+) -> dict[str, float]:
+    """Evaluate the metrics of each evaluation set; the same result on every rank. Collective.
 
     Args:
         world: all ranks of the run.
         activity: is told what this rank does.
+        due: whether a set, by its name, is evaluated now; all are.
 
     Returns:
-        Values by name: eval/<metric>, or eval/<set>/<metric> if the sets are named.
+        Values by name: eval/<metric>, or eval/<set>/<metric> if the sets are named; eval.sets may say otherwise.
     """
     # A device without float64 would round the sums: then they are kept on the host, which waits for every loss.
     on_device = spec.hardware.has_dtype(torch.float64)
     readers, summands = world.along(*world.axes.data), world.along(*world.axes.loss)
     options = loader_options(spec, data, world)
     values: dict[str, float] = {}
-    for prefix, dataset in eval_sets(data).items():
-        meters: dict[str, Meter] = {"": LossMeans(on_device=on_device)}
-        meters |= {name: metric.build(on_device=on_device) for name, metric in spec.metric.items()}
-        micro_batches = _micro_batches(dataset, prefix, options, spec, readers)
-        _update(meters.values(), trainable, _noted(micro_batches, activity))
+    for path, dataset in eval_sets(data).items():
+        name = set_name(path)
+        if not due(name):
+            continue
+        prefix, chosen = spec.eval.of_set(name).prefix or path, spec.eval.of_set(name).metrics
+        means = LossMeans(on_device=on_device)
+        meters: dict[str, Meter] = {"": means}
+        meters |= {
+            name: metric.build(name=name, on_device=on_device)
+            for name, metric in spec.metric.items()
+            if chosen is None or name in chosen
+        }
+        micro_batches = _micro_batches(dataset, path, options, spec, readers)
+        _update(meters.values(), placed, _noted(micro_batches, activity))
         for meter in meters.values():
             meter.merge(summands)
+        _check_counts(means.uncounted(), prefix)
         values |= {f"{prefix}/{name}": value for name, value in _computed(meters).items()}
     return values
+
+
+def prefixes(data: Data, spec: RunSpec) -> list[str]:
+    """What the metrics of each evaluation set are called before the last slash."""
+    return [spec.eval.of_set(set_name(path)).prefix or path for path in eval_sets(data)]
+
+
+def _check_counts(uncounted: Sequence[str], prefix: str) -> None:
+    """Log each metric of the loss hook whose count was 0, which is then nan.
+
+    Raises:
+        HookError: so was the loss's.
+    """
+    if LOSS in uncounted:
+        raise HookError(
+            f"{prefix}/{LOSS} has no value: the loss hook's count was 0 in every micro-batch of every rank. Count what "
+            "Loss.total sums over, and see that the evaluation set has some of it."
+        )
+    for name in uncounted:
+        logger.warning("%s/%s is nan: its count was 0 in every micro-batch of every rank", prefix, name)
 
 
 def _micro_batches(
@@ -65,10 +107,10 @@ def _noted(micro_batches: Iterable[MicroBatch], activity: Activity) -> Iterator[
     activity.enter(Phase.EVALUATION)
 
 
-def _update(meters: Iterable[Meter], trainable: Trainable, micro_batches: Iterable[MicroBatch]) -> None:
+def _update(meters: Iterable[Meter], placed: Placed, micro_batches: Iterable[MicroBatch]) -> None:
     """Evaluate every micro-batch and update all meters; only one loss is in memory at a time."""
     all_meters = [*meters]
-    for loss in trainable.evaluate(micro_batches):
+    for loss in placed.evaluate(micro_batches):
         for meter in all_meters:
             meter.update(loss)
 

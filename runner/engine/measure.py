@@ -53,6 +53,10 @@ class LossMeans:
         """Add the sums of all ranks. Collective, on the host."""
         self._means.merge(world)
 
+    def uncounted(self) -> list[str]:
+        """The names whose count is 0: their means are 0 / 0, which is nan."""
+        return self._means.uncounted()
+
     def compute(self) -> dict[str, float]:
         """The mean loss as `loss`, and the means of the hook's metrics by their names."""
         return self._means.compute()

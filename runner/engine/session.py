@@ -11,6 +11,7 @@ from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.engine.build import build_training, call_data, with_fitting_batch
 from runner.engine.console import Console, open_console
+from runner.engine.evaluate import prefixes
 from runner.engine.measure import Throughput
 from runner.engine.non_finite.guard import StepGuard, open_guard
 from runner.engine.non_finite.skip import diagnose_skipped
@@ -78,6 +79,11 @@ class Session:
     def progress(self) -> Progress:
         """How far the run is."""
         return self.training.progress
+
+    @property
+    def eval_prefixes(self) -> list[str]:
+        """What the metrics of each evaluation set are called before the last slash."""
+        return prefixes(self.data, self.spec)
 
     @property
     def loss_world(self) -> World:

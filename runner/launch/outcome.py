@@ -11,6 +11,7 @@ from typing import final
 from runner.config.damage import warn
 from runner.config.failure import Failure
 from runner.config.run_dir import RunDir
+from runner.config.task import is_job
 from runner.errors import DiskError, Interrupted, RunFailed
 from runner.launch.failures import read_failures
 from runner.storage.history import NO_OLDER
@@ -57,7 +58,8 @@ def stopped_by_signal(run_dir: RunDir, outcome: Outcome) -> Interrupted:
 
 def interrupted(run_dir: RunDir, note: str = "") -> Interrupted:
     """The error for a run that was asked to stop: how far it came and how to continue it."""
-    message = f"interrupted after step {run_dir.last_step()}. {_how_to_continue(run_dir)}"
+    how_far = "interrupted" if is_job(run_dir) else f"interrupted after step {run_dir.last_step()}"
+    message = f"{how_far}. {_how_to_continue(run_dir)}"
     return Interrupted(f"{message}\n{note}" if note else message)
 
 
@@ -118,6 +120,8 @@ def write_final_state(run_dir: RunDir, state: str) -> None:
 def _how_to_continue(run_dir: RunDir, cause: str = "") -> str:
     if NO_OLDER in cause:
         return ""
+    if is_job(run_dir):
+        return "To continue: the same command again."
     if chosen := re.search(r"--from step_[0-9]+", cause):  # the last checkpoint is corrupted
         return f"To continue from that one: runner resume {run_dir.path} {chosen[0]}"
     try:

@@ -24,7 +24,7 @@ class Perplexity:
         """No faults: it works with every loss."""
         return ()
 
-    def build(self, *, on_device: bool) -> "PerplexityMeter":
+    def build(self, *, name: str, on_device: bool) -> "PerplexityMeter":
         """A meter without any updates."""
         from runner.world.running_means import RunningMeans
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from runner.config.imports import locate
 from runner.config.parts import TARGET
@@ -27,6 +27,8 @@ class ForeignOptimizer:
     """Dotted path of a torch.optim.Optimizer subclass: torch.optim.RMSprop."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the constructor."""
+    positional: ClassVar[int | None] = 1
+    """How many positional arguments the constructor gets besides."""
     no_decay: list[str] = field(default_factory=list)
     """Regular expressions; a parameter whose name contains a match gets weight_decay=0."""
     groups: list[dict[str, Any]] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """The values that user hooks return to the engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NO_METRICS: Mapping[str, tuple["Tensor", "Tensor | int"]] = {}
+NO_OUTPUTS: Mapping[str, "Tensor | Sequence[Any]"] = {}
 
 
 class Loss(NamedTuple):
@@ -23,6 +24,9 @@ class Loss(NamedTuple):
     """How many elements `total` sums over. It may be a tensor on the device, which the engine does not wait for."""
     metrics: Mapping[str, tuple["Tensor", "Tensor | int"]] = NO_METRICS
     """Further metrics as name: (sum, count), summed over micro-batches and ranks before division."""
+    outputs: Mapping[str, "Tensor | Sequence[Any]"] = NO_OUTPUTS
+    """What the model says of each item, by name: tensors [items, ...] or lists with one entry per item. Evaluations
+    feed metrics with them, and `runner predict` writes them; training does not keep them."""
 
 
 @dataclass(frozen=True, kw_only=True)

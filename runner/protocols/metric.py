@@ -18,6 +18,9 @@ class Meter(Protocol):
     def merge(self, world: World) -> None:
         """Combine with the meters of the other ranks, once, after the last update. Collective.
 
+        The n-th micro-batches of all ranks, in rank order, are consecutive items of the evaluation set; only the last
+        of a rank may be a filler. So whoever needs all items in the order of the dataset takes them round by round.
+
         Args:
             world: the ranks over which losses are summed: those that evaluated different items, or parts of the same.
         """
@@ -31,10 +34,11 @@ class Meter(Protocol):
 class Metric(Part, Protocol):
     """What an evaluation measures, besides the means of the loss and of the loss hook's own metrics."""
 
-    def build(self, *, on_device: bool) -> Meter:
+    def build(self, *, name: str, on_device: bool) -> Meter:
         """Create a meter for one evaluation of one set.
 
         Args:
+            name: the metric's own in the recipe: metric.<name>.
             on_device: whether the device supports float64 sums; if not, the host reads values one by one.
         """
         ...

@@ -1,6 +1,6 @@
 """The view of a run that listeners get."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,6 +87,11 @@ class Run(Protocol):
     @property
     def progress(self) -> Progress:
         """Step and position in the data."""
+        ...
+
+    @property
+    def eval_prefixes(self) -> Sequence[str]:
+        """What the metrics of each evaluation set are called before the last slash; an evaluation may be of some."""
         ...
 
     @property

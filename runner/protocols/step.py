@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NO_METRICS: Mapping[str, tuple["Tensor", "Tensor | int"]] = {}
+NO_OUTPUTS: Mapping[str, "Tensor | Sequence[Any]"] = {}
 NO_VALUES: Mapping[str, float] = {}
 
 
@@ -42,6 +43,8 @@ class MicroBatchLoss(NamedTuple):
     """Whether the hook returned a mean over items, so that every rank knows the count beforehand."""
     metrics: Mapping[str, tuple["Tensor", "Tensor | int"]] = NO_METRICS
     """The hook's metrics; none for a filler."""
+    outputs: Mapping[str, "Tensor | Sequence[Any]"] = NO_OUTPUTS
+    """In an evaluation the hook's outputs, with an entry for each item; none in training and for a filler."""
 
 
 class StepLoss(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from runner.config.imports import locate
 from runner.config.parts import TARGET
@@ -25,6 +25,8 @@ class ForeignSchedule:
     """Dotted path of a scheduler: torch.optim.lr_scheduler.OneCycleLR."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the constructor."""
+    positional: ClassVar[int | None] = 1
+    """How many positional arguments the constructor gets besides."""
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires that the constructor accepts the arguments, by building it for an SGD over a single scalar."""

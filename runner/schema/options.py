@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 
-from runner.config.hooks import POSITIONAL
+from runner.config.hooks import OPTIONAL, POSITIONAL
 from runner.config.imports import locate
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS, MANY_GROUPS, SECTIONS
@@ -46,7 +46,8 @@ def section_node(section: str, project: Project) -> Schema:
     """The schema of a section or hook."""
     if section in SECTIONS:
         return section_schema(section, SECTIONS[section])
-    return hook_schema(project.hooks[section], project.roots, positional=POSITIONAL[section])
+    positional, optional = POSITIONAL[section], section in OPTIONAL
+    return hook_schema(project.hooks[section], project.roots, positional=positional, optional=optional)
 
 
 def option_file(option: Option, project: Project, recipe: Schema) -> Schema:
@@ -87,7 +88,7 @@ def _own(option: Option, more: Mapping[str, Schema]) -> Schema:
 
 def _foreign(group: str) -> dict[str, Schema]:
     """The keys of a class that is no part: those of the adapter around it, beside its own."""
-    adapter = GROUPS.get(group)
+    adapter = {**GROUPS, **MANY_GROUPS}.get(group)
     return foreign_properties(locate(adapter)) if adapter is not None else {}
 
 

@@ -38,19 +38,20 @@ def foreign_properties(adapter: type[Any]) -> dict[str, Schema]:
     return {name: schema for name, schema in found.items() if name not in FOREIGN_KEYS}
 
 
-def target_schema(targets: Sequence[str] = ()) -> Schema:
+def target_schema(targets: Sequence[str] = (), *, null: bool = False) -> Schema:
     """The schema of `_target_`, with some that an editor offers."""
-    schema = {"type": "string", "description": "Dotted path of a function or class."}
+    schema = {"type": ["null", "string"] if null else "string", "description": "Dotted path of a function or class."}
     return {**schema, "examples": list(targets)} if targets else schema
 
 
-def hook_schema(targets: Sequence[str], roots: Sequence[str], *, positional: int) -> Schema:
+def hook_schema(targets: Sequence[str], roots: Sequence[str], *, positional: int, optional: bool) -> Schema:
     """The schema of a hook: any function, and those that are found in source with what they take.
 
     Args:
         targets: hooks that recipes name.
         roots: directories in which their source is looked for.
         positional: how many arguments the runner passes.
+        optional: whether `_target_` may be null.
     """
     found = {target: find_function(target, roots, positional=positional) for target in targets}
     conditions = []
@@ -60,7 +61,8 @@ def hook_schema(targets: Sequence[str], roots: Sequence[str], *, positional: int
             then: Schema = {"description": function.meaning, "properties": {TARGET: {}, **arguments}}
             then |= {} if function.takes_more else {"additionalProperties": False}
             conditions.append({"if": names_target(target), "then": then})
-    return {**mapping({TARGET: target_schema(targets)}, closed=False), "allOf": conditions}
+    schema = mapping({TARGET: target_schema(targets, null=optional)}, closed=False)
+    return {**schema, "allOf": conditions} if conditions else schema
 
 
 def names_target(target: str) -> Schema:

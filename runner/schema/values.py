@@ -3,6 +3,7 @@
 A value may be of several JSON types, rather than match one of several schemas: an editor then names what is expected.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -120,7 +121,8 @@ def _json_types(kind: Any) -> Iterable[str]:
     if kind in SCALARS:
         return SCALARS[kind][0]
     origin = get_origin(kind) or kind
-    return ["object"] if isinstance(origin, type) and issubclass(origin, Mapping) else ["array"]
+    is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
+    return ["object"] if is_mapping or dataclasses.is_dataclass(origin) else ["array"]
 
 
 def _inside(kind: Any) -> Schema:

@@ -37,6 +37,10 @@ class RunningMeans:
                 before, counted = self._sums.get(name, (0.0, 0.0))
                 self._sums[name] = before + total, counted + count
 
+    def uncounted(self) -> list[str]:
+        """The names whose count is 0; the host waits for those that were not merged."""
+        return [name for name, (_, count) in self._sums.items() if not float(count)]
+
     def compute(self) -> dict[str, float]:
         """The means by name; NaN where the count is 0."""
         numbers = {name: (float(total), float(count)) for name, (total, count) in self._sums.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runner.callback.early_stop import EarlyStop, EarlyStopListener, Mode
+from runner.config.run_spec import Eval
 from runner.errors import HookError
 from runner.protocols import Progress, Run
 from tests.conftest import Ended
@@ -17,17 +18,10 @@ NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Evaluations:
-    """As much of `spec.eval` as the check reads."""
-
-    every_steps: int | None
-
-
-@dataclass(frozen=True)
 class Spec:
     """As much of a spec as the check reads."""
 
-    eval: Evaluations
+    eval: Eval
 
 
 @dataclass(frozen=True)
@@ -35,6 +29,11 @@ class AtStep:
     """As much of a run as the listener reads."""
 
     progress: Progress
+    eval_prefixes: tuple[str, ...] = ("eval", "eval/far")
+
+
+def evaluations(every_steps: int | None) -> Eval:
+    return Eval(every_steps=every_steps, at_end=True, micro_items=None)
 
 
 def at(step: int) -> Run:
@@ -104,13 +103,13 @@ def test_a_metric_that_is_not_there_names_those_that_are() -> None:
     ],
 )
 def test_the_check_finds_what_cannot_work(part: EarlyStop, every_steps: int | None, key: str, says: str) -> None:
-    (fault,) = part.check(Spec(Evaluations(every_steps)))
+    (fault,) = part.check(Spec(evaluations(every_steps)))
     assert fault.key == key
     assert re.search(says, fault.message)
 
 
 def test_the_check_finds_nothing_where_it_works() -> None:
-    assert list(EarlyStop().check(Spec(Evaluations(50)))) == []
+    assert list(EarlyStop().check(Spec(evaluations(50)))) == []
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,16 @@ def test_every_verb_documents_each_argument(name: Any) -> None:
     assert verb.__doc__
     parser = parser_of(name, verb, command=[])
     assert all(action.help for action in parser._actions)
-    assert verb.USAGE.split()[:1] in ([], ["RECIPE"], ["DIR"], ["FILE"], ["[DIR]"], ["[GROUP"], ["[options]"])
+    assert verb.USAGE.split()[:1] in (
+        [],
+        ["RECIPE"],
+        ["DIR"],
+        ["DIR|RECIPE"],
+        ["FILE"],
+        ["[DIR]"],
+        ["[GROUP"],
+        ["[options]"],
+    )
 
 
 def test_the_types_of_an_export_are_those_that_can_be_written() -> None:

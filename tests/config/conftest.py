@@ -85,6 +85,7 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
+    positional = 1
     target: str
     arguments: dict
     no_decay: list[str] = field(default_factory=list)

@@ -7,6 +7,7 @@ import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
 from runner import Data
+from runner.config.run_spec import Eval, EvalSet
 from runner.data.datasets import check_data, eval_sets, num_items
 from runner.errors import DataError, HookError
 
@@ -16,8 +17,9 @@ class Stream:
         raise AssertionError("a check opens nothing")
 
 
-def check(returned: Any, *, wants_eval: bool = False) -> Any:
-    return check_data(returned, "hooks.load", wants_eval=wants_eval)
+def check(returned: Any, *, every_steps: int | None = None, sets: Any = None) -> Any:
+    evaluation = Eval(every_steps=every_steps, at_end=True, micro_items=None, sets=sets or {})
+    return check_data(returned, "hooks.load", evaluation=evaluation)
 
 
 def test_what_can_be_trained_on_passes() -> None:
@@ -86,7 +88,7 @@ def test_an_empty_dataset_is_refused(data: Any, name: str) -> None:
 
 def test_evaluations_in_mid_run_need_something_to_evaluate_on() -> None:
     with pytest.raises(DataError, match=r"eval\.every_steps is set, but hooks\.load returned no eval dataset"):
-        check(Data(train=[1]), wants_eval=True)
+        check(Data(train=[1]), every_steps=1)
 
 
 def test_sets_are_told_apart_by_their_names() -> None:
@@ -105,3 +107,16 @@ def test_a_name_that_no_metric_can_have_is_refused(name: int | str) -> None:
     with pytest.raises(DataError, match=r"eval has a set named .*eval/<set>/loss.*Rename it") as refused:
         check(Data(train=[1], eval={name: [2]}))
     assert repr(name) in str(refused.value)
+
+
+def test_sets_of_the_recipe_must_be_among_those_of_the_hook() -> None:
+    both = {"near": [1], "far": [1]}
+    check(Data(train=[1], eval=both), sets={"far": EvalSet(prefix="test")})
+    with pytest.raises(
+        DataError, match=r"eval.sets.fra: hooks.load gives no evaluation set 'fra'. It gives: near, far"
+    ):
+        check(Data(train=[1], eval=both), sets={"fra": EvalSet()})
+    with pytest.raises(DataError, match=r"It names none: return eval=\{'name': dataset"):
+        check(Data(train=[1], eval=[1]), sets={"far": EvalSet()})
+    with pytest.raises(DataError, match="two evaluation sets have the prefix eval/near"):
+        check(Data(train=[1], eval=both), sets={"far": EvalSet(prefix="eval/near")})

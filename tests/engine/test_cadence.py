@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from runner.config.run_spec import Eval, EvalSet
 from runner.engine.cadence import Cadence
 from runner.world.solo import SoloWorld
 
@@ -20,11 +21,12 @@ def cadence(
     save: Any = None,
     minutes: Any = None,
     start: int = 0,
+    sets: Any = None,
 ) -> Any:
     spec = SimpleNamespace(
         run=SimpleNamespace(steps=steps, stop_at_step=stop_at),
         log=SimpleNamespace(every_steps=log),
-        eval=SimpleNamespace(every_steps=evaluate, at_start=False, at_end=True),
+        eval=Eval(every_steps=evaluate, at_start=False, at_end=True, micro_items=None, sets=sets or {}),
         checkpoint=SimpleNamespace(every_steps=save, every_minutes=minutes, at_end=True),
     )
     return Cadence(spec, start=start)
@@ -54,6 +56,14 @@ def test_the_last_step_of_an_attempt_is_logged_and_saved_but_evaluated_only_at_t
     assert (stopped.logs(13), stopped.saves(13), stopped.evaluates(13)) == (True, True, False)
     whole = cadence()
     assert (whole.logs(20), whole.saves(20), whole.evaluates(20)) == (True, True, True)
+
+
+def test_a_set_of_its_own_cadence_is_evaluated_at_it() -> None:
+    one = cadence(log=100, evaluate=5, sets={"far": EvalSet(every_steps=8), "last": EvalSet(every_steps=None)})
+    assert boundaries(one) == [1, 5, 8, 10, 15, 16, 20]
+    assert [step for step in range(1, 21) if one.evaluates_set("near", step)] == [5, 10, 15, 20]
+    assert [step for step in range(1, 21) if one.evaluates_set("far", step)] == [8, 16, 20]
+    assert [step for step in range(1, 21) if one.evaluates_set("last", step)] == [20]
 
 
 def test_a_wish_is_heard_at_the_next_poll() -> None:

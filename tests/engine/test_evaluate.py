@@ -20,7 +20,7 @@ def bad_name():
     return named({"a/b": 3})
 
 def perplexed(model, batch):
-    total, count, _ = points.compute_loss(model, batch)
+    total, count, *_ = points.compute_loss(model, batch)
     return Loss(total, count, {"perplexity": (total.detach(), count)})
 """
 PAIR = ["strategy=ddp", "hardware.processes=2"]
@@ -73,3 +73,27 @@ def test_two_metrics_of_one_name_are_told(runner: Callable[..., Ended]) -> None:
     options = ["metric=[perplexity]", "loss._target_=user_hooks.sets.perplexed", "hardware=cpu"]
     ended = runner("train", "points", *options, code=3)
     assert "metric.perplexity gives 'perplexity', and so does another metric or the loss hook" in ended.stderr
+
+
+def test_a_set_has_its_own_cadence_metrics_and_prefix(runner: Callable[..., Ended]) -> None:
+    """And early stopping waits for the evaluations of its set."""
+    own = "+eval.sets={far:{every_steps:3,metrics:[],prefix:test},near:{every_steps:2}}"
+    options = ["metric=[perplexity]", own, "eval.every_steps=null", "callback=[early_stop]", "checkpoint=none"]
+    stop = ["callback.early_stop.metric=test/loss", "callback.early_stop.patience=9"]
+    ended = runner("train", "points", *sets(near=3, far=4), *options, *stop, "run.steps=7")
+    found = {line["step"]: {name for name in line if not name.startswith("train/")} for line in ended.metrics()}
+    near, far = {"eval/near/loss", "eval/near/accuracy", "eval/near/perplexity"}, {"test/loss", "test/accuracy"}
+    evaluated = {step: names - {"step"} for step, names in found.items() if names != {"step"}}
+    assert evaluated == {2: near, 3: far, 4: near, 6: near | far, 7: near | far}
+
+
+def test_what_a_recipe_says_wrongly_of_sets_is_told(runner: Callable[..., Ended]) -> None:
+    own = "+eval.sets={far:{every_step:3},near:{every_steps:0},one:{prefix:train/x},two:{prefix:a//b},three:4}"
+    told = runner("train", "points", own, code=2).stderr
+    assert "eval.sets.far.every_step: EvalSet has no such key. Did you mean every_steps?" in told
+    assert "eval.sets.near.every_steps: every_steps=0 is too small: it must be at least 1, same, or null." in told
+    assert "eval.sets.one.prefix: prefix='train/x' is what training's own values are called." in told
+    assert "eval.sets.two.prefix: prefix='a//b' must be letters, digits" in told
+    assert "eval.sets.three: 4 must be a mapping" in told
+    told = runner("train", "points", "+eval.sets={far:{metrics:[perplexiti]}}", "metric=[perplexity]", code=2).stderr
+    assert "eval.sets.far.metrics: the recipe has no metric 'perplexiti'. Did you mean perplexity?" in told

@@ -54,7 +54,7 @@ def weighed(number: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("on_device", [False, True])
 def test_means_are_to_the_bit_those_of_python_floats(on_device: bool) -> None:
     sums = {"loss": [0.0, 0.0], "accuracy": [0.0, 0.0], "share": [0.0, 0.0]}
-    for value, weight, count, _, metrics in weighed(1000):
+    for value, weight, count, _, metrics, _ in weighed(1000):
         for name, (more, counted) in {"loss": (value.item() * weight, count), **metrics}.items():
             sums[name][0] += float(more)
             sums[name][1] += float(counted)

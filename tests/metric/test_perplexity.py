@@ -14,7 +14,7 @@ ALONE = SoloWorld(torch.device("cpu"))
 
 
 def measured(*losses: Any, on_device: bool = True) -> Any:
-    meter = Perplexity().build(on_device=on_device)
+    meter = Perplexity().build(name="perplexity", on_device=on_device)
     for loss in losses:
         meter.update(loss)
     meter.merge(ALONE)

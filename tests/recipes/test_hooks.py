@@ -63,7 +63,7 @@ def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch: pytest
 def test_the_loss_of_digits_sums_over_images_and_counts_the_recognised() -> None:
     sure_of_3 = torch.zeros(2, 10)
     sure_of_3[:, 3] = math.log(9)  # so p(3) = 9 / 18 and every other digit has 1 / 18
-    total, count, metrics = digits.compute_loss(Constant(sure_of_3), (torch.zeros(2, 1, 8, 8), torch.tensor([3, 7])))
+    total, count, metrics, _ = digits.compute_loss(Constant(sure_of_3), (torch.zeros(2, 1, 8, 8), torch.tensor([3, 7])))
     assert_close(total, torch.tensor(math.log(2) + math.log(18)))
     assert count == 2
     assert {name: tuple(map(int, pair)) for name, pair in metrics.items()} == {"accuracy": (1, 2)}
@@ -110,7 +110,7 @@ def test_windows_of_unequal_length_are_padded_behind() -> None:
 
 def test_the_loss_of_bytes_counts_real_ones_only() -> None:
     batch = pydoc_lm.pad(pydoc_lm.windows(["abc", "x"], context=3))
-    total, count, metrics = pydoc_lm.compute_loss(Constant(torch.zeros(2, 3, 256)), batch)
+    total, count, metrics, _ = pydoc_lm.compute_loss(Constant(torch.zeros(2, 3, 256)), batch)
     assert count == 4
     assert_close(total, torch.tensor(4 * math.log(256)))  # a uniform guess: 8 bits for each of 4 bytes
     bits, predicted = metrics["bits_per_byte"]

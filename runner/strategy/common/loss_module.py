@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from runner.protocols import Loss
+from runner.strategy.common.forward_loss import outputs_in_evaluation
 
 
 @final
@@ -20,4 +21,4 @@ class LossModule(Module):
 
     def forward(self, batch: Any) -> Loss | Tensor:
         """The loss hook on one micro-batch."""
-        return self._loss(self.model, batch)
+        return outputs_in_evaluation(self._loss(self.model, batch))

@@ -161,7 +161,7 @@ class ModuleTrainable:
 
     def _backward(self, loss: MicroBatchLoss, batches: StepBatches) -> None:
         """Run backward. A mean over items is divided before it, since every rank knows the items of the step."""
-        value, weight, _, is_mean, _ = loss
+        value, weight, _, is_mean, *_ = loss
         # Multiply first: a mean over all items of the step then has the factor 1 exactly, and costs nothing.
         estimate = self._count_estimate
         factor = weight * self._averaged / batches.items if is_mean else weight / estimate.of(loss, batches)

@@ -68,7 +68,7 @@ def evaluation_losses(model: Module, forward: Forward, micro_batches: Iterable[M
     with _evaluation_mode(model):
         for micro_batch in micro_batches:
             with torch.no_grad():
-                loss = forward_loss(forward, micro_batch)
+                loss = forward_loss(forward, micro_batch, takes_outputs=True)
             yield loss
 
 

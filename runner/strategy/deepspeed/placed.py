@@ -10,6 +10,7 @@ from torch.nn import Module
 
 from runner.protocols import Loss, MicroBatch, MicroBatchLoss, SavedState, State, World
 from runner.protocols.state import MODEL
+from runner.strategy.common.forward_loss import outputs_in_evaluation
 from runner.strategy.common.named_state import check_same_model, distinct_tensors
 from runner.strategy.common.placed_module import evaluation_losses
 from runner.strategy.deepspeed.partitions import untrained_tensor
@@ -47,7 +48,7 @@ class CastLossModule(Module):
     def forward(self, batch: Any) -> Loss | Tensor:
         """The loss hook on one micro-batch."""
         with self._autocast:
-            return self._loss(self.model, batch)
+            return outputs_in_evaluation(self._loss(self.model, batch))
 
 
 @final

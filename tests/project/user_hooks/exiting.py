@@ -149,7 +149,7 @@ class Metric:
     def check(self, spec: Any) -> Iterable[Any]:
         return ()
 
-    def build(self, *, on_device: bool) -> "Meter":
+    def build(self, *, name: str, on_device: bool) -> "Meter":
         return Meter()
 
 

@@ -1,0 +1,142 @@
+"""Prediction: outputs of every item of a dataset, divided among all ranks, written by rank 0 in the dataset's order."""
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from runner.config import hooks
+from runner.config.run_dir import RunDir
+from runner.config.run_spec import RunSpec
+from runner.config.task import Task
+from runner.data.datasets import num_items, prediction_sets
+from runner.data.loader import load
+from runner.data.source import loader_options
+from runner.data.steps import single_pass
+from runner.engine.inference import Inference, open_inference
+from runner.engine.progress import open_progress
+from runner.engine.session import Stopping
+from runner.errors import HookError
+from runner.prediction.parts import Parts
+from runner.protocols import Builder, Loss, MicroBatchIndices, MicroBatchLoss, World
+from runner.world.activity import Activity, Phase
+from runner.world.seeds import mix
+
+logger = logging.getLogger(__name__)
+
+
+def predict(task: Task, spec: RunSpec, run_dir: RunDir, world: World, stopping: Stopping, activity: Activity) -> None:
+    """Write the outputs of a dataset to the task's file, from where an earlier attempt ended. Collective.
+
+    Raises:
+        HookError: the hook gives no outputs, or some that cannot be written.
+    """
+    assert task.out is not None
+    parts = Parts(Path(task.out)) if world.is_main else None
+    done = world.broadcast_object(0 if parts is None else parts.items)
+    with open_inference(spec, task, run_dir, world, change=_predicting(spec)) as job:
+        name, dataset = _chosen(job, task)
+        total = num_items(dataset, name)
+        if done and parts is not None:
+            logger.info("%d of %d items are there already", done, total)
+        with (
+            job.around(),
+            closing(_outputs(job, dataset, name, start=done, activity=activity)) as rounds,
+            closing(open_progress(total, start=done, is_main=world.is_main)) as progress,
+        ):
+            preempted = _write(rounds, parts, world, stopping, progress.show)
+        if parts is not None:
+            if preempted:
+                parts.commit()
+            else:
+                parts.finish()
+            run_dir.write_status("preempted" if preempted else "done", step=job.progress.step, metrics={})
+
+
+def _predicting(spec: RunSpec) -> Callable[[Builder], Builder]:
+    """With the predict hook in the loss hook's place, which the strategy calls as it calls that one."""
+    if spec.predict is None:
+        return lambda builder: builder
+    hook, target = hooks.resolve(spec.predict, spec.import_roots), spec.predict.target
+
+    def outputs_only(model: Module, batch: Any) -> Loss:
+        outputs = hook(model, batch)
+        if not isinstance(outputs, Mapping):
+            raise HookError(
+                f"{target} returned a {type(outputs).__name__}, but a predict hook must return a mapping of names to "
+                "tensors [items, ...] or lists: {'label': logits.argmax(1)}."
+            )
+        return Loss(torch.zeros(()), 0, outputs=outputs)
+
+    return lambda builder: replace(builder, loss=outputs_only)
+
+
+def _chosen(job: Inference, task: Task) -> tuple[str, Any]:
+    sets = prediction_sets(job.data)
+    if task.on is None and len(sets) == 2:  # train, and a single evaluation set
+        return next((name, dataset) for name, dataset in sets.items() if name != "train")
+    if task.on in sets:
+        return task.on, sets[task.on]
+    what = (
+        f"there is no dataset {task.on!r}" if task.on is not None else "there is more than one evaluation set, or none"
+    )
+    raise HookError(f"{what}. Choose one: --on {' | '.join(sets)}")
+
+
+def _outputs(job: Inference, dataset: Any, name: str, *, start: int, activity: Activity) -> Generator[MicroBatchLoss]:
+    """This rank's micro-batches after the first `start` items; equally many on every rank."""
+    spec, world = job.spec, job.world
+    readers = world.along(*world.axes.data)
+    left = num_items(dataset, name) - start
+    if not left:
+        return
+    micro_items = spec.eval.micro_items or spec.batch.micro_items
+    indices = _shifted(single_pass(left, micro_items=micro_items, rank=readers.rank, ranks=readers.size), start)
+    activity.enter(Phase.EVALUATION)
+    yield from job.placed.evaluate(
+        load(dataset, indices, loader_options(spec, job.data, world), seed=mix(spec.run.seed, 1))
+    )
+
+
+def _shifted(micro_batches: Iterator[MicroBatchIndices], start: int) -> Iterator[MicroBatchIndices]:
+    for indices, items, epoch in micro_batches:
+        yield MicroBatchIndices([index + start for index in indices], items, epoch)
+
+
+def _write(
+    rounds: Iterator[MicroBatchLoss],
+    parts: Parts | None,
+    world: World,
+    stopping: Stopping,
+    show: Callable[[int], None],
+) -> bool:
+    """Bring the outputs of each round to rank 0, in rank order. Returns whether the ranks were asked to stop."""
+    readers = world.along(*world.axes.data)
+    for loss in rounds:
+        votes = readers.gather_objects((_checked(loss), stopping.requested))
+        if parts is not None:
+            for outputs, _ in votes:
+                if outputs is not None:
+                    parts.add(outputs, len(next(iter(outputs.values()))))
+            show(parts.items)
+        if world.any(any(stop for _, stop in votes)):
+            return True
+    return False
+
+
+def _checked(loss: MicroBatchLoss) -> dict[str, Any] | None:
+    """The outputs on the host; None for a filler."""
+    if loss.outputs:
+        return {name: one.detach().cpu() if isinstance(one, Tensor) else one for name, one in loss.outputs.items()}
+    if loss.weight:
+        raise HookError(
+            "there is nothing to write: the loss hook gives no outputs, and the recipe has no predict hook. Return "
+            "Loss(total, count, outputs={'preds': …}), or write one: predict: {_target_: …} (docs/evaluation.md)."
+        )
+    return None
