@@ -1,5 +1,6 @@
 """Loading items: the same ones in the rank itself and in workers, placed and counted."""
 
+import os
 import random
 from collections import UserDict
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch.utils.data import default_collate
 from runner.data.loader import load, to_device
 from runner.data.order import Shuffled
 from runner.data.steps import RankSteps
+from runner.errors import DataError
 from runner.protocols import LoaderOptions
 
 CPU = torch.device("cpu")
@@ -96,3 +98,20 @@ def test_nested_batches_keep_their_shape_when_they_move() -> None:
     assert (moved["pair"].x.device, moved["pair"].name) == (meta, "a")
     assert (moved["list"][0].device, moved["list"][1]) == (meta, 3)
     assert moved["own"]["x"].device == meta
+
+
+class Dying(Squares):
+    def __getitem__(self, index: Any) -> Any:
+        os._exit(3)
+
+
+class Raising(Squares):
+    def __getitem__(self, index: Any) -> Any:
+        raise ZeroDivisionError("of the user's own")
+
+
+def test_a_worker_that_died_is_told_and_one_that_raised_shows_its_own_traceback() -> None:
+    with pytest.raises(DataError, match=r"^a loader worker died while it read items: .*exited unexp.*loader\.prefetch"):
+        _load(Dying(), _micro_batches(), 1)
+    with pytest.raises(ZeroDivisionError, match=r"(?s)Original Traceback.*in __getitem__.*of the user's own"):
+        _load(Raising(), _micro_batches(), 1)
