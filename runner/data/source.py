@@ -6,9 +6,10 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from runner.config.run_spec import RunSpec
-from runner.data.datasets import num_items
+from runner.data.datasets import is_stream, num_items
 from runner.data.indexed import IndexedSource
 from runner.data.order import order_of
+from runner.data.streamed import StreamedSource
 from runner.errors import DataError
 from runner.protocols import (
     Data,
@@ -56,6 +57,16 @@ def open_source(spec: RunSpec, data: Data, world: World) -> Source:
     )
     if isinstance(data.train, OpensSource):
         return _checked(data.train.open_source(request), opener=data.train)
+    if is_stream(data.train):
+        return StreamedSource(
+            data.train,
+            "train",
+            step_items=request.step_items,
+            micro_items=request.micro_items,
+            world=world,
+            seed=request.seed,
+            options=request.loader,
+        )
     order = order_of(_num_items(data, request), seed=spec.run.seed, shuffle=spec.loader.shuffle)
     return IndexedSource(data.train, order, request)
 
