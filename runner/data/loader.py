@@ -18,6 +18,10 @@ from runner.world.seeds import mix, seed_host
 
 DIED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
 """What torch says of a worker that ended without an error of its own."""
+WAY_OUT = (
+    "A loader worker died while it read items. If it was killed, memory usually ran out: lower loader.workers or "
+    "loader.prefetch. With loader.workers=0 the rank reads the items itself, and its log shows where native code fails."
+)
 
 
 @runtime_checkable
@@ -76,7 +80,8 @@ def worker_output(loader: DataLoader[Any]) -> Iterator[Any]:
     """What the loader's workers hand out.
 
     Raises:
-        DataError: a worker died, or says that no batch can be made. Any other error comes with the worker's traceback.
+        DataError: no batch can be made of what a worker read.
+        RuntimeError: a worker died. An error that it raised comes as it is, with the worker's own traceback.
     """
     try:
         for output in loader:
@@ -84,13 +89,9 @@ def worker_output(loader: DataLoader[Any]) -> Iterator[Any]:
                 raise output
             yield output
     except RuntimeError as error:
-        if not DIED.search(str(error)):
-            raise
-        raise DataError(
-            f"a loader worker died while it read items: {error} If it was killed, memory usually ran out: lower "
-            "loader.workers or loader.prefetch. With loader.workers=0 the rank reads the items itself, and its log "
-            "shows where native code crashes."
-        ) from error
+        if DIED.search(str(error)):
+            error.add_note(WAY_OUT)
+        raise
 
 
 def as_it_is(value: Any) -> Any:
