@@ -111,6 +111,7 @@ def test_stopping_anywhere_and_going_on_with_other_ranks_reads_the_same_items(da
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(900)
 @given(data=st.data(), weights=SHARES)
 @settings(deadline=None, max_examples=1000)
 def test_a_thousand_schedules_read_the_same_items(data: Any, weights: Any) -> None:

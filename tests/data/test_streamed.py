@@ -56,6 +56,7 @@ def test_stopping_anywhere_and_going_on_with_other_ranks_reads_the_same_steps(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(900)
 @given(data=st.data(), kind=st.sampled_from([*STREAMS]), step_items=st.integers(1, 25))
 @settings(deadline=None, max_examples=1000)
 def test_a_thousand_schedules_read_the_same_steps(data: Any, kind: str, step_items: int) -> None:
