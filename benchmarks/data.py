@@ -58,8 +58,7 @@ def source(dataset: Any, *, workers: int = 0) -> IndexedSource:
         order=ShuffledOption(),
         loader=loader,
     )
-    steps = RankSteps(order=Shuffled(len(dataset), seed=0), step_items=BATCH, micro_items=BATCH, rank=0, ranks=1)
-    return IndexedSource(dataset, steps, request)
+    return IndexedSource(dataset, RankSteps.of(Shuffled(len(dataset), seed=0), request), request)
 
 
 def alternate(repeats: int, *ways: Callable[[], float]) -> list[float]:

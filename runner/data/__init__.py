@@ -1,1 +1,18 @@
 """Items in one global order, split among the ranks, and resumed at any position."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.data.mixture import Mixture
+    from runner.data.stream import Stream
+
+__all__ = ["Mixture", "Stream"]
+HOMES = {"Mixture": "runner.data.mixture", "Stream": "runner.data.stream"}
+
+
+def __getattr__(name: str) -> Any:
+    """What data hooks use is imported when it is asked for: not every run mixes or streams."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)

@@ -1,17 +1,18 @@
 """What a data hook returned, checked before it is used."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set, Sized
 from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from runner.config.run_spec import Eval
 from runner.data.loader import ReadsMany
+from runner.data.stream import Stream
 from runner.errors import DataError, HookError
-from runner.protocols import Data, OpensSource
+from runner.protocols import Data, OpensSource, World
 
-MAP_STYLE = "Return a map-style dataset, with __len__ and __getitem__, or a source of your own (docs/own_stream.md)."
+KINDS = "Return a map-style dataset, with __len__ and __getitem__, or a stream, with __iter__ (docs/data.md)."
 SET_NAME = re.compile(r"[\w.-]+", re.ASCII)
 
 
@@ -38,9 +39,9 @@ def check_data(returned: Any, target: str, *, evaluation: Eval) -> Data:
     if not isinstance(returned, Data):
         raise HookError(f"{target} returned a {type(returned).__name__}, but must return runner.Data(train=…, eval=…).")
     if not isinstance(returned.train, OpensSource):
-        num_items(returned.train, "train")
+        _check_dataset(returned.train, "train")
     for prefix, dataset in eval_sets(returned).items():
-        num_items(dataset, prefix)
+        _check_dataset(dataset, prefix)
     _check_sets(returned, target, evaluation)
     if returned.eval is None and evaluation.every_steps is not None:
         raise DataError(
@@ -96,32 +97,78 @@ def prediction_sets(data: Data) -> dict[str, Any]:
     return {"train": data.train, **named}
 
 
+def is_stream(dataset: Any) -> bool:
+    """Whether the items of a dataset are read by iterating over it, as they have no index."""
+    if isinstance(dataset, IterableDataset):
+        return True
+    has_index = isinstance(dataset, Sized) and isinstance(dataset, Indexed | ReadsMany)
+    return isinstance(dataset, Iterable) and not has_index
+
+
 def num_items(dataset: Any, name: str) -> int:
     """The length of a map-style dataset.
 
     Raises:
-        HookError: it is a DataLoader.
         DataError: it has no length or no items by index, or is empty.
     """
-    if isinstance(dataset, DataLoader):
-        raise HookError(
-            f"the data hook's {name!r} is a DataLoader, but must be a dataset: the runner makes the loaders. Return "
-            f"{name}=loader.dataset and collate=loader.collate_fn; batch.items, loader.workers and order say the "
-            "rest."
-        )
-    try:
-        length = len(dataset)
-    except TypeError:
+    if not isinstance(dataset, Sized):
         kind = type(dataset).__name__
         raise DataError(
-            f"the data hook's {name!r} dataset ({kind}) has no length: its order could not be resumed. {MAP_STYLE}"
-        ) from None
+            f"the data hook's {name!r} dataset ({kind}) has no length, which an order of its items needs. {KINDS}"
+        )
     if isinstance(dataset, IterableDataset) or not isinstance(dataset, Indexed | ReadsMany):
         kind = type(dataset).__name__
-        raise DataError(
-            f"the data hook's {name!r} dataset ({kind}) has no items by index: its order could not be resumed. "
-            f"{MAP_STYLE}"
-        )
+        raise DataError(f"the data hook's {name!r} dataset ({kind}) has no items by index. {KINDS}")
+    length = len(dataset)
     if length == 0:
         raise DataError(f"the data hook's {name!r} dataset is empty. Return at least one item.")
     return length
+
+
+def check_agreement(data: Data, world: World) -> None:
+    """See that every rank has as many items: each takes its own of one order. Collective.
+
+    Raises:
+        DataError: they do not.
+    """
+    sets = {"train": data.train} | eval_sets(data)
+    lengths = {name: len(one) for name, one in sets.items() if not isinstance(one, OpensSource) and not is_stream(one)}
+    of_ranks = world.gather_objects(lengths)
+    for name in lengths:
+        counts = [of_rank.get(name) for of_rank in of_ranks]
+        if any(count != counts[0] for count in counts):
+            listed = ", ".join(f"{count} on rank {rank}" for rank, count in enumerate(counts))
+            raise DataError(
+                f"the ranks disagree on the number of items of the data hook's {name!r} dataset: {listed}. Every rank "
+                "reads its own items of one order, so the dataset must be the same on every rank: do not divide it by "
+                "rank in the hook."
+            )
+
+
+def _check_dataset(dataset: Any, name: str) -> None:
+    """See that a dataset can be read.
+
+    Raises:
+        HookError: it is a DataLoader that makes batches.
+        DataError: it is neither map-style nor a stream, is empty, or can be read once only.
+    """
+    if isinstance(dataset, DataLoader) and (dataset.batch_size is not None or dataset.batch_sampler is not None):
+        raise HookError(
+            f"the data hook's {name!r} is a DataLoader that makes batches, but must be a dataset: the runner makes the "
+            f"loaders. Return {name}=loader.dataset and collate=loader.collate_fn; batch.items, loader.workers and "
+            "order say the rest. A loader of single items, with batch_size=None, is a stream."
+        )
+    if isinstance(dataset, Stream):
+        _check_dataset(dataset.dataset, name)
+    elif not is_stream(dataset):
+        num_items(dataset, name)
+    elif isinstance(dataset, Iterator):
+        raise DataError(
+            f"the data hook's {name!r} dataset ({type(dataset).__name__}) is an iterator, which can be read once only. "
+            "Return an object whose __iter__ begins at the first item, such as an IterableDataset."
+        )
+    elif isinstance(dataset, Set):
+        raise DataError(
+            f"the data hook's {name!r} dataset ({type(dataset).__name__}) has no items by index, and its order differs "
+            "between processes. Return a list."
+        )

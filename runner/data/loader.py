@@ -1,19 +1,27 @@
 """Loading items: in the rank itself, or ahead of it by worker processes."""
 
 import os
-import random
+import re
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, final, runtime_checkable
 
-import numpy
 import torch
 from torch.utils.data import DataLoader
 
+from runner.data.collate import collated
+from runner.errors import DataError
 from runner.protocols import LoaderOptions, MicroBatch, MicroBatchIndices
 from runner.world.parent import end_with_parent
-from runner.world.seeds import mix
+from runner.world.seeds import mix, seed_host
+
+DIED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
+"""What torch says of a worker that ended without an error of its own."""
+WAY_OUT = (
+    "A loader worker died while it read items. If it was killed, memory usually ran out: lower loader.workers or "
+    "loader.prefetch. With loader.workers=0 the rank reads the items itself, and its log shows where native code fails."
+)
 
 
 @runtime_checkable
@@ -55,17 +63,40 @@ def load(
         return (MicroBatch(fetch(indices), items) for indices, items, _ in micro_batches)
     counts: deque[int] = deque()
     loader: DataLoader[Any] = DataLoader(
-        _SeededItems(dataset, seed),  # type: ignore[arg-type]  # it has what torch asks of a Dataset
+        _SeededItems(dataset, options.collate, seed),  # type: ignore[arg-type]  # it has what torch asks of a Dataset
         batch_sampler=_KeySampler(micro_batches, counts, len(dataset)),
-        collate_fn=options.collate,
+        collate_fn=as_it_is,
         num_workers=options.workers,
         prefetch_factor=options.prefetch,
         pin_memory=options.pin_memory,
         generator=torch.Generator(),  # else it draws from the rank's own
-        worker_init_fn=_BeginWorker(os.getpid()),
+        worker_init_fn=BeginWorker(os.getpid()),
     )
-    device, pinned = options.device, options.pin_memory
-    return (MicroBatch(to_device(batch, device, non_blocking=pinned), counts.popleft()) for batch in loader)
+    device, pinned, batches = options.device, options.pin_memory, worker_output(loader)
+    return (MicroBatch(to_device(batch, device, non_blocking=pinned), counts.popleft()) for batch in batches)
+
+
+def worker_output(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the loader's workers hand out.
+
+    Raises:
+        DataError: no batch can be made of what a worker read.
+        RuntimeError: a worker died. An error that it raised comes as it is, with the worker's own traceback.
+    """
+    try:
+        for output in loader:
+            if isinstance(output, DataError):
+                raise output
+            yield output
+    except RuntimeError as error:
+        if DIED.search(str(error)):
+            error.add_note(WAY_OUT)
+        raise
+
+
+def as_it_is(value: Any) -> Any:
+    """Collate nothing: workers hand out what is collated already."""
+    return value
 
 
 def fetch_function(dataset: Any, options: LoaderOptions) -> Callable[[list[int]], Any]:
@@ -80,8 +111,8 @@ def fetch_function(dataset: Any, options: LoaderOptions) -> Callable[[list[int]]
             return [get_one(index) for index in indices]
 
     if device == torch.device("cpu"):  # the batch is there already
-        return lambda indices: collate(get_many(indices))
-    return lambda indices: to_device(collate(get_many(indices)), device, non_blocking=False)
+        return lambda indices: collated(collate, get_many(indices), indices=indices)
+    return lambda indices: to_device(collated(collate, get_many(indices), indices=indices), device, non_blocking=False)
 
 
 def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
@@ -98,7 +129,7 @@ def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
 
 
 @final
-class _BeginWorker:
+class BeginWorker:
     """Called first in each worker: it ends with its rank, at once, and only with it.
 
     Torch's own watchdog notices a rank that died after 5 s. SIGTERM to the whole tree (systemd, Slurm) must reach the
@@ -109,6 +140,7 @@ class _BeginWorker:
         self._rank_pid = rank_pid
 
     def __call__(self, worker: int) -> None:
+        """Begin."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_with_parent(self._rank_pid)
 
@@ -130,32 +162,34 @@ class _KeySampler:
 
 @final
 class _SeededItems:
-    """A dataset, indexed by keys: epoch × length + index. Its random numbers depend on the key alone.
+    """Batches of a dataset's items, indexed by keys: epoch × length + index. Random numbers depend on the key alone.
 
     So neither the worker that reads an item matters, nor what it read before. A dataset that reads many items at once
     draws for all of them from the key of the first.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed: int) -> None:
         self._dataset = dataset
+        self._collate = collate
         self._num_items = len(dataset)
         self._seed = seed
         self._gets_many = isinstance(dataset, ReadsMany)
 
-    def __getitems__(self, keys: list[int]) -> list[Any]:
+    def __getitems__(self, keys: list[int]) -> Any:
+        indices = [key % self._num_items for key in keys]
+        items = self._get_many(keys, indices)
+        try:
+            return collated(self._collate, items, indices=indices)
+        except DataError as error:  # raised again in the rank: it explains itself without the worker's traceback
+            return error
+
+    def _get_many(self, keys: list[int], indices: list[int]) -> list[Any]:
         if self._gets_many:
-            self._seed_for(keys[0])
-            many: list[Any] = self._dataset.__getitems__([key % self._num_items for key in keys])
+            seed_host(mix(self._seed, keys[0]))
+            many: list[Any] = self._dataset.__getitems__(indices)
             return many
-        return [self._get(key) for key in keys]
+        return [self._get(key, index) for key, index in zip(keys, indices, strict=True)]
 
-    def _get(self, key: int) -> Any:
-        self._seed_for(key)
-        return self._dataset[key % self._num_items]
-
-    def _seed_for(self, key: int) -> None:
-        seed = mix(self._seed, key)
-        random.seed(seed)
-        numpy.random.seed(seed % 2**32)
-        # Not torch.manual_seed, which notes for each device that is not in use yet where it was called from: 0.2 ms.
-        torch.default_generator.manual_seed(seed)
+    def _get(self, key: int, index: int) -> Any:
+        seed_host(mix(self._seed, key))
+        return self._dataset[index]

@@ -6,10 +6,11 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from runner.config.run_spec import Cut, RunSpec
-from runner.data.datasets import num_items
+from runner.data.datasets import is_stream, num_items
 from runner.data.indexed import IndexedSource
 from runner.data.lengths import lengths_of
 from runner.data.steps import RankSteps
+from runner.data.streamed import StreamedSource
 from runner.errors import DataError
 from runner.protocols import (
     Data,
@@ -56,21 +57,23 @@ def open_source(spec: RunSpec, data: Data, world: World) -> Source:
         order=spec.order,
         loader=loader_options(spec, data, world),
     )
+    if spec.batch.cut is not Cut.EVEN and (isinstance(data.train, OpensSource) or is_stream(data.train)):
+        rule = "has no items by index whose lengths could be compared. Use batch.cut=even."
+        raise DataError(f"the data hook's 'train' ({type(data.train).__name__}) {rule}")
     if isinstance(data.train, OpensSource):
-        if spec.batch.cut is not Cut.EVEN:
-            rule = "so it cuts its steps itself. Use batch.cut=even."
-            raise DataError(f"the data hook's 'train' ({type(data.train).__name__}) provides its own steps, {rule}")
         return _checked(data.train.open_source(request), opener=data.train)
-    by_length = spec.batch.cut is Cut.BY_LENGTH
-    steps = RankSteps(
-        order=_order(data, request),
-        step_items=request.step_items,
-        micro_items=request.micro_items,
-        rank=request.world.rank,
-        ranks=request.world.size,
-        lengths=lengths_of(data, micro_tokens=spec.batch.micro_tokens) if by_length else None,
-        micro_tokens=spec.batch.micro_tokens,
-    )
+    if is_stream(data.train):
+        return StreamedSource(
+            data.train,
+            "train",
+            step_items=request.step_items,
+            micro_items=request.micro_items,
+            world=world,
+            seed=request.seed,
+            options=request.loader,
+        )
+    lengths = lengths_of(data, micro_tokens=spec.batch.micro_tokens) if spec.batch.cut is Cut.BY_LENGTH else None
+    steps = RankSteps.of(_order(data, request), request, lengths=lengths, micro_tokens=spec.batch.micro_tokens)
     return IndexedSource(data.train, steps, request)
 
 

@@ -8,7 +8,7 @@ from typing import final
 import numpy
 
 from runner.data.order import Indices, Sequential
-from runner.protocols import MicroBatchIndices, Order, StepPlan
+from runner.protocols import MicroBatchIndices, Order, SourceRequest, StepPlan
 
 CHUNK_ITEMS = 4096  # planned at once, their indices held as Python integers: some 150 kB
 
@@ -67,6 +67,21 @@ class RankSteps:
     """Of each item of the dataset, to put items of similar length into one micro-batch; None = as they follow."""
     micro_tokens: int | None = None
     """Most items × longest length in one micro-batch, if lengths are given; None = any."""
+
+    @classmethod
+    def of(
+        cls, order: Order, request: SourceRequest, *, lengths: Indices | None = None, micro_tokens: int | None = None
+    ) -> "RankSteps":
+        """The steps that a run needs, over an order."""
+        return cls(
+            order=order,
+            step_items=request.step_items,
+            micro_items=request.micro_items,
+            rank=request.world.rank,
+            ranks=request.world.size,
+            lengths=lengths,
+            micro_tokens=micro_tokens,
+        )
 
     def starting_at(self, position: int) -> Iterator[StepPlan]:
         """Every step from `position` (items consumed since the run began) on, epoch after epoch, without end.

@@ -1,11 +1,29 @@
-"""For streams of a user's own: the rank's part of a step of which every rank has read all items."""
+"""For data hooks with streams: how a stream is read, and a step of a source of one's own."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
+from runner.data.collate import collated
 from runner.data.loader import to_device
 from runner.data.steps import split
 from runner.protocols import MicroBatch, SourceRequest, StepBatches
+
+
+@final
+@dataclass(frozen=True)
+class Stream:
+    """A stream of which not everything is used that it can do. As `Data.train` or `Data.eval`."""
+
+    dataset: Iterable[Any]
+    """The stream."""
+    shard: bool = True
+    """Whether its own `shard` divides it among ranks, if it has one; else every rank reads it all and keeps its own."""
+    state: bool = True
+    """Whether its own `state_dict` resumes it, if it has one; else items are counted, and read again."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.dataset)
 
 
 def step_batches(items: Sequence[Any], request: SourceRequest) -> StepBatches:
@@ -18,7 +36,7 @@ def step_batches(items: Sequence[Any], request: SourceRequest) -> StepBatches:
     slots = split(len(items), ranks=world.size, micro_items=request.micro_items)[world.rank :: world.size]
     micro_batches = []
     for first, length in slots:
-        batch = options.collate([*items[first : first + max(length, 1)]])
+        batch = collated(options.collate, [*items[first : first + max(length, 1)]])
         moved = to_device(batch, options.device, non_blocking=options.pin_memory)
         micro_batches.append(MicroBatch(moved, length))
     return StepBatches(micro_batches, len(items))

@@ -11,7 +11,7 @@ from torch.nn import Module
 from runner.config import hooks, provenance
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.data.datasets import check_data
+from runner.data.datasets import check_agreement, check_data
 from runner.data.source import open_source
 from runner.engine.fit_batch import Rehearsal, fit_batch
 from runner.engine.listeners import build_listeners
@@ -33,7 +33,9 @@ def call_data(spec: RunSpec, world: World) -> Data:
     with world.main_first():
         seed_all(spec.run.seed)
         data = hooks.resolve(spec.data, spec.import_roots)()
-    return check_data(data, spec.data.target, evaluation=spec.eval)
+    checked = check_data(data, spec.data.target, evaluation=spec.eval)
+    check_agreement(checked, world)
+    return checked
 
 
 def build_training(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> Training:

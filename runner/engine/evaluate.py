@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from runner.config.run_spec import RunSpec
-from runner.data.datasets import eval_sets, num_items, set_name
+from runner.data.datasets import eval_sets, is_stream, num_items, set_name
 from runner.data.loader import load
 from runner.data.source import loader_options
 from runner.data.steps import single_pass
+from runner.data.streamed import StreamedSource
 from runner.engine.measure import LOSS, LossMeans
 from runner.errors import HookError
 from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Placed, World
@@ -89,13 +90,14 @@ def _micro_batches(
     dataset: Any, name: str, options: LoaderOptions, spec: RunSpec, world: World
 ) -> Iterable[MicroBatch]:
     """This rank's micro-batches of an evaluation set."""
-    indices = single_pass(
-        num_items(dataset, name),
-        micro_items=spec.eval.micro_items or spec.batch.micro_items,
-        rank=world.rank,
-        ranks=world.size,
-    )
-    return load(dataset, indices, options, seed=mix(spec.run.seed, 1))
+    micro_items, seed = spec.eval.micro_items or spec.batch.micro_items, mix(spec.run.seed, 1)
+    if is_stream(dataset):
+        step_items = micro_items * world.size
+        return StreamedSource(
+            dataset, name, step_items=step_items, micro_items=micro_items, world=world, seed=seed, options=options
+        ).single_pass()
+    indices = single_pass(num_items(dataset, name), micro_items=micro_items, rank=world.rank, ranks=world.size)
+    return load(dataset, indices, options, seed=seed)
 
 
 def _noted(micro_batches: Iterable[MicroBatch], activity: Activity) -> Iterator[MicroBatch]:

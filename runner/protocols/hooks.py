@@ -34,10 +34,11 @@ class Data:
     """What a data hook returns."""
 
     train: Any
-    """Map-style dataset: `__len__` and `__getitem__(index)`; `__getitems__(indices)` is used where it exists. Or an
-    object with `open_source(request)`, which provides its own steps (`runner.protocols.data.OpensSource`)."""
+    """Map-style dataset: `__len__` and `__getitem__(index)`; `__getitems__(indices)` is used where it exists. Or a
+    stream: `__iter__`, as torch's IterableDataset (docs/data.md). Or an object with `open_source(request)`, which
+    provides its own steps (`runner.protocols.data.OpensSource`)."""
     eval: Any = None
-    """Map-style dataset to evaluate on, a mapping of names to such datasets, or None."""
+    """Map-style dataset or stream to evaluate on, a mapping of names to such datasets, or None."""
     lengths: Any = None
     """Length of each training item, such as its tokens: a sequence or array, for `batch.cut=by_length`. None = the
     training dataset's attribute `lengths`."""

@@ -38,6 +38,28 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_host(seed: int) -> None:
+    """Seed what code that reads data draws from: Python, NumPy and torch's generator of the host.
+
+    A tenth of the time that `seed_all` takes, which looks at every kind of device.
+    """
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def host_generators_kept() -> Iterator[None]:
+    """Leave the generators that `seed_host` seeds as they were before the block."""
+    python, of_numpy, of_torch = random.getstate(), numpy.random.get_state(legacy=False), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+
+
 def set_deterministic() -> None:
     """Make torch use deterministic kernels only, and raise for an operation that has none.
 

@@ -1,5 +1,6 @@
 """Loading items: the same ones in the rank itself and in workers, placed and counted."""
 
+import os
 import random
 from collections import UserDict
 from typing import Any, NamedTuple
@@ -96,3 +97,22 @@ def test_nested_batches_keep_their_shape_when_they_move() -> None:
     assert (moved["pair"].x.device, moved["pair"].name) == (meta, "a")
     assert (moved["list"][0].device, moved["list"][1]) == (meta, 3)
     assert moved["own"]["x"].device == meta
+
+
+class Dying(Squares):
+    def __getitem__(self, index: Any) -> Any:
+        os._exit(3)
+
+
+class Raising(Squares):
+    def __getitem__(self, index: Any) -> Any:
+        raise ZeroDivisionError("of the user's own")
+
+
+def test_a_worker_that_died_is_told_and_one_that_raised_shows_its_own_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid.*exited unexpectedly") as died:
+        _load(Dying(), _micro_batches(), 1)
+    (note,) = died.value.__notes__
+    assert note.startswith("A loader worker died while it read items. If it was killed, memory usually ran out: lower")
+    with pytest.raises(ZeroDivisionError, match=r"(?s)Original Traceback.*in __getitem__.*of the user's own"):
+        _load(Raising(), _micro_batches(), 1)

@@ -46,14 +46,7 @@ def request(*, rank: int = 0, ranks: int = 1, workers: int = 0, step_items: int 
 
 def indexed(**changes: Any) -> Any:
     asked = request(**changes)
-    steps = RankSteps(
-        order=Shuffled(len(ITEMS), seed=3),
-        step_items=asked.step_items,
-        micro_items=asked.micro_items,
-        rank=asked.world.rank,
-        ranks=asked.world.size,
-    )
-    return IndexedSource(ITEMS, steps, asked)
+    return IndexedSource(ITEMS, RankSteps.of(Shuffled(len(ITEMS), seed=3), asked), asked)
 
 
 def values(step: Any) -> Any:

@@ -1,0 +1,139 @@
+"""Reading a stream's steps: which items a step has, and which of them are this rank's."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, final
+
+from runner.data.collate import collated
+from runner.data.loader import to_device
+from runner.data.packing import digest
+from runner.data.reading import Reading
+from runner.data.rotation import Rotation
+from runner.data.shards import Sharding
+from runner.data.steps import split
+from runner.errors import DataError
+from runner.protocols import LoaderOptions, MicroBatch, StepBatches, World
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class StepReader:
+    """Reads a rank's part of the steps of an epoch. Every method is collective."""
+
+    def __init__(
+        self,
+        name: str,
+        reading: Reading,
+        rotation: Rotation,
+        sharding: Sharding,
+        *,
+        step_items: int,
+        micro_items: int,
+        world: World,
+        options: LoaderOptions,
+    ) -> None:
+        self._name = name
+        self._reading = reading
+        self._rotation = rotation
+        self._sharding = sharding
+        self._own = sharding.own(world.rank, world.size)
+        self._step_items = step_items
+        self._micro_items = micro_items
+        self._world = world
+        self._options = options
+        self._spare: list[Any] = []
+        """An item that this rank has read, for micro-batches without items of its own."""
+        self._have_spare: set[int] = set()
+        """The ranks that have one."""
+
+    def next_step(self) -> StepBatches | None:
+        """The next step, which the end of the epoch may cut short; None if nothing is left."""
+        items: dict[int, list[Any]] = {shard: [] for shard in self._own}
+        shards = self._read(items)
+        if not shards:
+            return None
+        cut = self._by_shard(shards, items) if self._sharding.divided else self._by_index(items[0])
+        self._rotation.take(shards)
+        return StepBatches([self._micro_batch(*part) for part in cut], len(shards))
+
+    def _read(self, items: Mapping[int, list[Any]]) -> list[int]:
+        """Read the step's items of this rank's shards; returns the shards of all its items, in order.
+
+        Where a shard ends is known to those who read it, and changes what the others read: so ranks agree on it. Until
+        one ends, that is one number of each rank for each step.
+        """
+        while True:
+            shards = self._rotation.upcoming(self._step_items)
+            wanted = Counter(shards)
+            ends = {}
+            for shard, read in items.items():
+                if wanted[shard] > len(read):
+                    read.extend(self._reading.read(shard, wanted[shard] - len(read)))
+                if wanted[shard] > len(read):
+                    ends[shard] = self._rotation.taken[shard] + len(read)
+            if not self._world.any(bool(ends)):
+                self._compare(items)
+                return shards
+            self._note_ends(self._world.gather_objects(ends))
+
+    def _compare(self, items: Mapping[int, list[Any]]) -> None:
+        """At the first step of an epoch: see that ranks which read the same stream have read the same items."""
+        if self._sharding.divided or self._world.size == 1 or self._rotation.taken[0]:
+            return
+        if len({*self._world.gather_objects(digest(items[0]))}) > 1:
+            logger.warning(
+                "the ranks have read different items of the %s stream. Every rank reads all of it and keeps its own "
+                "part, so items are lost and doubled, unless they only differ in random numbers that the stream draws "
+                "from a generator of its own. Do not divide it by rank in the hook, and shuffle it with a seed.",
+                self._name,
+            )
+
+    def _note_ends(self, of_ranks: Sequence[Mapping[int, int]]) -> None:
+        if not self._sharding.divided and any(ends != of_ranks[0] for ends in of_ranks):
+            said = (
+                f"{ends[0]} on rank {rank}" if ends else f"more on rank {rank}" for rank, ends in enumerate(of_ranks)
+            )
+            raise DataError(
+                f"the ranks disagree on the number of items of the data hook's {self._name!r} stream: "
+                f"{', '.join(said)}. Every rank reads all of it and keeps its own part, so it must be the same on "
+                "every rank: do not divide it by rank in the hook, or let it divide itself (shard, docs/data.md)."
+            )
+        for ends in of_ranks:
+            self._rotation.note_lengths(ends)
+
+    def _by_index(self, items: list[Any]) -> Iterator[tuple[list[Any], int]]:
+        """Micro-batches of this rank, of items that all ranks have read."""
+        ranks = self._world.size
+        for first, length in split(len(items), ranks=ranks, micro_items=self._micro_items)[self._world.rank :: ranks]:
+            yield items[first : first + max(length, 1)], length
+
+    def _by_shard(self, shards: Sequence[int], items: Mapping[int, list[Any]]) -> Iterator[tuple[list[Any], int]]:
+        """Micro-batches of the items in this rank's shards, as many as the rank with most items has."""
+        ranks = self._world.size
+        readers = {shard: iter(read) for shard, read in items.items()}
+        mine = [next(readers[shard]) for shard in shards if shard in readers]
+        counts = Counter(shard % ranks for shard in shards)
+        rounds = -(-max(counts.values()) // self._micro_items)
+        self._find_spare(mine, counts)
+        base, longer = divmod(len(mine), rounds)
+        first = 0
+        for number in range(rounds):
+            length = base + (number < longer)
+            yield mine[first : first + length] or self._spare, length
+            first += length
+
+    def _find_spare(self, mine: Sequence[Any], counts: Mapping[int, int]) -> None:
+        """Keep one of this rank's items; a rank that has never read one gets another's."""
+        self._have_spare |= counts.keys()
+        if mine:
+            self._spare = [mine[-1]]
+        if len(self._have_spare) < self._world.size:
+            given = self._world.gather_objects(self._spare)
+            self._spare = self._spare or next(spare for spare in given if spare)
+            self._have_spare = {*range(self._world.size)}
+
+    def _micro_batch(self, items: list[Any], length: int) -> MicroBatch:
+        batch = collated(self._options.collate, items)
+        return MicroBatch(to_device(batch, self._options.device, non_blocking=self._options.pin_memory), length)
