@@ -9,14 +9,14 @@ from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch, MicroBatchLoss
 
 
-def forward_loss(forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatch) -> MicroBatchLoss:
+def forward_loss(forward: Callable[[Any, int], Loss | Tensor], micro_batch: MicroBatch) -> MicroBatchLoss:
     """Call the loss hook on a micro-batch.
 
     Raises:
         HookError: the result is not a loss.
     """
     batch, items = micro_batch
-    result = forward(batch)
+    result = forward(batch, items)
     if isinstance(result, Loss):
         total, count, metrics = result
         _check_scalar(total, "Loss.total")

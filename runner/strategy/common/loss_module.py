@@ -13,11 +13,11 @@ from runner.protocols import Loss
 class LossModule(Module):
     """A module whose forward calls the loss hook, so that the model runs inside this forward."""
 
-    def __init__(self, model: Module, loss: Callable[[Module, Any], Loss | Tensor]) -> None:
+    def __init__(self, model: Module, loss: Callable[[Module, Any, int], Loss | Tensor]) -> None:
         super().__init__()
         self.model = model
         self._loss = loss
 
-    def forward(self, batch: Any) -> Loss | Tensor:
-        """The loss hook on one micro-batch."""
-        return self._loss(self.model, batch)
+    def forward(self, batch: Any, items: int) -> Loss | Tensor:
+        """The loss hook on one micro-batch, and how many of its items count."""
+        return self._loss(self.model, batch, items)
