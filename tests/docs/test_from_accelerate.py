@@ -53,7 +53,10 @@ METHODS = """
     prepare backward accumulate no_sync clip_grad_norm_ clip_grad_value_ gather gather_for_metrics autocast save_state
     load_state skip_first_batches register_for_checkpointing save_model save get_state_dict unwrap_model log
     init_trackers get_tracker end_training print wait_for_everyone main_process_first on_main_process on_process
-    set_trigger check_trigger set_breakpoint check_breakpoint free_memory profile
+    set_trigger check_trigger set_breakpoint check_breakpoint free_memory profile reduce pad_across_processes broadcast
+    broadcast_object_list gather_object local_main_process_first on_local_main_process on_last_process
+    on_local_process is_main_process is_local_main_process is_last_process process_index local_process_index
+    get_logger
 """
 HANDLERS = """
     DistributedDataParallelKwargs comm_hook comm_wrapper comm_state_option AutocastKwargs GradScalerKwargs

@@ -37,7 +37,7 @@ What programs call, all of it from `runner`: `from runner import train`. [From P
 
 {record}
 
-## What hooks return
+## What hooks return, and may ask for
 
 [Writing hooks](../hooks.md) shows them at work.
 
@@ -75,7 +75,9 @@ def pages(docs: Path) -> Iterator[tuple[str, str]]:
             record="\n\n".join(
                 _auto("class", name, ":members:", ":undoc-members:", ":class-doc-from: class") for name in RECORD
             ),
-            hooks="\n\n".join(_auto("class", f"runner.{name}", ":members:") for name in ("Data", "Loss")),
+            hooks="\n\n".join(
+                _auto("class", f"runner.{name}", ":members:") for name in ("Data", "Loss", "Collectives")
+            ),
             losses=_auto("module", "runner.losses", ":members:"),
         ),
     )
