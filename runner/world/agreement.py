@@ -56,6 +56,15 @@ class Call(NamedTuple):
         return f"{self.operation}{f' of {brought}' if brought else ''}, at {self.site}"
 
 
+class Site(NamedTuple):
+    """Where a call stands."""
+
+    place: str
+    """File, line and function."""
+    is_users: bool
+    """Whether that is outside the packages that were passed over."""
+
+
 def agree(
     world: World, operation: str, values: Any, *, same: Rule, counts: bool = True, with_grad: bool = False
 ) -> list[Call]:
@@ -78,29 +87,32 @@ def agree(
         return tensor
 
     map_tensors(note, values)
-    call = Call(operation, tuple(tensors), counts, call_site())
+    call = Call(operation, tuple(tensors), counts, call_site().place)
     calls: list[Call] = world.gather_objects(call)
     if len({_common(one, same) for one in calls}) > 1:
         raise RankError(f"the ranks disagree about a collective.\n{_listed(calls)}\n{_advice(calls)}")
     return calls
 
 
-def call_site(*, below: Sequence[str] = OWN_MODULES) -> str:
-    """The nearest caller: file, line and function.
+def call_site(*, below: Sequence[str] = OWN_MODULES, through: str = "") -> Site:
+    """The nearest caller.
 
     Args:
         below: packages that are passed over; if all callers up to the worker are in them, the nearest that is not in
             this room or torch is taken.
+        through: a module whose function is named as well, if the caller calls one.
     """
+    inner = sys._getframe(1)
     nearest: FrameType | None = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (module := frame.f_globals.get("__name__", "")) != WORKER:
         if not _is_in(module, below):
-            return _place(frame)
+            called = f", by world.{inner.f_code.co_name}" if inner.f_globals.get("__name__") == through else ""
+            return Site(_place(frame) + called, True)
         if nearest is None and not _is_in(module, (*OWN_MODULES, "torch")):
             nearest = frame
-        frame = frame.f_back
-    return _place(nearest or sys._getframe(1))
+        inner, frame = frame, frame.f_back
+    return Site(_place(nearest or sys._getframe(1)), False)
 
 
 def _place(frame: FrameType) -> str:

@@ -186,7 +186,7 @@ class Collectives:
 
     def on_local_main(self, function: Callable[P, R]) -> Callable[P, R | None]:
         """A decorator: call the function on the first rank of each machine only."""
-        return function if self.is_local_main else _nothing_done(function)
+        return self.on_local_rank(0)(function)
 
     def on_last(self, function: Callable[P, R]) -> Callable[P, R | None]:
         """A decorator: call the function on the last rank only."""
@@ -196,6 +196,10 @@ class Collectives:
         """A decorator: call the function on this rank only; -1 is the last."""
         wanted = self._rank_of(rank)
         return lambda function: function if self.rank == wanted else _nothing_done(function)
+
+    def on_local_rank(self, rank: int) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
+        """A decorator: call the function on this rank of each machine only."""
+        return lambda function: function if self.local_rank == rank else _nothing_done(function)
 
     def trigger(self) -> "Trigger":
         """A flag that any rank may set, and that all ranks check."""

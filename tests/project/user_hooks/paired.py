@@ -61,3 +61,19 @@ def unpaired(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], world: Coll
     else:
         world.gather(rows)
     return rows.square().mean()
+
+
+def alone(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], world: Collectives) -> Tensor:
+    """Rank 0 calls a collective that no other rank calls; those go on to exchange gradients."""
+    rows = model(batch[0])
+    if world.is_main:
+        world.gather(rows)
+    return rows.square().mean()
+
+
+def slipped(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Loss:
+    """Rank 0 sums a number that no other rank sums; those go on to sum the step's count."""
+    rows = model(batch[0])
+    if dist.get_rank() == 0:
+        dist.all_reduce(rows.detach().mean())
+    return Loss(rows.square().sum(), len(rows))
