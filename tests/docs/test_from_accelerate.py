@@ -5,15 +5,21 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from runner.world.collectives import Collectives, Trigger
+from runner.world.solo import SoloWorld
 from tests.docs.test_commands import CHECKOUT
 
+ALONE = SoloWorld(torch.device("cpu"))
 CONF = CHECKOUT / "conf"
 PAGE = (CHECKOUT / "docs" / "from_accelerate.md").read_text()
 ROW = re.compile(r"^\| (?!Accelerate|DeepSpeed JSON)(.+?) \| (.+) \|$", re.MULTILINE)
 QUOTED = re.compile(r"`([^`]+)`")
 KEY = re.compile(r"^[a-z_]+(\.\w+)+$")
+OWNERS = {"world": Collectives(ALONE, ALONE), "trigger": Trigger(ALONE)}
+CALLED = re.compile(r"^(?:@|with |trigger = )?(world|trigger)\.(\w+)")
 
 # As the documentation of Accelerate has them: usage guides fsdp and deepspeed, `accelerate launch`, the plugins.
 FSDP = """
@@ -119,6 +125,9 @@ def test_every_key_that_the_page_gives_exists(section: Any) -> None:
     given = [quoted for _, second in rows(section) for quoted in QUOTED.findall(second)]
     assert given
     for quoted in given:
+        if called := CALLED.match(quoted):
+            assert called[2] in dir(OWNERS[called[1]]), quoted
+            continue
         key, equals, value = quoted.partition("=")
         if KEY.match(key):
             assert is_key(key, STRATEGIES.get(section, "*")), quoted

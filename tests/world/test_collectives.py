@@ -75,6 +75,7 @@ def collect(world: Any) -> Any:
         "padded": padded,
         "trigger": (before, trigger.check(), trigger.check()),
         "on": (ranks.on_main(int)("1"), ranks.on_last(int)("2"), ranks.on_rank(ranks.size - 1)(int)("3")),
+        "on local": (ranks.on_local_main(int)("1"), ranks.on_local_rank(1)(int)("2")),
         "without fillers": (
             skips.gather(value),
             skips.reduce(value),
@@ -101,6 +102,7 @@ def test_three_ranks_exchange_nested_values(tmp_path: Path) -> None:
         assert one["padded"]["number"] == 5
         assert one["trigger"] == (False, True, False)
         assert one["on"] == ([1, None, None][rank], *[[None, None, 2][rank], [None, None, 3][rank]])
+        assert one["on local"] == ([1, None, None][rank], [None, 2, None][rank])
         gathered, total, mean, largest = one["without fillers"]
         assert gathered.tolist() == [0, 1, 1, 1]
         assert (total.tolist(), mean.tolist(), largest.tolist()) == ([1, 2], [0.5, 1.0], [1, 1])
