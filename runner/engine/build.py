@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.nn import Module
 
 from runner.config import hooks, provenance
 from runner.config.run_dir import RunDir
-from runner.config.run_spec import RunSpec
+from runner.config.run_spec import Hook, RunSpec
 from runner.data.datasets import check_data
 from runner.data.source import open_source
 from runner.engine.fit_batch import Rehearsal, fit_batch
@@ -20,7 +19,7 @@ from runner.engine.listeners import build_listeners
 from runner.engine.training import Training
 from runner.errors import HookError, ModelError
 from runner.model.shape import apply_compile, apply_recompute
-from runner.protocols import Builder, Data, Loss, Trainable, World
+from runner.protocols import Builder, Data, Trainable, World
 from runner.storage.pretrained import save_model_config
 from runner.world.hook_ranks import HookRanks
 from runner.world.rehearsal import rehearsal
@@ -106,16 +105,20 @@ def builder_of(spec: RunSpec, ranks: HookRanks, *, see: Callable[[Module], None]
         recompute=partial(apply_recompute, spec=spec),
         compile=partial(apply_compile, spec=spec),
         build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
-        loss=_loss_of(spec, ranks),
+        loss=micro_batch_hook("loss", spec.loss, spec, ranks),
         precision=spec.precision,
         clip=spec.clip,
     )
 
 
-def _loss_of(spec: RunSpec, ranks: HookRanks) -> Callable[[Module, Any, int], Loss | Tensor]:
-    """The loss hook, on a micro-batch of which so many items count."""
-    call = hooks.resolve(spec.loss, spec.import_roots)
-    if not hooks.asks("loss", spec.loss, spec.import_roots):
+def micro_batch_hook(key: str, hook: Hook, spec: RunSpec, ranks: HookRanks) -> Callable[[Module, Any, int], Any]:
+    """A hook that is called with a model and a batch, of which so many items count.
+
+    Args:
+        key: of the hook in a recipe: loss.
+    """
+    call = hooks.resolve(hook, spec.import_roots)
+    if not hooks.asks(key, hook, spec.import_roots):
         return lambda model, batch, items: call(model, batch)
     counting, filler = ranks.all, ranks.filler
     return lambda model, batch, items: call(model, batch, world=counting if items else filler)

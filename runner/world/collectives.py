@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ParamSpec, TypeVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ __all__ = ["Collectives", "Gathered", "Trigger"]
 
 logger = logging.getLogger(__name__)
 REDUCTIONS = ("sum", "mean", "max", "min")
-P = ParamSpec("P")
-R = TypeVar("R")
+Function = Callable[..., Any]
 
 
 @final
@@ -180,24 +179,24 @@ class Collectives:
         """A context: the first rank of each machine runs the block first, then the others."""
         return self._first(is_first=self.is_local_main)
 
-    def on_main(self, function: Callable[P, R]) -> Callable[P, R | None]:
+    def on_main(self, function: Function) -> Function:
         """A decorator: call the function on rank 0 only; other ranks get None."""
         return self.on_rank(0)(function)
 
-    def on_local_main(self, function: Callable[P, R]) -> Callable[P, R | None]:
+    def on_local_main(self, function: Function) -> Function:
         """A decorator: call the function on the first rank of each machine only."""
         return self.on_local_rank(0)(function)
 
-    def on_last(self, function: Callable[P, R]) -> Callable[P, R | None]:
+    def on_last(self, function: Function) -> Function:
         """A decorator: call the function on the last rank only."""
         return self.on_rank(-1)(function)
 
-    def on_rank(self, rank: int) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
+    def on_rank(self, rank: int) -> Callable[[Function], Function]:
         """A decorator: call the function on this rank only; -1 is the last."""
         wanted = self._rank_of(rank)
         return lambda function: function if self.rank == wanted else _nothing_done(function)
 
-    def on_local_rank(self, rank: int) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
+    def on_local_rank(self, rank: int) -> Callable[[Function], Function]:
         """A decorator: call the function on this rank of each machine only."""
         return lambda function: function if self.local_rank == rank else _nothing_done(function)
 
@@ -260,9 +259,9 @@ def _nothing(shape: tuple[int, ...]) -> None:
     return None
 
 
-def _nothing_done(function: Callable[P, R]) -> Callable[P, R | None]:
+def _nothing_done(function: Function) -> Function:
     @functools.wraps(function)
-    def nothing(*args: P.args, **kwargs: P.kwargs) -> None:
+    def nothing(*args: Any, **kwargs: Any) -> None:
         return None
 
     return nothing

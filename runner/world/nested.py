@@ -37,7 +37,7 @@ def map_tensors(function: Callable[[str, Tensor], Tensor], values: Any, path: st
         return None
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         fields = [field.name for field in dataclasses.fields(values) if field.init]
-        return dataclasses.replace(values, **{name: inner(name, vars(values)[name]) for name in fields})
+        return dataclasses.replace(values, **{name: inner(name, getattr(values, name)) for name in fields})
     if isinstance(values, Mapping):
         return {key: inner(key, value) for key, value in values.items()}
     if isinstance(values, tuple) and isinstance(values, NamedFields):

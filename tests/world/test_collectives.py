@@ -32,7 +32,7 @@ class Scores(NamedTuple):
     low: Tensor | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Found:
     """A dataclass among the values."""
 
