@@ -7,9 +7,11 @@ from runner.protocols import Data, Loss
 
 if TYPE_CHECKING:
     from runner.api import RunRecord, RunSpec, compose, evaluate, load_run, predict, resume, train
+    from runner.world.collectives import Collectives
 
 __version__ = "0.1.0"
 __all__ = [
+    "Collectives",
     "Data",
     "Loss",
     "RunRecord",
@@ -25,10 +27,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What only programs need is imported when it is asked for: hooks import this package in every rank."""
+    """What needs torch, or only programs need, is imported when asked for: hooks import this package in every rank."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("runner.api"), name)
+    return getattr(import_module("runner.world.collectives" if name == "Collectives" else "runner.api"), name)
 
 
 def __dir__() -> list[str]:

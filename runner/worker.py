@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -53,14 +53,24 @@ def work(spec_path: Path, stopping: Stopping, activity: Activity) -> None:
         timeout = timedelta(seconds=spec.hardware.timeout_s + LAUNCHER_FIRST_S)
         world = open_world(spec.hardware, axes, identity, timeout=timeout, activity=activity)
         activity.enter(Phase.BUILDING)
-        # The session must be freed before its world closes: a DDP model's destructor has hung without a process group.
-        task = read_task(run_dir) if spec_path.name == JOB else None
-        if task is None:
-            _train(spec, run_dir, world, stopping, activity, run_progress)
-        else:
-            perform(task, spec, run_dir, world, stopping, activity)
-        world.barrier()
+        with _debugging(spec, world):
+            # The session must be freed before its world closes: a DDP model's destructor has hung without a group.
+            task = read_task(run_dir) if spec_path.name == JOB else None
+            if task is None:
+                _train(spec, run_dir, world, stopping, activity, run_progress)
+            else:
+                perform(task, spec, run_dir, world, stopping, activity)
+            world.barrier()
         world.close()
+
+
+def _debugging(spec: RunSpec, world: World) -> AbstractContextManager[None]:
+    """Compares the collectives of the ranks, if the run asks for it."""
+    if not spec.run.debug or world.size == 1:
+        return nullcontext()
+    from runner.world.debug import compared_collectives
+
+    return compared_collectives(world)
 
 
 def _train(

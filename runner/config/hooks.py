@@ -12,15 +12,18 @@ from runner.config.imports import NotFound, import_from, locate
 from runner.config.parts import MISSING, TARGET, imports_any, shown
 from runner.config.run_spec import Hook
 from runner.config.secret import plain
-from runner.config.signatures import binding_errors
+from runner.config.signatures import asks_for, binding_errors
 from runner.errors import Fault, HookError
 
-__all__ = ["OPTIONAL", "POSITIONAL", "arguments_of", "faults_of", "hook_of", "resolve"]
+__all__ = ["OFFERED", "OPTIONAL", "POSITIONAL", "WORLD", "arguments_of", "asks", "faults_of", "hook_of", "resolve"]
 
 POSITIONAL = {"model": 0, "data": 0, "loss": 2, "predict": 2}
 """Positional arguments that the engine passes to each hook: loss(model, batch, **arguments)."""
 OPTIONAL = ("predict",)
 """Hooks that a recipe need not have: `_target_: null`."""
+WORLD = "world"
+OFFERED = (WORLD,)
+"""Arguments that the engine gives to a hook that has a parameter of this name: `world`, the ranks of the run."""
 PARTIAL = "_partial_"
 UNSUPPORTED = ("_args_", "_recursive_", "_convert_")
 
@@ -59,6 +62,15 @@ def arguments_of(hook: Hook) -> dict[str, Any]:
     return {name: _value(value) for name, value in hook.arguments.items()}
 
 
+def asks(key: str, hook: Hook, import_roots: Sequence[str], argument: str = WORLD) -> bool:
+    """Whether a hook has a parameter of this name, which the engine is to give it.
+
+    Args:
+        key: of the hook: model, data or loss.
+    """
+    return asks_for(resolve(Hook(target=hook.target), import_roots), argument, positional=POSITIONAL[key])
+
+
 def _value(node: Any) -> Any:
     """An argument as the hook gets it: nested targets are built, everything else is passed as it is."""
     if isinstance(node, Mapping):
@@ -88,7 +100,7 @@ def faults_of(
             message=f"is for arguments only: the engine calls the hook. Delete it: ~{key}.{PARTIAL}",
         )
     looking = _Looking(roots=import_roots, imports=imports)
-    yield from _callable_faults(node, key=key, positional=POSITIONAL[key], looking=looking)
+    yield from _callable_faults(node, key=key, positional=POSITIONAL[key], looking=looking, offered=OFFERED)
 
 
 class _Looking(NamedTuple):
@@ -98,7 +110,9 @@ class _Looking(NamedTuple):
     imports: Callable[[str], bool]
 
 
-def _callable_faults(node: Mapping[str, Any], *, key: str, positional: int, looking: _Looking) -> Iterator[Fault]:
+def _callable_faults(
+    node: Mapping[str, Any], *, key: str, positional: int, looking: _Looking, offered: Sequence[str] = ()
+) -> Iterator[Fault]:
     target = node.get(TARGET, MISSING)
     arguments = {name: value for name, value in node.items() if name not in (TARGET, PARTIAL)}
     if target == MISSING or target is None:
@@ -114,6 +128,7 @@ def _callable_faults(node: Mapping[str, Any], *, key: str, positional: int, look
             positional=positional,
             node=node,
             roots=looking.roots,
+            offered=offered,
         )
     for name, value in arguments.items():
         yield from _argument_faults(value, key=f"{key}.{name}", looking=looking)
@@ -127,6 +142,7 @@ def _binding_faults(
     positional: int,
     node: Mapping[str, Any],
     roots: Sequence[str],
+    offered: Sequence[str],
 ) -> Iterator[Fault]:
     try:
         function = locate(target)
@@ -143,7 +159,7 @@ def _binding_faults(
             message=f"{target} is a {type(function).__name__}, which cannot be called.",
         )
     elif not node.get(PARTIAL):
-        for name, message in binding_errors(function, target, positional=positional, named=arguments):
+        for name, message in binding_errors(function, target, positional=positional, named=arguments, offered=offered):
             yield Fault(key=f"{key}.{name or TARGET}", message=message)
 
 

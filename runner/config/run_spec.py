@@ -73,6 +73,8 @@ class Run:
     """Seed of initial weights, data order and everything else that is random."""
     deterministic: bool
     """Use deterministic kernels only: two runs of one spec are bitwise equal on one kind of hardware."""
+    debug: bool = False
+    """Compare every collective with those of the other ranks before it runs: slow, but those that disagree raise."""
     stop_at_step: int | None
     """End this attempt after that step, with a checkpoint; the schedule keeps its length. null = off."""
     dir: str | None

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch.nn import Module
 
 from runner.config import hooks, provenance
 from runner.config.run_dir import RunDir
-from runner.config.run_spec import RunSpec
+from runner.config.run_spec import Hook, RunSpec
 from runner.data.datasets import check_agreement, check_data
 from runner.data.source import open_source
 from runner.engine.fit_batch import Rehearsal, fit_batch
@@ -20,6 +21,7 @@ from runner.errors import HookError, ModelError
 from runner.model.shape import apply_compile, apply_recompute
 from runner.protocols import Builder, Data, Trainable, World
 from runner.storage.pretrained import save_model_config
+from runner.world.hook_ranks import HookRanks
 from runner.world.rehearsal import rehearsal
 from runner.world.seeds import mix, seed_all
 
@@ -28,25 +30,33 @@ TRAINING_SEED = 2
 """Separates the seed of random numbers in training from other seeds derived from run.seed."""
 
 
-def call_data(spec: RunSpec, world: World) -> Data:
-    """Call the data hook, on rank 0 first so that files it prepares exist for the other ranks. Collective."""
-    with world.main_first():
+def call_data(spec: RunSpec, world: World, ranks: HookRanks) -> Data:
+    """Call the data hook, on rank 0 first so that files it prepares exist for the other ranks. Collective.
+
+    One that asks for the ranks is called on all of them at once: it says itself which goes first.
+    """
+    call = hooks.resolve(spec.data, spec.import_roots)
+    if hooks.asks("data", spec.data, spec.import_roots):
         seed_all(spec.run.seed)
-        data = hooks.resolve(spec.data, spec.import_roots)()
+        data = call(**{hooks.WORLD: ranks.all})
+    else:
+        with world.main_first():
+            seed_all(spec.run.seed)
+            data = call()
     checked = check_data(data, spec.data.target, evaluation=spec.eval)
     check_agreement(checked, world)
     return checked
 
 
-def build_training(spec: RunSpec, run_dir: RunDir, data: Data, world: World) -> Training:
+def build_training(spec: RunSpec, run_dir: RunDir, data: Data, world: World, ranks: HookRanks) -> Training:
     """Build everything that a checkpoint contains, at step 0. Collective.
 
     Raises:
         HookError, ModelError: the model hook returned something that cannot be trained.
     """
     see = partial(_report_model, run_dir.model_config if world.is_main else None)
-    trainable = spec.strategy.prepare(builder_of(spec, see=see), world)
-    listeners = build_listeners(spec.callback)
+    trainable = spec.strategy.prepare(builder_of(spec, ranks, see=see), world)
+    listeners = build_listeners(spec.callback, ranks)
     random_world = world.along(*world.axes.random)
     seed_all(mix(spec.run.seed, TRAINING_SEED, random_world.rank))  # dropout and the like
     return Training(
@@ -68,7 +78,7 @@ def with_fitting_batch(spec: RunSpec, run_dir: RunDir, data: Data, world: World)
     rehearsal_world = rehearsal(world)
 
     def prepare() -> Trainable:
-        return spec.strategy.prepare(builder_of(spec), rehearsal_world)
+        return spec.strategy.prepare(builder_of(spec, HookRanks(rehearsal_world)), rehearsal_world)
 
     readers = world.along(*world.axes.data)
     steps = Rehearsal(
@@ -85,21 +95,35 @@ def _ignore(model: Module) -> None:
     """Look at a model, and do nothing."""
 
 
-def builder_of(spec: RunSpec, *, see: Callable[[Module], None] = _ignore) -> Builder:
+def builder_of(spec: RunSpec, ranks: HookRanks, *, see: Callable[[Module], None] = _ignore) -> Builder:
     """The functions and options from which a strategy builds a model and its optimizer.
 
     Args:
+        ranks: given to hooks that ask for them.
         see: called with the model as the hook returned it.
     """
     return Builder(
-        build_model=partial(_call_model, spec, see),
+        build_model=partial(_call_model, spec, ranks, see),
         recompute=partial(apply_recompute, spec=spec),
         compile=partial(apply_compile, spec=spec),
         build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
-        loss=hooks.resolve(spec.loss, spec.import_roots),
+        loss=micro_batch_hook("loss", spec.loss, spec, ranks),
         precision=spec.precision,
         clip=spec.clip,
     )
+
+
+def micro_batch_hook(key: str, hook: Hook, spec: RunSpec, ranks: HookRanks) -> Callable[[Module, Any, int], Any]:
+    """A hook that is called with a model and a batch, of which so many items count.
+
+    Args:
+        key: of the hook in a recipe: loss or predict.
+    """
+    call = hooks.resolve(hook, spec.import_roots)
+    if not hooks.asks(key, hook, spec.import_roots):
+        return lambda model, batch, items: call(model, batch)
+    counting, filler = ranks.all, ranks.filler
+    return lambda model, batch, items: call(model, batch, world=counting if items else filler)
 
 
 def _report_model(config_file: Path | None, model: Module) -> None:
@@ -115,10 +139,11 @@ def _report_model(config_file: Path | None, model: Module) -> None:
         save_model_config(config_file, model)
 
 
-def _call_model(spec: RunSpec, see: Callable[[Module], None]) -> Module:
+def _call_model(spec: RunSpec, ranks: HookRanks, see: Callable[[Module], None]) -> Module:
     """Call the model hook with the same seed on every rank, so that initial weights are equal by construction."""
+    offered = {hooks.WORLD: ranks.all} if hooks.asks("model", spec.model, spec.import_roots) else {}
     seed_all(spec.run.seed)
-    model = hooks.resolve(spec.model, spec.import_roots)()
+    model = hooks.resolve(spec.model, spec.import_roots)(**offered)
     if not isinstance(model, Module):
         raise HookError(f"{spec.model.target} returned a {type(model).__name__}, but must return a torch.nn.Module.")
     if not any(True for _ in model.parameters()):

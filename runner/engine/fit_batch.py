@@ -21,6 +21,7 @@ from runner.config.run_spec import Batch, RunSpec
 from runner.engine.listeners import build_listeners
 from runner.errors import OutOfMemoryError
 from runner.protocols import StepBatches, Trainable, World
+from runner.world.hook_ranks import HookRanks
 from runner.world.memory import free_bytes, return_large_blocks
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class _Trials:
 
     def _callback_tensors(self, trainable: Trainable) -> list[Tensor]:
         """The tensors of callbacks: a moving average is as large as the weights."""
-        named = build_listeners(self._spec.callback).tensors(trainable)
+        named = build_listeners(self._spec.callback, HookRanks(self._world)).tensors(trainable)
         return [tensor for tensors in named.values() for tensor in tensors.values()]
 
     def _margin_buffer(self) -> Tensor:

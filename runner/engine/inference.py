@@ -19,11 +19,20 @@ from runner.engine.trackers import NoTrackers
 from runner.protocols import Builder, Data, Placed, Progress, SavedState, State, Trackers, Trainable, World
 from runner.storage.checkpoints import Checkpoints
 from runner.storage.exported import open_exported
+from runner.world.hook_ranks import HookRanks
 from runner.world.seeds import mix, report_nondeterminism, seed_all, set_deterministic
 
 logger = logging.getLogger(__name__)
 INFERENCE_SEED = 3
 """Separates the seed of random numbers in forwards from other seeds derived from run.seed."""
+
+
+Change = Callable[[Builder, HookRanks], Builder]
+
+
+def keep(builder: Builder, ranks: HookRanks) -> Builder:
+    """Change nothing."""
+    return builder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +66,13 @@ class Inference:
 
 @contextmanager
 def open_inference(
-    spec: RunSpec, task: Task, run_dir: RunDir, world: World, *, change: Callable[[Builder], Builder] = lambda one: one
+    spec: RunSpec, task: Task, run_dir: RunDir, world: World, *, change: Change = keep
 ) -> Iterator[Inference]:
     """Build and restore everything. Collective.
 
     Args:
         run_dir: of the job.
-        change: given the run's builder, the one to build with.
+        change: given the run's builder and the ranks that hooks may ask for, the one to build with.
 
     Raises:
         HookError, ModelError, DataError: a hook returned something that cannot be used.
@@ -72,9 +81,10 @@ def open_inference(
     if spec.run.deterministic:
         set_deterministic()
     logger.info("device: %s, rank %d of %d", world.device, world.rank, world.size)
-    data = call_data(replace(spec, eval=replace(spec.eval, every_steps=None)), world)
-    placed = spec.strategy.place(change(builder_of(spec)), world)
-    listeners = build_listeners(spec.callback)
+    ranks = HookRanks(world)
+    data = call_data(replace(spec, eval=replace(spec.eval, every_steps=None)), world, ranks)
+    placed = spec.strategy.place(change(builder_of(spec, ranks), ranks), world)
+    listeners = build_listeners(spec.callback, ranks)
     progress = _restore(task, placed, listeners, world)
     seed_all(mix(spec.run.seed, INFERENCE_SEED, world.along(*world.axes.random).rank))
     with report_nondeterminism():

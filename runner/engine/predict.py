@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from runner.config import hooks
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.task import Task
@@ -19,13 +18,15 @@ from runner.data.datasets import num_items, prediction_sets
 from runner.data.loader import load
 from runner.data.source import loader_options
 from runner.data.steps import single_pass
-from runner.engine.inference import Inference, open_inference
+from runner.engine.build import micro_batch_hook
+from runner.engine.inference import Change, Inference, keep, open_inference
 from runner.engine.progress import open_progress
 from runner.engine.session import Stopping
 from runner.errors import HookError
 from runner.prediction.parts import Parts
 from runner.protocols import Builder, Loss, MicroBatchIndices, MicroBatchLoss, World
 from runner.world.activity import Activity, Phase
+from runner.world.hook_ranks import HookRanks
 from runner.world.seeds import mix
 
 logger = logging.getLogger(__name__)
@@ -59,22 +60,27 @@ def predict(task: Task, spec: RunSpec, run_dir: RunDir, world: World, stopping: 
             run_dir.write_status("preempted" if preempted else "done", step=job.progress.step, metrics={})
 
 
-def _predicting(spec: RunSpec) -> Callable[[Builder], Builder]:
+def _predicting(spec: RunSpec) -> Change:
     """With the predict hook in the loss hook's place, which the strategy calls as it calls that one."""
-    if spec.predict is None:
-        return lambda builder: builder
-    hook, target = hooks.resolve(spec.predict, spec.import_roots), spec.predict.target
+    predict_hook = spec.predict
+    if predict_hook is None:
+        return keep
 
-    def outputs_only(model: Module, batch: Any) -> Loss:
-        outputs = hook(model, batch)
-        if not isinstance(outputs, Mapping):
-            raise HookError(
-                f"{target} returned a {type(outputs).__name__}, but a predict hook must return a mapping of names to "
-                "tensors [items, ...] or lists: {'label': logits.argmax(1)}."
-            )
-        return Loss(torch.zeros(()), 0, outputs=outputs)
+    def change(builder: Builder, ranks: HookRanks) -> Builder:
+        call = micro_batch_hook("predict", predict_hook, spec, ranks)
 
-    return lambda builder: replace(builder, loss=outputs_only)
+        def outputs_only(model: Module, batch: Any, items: int) -> Loss:
+            outputs = call(model, batch, items)
+            if not isinstance(outputs, Mapping):
+                raise HookError(
+                    f"{predict_hook.target} returned a {type(outputs).__name__}, but a predict hook must return a "
+                    "mapping of names to tensors [items, ...] or lists: {'label': logits.argmax(1)}."
+                )
+            return Loss(torch.zeros(()), 0, outputs=outputs)
+
+        return replace(builder, loss=outputs_only)
+
+    return change
 
 
 def _chosen(job: Inference, task: Task) -> tuple[str, Any]:

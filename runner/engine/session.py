@@ -30,6 +30,7 @@ from runner.protocols import (
 )
 from runner.storage.checkpoints import Checkpoints
 from runner.world.activity import UNREAD, Activity, Phase
+from runner.world.hook_ranks import HookRanks
 from runner.world.seeds import report_nondeterminism, set_deterministic
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class Session:
     spec: RunSpec
     run_dir: RunDir
     world: World
+    ranks: HookRanks
+    """Given to hooks and listeners that ask for them."""
     stopping: Stopping
     activity: Activity
     """Tells the launcher what this rank does."""
@@ -101,8 +104,8 @@ class Session:
             loss, update = self._step(batches, measure=measure)
         if update.stepped and listeners.after_step:
             with self.activity.during(Phase.CALLBACK):
-                for listener in listeners.after_step:
-                    listener.after_step(self)
+                for after_step in listeners.after_step:
+                    after_step(self)
         return loss, update
 
     def _step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
@@ -156,10 +159,11 @@ def open_session(
     if spec.run.deterministic:
         set_deterministic()
     logger.info("device: %s, rank %d of %d", world.device, world.rank, world.size)
-    data = call_data(spec, world)
+    ranks = HookRanks(world)
+    data = call_data(spec, world, ranks)
     if spec.batch.auto:
         spec = with_fitting_batch(spec, run_dir, data, world)
-    training = build_training(spec, run_dir, data, world)
+    training = build_training(spec, run_dir, data, world, ranks)
     checkpointer = spec.checkpoint.open(run_dir.path, world)
     checkpoints = Checkpoints(run_dir.checkpoints, world)
     restore_latest(training, checkpoints)
@@ -177,6 +181,7 @@ def open_session(
         spec=spec,
         run_dir=run_dir,
         world=world,
+        ranks=ranks,
         stopping=stopping,
         activity=activity,
         data=data,

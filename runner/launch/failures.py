@@ -16,6 +16,8 @@ from runner.launch.stacks import innermost_file
 LOG_LINES = 20
 HINTS: dict[int, str] = {
     signal.SIGKILL: "Usually the kernel ran out of memory (see dmesg): try a smaller batch.micro_items.",
+    signal.SIGABRT: "Gloo does so when ranks bring different shapes: does a hook call torch.distributed itself? "
+    "Use the hook's parameter `world` (docs/collectives.md); run.debug=true names the call.",
     signal.SIGSEGV: "Native code crashed; the log shows where.",
     signal.SIGBUS: "Usually /dev/shm is full: try loader.workers=0, or give the machine more shared memory.",
 }

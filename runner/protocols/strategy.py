@@ -33,8 +33,8 @@ class Builder:
     """Apply torch.compile to a model or its blocks, in place."""
     build_optimizer: "Callable[[Iterable[tuple[str, Parameter]]], TorchOptimizer]"
     """Builds the optimizer over parameters, given by the model's names."""
-    loss: "Callable[[Module, Any], Loss | Tensor]"
-    """The user's loss hook."""
+    loss: "Callable[[Module, Any, int], Loss | Tensor]"
+    """The user's loss hook, on a micro-batch: its batch, and how many of its items count."""
     precision: Precision
     clip: Clip
 

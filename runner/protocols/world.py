@@ -47,12 +47,16 @@ class World(Protocol):
         """Start `sum` asynchronously; the returned function waits and returns the result. Collective."""
         ...
 
-    def broadcast(self, values: "Tensor") -> None:
-        """Overwrite the tensor with rank 0's, in place. Collective."""
+    def gather(self, values: "Tensor") -> "list[Tensor]":
+        """The tensors of all ranks, of equal shape and contiguous, in rank order. Collective."""
         ...
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank. Collective."""
+    def broadcast(self, values: "Tensor", *, source: int = 0) -> None:
+        """Overwrite the tensor with that of rank `source`, in place. Collective."""
+        ...
+
+    def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
+        """The value of rank `source`, on every rank. Collective."""
         ...
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -63,8 +67,15 @@ class World(Protocol):
         """Whether the flag is true on any rank; the same on every rank. Collective, on the host."""
         ...
 
-    def barrier(self) -> None:
-        """Wait for all ranks. Collective."""
+    def barrier(self, timeout_s: float | None = None) -> None:
+        """Wait for all ranks. Collective.
+
+        Args:
+            timeout_s: seconds to wait; None = as long as in any collective.
+
+        Raises:
+            RankError: the time is over; on rank 0 the message names the ranks that are missing.
+        """
         ...
 
     def main_first(self) -> AbstractContextManager[None]:
@@ -75,11 +86,15 @@ class World(Protocol):
         """The device mesh of the run's axes. Collective over the run; returns the same mesh each time."""
         ...
 
-    def duplicate(self) -> "World":
+    def duplicate(self, *, in_thread: bool = True) -> "World":
         """The same ranks with a communicator of their own, as MPI_Comm_dup makes one. Collective over the run.
 
-        For a background thread: its host-side methods (objects, any, barrier) only communicate with the duplicates on
-        other ranks. Use no other methods.
+        Its host-side methods (objects, any, barrier) only communicate with the duplicates on other ranks; the others
+        use the communicator of the original.
+
+        Args:
+            in_thread: it is for a background thread, which uses the host-side methods only, and whose waiting is not
+                that of the rank.
         """
         ...
 

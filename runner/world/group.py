@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, missing in __all__
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from runner.errors import RankError
 from runner.protocols import Axes, Axis, Hardware, World
 from runner.world.activity import UNREAD, Activity, Phase
 from runner.world.identity import RankIdentity
@@ -74,16 +75,23 @@ class GroupWorld:
 
         return finish
 
-    def broadcast(self, values: Tensor) -> None:
-        """Overwrite the tensor with rank 0's, in place. Collective."""
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, of equal shape and contiguous, in rank order. Collective."""
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
         with self._waiting():
-            dist.broadcast(values, group=self.group, group_src=0)
+            dist.all_gather(gathered, values, group=self.group)
+        return gathered
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank. Collective; pickled, between processes of this run only."""
+    def broadcast(self, values: Tensor, *, source: int = 0) -> None:
+        """Overwrite the tensor with that of rank `source`, in place. Collective."""
+        with self._waiting():
+            dist.broadcast(values, group=self.group, group_src=source)
+
+    def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
+        """The value of rank `source`, on every rank. Collective; pickled, between processes of this run only."""
         box = [value]
         with self._waiting():
-            dist.broadcast_object_list(box, group=self._host, group_src=0)
+            dist.broadcast_object_list(box, group=self._host, group_src=source)
         return box[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -100,10 +108,17 @@ class GroupWorld:
             dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._host)
         return bool(votes.item())
 
-    def barrier(self) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         """Wait for all ranks, on the host. Collective."""
         with self._waiting():
-            dist.barrier(group=self._host)
+            if timeout_s is None:
+                dist.barrier(group=self._host)
+                return
+            try:
+                dist.monitored_barrier(self._host, timedelta(seconds=timeout_s), wait_all_ranks=True)
+            except RuntimeError as error:  # torch's, of a timeout
+                told = f"after {timeout_s:g} s, not every rank had reached the barrier. Rank {self.rank} says: {error}"
+                raise RankError(told) from error
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -118,9 +133,9 @@ class GroupWorld:
         """The device mesh of the run's axes. Collective over the run on first use."""
         return self._run.mesh()
 
-    def duplicate(self) -> "GroupWorld":
+    def duplicate(self, *, in_thread: bool = True) -> "GroupWorld":
         """The same ranks with a new host-side group. Collective over the run."""
-        return self._run.duplicate(self)
+        return self._run.duplicate(self, UNREAD if in_thread else self._activity)
 
     def _waiting(self) -> AbstractContextManager[None]:
         return self._activity.during(Phase.WAITING)
@@ -173,9 +188,9 @@ class _Run:
             self._mesh = init_device_mesh(self._device.type, self._axes.sizes, mesh_dim_names=names)
         return self._mesh
 
-    def duplicate(self, world: GroupWorld) -> GroupWorld:
+    def duplicate(self, world: GroupWorld, activity: Activity) -> GroupWorld:
         key = next((axes for axes, created in self._along.items() if created is world), frozenset(self._axes.names))
-        return self._world(world.group, self._subgroup(key, backend="gloo"), UNREAD)
+        return self._world(world.group, self._subgroup(key, backend="gloo"), activity)
 
     def _create(self, axes: frozenset[Axis]) -> World:
         size = self._axes.size(axes)

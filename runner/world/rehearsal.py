@@ -66,10 +66,14 @@ class RehearsalWorld:
         """A copy of this rank's own values."""
         return values.clone
 
-    def broadcast(self, values: Tensor) -> None:
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Copies of this rank's own values, one for each rank."""
+        return [values.clone() for _ in range(self.size)]
+
+    def broadcast(self, values: Tensor, *, source: int = 0) -> None:
         """Keep this rank's own values."""
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
         """This rank's own value."""
         return value
 
@@ -81,7 +85,7 @@ class RehearsalWorld:
         """This rank's own flag."""
         return flag
 
-    def barrier(self) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         """Return at once, without waiting for other ranks."""
 
     @contextmanager
@@ -100,7 +104,7 @@ class RehearsalWorld:
             run._mesh = init_device_mesh(self.device.type, self.axes.sizes, mesh_dim_names=names, backend_override=fake)
         return run._mesh
 
-    def duplicate(self) -> "RehearsalWorld":
+    def duplicate(self, *, in_thread: bool = True) -> "RehearsalWorld":
         """This same world, since it does not communicate."""
         return self
 

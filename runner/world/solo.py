@@ -38,10 +38,14 @@ class SoloWorld:
         """The values themselves, without waiting."""
         return lambda: values
 
-    def broadcast(self, values: Tensor) -> None:
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """A list of the one tensor."""
+        return [values]
+
+    def broadcast(self, values: Tensor, *, source: int = 0) -> None:
         """Keep the values, which are rank 0's."""
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
         """Return the value itself."""
         return value
 
@@ -53,7 +57,7 @@ class SoloWorld:
         """Return the flag itself."""
         return flag
 
-    def barrier(self) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         """Return at once, as there is no other rank."""
 
     @contextmanager
@@ -72,7 +76,7 @@ class SoloWorld:
             "Use hardware.processes=2 or more."
         )
 
-    def duplicate(self) -> "SoloWorld":
+    def duplicate(self, *, in_thread: bool = True) -> "SoloWorld":
         """This same world, since it does not communicate."""
         return self
 

@@ -16,7 +16,7 @@ from runner.config.run_spec import Eval
 from runner.data import Stream
 from runner.data.datasets import check_data, is_stream
 from runner.data.indexed import IndexedSource
-from runner.data.order import Sequential
+from runner.data.steps import RankSteps
 from runner.errors import DataError
 from runner.order.sequential import Sequential
 from runner.protocols import LoaderOptions, SourceRequest
@@ -79,7 +79,8 @@ def indexed(dataset: Any, collate: Any) -> list[int]:
     """An epoch of a map-style dataset."""
     options = LoaderOptions(collate=collate, device=CPU, workers=0, prefetch=2, pin_memory=False)
     request = SourceRequest(step_items=4, micro_items=4, world=Seat(), seed=0, order=Sequential(), loader=options)
-    opened = IndexedSource(dataset, Sequential(len(dataset)), request)
+    steps = RankSteps.of(request.order.build(dataset, seed=0), request)
+    opened = IndexedSource(dataset, steps, request)
     return [item for step in islice(opened, 6) for micro in step.micro_batches for item in micro.batch.tolist()]
 
 

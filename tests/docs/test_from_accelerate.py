@@ -5,15 +5,21 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from runner.world.collectives import Collectives, Trigger
+from runner.world.solo import SoloWorld
 from tests.docs.test_commands import CHECKOUT
 
+ALONE = SoloWorld(torch.device("cpu"))
 CONF = CHECKOUT / "conf"
 PAGE = (CHECKOUT / "docs" / "from_accelerate.md").read_text()
 ROW = re.compile(r"^\| (?!Accelerate|DeepSpeed JSON)(.+?) \| (.+) \|$", re.MULTILINE)
 QUOTED = re.compile(r"`([^`]+)`")
 KEY = re.compile(r"^[a-z_]+(\.\w+)+$")
+OWNERS = {"world": Collectives(ALONE, ALONE), "trigger": Trigger(ALONE)}
+CALLED = re.compile(r"^(?:@|with |trigger = )?(world|trigger)\.(\w+)")
 
 # As the documentation of Accelerate has them: usage guides fsdp and deepspeed, `accelerate launch`, the plugins.
 FSDP = """
@@ -53,7 +59,10 @@ METHODS = """
     prepare backward accumulate no_sync clip_grad_norm_ clip_grad_value_ gather gather_for_metrics autocast save_state
     load_state skip_first_batches register_for_checkpointing save_model save get_state_dict unwrap_model log
     init_trackers get_tracker end_training print wait_for_everyone main_process_first on_main_process on_process
-    set_trigger check_trigger set_breakpoint check_breakpoint free_memory profile
+    set_trigger check_trigger set_breakpoint check_breakpoint free_memory profile reduce pad_across_processes broadcast
+    broadcast_object_list gather_object local_main_process_first on_local_main_process on_last_process
+    on_local_process is_main_process is_local_main_process is_last_process process_index local_process_index
+    get_logger
 """
 HANDLERS = """
     DistributedDataParallelKwargs comm_hook comm_wrapper comm_state_option AutocastKwargs GradScalerKwargs
@@ -116,6 +125,9 @@ def test_every_key_that_the_page_gives_exists(section: Any) -> None:
     given = [quoted for _, second in rows(section) for quoted in QUOTED.findall(second)]
     assert given
     for quoted in given:
+        if called := CALLED.match(quoted):
+            assert called[2] in dir(OWNERS[called[1]]), quoted
+            continue
         key, equals, value = quoted.partition("=")
         if KEY.match(key):
             assert is_key(key, STRATEGIES.get(section, "*")), quoted

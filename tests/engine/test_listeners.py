@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from runner.engine.listeners import build_listeners
 from runner.errors import HookError
 from runner.protocols import Outcome
+from runner.world.hook_ranks import HookRanks
+from runner.world.solo import SoloWorld
 from tests.conftest import Ended
 
+RANKS = HookRanks(SoloWorld(torch.device("cpu")))
 DIARY = '''
 import json
 from contextlib import contextmanager
@@ -197,11 +201,11 @@ class Idle:
 )
 def test_one_that_would_never_be_called_is_refused(listener: Any, says: str) -> None:
     with pytest.raises(HookError, match=says):
-        build_listeners({"mine": Builds(listener)})
+        build_listeners({"mine": Builds(listener)}, RANKS)
 
 
 def test_without_listeners_nothing_stands_around_a_step() -> None:
-    listeners = build_listeners({})
+    listeners = build_listeners({}, RANKS)
     assert listeners.after_step == ()
     assert listeners.around_steps == ()
     assert listeners.evaluated(None, {}) == ""
@@ -228,13 +232,13 @@ class Around:
 
 def test_one_that_never_began_hears_of_no_end() -> None:
     heard: list[Outcome] = []
-    listeners = build_listeners({"one": Builds(Ending(heard))})
+    listeners = build_listeners({"one": Builds(Ending(heard))}, RANKS)
     listeners.fail(None)
     assert heard == []
 
 
 def test_the_first_stands_outermost() -> None:
     heard: list[str] = []
-    with build_listeners({name: Builds(Around(heard, name)) for name in "ab"}).around_step(None):
+    with build_listeners({name: Builds(Around(heard, name)) for name in "ab"}, RANKS).around_step(None):
         heard.append("step")
     assert heard == ["enter a", "enter b", "step", "leave b", "leave a"]

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from runner.errors import DataError
-from user_hooks import digits, pydoc_lm, pydoc_pairs
+from runner.world.hook_ranks import HookRanks
+from runner.world.solo import SoloWorld
+from user_hooks import clip_digits, digits, pydoc_lm, pydoc_pairs
 
 
 class Constant(nn.Module):
@@ -74,6 +76,38 @@ def test_what_the_digit_net_says_of_an_image_does_not_depend_on_its_batch() -> N
     images = torch.rand(3, 1, 8, 8)
     assert model(images).shape == (3, 10)
     assert_close(model(images)[:1], model(images[:1]))
+
+
+# ── clip_digits ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_halves_are_encoded_apart_as_directions() -> None:
+    model = clip_digits.build_model(width=8, features=4)
+    images = torch.rand(3, 1, 8, 8)
+    other = images.clone()
+    other[:, :, 4:] = 0  # without the lower halves
+    (upper, lower), (same, changed) = model(images), model(other)
+    assert_close(torch.stack([upper.norm(dim=1), lower.norm(dim=1)]), torch.ones(2, 3))
+    assert_close(upper, same, rtol=0, atol=0)
+    assert not torch.equal(lower, changed)
+
+
+def test_the_loss_of_halves_is_that_of_finding_each_among_all() -> None:
+    ranks = HookRanks(SoloWorld(torch.device("cpu"))).all
+    same = torch.eye(2)  # each half is its partner's equal, and has nothing of the other
+    total, count, metrics, _ = clip_digits.compute_loss(
+        Halved(same), (torch.zeros(2, 1, 8, 8), torch.zeros(2)), ranks, temperature=1 / math.log(9)
+    )
+    assert_close(total, torch.tensor(2 * -math.log(9 / 10)))  # e^(1 / temperature) = 9 beside e^0 = 1
+    assert count == 2
+    assert tuple(map(int, metrics["accuracy"])) == (2, 2)
+
+
+class Halved(Constant):
+    """A model of halves that says the same of both."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.logits, self.logits
 
 
 # ── pydoc_lm ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -43,7 +43,7 @@ def builder(
         recompute=lambda model: None,
         compile=lambda model: None,
         build_optimizer=optimizer,
-        loss=loss,
+        loss=lambda model, batch, items: loss(model, batch),
         precision=precision or FP32(),
         clip=clip or Clip(),
     )

@@ -22,6 +22,7 @@ RECORD = (
     "runner.config.store.Composition",
 )
 """A run's record, and what it consists of."""
+RANKS = ("runner.Collectives", "runner.world.gathering.Gathered", "runner.world.collectives.Trigger")
 PYTHON = """\
 # Python
 
@@ -42,6 +43,12 @@ What programs call, all of it from `runner`: `from runner import train`. [From P
 [Writing hooks](../hooks.md) shows them at work.
 
 {hooks}
+
+## What hooks and callbacks may ask for
+
+By a parameter named `world`. [Collectives](../collectives.md) shows them at work.
+
+{ranks}
 
 ## Loss hooks that come with the runner
 
@@ -76,6 +83,7 @@ def pages(docs: Path) -> Iterator[tuple[str, str]]:
                 _auto("class", name, ":members:", ":undoc-members:", ":class-doc-from: class") for name in RECORD
             ),
             hooks="\n\n".join(_auto("class", f"runner.{name}", ":members:") for name in ("Data", "Loss")),
+            ranks="\n\n".join(_auto("class", name, ":members:", ":class-doc-from: class") for name in RANKS),
             losses=_auto("module", "runner.losses", ":members:"),
         ),
     )

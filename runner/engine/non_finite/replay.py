@@ -48,7 +48,7 @@ def _rewind(session: Session) -> int:
     if not restore_latest(session.training, session.checkpoints):
         session.training.listeners.fail(session)  # the run is over; the new listeners will not be started
         session.training.forget()  # room for its successor
-        session.training = build_training(session.spec, session.run_dir, session.data, session.world)
+        session.training = build_training(session.spec, session.run_dir, session.data, session.world, session.ranks)
     return session.training.step
 
 

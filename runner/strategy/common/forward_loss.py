@@ -13,7 +13,7 @@ Outputs = Mapping[str, Tensor | Sequence[Any]]
 
 
 def forward_loss(
-    forward: Callable[[Any], Loss | Tensor], micro_batch: MicroBatch, *, takes_outputs: bool = False
+    forward: Callable[[Any, int], Loss | Tensor], micro_batch: MicroBatch, *, takes_outputs: bool = False
 ) -> MicroBatchLoss:
     """Call the loss hook on a micro-batch.
 
@@ -24,7 +24,7 @@ def forward_loss(
         HookError: the result is not a loss, or an output does not have an entry for each item.
     """
     batch, items = micro_batch
-    result = forward(batch)
+    result = forward(batch, items)
     if isinstance(result, Loss):
         total, count, metrics, outputs = result
         _check_scalar(total, "Loss.total")

@@ -14,8 +14,8 @@ from runner.protocols.state import MODEL
 from runner.strategy.common.forward_loss import forward_loss
 from runner.strategy.common.named_state import check_same_model, model_tensors
 
-Forward = Callable[[Any], Loss | Tensor]
-"""Calls the loss hook on a batch."""
+Forward = Callable[[Any, int], Loss | Tensor]
+"""Calls the loss hook on a batch, of which so many items count."""
 
 
 @final
@@ -87,8 +87,8 @@ def _evaluation_mode(model: Module) -> Iterator[None]:
 def _inside(context: AbstractContextManager[Any], forward: Forward) -> Forward:
     """The forward inside a context that is entered on each call."""
 
-    def inside(batch: Any) -> Loss | Tensor:
+    def inside(batch: Any, items: int) -> Loss | Tensor:
         with context:
-            return forward(batch)
+            return forward(batch, items)
 
     return inside

@@ -26,7 +26,7 @@ class CastLossModule(Module):
     def __init__(
         self,
         model: Module,
-        loss: Callable[[Module, Any], Loss | Tensor],
+        loss: Callable[[Module, Any, int], Loss | Tensor],
         *,
         autocast: AbstractContextManager[Any],
         input_dtype: torch.dtype | None,
@@ -45,10 +45,10 @@ class CastLossModule(Module):
                 lambda _, args, kwargs: _cast((args, kwargs), input_dtype), with_kwargs=True
             )
 
-    def forward(self, batch: Any) -> Loss | Tensor:
-        """The loss hook on one micro-batch."""
+    def forward(self, batch: Any, items: int) -> Loss | Tensor:
+        """The loss hook on one micro-batch, and how many of its items count."""
         with self._autocast:
-            return outputs_in_evaluation(self._loss(self.model, batch))
+            return outputs_in_evaluation(self._loss(self.model, batch, items))
 
 
 @final
