@@ -87,7 +87,8 @@ def with_fitting_batch(spec: RunSpec, run_dir: RunDir, data: Data, world: World)
     )
     fitting = fit_batch(spec, world, steps)
     if world.is_main:
-        provenance.note(run_dir.provenance, "batch", {**vars(fitting.batch)})
+        found = ("items", "micro_items", "accumulate", "auto")
+        provenance.note(run_dir.provenance, "batch", {name: vars(fitting.batch)[name] for name in found})
     return fitting
 
 

@@ -70,8 +70,8 @@ def test_it_is_the_average_of_the_weights_of_each_step(runner: Callable[..., End
         average = {name: 0.8 * average[name] + 0.2 * now[name] for name in average}
     ours = tensors(ended, 10, "callback.ema.")
     for name, tensor in average.items():
-        # One multiplication and addition against torch's lerp.
-        torch.testing.assert_close(ours["callback.ema." + name.removeprefix("model.")], tensor, rtol=0, atol=1e-7)
+        # Both round twice a step, each time by 6e-8 of a weight below 1 at most, and keep 0.8 of the error before.
+        torch.testing.assert_close(ours["callback.ema." + name.removeprefix("model.")], tensor, rtol=0, atol=1.2e-6)
     for name, tensor in tensors(ended, 10).items():
         assert torch.equal(tensor, tensors(weights, 10)[name]), "training does not see the average"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.data.order import Shuffled
+from runner.data.order import StoredPermutation
 from runner.data.steps import RankSteps
 from tests.conftest import Ended
 from tests.parity.options import tensors
@@ -21,13 +21,13 @@ HOOKS = [
     "loss._target_=user_hooks.sick.loss",
     "eval.every_steps=null",
 ]
-TRAIN = ["train", "points", *HOOKS, "log.every_steps=5"]
+TRAIN = ["train", "points", *HOOKS, "log.every_steps=5", "order=randperm"]
 PAIR = ["strategy=ddp", "hardware.processes=2"]
 
 
 def sick_step(ranks: int = 1, micro_items: int = 12) -> tuple[int, int, int, list[int]]:
     """Step, rank, round and items of the micro-batch in which the sick item is read first."""
-    order = Shuffled(50, seed=0)
+    order = StoredPermutation(50, seed=0)
     every_rank = [
         RankSteps(order=order, step_items=12, micro_items=micro_items, rank=rank, ranks=ranks).starting_at(0)
         for rank in range(ranks)
