@@ -14,6 +14,7 @@ from runner.checkpoint.none import NoCheckpoint
 from runner.checkpoint.retention import Retention
 from runner.checkpoint.sharded import Sharded
 from runner.config.parts import build_part, build_section
+from runner.config.run_spec import Eval
 from runner.config.sections import key_names
 from runner.protocols import Progress, State
 from runner.storage.names import to_names
@@ -25,7 +26,7 @@ CONF = Path(__file__).parents[2] / "conf" / "checkpoint"
 
 def spec(*, evaluates: bool = True, stop_at_step: int | None = None) -> Any:
     """As much of a declaration as checkpoints look at."""
-    evaluation = SimpleNamespace(every_steps=10 if evaluates else None, at_end=False)
+    evaluation = Eval(every_steps=10 if evaluates else None, at_end=False, micro_items=None)
     return SimpleNamespace(eval=evaluation, run=SimpleNamespace(stop_at_step=stop_at_step))
 
 

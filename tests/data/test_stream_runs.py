@@ -90,7 +90,7 @@ def assert_close(ended: Any, expected: Any) -> None:
 
 def test_a_stream_trains_and_evaluates_as_its_items_in_order_do(runner: Callable[..., Ended]) -> None:
     """Ten steps of 12 of 50 items: two epochs. Then other numbers of ranks and workers, and stops between them."""
-    expected = runner(*TRAIN, "loader.shuffle=false")
+    expected = runner(*TRAIN, "order=sequential")
     assert runner(*TRAIN, data("stream")).metrics() == expected.metrics()
     stopped = runner(*TRAIN, data("stream"), *PAIR, "loader.workers=1", "run.stop_at_step=4")
     resumed = runner("resume", str(stopped.run_dir.path), "hardware.processes=1", "strategy=single", "loader.workers=0")

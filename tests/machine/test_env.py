@@ -56,7 +56,16 @@ def test_every_library_of_the_extras_is_there(report: dict[str, Any]) -> None:
     assert {"deepspeed", "torchao", "wandb", "scikit-learn", "transformers"} <= report["libraries"].keys()
     assert not {"hypothesis", "mypy", "furo", "hydra-runner"} & libraries().keys()
     extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert extras.keys() == {"demo", "transformers", "fp8", "deepspeed", *FOR_DEVELOPMENT}
+    assert extras.keys() == {
+        "demo",
+        "transformers",
+        "datasets",
+        "metrics",
+        "parquet",
+        "fp8",
+        "deepspeed",
+        *FOR_DEVELOPMENT,
+    }
 
 
 def test_every_option_is_asked(report: dict[str, Any]) -> None:

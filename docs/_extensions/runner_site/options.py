@@ -89,18 +89,18 @@ def _group(group: str, options: Sequence[Option], files: Mapping[str, Page], sum
     if many:
         listed = ",".join(option.name for option in options)
         yield f"Several at once: {code(f'{group}=[{listed}]')}. The keys of each are under its own name."
-    documented: dict[str | None, str] = {}
+    documented: dict[str | None, Option] = {}
     for option in options:
         yield target(_anchor(group, option.name))
         yield f"## {option.name}"
         yield from _option(option, files[option.name], documented)
-        documented.setdefault(option.target, option.name)
+        documented.setdefault(option.target, option)
     adapter = GROUPS.get(group)
     if adapter is not None:
         yield from _foreign(group, locate(adapter))
 
 
-def _option(option: Option, page: Page, documented: Mapping[str | None, str]) -> Iterator[str]:
+def _option(option: Option, page: Page, documented: Mapping[str | None, Option]) -> Iterator[str]:
     header = list(takewhile(lambda line: line.startswith("#"), page.lines))
     yield prose(" ".join(line.lstrip("# ") for line in header if not line.startswith(NOT_PROSE)), depth=DEPTH)
     aliases = [line.removeprefix(ALIASES) for line in header if line.startswith(ALIASES)]
@@ -117,9 +117,10 @@ def _option(option: Option, page: Page, documented: Mapping[str | None, str]) ->
         for name, value in values.items():
             yield _key(f"{option.package}.{name}", value, known[name], page.comment(*name.split(".")), option.name)
         return
-    yield f"It has the keys of [{same}](#{_anchor(option.group, same)}), with these defaults:"
+    yield f"It has the keys of [{same.name}](#{_anchor(option.group, same.name)}), with these defaults:"
     for name, value in values.items():
-        yield f"- {_link(f'{option.package}.{name}', same)} = {code(_value(value))}"
+        anchor = _key_anchor(f"{same.package}.{name}", same.name)
+        yield f"- [{code(f'{option.package}.{name}')}](#{anchor}) = {code(_value(value))}"
 
 
 def _flat(content: Mapping[str, Any], known: Mapping[str, Known], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -175,10 +176,6 @@ def _key(name: str, value: Any, known: Known, comment: str, option: str) -> str:
         f"{code(name)} = {code(_value(value))}{f' · {prose(kind, depth=DEPTH)}' if kind else ''}\n"
         f": {body}"
     )
-
-
-def _link(name: str, option: str) -> str:
-    return f"[{code(name)}](#{_key_anchor(name, option)})"
 
 
 def _anchor(group: str, name: str) -> str:
