@@ -125,6 +125,7 @@ class Zygote:
         """No more commands."""
         assert self._process.stdin
         assert self._process.stdout
+        self._process.stdin.write("end\n")  # forks of this process, such as workers of a loader, keep the pipe open
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
