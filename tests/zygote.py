@@ -2,8 +2,8 @@
 
 `python tests/zygote.py NAME` listens at the abstract Unix socket NAME until something comes on its stdin, or that is
 closed. A connection is one command: an object of JSON ({script, argv, cwd, env}) that comes with three descriptors
-(stdin, stdout, stderr). The answer is {"pid": …}, and when the command has ended {"code": …}. A command is what it
-would be in a terminal: a fresh process, its main thread alone, the leader of a session. Without a script, it is `runner`.
+(stdin, stdout, stderr). The answer is {"pid": …}, and when the command has ended {"code": …}. A command is what it is
+in a terminal: a fresh process, its main thread alone, the leader of a session. Without a script, it is `runner`.
 """
 
 import array
