@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.nn import Module
 
+    from runner.strategy.common.named_state import AsStored
     from runner.strategy.common.placed_module import PlacedModule
     from runner.strategy.fsdp.shard import ShardingPlan
     from runner.strategy.fsdp.trainable import PlacedShards
@@ -109,7 +110,13 @@ class ShardSettings:
         return PlacedModule(model.to(world.device), builder, world.device)
 
     def place_shards(
-        self, build: "Callable[[], Module]", builder: Builder, world: World, mesh: "DeviceMesh"
+        self,
+        build: "Callable[[], Module]",
+        builder: Builder,
+        world: World,
+        mesh: "DeviceMesh",
+        *,
+        as_stored: "AsStored | None" = None,
     ) -> "tuple[PlacedShards, list[FSDPModule]]":
         """Build a model, shard it and, with build=rank_0, send the weights. Collective.
 
@@ -118,12 +125,14 @@ class ShardSettings:
             builder: gives the loss hook and the precision.
             world: all ranks of the run.
             mesh: the ranks that share one copy of the model, after those that hold replicas if there are two axes.
+            as_stored: what stands for a tensor of a parameter in checkpoints; None = the tensor itself.
 
         Returns:
             The sharded model, and its units.
         """
         # fully_shard takes half a second to import: only runs that shard a model pay for it.
         from runner.strategy.common.loss_module import LossModule
+        from runner.strategy.common.named_state import unchanged
         from runner.strategy.fsdp.build_on_rank_0 import build_on_meta, full_tensors, send_shards
         from runner.strategy.fsdp.shard import prefetch, shard
         from runner.strategy.fsdp.trainable import PlacedShards
@@ -137,7 +146,10 @@ class ShardSettings:
             group = mesh.get_group(Axis.SHARD)
             send_shards(model, full, shard_group=group, world=world, offloaded=self.offload)
         prefetch(units, forward=self.forward_prefetch, backward=self.backward_prefetch)
-        return PlacedShards(root, units, builder, world, sync_buffers=self.sync_buffers), units
+        placed = PlacedShards(
+            root, units, builder, world, sync_buffers=self.sync_buffers, as_stored=as_stored or unchanged
+        )
+        return placed, units
 
     def no_sync(self, units: "list[FSDPModule]", *, has_replicas: bool) -> Callable[[], AbstractContextManager[Any]]:
         """What all micro-batches of a step but the last leave out."""
