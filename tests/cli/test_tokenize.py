@@ -73,7 +73,7 @@ def test_what_cannot_be_read_is_told(runner: Runner, project: Path) -> None:
     lines(project / "texts.jsonl")
     assert runner("tokenize", "texts.jsonl", "--out", "tokens")[::2] == (
         5,
-        "there is no document to write to tokens.bin.\n",
+        "there is no token to write to tokens.bin: 0 documents have none.\n",
     )
     code, _, err = runner("tokenize", "texts.jsonl", "--out", "tokens", "--end", "-1")
     assert (code, err) == (2, "--end: -1 is no token: they are numbers from 0.\n")

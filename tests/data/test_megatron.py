@@ -159,7 +159,9 @@ def test_a_file_of_tokens_that_is_cut_short_longer_empty_or_missing_is_told(tmp_
         path = raw(tmp_path / "tokens", WHOLE, tokens)
         with pytest.raises(DataError, match=f"tokens.bin has {len(tokens)} bytes, but the sequences of tokens.idx end"):
             IndexedTokens(path)
-    path.with_suffix(".bin").unlink()
+    with pytest.raises(DataError, match=r"tokens.idx has documents without any token. At least one is needed."):
+        IndexedTokens(raw(path, raw_index(lengths=(0,), offsets=(0,), starts=(0, 1)), b""))
+    raw(path, WHOLE).with_suffix(".bin").unlink()
     with pytest.raises(DataError, match=r"tokens.bin: No such file .* prefix of two files, tokens.bin and tokens.idx"):
         IndexedTokens(path)
     raw(path, WHOLE).with_suffix(".idx").unlink()
@@ -198,7 +200,8 @@ def test_a_seed_out_of_range_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "there is no document to write to"),
+        ([], "there is no token to write to .*: 0 documents have none."),
+        ([[], []], "there is no token to write to .*: 2 documents have none."),
         ([[1], [70000]], "document 1 has the token 70000, which uint16 does not hold"),
         ([[1], [-1]], "document 1 has the token -1, which uint16 does not hold"),
         (
@@ -230,6 +233,7 @@ def test_tokens_have_the_smallest_type_that_holds_them() -> None:
 
 def test_to_another_process_goes_the_path_and_not_the_tokens(tmp_path: Path) -> None:
     path = written(tmp_path / "tokens", [[*range(50_000)], [7]])
+    assert IndexedTokens(path)[0].tolist() == [*range(50_000)]  # more than is asked for page by page
     found = IndexedTokens(path, split="1,1", part="valid")
     sent = pickle.dumps(found)
     assert len(sent) < 1000

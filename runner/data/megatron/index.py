@@ -132,6 +132,8 @@ def _check_sequences(index: Index, path: Path, *, bin_bytes: int) -> None:
             f"{path.with_suffix('.bin')} has {bin_bytes} bytes, but the sequences of {path.name} end at byte {last}. "
             "One of the two was cut short, or they are not of one build: write both again."
         )
+    if not last:
+        raise DataError(f"{path} has documents without any token. At least one is needed.")
 
 
 def _one_by_one(starts: Array, sequences: int, path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Documents of tokens in the files of Megatron-LM."""
 
+import mmap
 import re
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +16,8 @@ __all__ = ["PARTS", "IndexedTokens", "shares"]
 
 PARTS = ("train", "valid", "test")
 """Of a split, in the order of its documents."""
+AT_ONCE_BYTES = 8192
+"""More are asked for in one request, where the system would ask for them page by page."""
 SHARE = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 
 
@@ -38,11 +41,9 @@ class IndexedTokens:
         self.path, self.split, self.part = str(path), split, part
         tokens, index = Path(f"{path}.bin"), Path(f"{path}.idx")
         try:
-            size = tokens.stat().st_size
-            found = read_index(index, bin_bytes=size)
-            mapped = (
-                numpy.memmap(tokens, found.dtype, mode="r").view(numpy.ndarray) if size else numpy.empty(0, found.dtype)
-            )
+            found = read_index(index, bin_bytes=tokens.stat().st_size)
+            with tokens.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             rule = f"is the prefix of two files, {tokens.name} and {index.name}, which runner tokenize writes."
             raise DataError(f"{error.filename or path}: {error.strerror}. {path} {rule}") from None
@@ -54,7 +55,10 @@ class IndexedTokens:
             )
         self.lengths = found.lengths[first:last]
         """Tokens of each document: [documents]."""
-        self._tokens = mapped
+        # Else the system reads on around each document that is not in memory yet: 1.2 MB for one of 2 kB, and 1.4 ms
+        # instead of 0.09, as measured on one machine.
+        self._map.madvise(mmap.MADV_RANDOM)
+        self._tokens = numpy.frombuffer(self._map, found.dtype)
         self._offsets = found.offsets[first:last]
 
     def __len__(self) -> int:
@@ -66,8 +70,13 @@ class IndexedTokens:
 
     def read(self, document: int, start: int, stop: int) -> "numpy.ndarray[Any, numpy.dtype[Any]]":
         """Some tokens of a document, where they stand in memory: [stop - start], of the type of the file."""
-        first = int(self._offsets[document]) // self._tokens.itemsize
-        return self._tokens[first + start : first + stop]
+        itemsize = self._tokens.itemsize
+        first = int(self._offsets[document]) // itemsize + start
+        num_bytes = (stop - start) * itemsize
+        if num_bytes > AT_ONCE_BYTES:
+            page = first * itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, first * itemsize + num_bytes - page)
+        return self._tokens[first : first + stop - start]
 
     def __reduce__(self) -> Any:
         return _opened, (self.path, self.split, self.part)  # to a worker goes the path, not the tokens

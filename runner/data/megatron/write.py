@@ -49,7 +49,7 @@ def write_tokens(prefix: Path, documents: Iterable[ArrayLike], *, dtype: "numpy.
         dtype: of the tokens in the file: see `token_type`.
 
     Raises:
-        DataError: the files exist, there is no document, or a token does not fit into the type.
+        DataError: the files exist, there is no token, or one does not fit into the type.
         OSError: the file system reported an error. Nothing is left of what was written.
     """
     tokens, index = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
@@ -68,8 +68,8 @@ def write_tokens(prefix: Path, documents: Iterable[ArrayLike], *, dtype: "numpy.
                 file.write(found.tobytes())
                 lengths.append(len(found))
             _flush(file)
-        if not lengths:
-            raise DataError(f"there is no document to write to {tokens}.")
+        if not any(lengths):
+            raise DataError(f"there is no token to write to {tokens}: {len(lengths)} documents have none.")
         with parts[index].open("xb") as file:
             file.writelines(index_bytes(dtype, lengths))
             _flush(file)
