@@ -14,6 +14,7 @@ import numpy
 import pytest
 import torch
 
+from runner.config.hooks import hook_of, resolve
 from runner.data.megatron import IndexedTokens, PackedTokens, build_data
 from runner.data.megatron.index import index_bytes
 from runner.data.megatron.write import token_type, write_tokens
@@ -278,6 +279,19 @@ def test_a_blend_reads_every_sample_once_an_epoch_whatever_the_ranks_workers_and
     assert counts["high"] == pytest.approx(96, abs=2)
     low = [sample for sample in whole if sample[0] < 1000]
     assert len({*low[:29]}) == 29 == len(IndexedTokens(paths["low"])) * 3 - 1  # all samples before one comes again
+
+
+def test_a_recipe_puts_the_parts_together_without_a_hook_of_its_own(tmp_path: Path) -> None:
+    """As in docs/data.md."""
+    documents = {"_target_": "runner.data.IndexedTokens", "path": written(tmp_path / "tokens", [[1], [2, 3, 4], [5]])}
+    train = {
+        "_target_": "runner.data.PackedTokens",
+        "documents": documents | {"split": "2,1"},
+        "sequence_length": 3,
+        "seed": None,
+    }
+    data = resolve(hook_of({"_target_": "runner.Data", "train": train}), [])()
+    assert items(data.train) == [[1, 2, 3, 4]]
 
 
 def test_the_ready_made_hook_evaluates_on_the_part_that_it_is_told(tmp_path: Path) -> None:
