@@ -10,10 +10,8 @@ from runner.composition.fork import composing
 from runner.composition.overrides import apply_overrides
 from runner.composition.recipe import Recipe
 from runner.config import store
-from runner.config.read import read
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.model.check import model_faults
 from runner.runs.approval import approve
 from runner.runs.trust import require_trust
 
@@ -36,14 +34,7 @@ def of_run(run_dir: RunDir, overrides: Sequence[str], *, trust: bool, verb: str)
     path, stored = store.load_newest(run_dir)
     require_trust(path, trust=trust, verb=verb)
     changed = apply_overrides(stored, overrides)
-    spec = read(
-        changed.stored.config,
-        import_roots=changed.stored.import_roots,
-        origin=changed.origin,
-        known_faults=changed.faults,
-        rules=[model_faults],
-    )
-    return Declared(changed.stored, spec)
+    return Declared(changed.stored, changed.read())
 
 
 def of_recipe(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), trust: bool) -> Declared:
