@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from runner.metric.collected import in_dataset_order, joined, on_host
-from runner.metric.feeds import Feeds, Values, is_filler, taken
+from runner.metric.feeds import Feeds, is_filler, taken
 from runner.metric.named_values import computed_on_main
 from runner.protocols import MicroBatchLoss, World
 
@@ -17,7 +17,7 @@ class AllItemsMeter:
         self._function = function
         self._name = name
         self._feeds = feeds
-        self._kept: list[Values] = []
+        self._kept: list[dict[str, Any]] = []
         self._values: dict[str, float] = {}
 
     def update(self, loss: MicroBatchLoss) -> None:

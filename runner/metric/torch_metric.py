@@ -67,7 +67,7 @@ class StateMeter:
     def merge(self, world: World) -> None:
         """Merge the states on the host, lists in the order of the dataset, and compute on rank 0. Collective."""
         totals = {state: value.cpu() for state, value in self._states() if isinstance(value, Tensor)}
-        ranks = world.gather_objects(totals if self._lengths else None)
+        ranks = [*world.gather_on_main(totals if self._lengths else None)]
         lists = in_dataset_order(world, self._per_update())
         if world.is_main:
             self._load([states for states in ranks if states is not None], lists)
@@ -116,7 +116,7 @@ class ReplayMeter:
         self._metric = metric
         self._name = name
         self._feeds = feeds
-        self._fed: list[Values] = []
+        self._fed: list[dict[str, Any]] = []
         self._values: dict[str, float] = {}
 
     def update(self, loss: MicroBatchLoss) -> None:

@@ -101,6 +101,22 @@ class GroupWorld:
             dist.all_gather_object(values, value, group=self._host)
         return values
 
+    def gather_on_main(self, value: Any) -> Iterator[Any]:
+        """The values of all ranks, one at a time, on rank 0. Collective; pickled, between this run's processes only."""
+        if self.is_main:
+            return self._received(value)
+        with self._waiting():
+            dist.send_object_list([value], group=self._host, group_dst=0)
+        return iter(())
+
+    def _received(self, own: Any) -> Iterator[Any]:
+        yield own
+        for source in range(1, self.size):
+            box: list[Any] = [None]
+            with self._waiting():
+                dist.recv_object_list(box, group=self._host, group_src=source)
+            yield box.pop()
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any rank. Collective, on the host."""
         votes = torch.tensor(int(flag))

@@ -8,7 +8,6 @@ import torch
 
 from runner.errors import HookError
 from runner.metric.classification import Classification
-from runner.metric.collected import joined
 from runner.metric.foreign import ForeignMetric
 from runner.metric.named_values import named_values
 from runner.protocols import MicroBatchLoss
@@ -96,14 +95,6 @@ def test_a_hook_without_outputs_is_told() -> None:
         HookError, match=r"is fed with the output 'found', which the loss hook does not give. It gives n"
     ):
         meter.update(MicroBatchLoss(torch.tensor(1.0), 3, 3, True))
-
-
-def test_items_of_unequal_shapes_are_joined_as_a_list() -> None:
-    parts = [{"x": torch.zeros(2, 3), "w": ["a", "b"]}, {"x": torch.ones(1, 4), "w": ["c"]}]
-    whole = joined(parts)
-    assert [tuple(one.shape) for one in whole["x"]] == [(3,), (3,), (4,)]
-    assert whole["w"] == ["a", "b", "c"]
-    assert joined([{"x": torch.zeros(2, 3)}, {"x": torch.ones(1, 3)}])["x"].shape == (3, 3)
 
 
 def test_results_become_numbers_by_name() -> None:
