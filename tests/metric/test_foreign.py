@@ -1,7 +1,8 @@
 """What a recipe may name as a metric, and what it hears otherwise."""
 
+import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -64,6 +65,18 @@ def test_what_cannot_be_fed_is_told_before_launch(fields: Any, key: str, said: s
     [(found, message)] = faults(**fields)
     assert found == key
     assert said in message
+
+
+def test_what_needs_torchmetrics_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # importing it raises ModuleNotFoundError
+    [(key, message)] = faults(target=f"{HERE}.Neither")
+    assert key == "metric.mine._target_"
+    assert message.endswith("must derive from torchmetrics.Metric: pip install 'hydra-runner[metrics]'")
+    part = Classification()
+    [fault] = part.check(cast("Any", SimpleNamespace(metric={"f1": part})))
+    assert fault.key == "metric.f1"
+    assert fault.message == "needs torchmetrics, which is not installed: pip install 'hydra-runner[metrics]'"
+    assert faults(target=f"{HERE}.share") == [], "a function needs nothing"
 
 
 @pytest.mark.parametrize(
