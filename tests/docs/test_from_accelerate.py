@@ -73,13 +73,18 @@ FP8 = """
     use_mxfp8_block_scaling convert_model apply_fp8_autowrap has_transformer_engine_layers contextual_fp8_autocast
 """
 METHODS = """
-    prepare backward accumulate no_sync clip_grad_norm_ clip_grad_value_ gather gather_for_metrics autocast save_state
-    load_state skip_first_batches register_for_checkpointing save_model save get_state_dict unwrap_model log
-    init_trackers get_tracker end_training print wait_for_everyone main_process_first on_main_process on_process
-    set_trigger check_trigger set_breakpoint check_breakpoint free_memory profile reduce pad_across_processes broadcast
-    broadcast_object_list gather_object local_main_process_first on_local_main_process on_last_process
-    on_local_process is_main_process is_local_main_process is_last_process process_index local_process_index
-    get_logger
+    prepare backward accumulate no_sync clip_grad_norm_ clip_grad_value_ autocast save_state load_state
+    skip_first_batches register_for_checkpointing save_model save get_state_dict unwrap_model log init_trackers
+    get_tracker end_training free_memory profile
+"""
+COLLECTIVES = """
+    gather gather_for_metrics use_gather_object gather_object gather_across_data_parallel_groups reduce
+    pad_across_processes broadcast broadcast_object_list concatenate convert_outputs_to_fp32 convert_to_fp32 listify
+    recursively_apply send_to_device slice_tensors find_batch_size join_uneven_inputs even_batches wait_for_everyone
+    main_process_first local_main_process_first on_main_process on_local_main_process on_process on_last_process
+    on_local_process is_main_process is_local_main_process is_last_process process_index local_process_index get_logger
+    print set_trigger check_trigger set_breakpoint check_breakpoint DistributedOperationException ACCELERATE_DEBUG_MODE
+    debug split_between_processes apply_padding PartialState prepare_pippy split_points num_chunks gather_output
 """
 HANDLERS = """
     DistributedDataParallelKwargs comm_hook comm_wrapper comm_state_option AutocastKwargs GradScalerKwargs
@@ -99,6 +104,7 @@ WANTED = {
     "FP8": FP8,
     "Keyword handlers": HANDLERS,
     "Accelerator": METHODS,
+    "Evaluation and collectives": COLLECTIVES,
     "Launch": LAUNCH,
 }
 # Which option files the keys under `strategy` of a section must stand in.

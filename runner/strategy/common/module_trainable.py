@@ -73,8 +73,7 @@ class ModuleTrainable:
             placed: the model; its optimizer is built here.
             builder: provides the optimizer, the precision and the clipping.
             world: all ranks of the run.
-            forward: the loss hook on a batch, in training; its backward exchanges gradients, except inside `no_sync`.
-                None = as in evaluation.
+            forward: the loss hook in training; its backward exchanges gradients, except in `no_sync`. None = as placed.
             no_sync: a context in which backward only accumulates gradients on this rank.
             averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
             gradients_of: this rank's part of the parameters' gradients, not copied.
@@ -97,9 +96,7 @@ class ModuleTrainable:
         self._clip = clip = builder.clip
         # Whether `update` must process gradients even if they are divided already.
         self._always_processes = clip.norm is not None or clip.value is not None or self._scaler.scales
-        self._gradients_of = gradients_of
-        self._norm_of = norm_of
-        self._reduce_found_inf = reduce_found_inf
+        self._gradients_of, self._norm_of, self._reduce_found_inf = gradients_of, norm_of, reduce_found_inf
         self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._divided = True  # whether the gradients are divided by the step's count already;
         self._factor: Tensor | float = 1.0  # if not, what they must still be multiplied by
