@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
     from runner.strategy.common.placed_module import PlacedModule
     from runner.strategy.fsdp.shard import ShardingPlan
-    from runner.strategy.fsdp.trainable import PlacedShards
+    from runner.strategy.fsdp.trainable import PlacedShards, ShardedTrainable
     from runner.strategy.fsdp.units import Units
 
 
@@ -137,10 +137,22 @@ class FSDP:
 
         if world.size == 1:
             return ModuleTrainable(self._place_alone(builder, world), builder, world)
+        return self.prepare_shards(builder, world)
+
+    def prepare_shards(
+        self,
+        builder: Builder,
+        world: World,
+        *,
+        stepping: World | None = None,
+        counted_over: Callable[[], World] | None = None,
+    ) -> "ShardedTrainable":
+        """Shard the model among these ranks, then build the optimizer; the rest is as in ShardedTrainable."""
         from runner.strategy.fsdp.trainable import ShardedTrainable
 
         placed, units = self._place_shards(builder, world)
-        return ShardedTrainable(placed, builder, world, no_sync=self._no_sync(units, world.axes))
+        no_sync = self._no_sync(units, world.axes)
+        return ShardedTrainable(placed, builder, world, no_sync=no_sync, stepping=stepping, counted_over=counted_over)
 
     def _place_alone(self, builder: Builder, world: World) -> "PlacedModule":
         from runner.strategy.common.placed_module import PlacedModule
