@@ -8,6 +8,7 @@ from runner.engine.cadence import Cadence
 from runner.engine.evaluate import evaluate, evaluation_sets
 from runner.engine.measure import step_values
 from runner.engine.non_finite.replay import explain
+from runner.engine.replicas import mean_weights
 from runner.engine.session import Session
 from runner.protocols import Outcome, StepBatches, StepLoss
 from runner.world.activity import Phase
@@ -106,7 +107,7 @@ def _evaluate(session: Session, cadence: Cadence) -> str:
     due = [one for one in every if cadence.evaluates_set(one.name, training.step)]
     if not due:
         return ""
-    with training.listeners.around_eval(session):
+    with training.listeners.around_eval(session), mean_weights(training.trainable, training.replicas):
         metrics = evaluate(training.trainable, due, session.data, session.spec, session.world, activity)
     activity.enter(Phase.CALLBACK)
     session.record(metrics)

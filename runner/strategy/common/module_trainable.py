@@ -25,7 +25,7 @@ from runner.protocols import (
 )
 from runner.protocols.state import MODEL
 from runner.strategy.common.count_estimate import CountEstimate, EstimatedCount, NoEstimate
-from runner.strategy.common.forward_loss import at_least_one, check_has_gradient, forward_loss
+from runner.strategy.common.forward_loss import as_total, at_least_one, check_has_gradient, forward_loss
 from runner.strategy.common.named_state import add_optimizer_state, load_named_state, settings
 from runner.strategy.common.placed_module import Forward, PlacedModule
 from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_dicts
@@ -66,6 +66,7 @@ class ModuleTrainable:
         reduce_found_inf: Callable[[Tensor], Tensor] = same_on_every_rank,
         narrow_exchange: bool = False,
         stateful: Mapping[str, Stateful] = NO_STATE,
+        counted_over: Callable[[], World] | None = None,
     ) -> None:
         """Start from step 0.
 
@@ -82,6 +83,8 @@ class ModuleTrainable:
             reduce_found_inf: given whether this rank's part has a non-finite value (0 or 1), whether any rank's has.
             narrow_exchange: whether the gradient of a sum may overflow the dtype of the exchange.
             stateful: further state for checkpoints, by name.
+            counted_over: the ranks whose items the gradient of the coming step sums over, if these are not all that the
+                loss is summed over; they may change from step to step.
         """
         self._placed = placed
         self._optimizer = builder.build_optimizer(placed.model.named_parameters())
@@ -89,9 +92,11 @@ class ModuleTrainable:
         self._no_sync = no_sync
         self._averaged = averaged
         self._scaler = builder.precision.scaler()
-        self._loss_world = world.along(*world.axes.loss)
+        loss_world = world.along(*world.axes.loss)
+        self._counted_over = counted_over or (lambda: loss_world)
+        self._knows_items = counted_over is None  # whether the gradient sums over all items of the step
         estimates = self._scaler.scales or narrow_exchange
-        self._count_estimate: CountEstimate = EstimatedCount(self._loss_world) if estimates else NoEstimate()
+        self._count_estimate: CountEstimate = EstimatedCount(loss_world) if estimates else NoEstimate()
         self._stateful = {"scaler": self._scaler, "count_estimate": self._count_estimate, **stateful}
         self._clip = clip = builder.clip
         # Whether `update` must process gradients even if they are divided already.
@@ -123,9 +128,9 @@ class ModuleTrainable:
         losses = []
         for micro_batch in batches.micro_batches[:-1]:
             with self._no_sync():
-                losses.append(loss := forward_loss(self._forward, micro_batch))
+                losses.append(loss := self._forward_loss(micro_batch))
                 self._backward(loss, batches)
-        losses.append(forward_loss(self._forward, batches.micro_batches[-1]))
+        losses.append(self._forward_loss(batches.micro_batches[-1]))
         return StepLoss(losses, self._backward_and_count(losses, batches))
 
     def gradients_finite(self) -> Tensor:
@@ -175,6 +180,10 @@ class ModuleTrainable:
         )
         load_state_dicts(self._stateful, state.values)
 
+    def _forward_loss(self, micro_batch: MicroBatch) -> MicroBatchLoss:
+        loss = forward_loss(self._forward, micro_batch)
+        return loss if self._knows_items else as_total(loss)
+
     def _backward(self, loss: MicroBatchLoss, batches: StepBatches) -> None:
         """Run backward. A mean over items is divided before it, since every rank knows the items of the step."""
         value, weight, _, is_mean, *_ = loss
@@ -189,8 +198,8 @@ class ModuleTrainable:
         A count that comes from the hook is known only after the last forward: a step of a single micro-batch is divided
         at once; otherwise the count is summed over ranks while backward runs, and `update` divides.
         """
-        last = losses[-1]
-        self._divided = last.is_mean or (len(losses) == 1 and self._loss_world.size == 1)
+        last, world = losses[-1], self._counted_over()
+        self._divided = last.is_mean or (len(losses) == 1 and world.size == 1)
         if last.is_mean:
             self._backward(last, batches)
             return batches.items
@@ -201,7 +210,7 @@ class ModuleTrainable:
         local_count = torch.zeros((), device=last.value.device)
         for loss in losses:
             local_count += loss.count
-        finish = self._loss_world.start_sum(local_count)
+        finish = world.start_sum(local_count)
         self._backward(last, batches)
         count = finish()
         self._factor = self._averaged * self._count_estimate.of(last, batches) / at_least_one(count)
