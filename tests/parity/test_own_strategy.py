@@ -3,6 +3,7 @@
 Its files are those that docs/own_strategy.md shows.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,36 @@ def test_a_tensor_axis_counts_each_item_once(runner: Callable[..., Ended], loss:
     close(wide, alone)
     for one, many in zip(alone.metrics(), wide.metrics(), strict=True):
         assert many == pytest.approx(one, rel=1e-5)
+
+
+JUDGED = """
+from user_hooks import points
+
+def loss(model, batch):
+    return points.compute_loss(model, batch)._replace(outputs={"first": batch[0][:, 0], "scores": model(batch[0])})
+
+def in_order(first):
+    return {"sum": sum(place * value for place, value in enumerate(first.tolist())), "items": len(first)}
+"""
+
+
+def test_jobs_over_a_tensor_axis_count_and_write_each_item_once(runner: Callable[..., Ended], project: Path) -> None:
+    """Four ranks in two pairs: a pair holds one model and reads the same items, of which there are 17."""
+    (project / "user_hooks" / "judged.py").write_text(JUDGED)
+    own = ["loss._target_=user_hooks.judged.loss", "+metric.in_order._target_=user_hooks.judged.in_order"]
+    run = runner("train", "points", *own, "run.steps=2", "run.dir=run", "eval.micro_items=3")
+    logged = {name: value for name, value in run.metrics()[-1].items() if name.startswith("eval/")}
+    assert logged["eval/in_order/items"] == 17
+    four = ["run", *WIDE, "hardware.processes=4"]
+    evaluation = json.loads(Path(runner("evaluate", *four).stdout.splitlines()[-1]).read_text())
+    assert evaluation["metrics"] == pytest.approx(logged, rel=1e-5)
+    runner("predict", "run", "--out", "one.jsonl")
+    runner("predict", *four, "--out", "four.jsonl")
+    one, many = (
+        [json.loads(line) for line in (project / name).read_text().splitlines()] for name in ("one.jsonl", "four.jsonl")
+    )
+    assert [row["first"] for row in many] == [row["first"] for row in one]
+    assert [row["scores"] for row in many] == [pytest.approx(row["scores"], abs=1e-6) for row in one]
 
 
 def test_the_peers_of_a_tensor_axis_draw_the_same_dropout(runner: Callable[..., Ended]) -> None:
