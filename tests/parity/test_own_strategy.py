@@ -93,6 +93,7 @@ WIDE = [
     "hardware=cpu",
     "hardware.oversubscribe=true",
 ]
+FOUR, PAIR = [*WIDE, "hardware.processes=4"], ["strategy=ddp", "hardware.processes=2"]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -125,11 +126,10 @@ def test_jobs_over_a_tensor_axis_count_and_write_each_item_once(runner: Callable
     run = runner("train", "points", *own, "run.steps=2", "run.dir=run", "eval.micro_items=3")
     logged = {name: value for name, value in run.metrics()[-1].items() if name.startswith("eval/")}
     assert logged["eval/in_order/items"] == 17
-    four = ["run", *WIDE, "hardware.processes=4"]
-    evaluation = json.loads(Path(runner("evaluate", *four).stdout.splitlines()[-1]).read_text())
+    evaluation = json.loads(Path(runner("evaluate", "run", *FOUR).stdout.splitlines()[-1]).read_text())
     assert evaluation["metrics"] == pytest.approx(logged, rel=1e-5)
     runner("predict", "run", "--out", "one.jsonl")
-    runner("predict", *four, "--out", "four.jsonl")
+    runner("predict", "run", *FOUR, "--out", "four.jsonl")
     one, many = (
         [json.loads(line) for line in (project / name).read_text().splitlines()] for name in ("one.jsonl", "four.jsonl")
     )
@@ -144,14 +144,15 @@ def test_the_peers_of_a_tensor_axis_draw_the_same_dropout(runner: Callable[..., 
     assert first.metrics() == second.metrics()
 
 
-@pytest.mark.parametrize(("first", "then"), [(WIDE, ["strategy=ddp"]), (["strategy=ddp"], WIDE)])
+@pytest.mark.parametrize(("first", "then"), [(FOUR, PAIR), (PAIR, FOUR)], ids=["to ddp", "from ddp"])
 def test_a_split_models_checkpoint_resumes_under_ddp_and_the_other_way_round(
     runner: Callable[..., Ended], first: Any, then: Any
 ) -> None:
-    common = ["train", "points", "model.dropout=0", f"run.steps={STEPS}", *first, "hardware.processes=2"]
+    """Of the four ranks, two hold one model, and the other two read other items."""
+    common = ["train", "points", "model.dropout=0", f"run.steps={STEPS}", *first]
     expected = runner(*common)
     stopped = runner(*common, f"run.stop_at_step={STOPPED_AT}")
-    close(runner("resume", str(stopped.run_dir.path), *then, "hardware.processes=2"), expected)
+    close(runner("resume", str(stopped.run_dir.path), *then), expected)
 
 
 def test_ranks_that_do_not_divide_are_a_fault_before_launch(runner: Callable[..., Ended]) -> None:

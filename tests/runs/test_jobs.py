@@ -1,6 +1,7 @@
 """`runner evaluate` and `runner predict`: a run's weights, used without training them."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -101,6 +102,8 @@ def test_what_cannot_be_evaluated_is_told(run: Ended, runner: Callable[..., Ende
     )
     assert "--step says already which weights" in runner("evaluate", "run", "--step", "8", "--best", code=2).stderr
     assert "nowhere is not there" in runner("evaluate", "run", "--weights", "nowhere", code=2).stderr
+    shutil.copytree(project / "recipes", project.parent / "strangers")
+    assert "--trust" in runner("evaluate", str(project.parent / "strangers" / "points.yaml"), code=2).stderr
     (project / "empty").mkdir()
     assert "empty is not a run's directory: it has no spec.yaml." in runner("evaluate", "empty", code=2).stderr
     assert "there is no recipe 'piont'. Did you mean points?" in runner("evaluate", "piont", code=2).stderr
