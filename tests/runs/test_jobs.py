@@ -38,6 +38,13 @@ def predict(model, batch, seen, pause=0.0):
 def mapping(model, batch):
     return model(batch[0])
 
+class Stream:
+    def __iter__(self):
+        return iter([])
+
+def stream():
+    return Data(train=points.Points(50, 0), eval=Stream())
+
 def several():
     return Data(train=points.Points(50, 0), eval={"near": points.Points(5, 1), "far": points.Points(7, 2)})
 """
@@ -198,6 +205,8 @@ def test_what_cannot_be_predicted_is_told(runner: Callable[..., Ended]) -> None:
     assert "mapping returned a Tensor, but a predict hook must return a mapping of names" in told(
         "predict._target_=user_hooks.jobs.mapping", "--out", "b.jsonl", code=3
     )
+    stream = told("data._target_=user_hooks.jobs.stream", "--out", "s.jsonl", code=5)
+    assert "the data hook's 'eval' dataset (Stream) is a stream, whose items have no places to go on from" in stream
     several = ["data._target_=user_hooks.jobs.several", "--out", "c.jsonl"]
     assert "Choose one: --on train | near | far" in told(*several, code=3)
     assert "there is no dataset 'fra'. Choose one: --on train | near | far" in told(*several, "--on", "fra", code=3)
