@@ -28,7 +28,7 @@ class StackedExperts(Protocol):
 def expert_modules(model: "Module", patterns: Sequence[str]) -> "Iterator[tuple[str, Module]]":
     """The modules that hold experts: those named by a pattern, or without patterns those of `runner.model.experts`."""
     if patterns:
-        found = {name: module for pattern in patterns for name, module in matching(model, pattern)}
+        found = {name: module for pattern in patterns for name, module in matching(model, pattern) if name}
         return iter(found.items())
     from runner.model.experts import Experts
 
@@ -43,7 +43,7 @@ def expert_faults(model: "Module", patterns: Sequence[str], *, ranks: int, shard
         shards: along the shard axis.
     """
     for pattern in patterns:
-        if not any(matching(model, pattern)):
+        if not any(name for name, _ in matching(model, pattern)):
             names = _candidates(model)
             rule = f"{pattern}: the model has no such module.{did_you_mean(pattern, names)}"
             yield Fault(key=KEY, message=f"{rule} Modules with stacked weights: {listed(names)}.")

@@ -1,5 +1,6 @@
 """The model of the expert axis' tests, a language model of two mixtures, and how each of its ranks trains it."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,9 @@ from runner.optimizer.adamw import AdamW
 from runner.protocols import Clip, MicroBatch, StepBatches
 from tests.strategy.ranks import builder, model_of
 
-WIDTH, HIDDEN, EXPERTS, TOP_K, WORDS = 8, 12, 8, 2, 16
+WIDTH, HIDDEN, TOP_K, WORDS = 8, 12, 2, 16
+EXPERTS = (8, 6)
+"""Of each block: divided by 2 expert ranks, two shards divide the 4 experts of the one, but not the 3 of the other."""
 DRAW = torch.Generator().manual_seed(0)
 TOKENS = torch.randint(WORDS, (12, 6), generator=DRAW)
 COUNTED = torch.arange(5) < torch.randint(1, 6, (12, 1), generator=DRAW)
@@ -24,10 +27,10 @@ COUNTED = torch.arange(5) < torch.randint(1, 6, (12, 1), generator=DRAW)
 class Block(nn.Module):
     """A mixture with a residual connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
-        self.mixture = MixtureOfExperts(width=WIDTH, hidden=HIDDEN, num_experts=EXPERTS, top_k=TOP_K)
+        self.mixture = MixtureOfExperts(width=WIDTH, hidden=HIDDEN, num_experts=num_experts, top_k=TOP_K)
 
     def forward(self, x: Any) -> Any:
         output, router_logits = self.mixture(self.norm(x))
@@ -40,7 +43,7 @@ class Mixtures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(WORDS, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.blocks = nn.ModuleList(Block(num_experts) for num_experts in EXPERTS)
         self.head = nn.Linear(WIDTH, WORDS)
 
     def forward(self, tokens: Any) -> Any:
@@ -69,10 +72,22 @@ def mixture_loss(model: Any, batch: Any) -> Any:
 
 
 def prepare(
-    world: Any, part: Any, *, loss: Any = mixture_loss, build: Any = seeded_mixtures, clip: Any = None, **more: Any
+    world: Any,
+    part: Any,
+    *,
+    loss: Any = mixture_loss,
+    build: Any = seeded_mixtures,
+    apply: Any = lambda model: None,
+    **more: Any,
 ) -> Any:
+    """What trains the model.
+
+    Args:
+        apply: what is done to the model before it is sharded.
+    """
     optimizer = partial(AdamW(lr=0.01).build, items=1)
-    return part.prepare(builder(build=build, optimizer=optimizer, loss=loss, clip=clip, **more), world)
+    plain = builder(build=build, optimizer=optimizer, loss=loss, **more)
+    return part.prepare(replace(plain, recompute=apply), world)
 
 
 def batches_of(world: Any, num_micro_batches: int) -> Any:
@@ -84,10 +99,13 @@ def batches_of(world: Any, num_micro_batches: int) -> Any:
     return StepBatches([MicroBatch(pair, len(pair[0])) for pair in zip(tokens, counted, strict=True)], len(TOKENS))
 
 
-def trained(world: Any, part: Any, num_micro_batches: int = 1, clip: float | None = None, steps: int = 5) -> Any:
-    """Loss and gradient norm of each step, and the weights after the last."""
-    trainable = prepare(world, part, clip=Clip(norm=clip))
-    return *steps_of(world, trainable, num_micro_batches, steps), weights(trainable)
+def trained(world: Any, part: Any, num_micro_batches: int = 1, clip: Any = None, steps: int = 5, **more: Any) -> Any:
+    """Loss and gradient norm of each step, then the evaluated loss and the weights."""
+    trainable = prepare(world, part, clip=Clip(norm=clip), **more)
+    losses, norms = steps_of(world, trainable, num_micro_batches, steps)
+    micro_batches = batches_of(world, num_micro_batches).micro_batches
+    evaluated = mean(world, list(trainable.evaluate(micro_batches)))
+    return losses, norms, evaluated, weights(trainable)
 
 
 def steps_of(world: Any, trainable: Any, num_micro_batches: int, steps: int) -> Any:
@@ -95,10 +113,16 @@ def steps_of(world: Any, trainable: Any, num_micro_batches: int, steps: int) -> 
     losses, norms = [], []
     for _ in range(steps):
         step = trainable.forward_backward(batches_of(world, num_micro_batches))
-        total = world.along(*world.axes.loss).sum(sum(loss.value.detach() for loss in step.losses))
-        losses.append((total / step.count).item())
+        losses.append(mean(world, step.losses))
         norms.append(trainable.update(measure=True).grad_norm.item())
     return losses, norms
+
+
+def mean(world: Any, losses: Any) -> Any:
+    """The loss over all ranks and micro-batches."""
+    own = torch.stack([sum(loss.value.detach() for loss in losses), sum(loss.count for loss in losses)])
+    total, count = world.along(*world.axes.loss).sum(own)
+    return (total / count).item()
 
 
 def weights(trainable: Any) -> Any:
