@@ -31,11 +31,11 @@ class Mixed(NamedTuple):
 class MixtureOfExperts(nn.Module):
     """A router and its experts. Each token goes to its `top_k` experts; none is dropped, however many one expert gets.
 
-    Routing works as in Mixtral (arXiv:2401.04088): the outputs of the chosen experts are weighted by the softmax over
-    the logits of those.
+    The outputs of the chosen experts are weighted by their probabilities, which as in Mixtral (arXiv:2401.04088) are
+    made to add up to 1, or as in the Switch Transformer (arXiv:2101.03961) left as they are among all experts.
     """
 
-    def __init__(self, *, width: int, hidden: int, num_experts: int, top_k: int) -> None:
+    def __init__(self, *, width: int, hidden: int, num_experts: int, top_k: int, renormalize: bool = True) -> None:
         """Create the weights.
 
         Args:
@@ -43,22 +43,28 @@ class MixtureOfExperts(nn.Module):
             hidden: features between the two layers of an expert.
             num_experts: experts to choose from.
             top_k: how many of them each token goes to.
+            renormalize: whether a token's probabilities of its experts are divided by their sum.
 
         Raises:
-            ValueError: top_k is not between 1 and num_experts.
+            ValueError: top_k is not between 1 and num_experts, or it is 1 and renormalized.
         """
         super().__init__()
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
+        if top_k == 1 and renormalize:
+            rule = "a single weight is always 1 then, and the router gets no gradient"
+            raise ValueError(f"top_k=1 does not go with renormalize=True: {rule}. Use renormalize=False, or top_k=2.")
         self.top_k = top_k
+        self.renormalize = renormalize
         self.router = nn.Linear(width, num_experts, bias=False)
         self.experts = Experts(width=width, hidden=hidden, num_experts=num_experts)
 
     def forward(self, x: Tensor) -> Mixed:
         """Map [..., width] to the same shape."""
         logits = self.router(x)
-        highest, chosen = logits.float().topk(self.top_k, dim=-1)
-        weights = highest.softmax(dim=-1)
+        weights, chosen = logits.float().softmax(dim=-1).topk(self.top_k, dim=-1)
+        if self.renormalize:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
         output = self.experts(x.flatten(0, -2), chosen.flatten(0, -2), weights.flatten(0, -2))
         return Mixed(output.view_as(x), logits)
 

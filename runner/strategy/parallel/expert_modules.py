@@ -51,7 +51,8 @@ def expert_faults(model: "Module", patterns: Sequence[str], *, ranks: int, shard
     if not modules and not patterns:
         names = _candidates(model)
         rule = f"strategy.expert={ranks} divides experts, but the model has none of runner.model.experts."
-        yield Fault(key=KEY, message=f"{rule} Name its modules with stacked weights: {listed(names)}.")
+        way_out = f"Name its modules with stacked weights: {listed(names)}." if names else "Use strategy.expert=1."
+        yield Fault(key="strategy.expert", message=f"{rule} {way_out}")
     told = set()
     users = Counter(id(parameter) for _, module in modules for parameter in module.parameters())
     for name, module in modules:

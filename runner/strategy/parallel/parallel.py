@@ -62,7 +62,7 @@ class Parallel:
             if self.shards.build is Build.RANK_0:
                 rule = "rank_0 sends whole weights, but strategy.expert divides experts. Use every_rank."
                 yield Fault(key="strategy.build", message=rule)
-            if self.sequence_parallel:
+            if self.sequence_parallel and axes.size([Axis.TENSOR]) > 1:
                 rule = "splits the tokens that strategy.expert sends to experts. Use false, or strategy.expert=1."
                 yield Fault(key="strategy.sequence_parallel", message=rule)
         elif self.expert_modules:

@@ -225,11 +225,16 @@ WANTED = (
     "each and their weights."
 )
 FAULTS = [
-    (nn.Linear(2, 2), [], "strategy.expert_modules", "divides experts, but the model has none of runner.model.experts"),
+    (
+        nn.Linear(2, 2),
+        [],
+        "strategy.expert",
+        "strategy.expert=2 divides experts, but the model has none of runner.model.experts. Use strategy.expert=1.",
+    ),
     (
         nn.Sequential(OwnExperts()),
         [],
-        "strategy.expert_modules",
+        "strategy.expert",
         "strategy.expert=2 divides experts, but the model has none of runner.model.experts. Name its modules with "
         "stacked weights: *.",
     ),
