@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.engine.listeners import Listeners
+from runner.engine.replicas import ReplicaReader, divide_by_replica
 from runner.errors import CheckpointError
 from runner.protocols import Progress, SavedState, Scheduler, Source, State, Trainable, World
 from runner.protocols.state import of_model
@@ -46,6 +47,11 @@ class Training:
         """Seconds of training since the run began."""
         return self.time_before_s + time.monotonic() - self.started
 
+    @property
+    def replicas(self) -> World:
+        """The ranks that take steps of their own; only this one under most strategies."""
+        return self.random_world.along(*self.random_world.axes.independent)
+
     def advance(self) -> None:
         """Count an optimizer step and advance the schedules."""
         for schedule in self.schedules.values():
@@ -60,6 +66,7 @@ class Training:
         """Models, optimizers, schedules, position, callbacks, and the generators of this rank. Collective."""
         state = self.trainable.state_dict()
         state.callbacks |= self.listeners.tensors(self.trainable)
+        divide_by_replica(state, self.replicas, models=self.trainable.models.keys())
         state.rng[self.random_world.rank] = rng_state(self.random_world.device)
         state.values |= {
             "step": self.step,
@@ -126,10 +133,10 @@ class _CheckpointReader:
     """A checkpoint for the trainable to read; callbacks and generators are read in the same pass."""
 
     def __init__(self, saved: SavedState, training: Training) -> None:
-        self._saved = saved
+        self._saved = ReplicaReader(saved, training.replicas)
         self._rank = training.random_world.rank
         self.path = saved.path
-        self.stored = saved.stored
+        self.stored = self._saved.stored
         generators = self.stored.rng.get(self._rank, {})
         self.rng = {name: torch.empty(one.shape, dtype=one.dtype) for name, one in generators.items()}
         # A callback that is not in the checkpoint starts fresh.

@@ -39,14 +39,18 @@ class Axes:
     """The axes along which the items of a step are split; ranks that differ only on other axes read the same items."""
     partial: tuple[Axis, ...] = ()
     """Axes along which ranks compute different parts of the same items: stages of a pipeline, parts of a sequence."""
+    independent: tuple[Axis, ...] = ()
+    """Axes along which ranks take steps of their own: their weights differ between exchanges, and the result of a run
+    depends on their number."""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.sizes) or len(set(self.names)) != len(self.names):
             raise ValueError(f"names={self.names} and sizes={self.sizes} must name each axis once, with its size.")
         if any(size < 1 for size in self.sizes):
             raise ValueError(f"sizes={self.sizes} must all be at least 1.")
-        if unknown := {*self.data, *self.partial} - {*self.names}:
-            raise ValueError(f"data={self.data} and partial={self.partial} name {unknown}, not among {self.names}.")
+        if unknown := {*self.data, *self.partial, *self.independent} - {*self.names}:
+            named = f"data={self.data}, partial={self.partial} and independent={self.independent}"
+            raise ValueError(f"{named} name {unknown}, not among {self.names}.")
 
     @property
     def loss(self) -> tuple[Axis, ...]:

@@ -30,6 +30,8 @@ class State(Generic[T]):
     rng: dict[int, dict[str, T]] = field(default_factory=dict)
     """By a rank's index along the axes that draw different random numbers, then by generator."""
     values: dict[str, Any] = field(default_factory=dict)
+    replicas: dict[int, "State[T]"] = field(default_factory=dict)
+    """By a rank's index along the independent axes: what these ranks hold that others do not. It has no values."""
 
 
 MODEL = "model"

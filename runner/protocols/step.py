@@ -53,7 +53,7 @@ class StepLoss(NamedTuple):
     losses: Sequence[MicroBatchLoss]
     """This rank's losses, one per micro-batch."""
     count: "Tensor | int"  # type: ignore[assignment]  # tuple.count, which is never called
-    """The count of the whole step, summed over micro-batches and ranks."""
+    """The count of the whole step, summed over micro-batches and the ranks whose gradients are summed."""
 
 
 class Update(NamedTuple):

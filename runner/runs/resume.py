@@ -15,7 +15,6 @@ from runner.config.run_dir import RunDir
 from runner.config.run_lock import check_free
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
-from runner.model.check import model_faults
 from runner.runs import attempt
 from runner.runs.start import FROM_0, check_start
 from runner.runs.trust import require_trust
@@ -25,7 +24,7 @@ __all__ = ["resume"]
 
 IDENTITY = ("model", "data", "loss", "run.seed", "order")
 """Keys, with all keys inside them, whose change makes it another run. So does a change of batch.items, also where it is
-derived."""
+derived, and of the number of replicas that take steps of their own."""
 PLACE = ("name", "run.dir")
 """Keys that name the run's directory."""
 
@@ -99,15 +98,9 @@ def _read(changed: Overridden, *, before: RunSpec, allowed: Sequence[str]) -> Ru
     stored = changed.stored
     refused = [
         *_refused(store.diff(before.config, hidden(stored.config)), allowed=allowed),
-        *_refused_items(before.batch.items, _items(stored), allowed=allowed),
+        *_refused_numbers(before, _unchecked(stored), allowed=allowed),
     ]
-    return read(
-        stored.config,
-        import_roots=stored.import_roots,
-        origin=changed.origin,
-        known_faults=[*changed.faults, *refused],
-        rules=[model_faults],
-    )
+    return changed.read(refused=refused)
 
 
 def _refused(changes: Mapping[str, tuple[object, object]], *, allowed: Sequence[str]) -> Iterator[Fault]:
@@ -119,17 +112,36 @@ def _refused(changes: Mapping[str, tuple[object, object]], *, allowed: Sequence[
             yield _refusal(key, f"{was!r} would become {becomes!r}")
 
 
-def _refused_items(was: int, becomes: int | None, *, allowed: Sequence[str]) -> Iterator[Fault]:
-    if becomes not in (None, was) and not _covered("batch.items", allowed):
-        yield _refusal("batch.items", f"{was} items a step would become {becomes}")
+def _refused_numbers(was: RunSpec, becomes: RunSpec | None, *, allowed: Sequence[str]) -> Iterator[Fault]:
+    """Refuse what follows from several keys together: the items of a step, and the replicas that take their own."""
+    if becomes is None:
+        return
+    items, new_items = was.batch.items, becomes.batch.items
+    if new_items != items and not _covered("batch.items", allowed):
+        yield _refusal("batch.items", f"{items} items a step would become {new_items}")
+    replicas, new_replicas = _independent_replicas(was), _independent_replicas(becomes)
+    if new_replicas != replicas and not _covered("strategy", allowed):
+        yield _refusal("strategy", f"{_steps_of(replicas)} would become {_steps_of(new_replicas)}")
 
 
-def _items(stored: store.StoredSpec) -> int | None:
-    """Items of one step, however they are derived; None if they cannot be, which reading the whole will tell."""
+def _unchecked(stored: store.StoredSpec) -> RunSpec | None:
+    """The new spec, with its faults; None if it cannot be built, which reading the whole will tell."""
     try:
-        return read(stored.config, import_roots=stored.import_roots, check=False, keep=True).batch.items
+        return read(stored.config, import_roots=stored.import_roots, check=False, keep=True)
     except SpecError:
         return None
+
+
+def _independent_replicas(spec: RunSpec) -> int:
+    try:
+        axes = spec.strategy.axes(spec.world_size)
+    except ValueError:  # a number of ranks that the strategy cannot divide, which reading the whole will tell
+        return 1
+    return axes.size(axes.independent)
+
+
+def _steps_of(replicas: int) -> str:
+    return f"{replicas} replicas with steps of their own" if replicas > 1 else "one step of all ranks together"
 
 
 def _covered(key: str, keys: Sequence[str]) -> bool:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple, final
 
 from runner.selftest.bench import Bench
-from runner.selftest.places import Place, Way, saves
+from runner.selftest.places import Place, Way, saves, synchronous
 from runner.selftest.verdict import FLOAT32, NARROW, bitwise, close, falling
 
 __all__ = ["GROUPS", "Check", "Missing", "checks_of"]
@@ -38,7 +38,7 @@ def checks_of(group: str, place: Place) -> Iterator[Check | Missing]:
 def _strategies(group: str, place: Place) -> Iterator[Check | Missing]:
     """A step that is divided among processes and micro-batches is the step of one process over one large batch."""
     usable, missing = place.ways("strategy")
-    for way in usable:
+    for way in synchronous(place, usable):
         yield Check(group, str(way), partial(_divided_equals_whole, place=place, way=way))
     yield from (Missing(group, option, reason) for option, reason in missing.items())
 
@@ -82,7 +82,7 @@ def _continues_itself(bench: Bench, *, overrides: tuple[str, ...], place: Place)
 
 def _interchanges(group: str, place: Place) -> Iterator[Check]:
     """A checkpoint of each strategy is continued by the next one."""
-    usable, _ = place.ways("strategy")
+    usable = synchronous(place, place.ways("strategy")[0])
     for way, other in zip(usable, [*usable[1:], *usable[:1]], strict=True):
         yield Check(group, f"{way.option} → {other}", partial(_continued_by, place=place, way=way, other=other))
 

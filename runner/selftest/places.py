@@ -1,6 +1,6 @@
 """Where the self-test's runs take place on this machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, final
 
 from runner.composition.compose import compose
@@ -8,7 +8,7 @@ from runner.composition.recipe import Recipe, shipped_root
 from runner.config.read import read
 from runner.machine.options import PROBE, option_faults, shipped_options
 
-__all__ = ["Place", "Way", "find_places", "saves"]
+__all__ = ["Place", "Way", "find_places", "saves", "synchronous"]
 
 BEST = ("hardware=auto",)
 HOST = ("hardware=cpu", "hardware.oversubscribe=true")
@@ -17,6 +17,8 @@ BUFFERS = ("reduce_bucket_size",)
 BUFFER_ITEMS = 1 << 16
 """Keys of strategies whose default suits large models, and a value for small ones: buffers of 2 GB, filled and dropped,
 took 18 of 22 s of a run."""
+MOST = 2
+"""Processes, at most."""
 ITEMS = {1: "batch.micro_items=4", 2: "batch.micro_items=3"}
 """By the number of processes: a step of 12 items is divided into micro-batches, too."""
 
@@ -46,6 +48,8 @@ class Place(NamedTuple):
     """What options find wrong there, by the number of processes, group and name."""
     buffers: Mapping[str, tuple[str, ...]] = {}
     """Overrides that keep the buffers of a strategy small, by its name."""
+    independent: Collection[str] = ()
+    """Strategies whose result depends on the number of processes."""
 
     def placed(self, processes: int) -> tuple[str, ...]:
         """The overrides for this many processes."""
@@ -56,7 +60,7 @@ class Place(NamedTuple):
         buffers = self.buffers.get(way.option, ())
         return (*self.placed(way.processes), f"strategy={way.option}", *buffers, ITEMS[way.processes])
 
-    def ways(self, group: str, *, at_most: int = 2) -> tuple[list[Way], dict[str, str]]:
+    def ways(self, group: str, *, at_most: int = MOST) -> tuple[list[Way], dict[str, str]]:
         """The options of a group that can run here, on as many processes as they can, and what the others need."""
         usable, missing = list[Way](), dict[str, str]()
         for option, faults in self.faults[1][group].items():
@@ -66,6 +70,11 @@ class Place(NamedTuple):
             else:
                 missing[option] = " ".join(faults)
         return usable, missing
+
+
+def synchronous(place: Place, ways: Sequence[Way]) -> list[Way]:
+    """Those with which the number of processes does not change the result."""
+    return [way for way in ways if way.option not in place.independent]
 
 
 def saves(overrides: Sequence[str]) -> bool:
@@ -85,12 +94,10 @@ def find_places() -> list[Place]:
 
 def _place(hardware: Sequence[str], processes: int, *, forks: bool) -> Place:
     faults = {count: option_faults((*hardware, f"hardware.processes={count}")) for count in range(1, processes + 1)}
-    return Place(hardware, processes, forks, faults, _small_buffers())
-
-
-def _small_buffers() -> dict[str, tuple[str, ...]]:
-    found = {}
+    buffers, independent = dict[str, tuple[str, ...]](), set[str]()
     for option in shipped_options()["strategy"]:
-        node = compose(Recipe(PROBE), [f"strategy={option}"], directories=[shipped_root() / "conf"]).config["strategy"]
-        found[option] = tuple(f"strategy.{key}={BUFFER_ITEMS}" for key in BUFFERS if key in node)
-    return found
+        config = compose(Recipe(PROBE), [f"strategy={option}"], directories=[shipped_root() / "conf"]).config
+        buffers[option] = tuple(f"strategy.{key}={BUFFER_ITEMS}" for key in BUFFERS if key in config["strategy"])
+        if read(config, import_roots=[], check=False).strategy.axes(MOST).independent:
+            independent.add(option)
+    return Place(hardware, processes, forks, faults, buffers, independent)

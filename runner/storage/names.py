@@ -4,6 +4,7 @@
     optimizer.<parameter>.<key>     what the optimizer keeps for that parameter: exp_avg, …
     callback.<name>.<key>
     rng.rank_<n>.<generator>
+    replica_<n>.<name>              one of the names above, of what only this replica holds
 
 These are the names of a run with one model, which is called `model`. The names of any other model are prefixed with its
 own: `<model>.model.<parameter>`, `<model>.optimizer.<parameter>.<key>`. The names of models and callbacks and the keys
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 KINDS = ("model", "optimizer", "callback", "rng")
 RANK = "rank_"
+REPLICA = "replica_"
+NUMBER = "[0-9]{1,18}"
 
 
 def to_names(state: State[T]) -> dict[str, T]:
@@ -55,14 +58,20 @@ def _names(state: State[T]) -> Iterator[tuple[str, T]]:
         yield from ((f"callback.{_quote(callback)}.{key}", tensor) for key, tensor in tensors.items())
     for rank, generators in state.rng.items():
         yield from ((f"rng.{RANK}{rank}.{name}", tensor) for name, tensor in generators.items())
+    for number, replica in state.replicas.items():
+        yield from ((f"{REPLICA}{number}.{name}", tensor) for name, tensor in _names(replica))
 
 
 def _prefix(model: str) -> str:
     if model == MODEL:
         return ""
-    if model in KINDS:  # from_names would take it for a kind, so quote its first letter as well
+    if model in KINDS or _is_replica(model):  # from_names would take it for that, so quote its first letter as well
         return f"%{ord(model[0]):02X}{model[1:]}."
     return f"{_quote(model)}."
+
+
+def _is_replica(name: str) -> bool:
+    return re.fullmatch(REPLICA + NUMBER, name) is not None
 
 
 def _quote(name: str) -> str:
@@ -71,6 +80,9 @@ def _quote(name: str) -> str:
 
 def _put(state: State[T], name: str, tensor: T) -> None:
     kind, dot, rest = name.partition(".")
+    if _is_replica(kind) and not _is_replica(rest.partition(".")[0]):
+        _put(state.replicas.setdefault(int(kind.removeprefix(REPLICA)), State()), rest, tensor)
+        return
     model = MODEL
     if kind not in KINDS:
         model, (kind, dot, rest) = unquote(kind), rest.partition(".")
@@ -82,7 +94,7 @@ def _put(state: State[T], name: str, tensor: T) -> None:
         state.optimizers.setdefault(model, {}).setdefault(parameter, {})[unquote(key)] = tensor
     elif kind == "callback" and inner_dot and model == MODEL:
         state.callbacks.setdefault(unquote(first), {})[last] = tensor
-    elif kind == "rng" and inner_dot and model == MODEL and re.fullmatch(rf"{RANK}[0-9]{{1,18}}", first):
+    elif kind == "rng" and inner_dot and model == MODEL and re.fullmatch(RANK + NUMBER, first):
         state.rng.setdefault(int(first.removeprefix(RANK)), {})[last] = tensor
     else:
         raise ValueError(f"{shown(name)} is not the name of a tensor in a checkpoint.")

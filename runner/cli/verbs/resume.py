@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         action="append",
         default=[],
-        help="let KEY change although it defines the run (model, data, loss, batch.items, run.seed, order)",
+        help="let KEY change although it defines the run (model, data, loss, batch.items, run.seed, order, strategy)",
     )
     parser.add_argument(
         "--from",

@@ -54,7 +54,8 @@ class AtBoundaries:
         """Whether loss or gradient norm is nan or inf. The mean loss of a step with count 0 is nan without a fault."""
         if not math.isfinite(values.get("train/grad_norm", 0.0)):
             return True
-        return not math.isfinite(values.get("train/loss", 0.0)) and float(loss.count) != 0
+        # Under some strategies each rank knows the count of its own replica only.
+        return not math.isfinite(values.get("train/loss", 0.0)) and world.any(float(loss.count) != 0)
 
     def suspects_skipped(self, loss: StepLoss, world: World) -> bool:
         """Always: without a loss scale, a step is skipped (by DeepSpeed) only if its gradient is not finite."""

@@ -50,6 +50,11 @@ def at_least_one(count: Tensor | int) -> Tensor | int:
     return where(count == 0, 1, count) if isinstance(count, Tensor) else count or 1
 
 
+def as_total(loss: MicroBatchLoss) -> MicroBatchLoss:
+    """A mean over items as a total and its count, as if the hook had returned a Loss."""
+    return loss._replace(value=loss.value * loss.weight, weight=1, is_mean=False) if loss.is_mean else loss
+
+
 def outputs_in_evaluation(result: Loss | Tensor) -> Loss | Tensor:
     """The hook's result, in training without outputs: whoever looks for the tensors of a backward (DDP) finds `total`.
 

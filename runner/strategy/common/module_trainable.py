@@ -25,7 +25,7 @@ from runner.protocols import (
 )
 from runner.protocols.state import MODEL
 from runner.strategy.common.count_estimate import CountEstimate, EstimatedCount, NoEstimate
-from runner.strategy.common.forward_loss import at_least_one, check_has_gradient, forward_loss
+from runner.strategy.common.forward_loss import as_total, at_least_one, check_has_gradient, forward_loss
 from runner.strategy.common.named_state import add_optimizer_state, load_named_state, settings
 from runner.strategy.common.placed_module import Forward, PlacedModule
 from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_dicts
@@ -66,6 +66,7 @@ class ModuleTrainable:
         reduce_found_inf: Callable[[Tensor], Tensor] = same_on_every_rank,
         narrow_exchange: bool = False,
         stateful: Mapping[str, Stateful] = NO_STATE,
+        counted_over: Callable[[], World] | None = None,
     ) -> None:
         """Start from step 0.
 
@@ -73,8 +74,7 @@ class ModuleTrainable:
             placed: the model; its optimizer is built here.
             builder: provides the optimizer, the precision and the clipping.
             world: all ranks of the run.
-            forward: the loss hook on a batch, in training; its backward exchanges gradients, except inside `no_sync`.
-                None = as in evaluation.
+            forward: the loss hook in training; its backward exchanges gradients, except in `no_sync`. None = as placed.
             no_sync: a context in which backward only accumulates gradients on this rank.
             averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
             gradients_of: this rank's part of the parameters' gradients, not copied.
@@ -83,6 +83,8 @@ class ModuleTrainable:
             reduce_found_inf: given whether this rank's part has a non-finite value (0 or 1), whether any rank's has.
             narrow_exchange: whether the gradient of a sum may overflow the dtype of the exchange.
             stateful: further state for checkpoints, by name.
+            counted_over: the ranks whose items the gradient of the coming step sums over, if these are not all that the
+                loss is summed over; they may change from step to step.
         """
         self._placed = placed
         self._optimizer = builder.build_optimizer(placed.model.named_parameters())
@@ -90,16 +92,16 @@ class ModuleTrainable:
         self._no_sync = no_sync
         self._averaged = averaged
         self._scaler = builder.precision.scaler()
-        self._loss_world = world.along(*world.axes.loss)
+        loss_world = world.along(*world.axes.loss)
+        self._counted_over = counted_over or (lambda: loss_world)
+        self._knows_items = counted_over is None  # whether the gradient sums over all items of the step
         estimates = self._scaler.scales or narrow_exchange
-        self._count_estimate: CountEstimate = EstimatedCount(self._loss_world) if estimates else NoEstimate()
+        self._count_estimate: CountEstimate = EstimatedCount(loss_world) if estimates else NoEstimate()
         self._stateful = {"scaler": self._scaler, "count_estimate": self._count_estimate, **stateful}
         self._clip = clip = builder.clip
         # Whether `update` must process gradients even if they are divided already.
         self._always_processes = clip.norm is not None or clip.value is not None or self._scaler.scales
-        self._gradients_of = gradients_of
-        self._norm_of = norm_of
-        self._reduce_found_inf = reduce_found_inf
+        self._gradients_of, self._norm_of, self._reduce_found_inf = gradients_of, norm_of, reduce_found_inf
         self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._divided = True  # whether the gradients are divided by the step's count already;
         self._factor: Tensor | float = 1.0  # if not, what they must still be multiplied by
@@ -126,9 +128,9 @@ class ModuleTrainable:
         losses = []
         for micro_batch in batches.micro_batches[:-1]:
             with self._no_sync():
-                losses.append(loss := forward_loss(self._forward, micro_batch))
+                losses.append(loss := self._forward_loss(micro_batch))
                 self._backward(loss, batches)
-        losses.append(forward_loss(self._forward, batches.micro_batches[-1]))
+        losses.append(self._forward_loss(batches.micro_batches[-1]))
         return StepLoss(losses, self._backward_and_count(losses, batches))
 
     def gradients_finite(self) -> Tensor:
@@ -178,6 +180,10 @@ class ModuleTrainable:
         )
         load_state_dicts(self._stateful, state.values)
 
+    def _forward_loss(self, micro_batch: MicroBatch) -> MicroBatchLoss:
+        loss = forward_loss(self._forward, micro_batch)
+        return loss if self._knows_items else as_total(loss)
+
     def _backward(self, loss: MicroBatchLoss, batches: StepBatches) -> None:
         """Run backward. A mean over items is divided before it, since every rank knows the items of the step."""
         value, weight, _, is_mean, *_ = loss
@@ -192,8 +198,8 @@ class ModuleTrainable:
         A count that comes from the hook is known only after the last forward: a step of a single micro-batch is divided
         at once; otherwise the count is summed over ranks while backward runs, and `update` divides.
         """
-        last = losses[-1]
-        self._divided = last.is_mean or (len(losses) == 1 and self._loss_world.size == 1)
+        last, world = losses[-1], self._counted_over()
+        self._divided = last.is_mean or (len(losses) == 1 and world.size == 1)
         if last.is_mean:
             self._backward(last, batches)
             return batches.items
@@ -204,7 +210,7 @@ class ModuleTrainable:
         local_count = torch.zeros((), device=last.value.device)
         for loss in losses:
             local_count += loss.count
-        finish = self._loss_world.start_sum(local_count)
+        finish = world.start_sum(local_count)
         self._backward(last, batches)
         count = finish()
         self._factor = self._averaged * self._count_estimate.of(last, batches) / at_least_one(count)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from runner.config.run_spec import RunSpec
     from runner.strategy.common.placed_module import PlacedModule
-    from runner.strategy.fsdp.trainable import PlacedShards
+    from runner.strategy.fsdp.trainable import PlacedShards, ShardedTrainable
 
 
 @final
@@ -70,8 +70,19 @@ class FSDP:
         if world.size == 1:
             placed_alone = self.settings.place_alone(builder.build_whole_model(), builder, world)
             return ModuleTrainable(placed_alone, builder, world)
+        return self.prepare_shards(builder, world)
+
+    def prepare_shards(
+        self,
+        builder: Builder,
+        world: World,
+        *,
+        stepping: World | None = None,
+        counted_over: Callable[[], World] | None = None,
+    ) -> "ShardedTrainable":
+        """Shard the model among these ranks, then build the optimizer; the rest is as in ShardedTrainable."""
         from runner.strategy.fsdp.trainable import ShardedTrainable
 
         placed, units = self.settings.place_shards(builder.build_whole_model, builder, world, world.mesh())
-        has_replicas = world.axes.size([Axis.REPLICATE]) > 1
-        return ShardedTrainable(placed, builder, world, no_sync=self.settings.no_sync(units, has_replicas=has_replicas))
+        no_sync = self.settings.no_sync(units, has_replicas=world.axes.size([Axis.REPLICATE]) > 1)
+        return ShardedTrainable(placed, builder, world, no_sync=no_sync, stepping=stepping, counted_over=counted_over)

@@ -104,13 +104,19 @@ class ShardedTrainable:
         world: World,
         *,
         no_sync: Callable[[], AbstractContextManager[Any]],
+        stepping: World | None = None,
+        counted_over: Callable[[], World] | None = None,
     ) -> None:
         """Start from step 0.
 
         Args:
+            world: the ranks that train this copy of the model.
             no_sync: a context in which backward does not complete the reduction of gradients.
+            stepping: the ranks that take or skip a step together; None = those of the shard group.
+            counted_over: as in ModuleTrainable.
         """
         shard = world.along(Axis.SHARD)
+        together = stepping or shard
         self._placed = placed
         self._module = ModuleTrainable(
             placed.module,
@@ -119,7 +125,8 @@ class ShardedTrainable:
             no_sync=no_sync,
             gradients_of=local_gradients,
             norm_of=lambda gradients, _: global_norm(gradients, shard),
-            reduce_found_inf=lambda found: shard.sum(found.to(shard.device)),
+            reduce_found_inf=lambda found: together.sum(found.to(shard.device)),
+            counted_over=counted_over,
         )
 
     @property

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING
 
 from runner.config.nearest import did_you_mean, listed
 from runner.errors import Fault
-from runner.strategy.parallel.styles import Planned, Style, matching, plan_of, planned
+from runner.strategy.parallel.styles import (
+    Planned,
+    Style,
+    attributes,
+    is_transposed,
+    matching,
+    output_dim,
+    plan_of,
+    planned,
+    tied_parameters,
+)
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -20,19 +30,19 @@ def plan_faults(model: "Module", plan: Mapping[str, str], *, ranks: int) -> Iter
         rule = f"strategy.tensor={ranks} needs a plan, and {type(model).__name__} brings none of its own."
         names = listed(dict.fromkeys(_pattern(name) for name, _ in _leaves(model)))
         yield Fault(key=KEY, message=f"{rule} Name how each module is split; it has: {names}.")
+    readable: dict[str, Planned] = {}
     for pattern, text in lines.items():
         try:
-            line = planned(text)
+            readable[pattern] = planned(text)
         except ValueError:
             rule = f"{pattern}: {text}: there is no such style.{did_you_mean(text, list(Style))}"
             yield Fault(key=KEY, message=f"{rule} There are: {listed(Style)}.")
             continue
-        yield from _line_faults(model, pattern, line, ranks=ranks)
+        yield from _line_faults(model, pattern, readable[pattern], ranks=ranks)
+    yield from _tied_faults(model, readable)
 
 
 def _line_faults(model: "Module", pattern: str, line: Planned, *, ranks: int) -> Iterator[Fault]:
-    from runner.strategy.parallel.tensor import attributes
-
     if line.style is Style.DIVIDE:
         found = [(name, vars(owner)[name]) for owner, name in attributes(model, pattern)]
         if not found:
@@ -54,11 +64,24 @@ def _line_faults(model: "Module", pattern: str, line: Planned, *, ranks: int) ->
             yield Fault(key=KEY, message=f"{pattern}: {message}")
 
 
+def _tied_faults(model: "Module", lines: Mapping[str, Planned]) -> Iterator[Fault]:
+    """Report parameters that several modules share but that these split in different ways."""
+    dims: dict[str, int] = {}
+    for pattern, line in lines.items():
+        by_columns = line.style.startswith(Style.COLWISE)
+        if by_columns or line.style is Style.ROWWISE:
+            for name, module in matching(model, pattern):
+                dim = output_dim(module) if by_columns else 1 - output_dim(module)
+                dims |= {f"{name}.{key}": dim for key, _ in module.named_parameters(recurse=False)}
+    for names in tied_parameters(model).values():
+        if len({dims.get(name) for name in names}) > 1:
+            rule = f"{' and '.join(names)} are one weight, but the plan splits them in different ways, or only one."
+            yield Fault(key=KEY, message=f"{rule} Use rowwise for the embedding and colwise for the head, or neither.")
+
+
 def _misfit(model: "Module", name: str, module: "Module", line: Planned, ranks: int) -> str:
     """Why a module cannot be split so, if it cannot."""
     from torch import nn
-
-    from runner.strategy.parallel.tensor import is_transposed, output_dim
 
     if line.style in (Style.SEQUENCE, Style.REPLICATE):
         return ""

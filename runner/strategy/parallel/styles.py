@@ -85,3 +85,32 @@ def matches(pattern: str, name: str) -> bool:
 def matching(model: "Module", pattern: str) -> "Iterator[tuple[str, Module]]":
     """The modules that a pattern names."""
     return ((name, module) for name, module in model.named_modules() if matches(pattern, name))
+
+
+def is_transposed(module: "Module") -> bool:
+    """Whether a layer keeps its weight [inputs, outputs]: transformers' Conv1D, which GPT-2 is made of."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def output_dim(module: "Module") -> int:
+    """The dimension of a module's weight that its outputs lie along."""
+    from torch.nn import Embedding
+
+    return 1 if is_transposed(module) or isinstance(module, Embedding) else 0
+
+
+def attributes(model: "Module", pattern: str) -> "Iterator[tuple[Module, str]]":
+    """The whole numbers that a pattern names: owner and attribute."""
+    path, _, wanted = pattern.rpartition(".")
+    for _, module in matching(model, path):
+        for name, value in vars(module).items():
+            if type(value) is int and matches(wanted, name):
+                yield module, name
+
+
+def tied_parameters(model: "Module") -> dict[int, list[str]]:
+    """All names of each parameter, by its id; a parameter that several modules share has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names

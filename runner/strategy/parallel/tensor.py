@@ -1,6 +1,6 @@
 """Tensor parallelism (Shoeybi et al. 2019) and sequence parallelism (Korthikanti et al. 2022), by torch's styles."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast, final
 
@@ -21,7 +21,17 @@ from torch.nn import Module, Parameter
 
 from runner.protocols import Loss
 from runner.strategy.parallel.packed import Packed, in_rank_order
-from runner.strategy.parallel.styles import Planned, Style, matches, matching, plan_of, planned
+from runner.strategy.parallel.styles import (
+    Planned,
+    Style,
+    attributes,
+    is_transposed,
+    matching,
+    output_dim,
+    plan_of,
+    planned,
+    tied_parameters,
+)
 
 SEQUENCE = 1
 """The dimension of activations that sequence parallelism splits: [items, length, features]."""
@@ -51,7 +61,7 @@ class TensorPlan:
         The plan has been checked by `plan_faults`.
         """
         lines = {pattern: planned(text) for pattern, text in plan_of(model, self._plan).items()}
-        tied = _tied(model)
+        tied = [places for places in tied_parameters(model).values() if len(places) > 1]
         for pattern, line in lines.items():
             if line.style is Style.DIVIDE:
                 for module, attribute in attributes(model, pattern):
@@ -63,8 +73,10 @@ class TensorPlan:
                 parallelize_module(module, self._mesh, self._style(line, module), src_data_rank=None)
         self._has_loss_parallel = any(line.style is Style.COLWISE_LOSS_PARALLEL for line in lines.values())
         for first, *others in tied:
-            for owner, name in others:
-                owner.register_parameter(name, first[0].get_parameter(first[1]))
+            shared = model.get_parameter(first)
+            for name in others:
+                owner, _, key = name.rpartition(".")
+                model.get_submodule(owner).register_parameter(key, shared)
 
     def as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of a parameter (itself, or one of its optimizer) as checkpoints store it."""
@@ -191,25 +203,6 @@ class _Untouched(ParallelStyle):
         return module
 
 
-def is_transposed(module: Module) -> bool:
-    """Whether a layer keeps its weight [inputs, outputs]: transformers' Conv1D, which GPT-2 is made of."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-
-
-def output_dim(module: Module) -> int:
-    """The dimension of a module's weight that its outputs lie along."""
-    return 1 if is_transposed(module) or isinstance(module, nn.Embedding) else 0
-
-
-def attributes(model: Module, pattern: str) -> Iterator[tuple[Module, str]]:
-    """The whole numbers that a pattern names: owner and attribute."""
-    path, _, wanted = pattern.rpartition(".")
-    for _, module in matching(model, path):
-        for name, value in vars(module).items():
-            if type(value) is int and matches(wanted, name):
-                yield module, name
-
-
 def _distribute(module: Module, mesh: DeviceMesh, *, weight: Placement, bias: Placement) -> None:
     for name, parameter in list(module.named_parameters(recurse=False)):
         placement = bias if parameter.ndim == 1 else weight
@@ -217,17 +210,9 @@ def _distribute(module: Module, mesh: DeviceMesh, *, weight: Placement, bias: Pl
         module.register_parameter(name, Parameter(split, requires_grad=parameter.requires_grad))
 
 
-def _tied(model: Module) -> list[list[tuple[Module, str]]]:
-    """Parameters that several modules share: where each stands."""
-    users: dict[int, list[tuple[Module, str]]] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            users.setdefault(id(parameter), []).append((module, name))
-    return [places for places in users.values() if len(places) > 1]
-
-
 def _whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """A plain tensor, which is no view: fully_shard hangs a hook on the loss."""
+    return value.full_tensor().clone() if isinstance(value, DTensor) else value
 
 
 def reduced_gradients(parameters: Iterable[Parameter]) -> None:
