@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 ALIGNMENT_BYTES = 16
 """What the rows of the weights must be a multiple of for torch's grouped matrix product."""
+CAPABILITY = (8, 0)
+"""The compute capability that it needs on CUDA."""
 
 
 class Mixed(NamedTuple):
@@ -146,8 +148,7 @@ def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     Returns:
         [n, outputs]. Every matrix gets a gradient, of zeros if its group is empty.
     """
-    rows_aligned = all(size * rows.element_size() % ALIGNMENT_BYTES == 0 for size in weights.shape[1:])
-    if rows_aligned and len(rows):  # without waiting for the device to know the counts
+    if len(rows) and _fits_grouped_product(weights):  # which does not wait for the device to know the counts
         offsets = counts.cumsum(0, dtype=torch.int32)
         return F.grouped_mm(rows, weights.transpose(1, 2), offs=offsets)
     groups = zip(torch.split(rows, counts.tolist()), weights.unbind(), strict=True)
@@ -190,6 +191,12 @@ def router_z_loss(router_logits: Tensor, counted: Tensor) -> Tensor:
         counted: [...], true for the tokens that count.
     """
     return torch.where(counted, router_logits.float().logsumexp(dim=-1).square(), 0).sum()
+
+
+def _fits_grouped_product(weights: Tensor) -> bool:
+    if not (weights.is_cpu or (weights.is_cuda and torch.cuda.get_device_capability(weights.device) >= CAPABILITY)):
+        return False
+    return all(size * weights.element_size() % ALIGNMENT_BYTES == 0 for size in weights.shape[1:])
 
 
 def _in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
