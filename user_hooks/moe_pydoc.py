@@ -42,15 +42,15 @@ def compute_loss(model: nn.Module, windows: Tensor, *, top_k: int, balance: floa
     counted = targets != pydoc_lm.BOUNDARY
     logits, router_logits = model(inputs)
     nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=pydoc_lm.BOUNDARY, reduction="sum")
-    balances = sum(balance_loss(block, counted, top_k=top_k) for block in router_logits)
-    z = sum(router_z_loss(block, counted) for block in router_logits)
+    balances = torch.stack([balance_loss(block, counted, top_k=top_k) for block in router_logits])
+    z = router_z_loss(router_logits, counted)
     count = counted.sum()
     metrics = {
         "bits_per_byte": (nats.detach() / math.log(2), count),
-        "balance": (balances.detach() / len(router_logits), count),  # 1 if each window uses all experts equally
+        "balance": (balances.detach().mean(), count),  # 1 if each window uses all experts equally
     }
     outputs = {} if model.training else {"bits": pydoc_lm.bits(logits, targets)}
-    return Loss(nats + balance * balances + router_z * z, count, metrics, outputs)
+    return Loss(nats + balance * balances.sum() + router_z * z, count, metrics, outputs)
 
 
 class GPT(nn.Module):
