@@ -5,17 +5,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from runner.cli.arguments import existing_directory, existing_run, refuse_directories
+from runner.cli.arguments import existing_directory, existing_run, existing_run_or_recipe, refuse_directories
 from runner.composition.find_recipe import find
 from runner.composition.recipe import is_own
-from runner.config.named_path import is_directory
-from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
 from runner.runs.process import launch
 from runner.runs.record import RunRecord
+
+if TYPE_CHECKING:
+    from runner.runs.declared import Source
 
 __all__ = ["RunRecord", "RunSpec", "compose", "evaluate", "load_run", "predict", "resume", "train"]
 
@@ -130,46 +131,40 @@ def resume(
 
 
 def evaluate(
-    directory: AnyPath,
+    source: AnyPath,
     overrides: Sequence[str] = (),
     *,
     step: int | None = None,
     best: bool = False,
     weights: AnyPath | None = None,
+    config_dirs: Sequence[AnyPath] = (),
     trust: bool = False,
 ) -> dict[str, float]:
-    """Evaluate a run's weights on its evaluation sets, as `runner evaluate` does, and wait for the end.
+    """Evaluate weights on the evaluation sets, as `runner evaluate` does, and wait for the end.
 
     Args:
-        directory: the run's directory.
+        source: a run's directory; or a recipe, whose model is used as its hook makes it, unless there are `weights`.
         overrides: in Hydra's grammar: ["metric=[f1]", "strategy=fsdp", "hardware.processes=2"].
         step: the checkpoint of this step (--step); None = the newest.
         best: the best checkpoint by checkpoint.metric (--best).
         weights: exported weights instead: a directory, or a .safetensors file (--weights).
-        trust: accept a run that did not begin on this account (--trust).
+        config_dirs: for a recipe, directories that are searched for groups after all others.
+        trust: accept a run that did not begin on this account, or a recipe that is not your own (--trust).
 
     Returns:
         The metrics by name, such as eval/loss.
 
     Raises:
-        SpecError: the directory is not a run's, or did not begin on this account; an override cannot be applied; there
-            is no such checkpoint.
+        SpecError: it is neither a run's directory nor a recipe; the run did not begin on this account; an override
+            cannot be applied; there is no such checkpoint.
         CheckpointError: the weights are damaged, or those of another model.
         RunFailed, Interrupted, KeyboardInterrupt: as for `train`.
     """
     from runner.runs.jobs import evaluate as evaluate_here
     from runner.runs.jobs import read_evaluation
 
-    job = launch(
-        evaluate_here,
-        run_dir=existing_run(Path(directory)),
-        overrides=_checked(overrides),
-        step=step,
-        best=best,
-        weights=None if weights is None else Path(weights),
-        trust=trust,
-    )
-    return read_evaluation(job)
+    chosen = _source(source, overrides, config_dirs, step=step, best=best, weights=weights, trust=trust)
+    return read_evaluation(launch(evaluate_here, source=chosen))
 
 
 def predict(
@@ -184,15 +179,12 @@ def predict(
     config_dirs: Sequence[AnyPath] = (),
     trust: bool = False,
 ) -> Path:
-    """Write what a run predicts for each item of a dataset, as `runner predict` does, and wait for the end.
+    """Write what a model says of each item of a dataset, as `runner predict` does, and wait for the end.
 
     Args:
-        source: a run's directory; or a recipe, whose model is used as its hook makes it.
-        overrides: in Hydra's grammar.
+        source, overrides, step, best, weights, config_dirs, trust: as for `evaluate`.
         on: the dataset: train, eval, or the name of an evaluation set (--on); None = the only evaluation set.
         out: the file, which must not exist; .jsonl, .parquet or .safetensors (--out).
-        step, best, weights, trust: as for `evaluate`.
-        config_dirs: for a recipe, directories that are searched for groups after all others.
 
     Returns:
         The file.
@@ -204,19 +196,8 @@ def predict(
     """
     from runner.runs.jobs import predict as predict_here
 
-    run_dir = RunDir(Path(source).absolute())
-    return launch(
-        predict_here,
-        source=run_dir if is_directory(run_dir.path) and run_dir.specs() else find(os.fspath(source)),
-        overrides=_checked(overrides),
-        on=on,
-        out=None if out is None else Path(out),
-        step=step,
-        best=best,
-        weights=None if weights is None else Path(weights),
-        config_dirs=_paths(config_dirs),
-        trust=trust,
-    )
+    chosen = _source(source, overrides, config_dirs, step=step, best=best, weights=weights, trust=trust)
+    return launch(predict_here, source=chosen, on=on, out=None if out is None else Path(out))
 
 
 def load_run(directory: AnyPath) -> RunRecord:
@@ -242,6 +223,25 @@ def _checked(overrides: Sequence[str]) -> list[str]:
         raise SpecError(*(Fault(key="overrides", message=f"{word!r} {rule}") for word in wrong))
     refuse_directories(overrides)
     return list(overrides)
+
+
+def _source(
+    source: AnyPath,
+    overrides: Sequence[str],
+    config_dirs: Sequence[AnyPath],
+    *,
+    weights: AnyPath | None,
+    **which: Any,
+) -> "Source":
+    from runner.runs.declared import Source  # imports Hydra
+
+    return Source(
+        of=existing_run_or_recipe(os.fspath(source)),
+        overrides=_checked(overrides),
+        config_dirs=_paths(config_dirs),
+        weights=None if weights is None else Path(weights),
+        **which,
+    )
 
 
 def _paths(directories: Sequence[AnyPath]) -> list[Path]:

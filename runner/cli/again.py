@@ -8,9 +8,7 @@ from runner.cli.arguments import existing_run, override_words
 from runner.cli.launched import print_directory
 from runner.composition.overrides import apply_overrides
 from runner.config import store
-from runner.config.read import read
 from runner.errors import Fault, SpecError
-from runner.model.check import model_faults
 from runner.runs.again import train_stored
 from runner.runs.trust import require_trust
 
@@ -37,14 +35,7 @@ def train_again(found: argparse.Namespace) -> int:
     path, stored = store.load_newest(existing_run(found.record))
     require_trust(path, trust=found.trust, verb="train --from")
     changed = apply_overrides(_of_a_new_run(stored), overrides)
-    spec = read(
-        changed.stored.config,
-        import_roots=changed.stored.import_roots,
-        origin=changed.origin,
-        known_faults=changed.faults,
-        rules=[model_faults],
-    )
-    train_stored(changed.stored, spec, command=found.command, at_end=print_directory)
+    train_stored(changed.stored, changed.read(), command=found.command, at_end=print_directory)
     return 0
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.composition.find_recipe import find
+from runner.composition.recipe import Recipe, recipe_files
 from runner.config.named_path import is_directory
 from runner.config.run_dir import RunDir
 from runner.errors import Fault, SpecError
@@ -13,9 +15,11 @@ __all__ = [
     "TrainArguments",
     "add_recipe",
     "add_run",
+    "add_run_or_recipe",
     "bare_words",
     "existing_directory",
     "existing_run",
+    "existing_run_or_recipe",
     "key_words",
     "override_words",
     "recipe_words",
@@ -56,6 +60,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """Declare DIR and overrides, in any order."""
     parser.add_argument("first", metavar="DIR", nargs="?", help="directory of the run")
     parser.add_argument("rest", metavar="OVERRIDE", nargs="*", help="change to the run's configuration, see below")
+
+
+def add_run_or_recipe(parser: argparse.ArgumentParser) -> None:
+    """Declare DIR or RECIPE, and overrides, in any order."""
+    first = "directory of a run; or a recipe, as for runner train"
+    parser.add_argument("first", metavar="DIR|RECIPE", nargs="?", help=first)
+    parser.add_argument("rest", metavar="OVERRIDE", nargs="*", help="change to the configuration, see below")
 
 
 def recipe_words(found: argparse.Namespace, *, prog: str) -> tuple[str, list[str]]:
@@ -116,6 +127,18 @@ def existing_run(path: Path) -> RunDir:
         rule = f"{path} {what}. `runner train` prints a run's directory as its last line."
         raise SpecError(Fault(key="DIR", message=rule))
     return run_dir
+
+
+def existing_run_or_recipe(argument: str) -> RunDir | Recipe:
+    """The directory of a run, or else a recipe by its address, path or name.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    path = Path(argument)
+    if is_directory(path) and (RunDir(path).specs() or argument not in recipe_files()):
+        return existing_run(path)
+    return find(argument)
 
 
 def train_arguments(found: argparse.Namespace) -> TrainArguments:

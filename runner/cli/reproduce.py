@@ -13,12 +13,10 @@ from runner.composition.overrides import Overridden, apply_overrides
 from runner.config import provenance, store
 from runner.config.damage import Damaged, warn
 from runner.config.masking import is_record_at
-from runner.config.read import read
 from runner.config.run_dir import RunDir
 from runner.config.run_lock import check_free
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, NotReproducedError, RunnerError, SpecError
-from runner.model.check import model_faults
 from runner.runs.again import train_stored
 from runner.runs.trust import require_trust
 from runner.sharing.agreement import agreement
@@ -45,13 +43,7 @@ def reproduce(found: argparse.Namespace) -> int:
     path, stored = store.load_newest(run_dir)
     require_trust(path, trust=found.trust, verb="reproduce")
     changed = _declared(stored, overrides, stop=_stop(run_dir), new_dir=found.new_dir)
-    spec = read(
-        changed.stored.config,
-        import_roots=stored.import_roots,
-        origin=changed.origin,
-        known_faults=changed.faults,
-        rules=[model_faults],
-    )
+    spec = changed.read()
     _refuse(spec, run_dir, changed_hooks_allowed=found.changed_hooks)
     for line in _warnings(run_dir, path):
         warn(line)

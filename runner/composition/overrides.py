@@ -11,9 +11,11 @@ from runner.composition.composed import Composed
 from runner.composition.origins import COMMAND_LINE, key_of
 from runner.composition.recipe import Recipe
 from runner.config.parts import TARGET
-from runner.config.read import GROUPS, MANY_GROUPS
+from runner.config.read import GROUPS, MANY_GROUPS, read
+from runner.config.run_spec import RunSpec
 from runner.config.store import Composition, StoredSpec, dump_yaml
 from runner.errors import Fault
+from runner.model.check import model_faults
 
 __all__ = ["Overridden", "apply_overrides", "escape_interpolations"]
 
@@ -27,6 +29,24 @@ class Overridden(NamedTuple):
     overrides: tuple[str, ...]
     faults: tuple[Fault, ...]
     """One for each override that could not be applied."""
+
+    def read(self, *, refused: Sequence[Fault] = ()) -> RunSpec:
+        """Convert to typed parts and check them.
+
+        Args:
+            refused: faults of the caller's own, told with those found here.
+
+        Raises:
+            SpecError: holds every fault found while applying the overrides and converting; or, if there is none, while
+                checking.
+        """
+        return read(
+            self.stored.config,
+            import_roots=self.stored.import_roots,
+            origin=self.origin,
+            known_faults=[*self.faults, *refused],
+            rules=[model_faults],
+        )
 
     def origin(self, key: str) -> str:
         """Return whether a value came from the command line or from the run's own declaration."""

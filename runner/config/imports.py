@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from runner.config.extras import how_to_install
 from runner.config.nearest import did_you_mean
 
 __all__ = ["NotFound", "import_from", "locate"]
@@ -120,8 +121,9 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:
-            raise NotFound(f"there is no module {name!r}.") from error
-        raise NotFound(f"module {name!r} imports {error.name!r}, which is not installed{_line(error)}.") from error
+            raise NotFound(f"there is no module {name!r}.{how_to_install(name)}") from error
+        rule = f"which is not installed{_line(error)}.{how_to_install(error.name or '')}"
+        raise NotFound(f"module {name!r} imports {error.name!r}, {rule}") from error
     except Exception as error:  # a user's module may raise anything while it is imported
         raise NotFound(f"importing {name!r} failed with {type(error).__name__}: {error}{_line(error)}") from error
 

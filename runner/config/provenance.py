@@ -123,7 +123,7 @@ def _read_or_set_aside(path: Path) -> list[dict[str, Any]]:
 def hook_hashes(spec: RunSpec) -> dict[str, str]:
     """The SHA-256 of each hook's source file, by path. Modules without a file are left out."""
     hashes: dict[str, str] = {}
-    for hook in (spec.model, spec.data, spec.loss):
+    for hook in spec.hooks.values():
         try:
             file = inspect.getsourcefile(inspect.unwrap(locate(hook.target)))
         except (NotFound, TypeError):

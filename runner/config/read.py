@@ -127,14 +127,7 @@ def read(
     scrub = scrubber(collected(reading.config).values())
     if reading.faults:
         raise _error(reading.faults, origin, scrub, note=UNCHECKED)
-    for key in HOOKS:
-        _read_hook(reading, key, check=check)
-    spec = RunSpec(
-        **{key: reading.built[key] for key in KNOWN},
-        import_roots=reading.import_roots,
-        config=hidden(reading.config),
-        secrets=collected(reading.config),
-    )
+    spec = _read_hooks(reading, check=check)
     if check:
         reading.faults += _checked(spec, rules)
     if reading.faults:
@@ -160,6 +153,18 @@ def _read_without_hooks(reading: _Reading, *, check: bool) -> None:
         reading.faults += as_far_as_known(lambda: eval_faults(reading.built["eval"], reading.built["metric"]))
         reading.faults += as_far_as_known(lambda: clip_faults(reading.built["clip"]))
     _read_batch(reading)
+
+
+def _read_hooks(reading: _Reading, *, check: bool) -> RunSpec:
+    """What the second round begins with: the hooks, and with them the whole."""
+    for key in HOOKS:
+        _read_hook(reading, key, check=check)
+    return RunSpec(
+        **{key: reading.built[key] for key in KNOWN},
+        import_roots=reading.import_roots,
+        config=hidden(reading.config),
+        secrets=collected(reading.config),
+    )
 
 
 def _read_names(reading: _Reading) -> None:
@@ -189,11 +194,7 @@ def _read_version(reading: _Reading) -> None:
 def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
     node = reading.config.get(key, {})
     if not isinstance(node, Mapping):
-        reading.take(
-            key,
-            None,
-            [Fault(key=key, message=f"{shown(node)} must be a mapping: {key}.<key>=<value>")],
-        )
+        reading.take(key, None, [Fault(key=key, message=f"{shown(node)} must be a mapping: {key}.<key>=<value>")])
         return
     built = build_section(cls, node, key=key)
     ranges = list(range_faults(key, vars(built.value) if built.value is not None else node))
@@ -203,16 +204,8 @@ def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
 def _read_many(reading: _Reading, group: str) -> None:
     node = reading.config.get(group) or {}
     if not isinstance(node, Mapping):
-        reading.take(
-            group,
-            None,
-            [
-                Fault(
-                    key=group,
-                    message=f"{shown(node)} must be a mapping of names to options.",
-                )
-            ],
-        )
+        fault = Fault(key=group, message=f"{shown(node)} must be a mapping of names to options.")
+        reading.take(group, None, [fault])
         return
     parts = {}
     for name, option in node.items():

@@ -280,6 +280,12 @@ class RunSpec:
     """Those secrets, by dotted key; hooks and parts hold their values."""
 
     @property
+    def hooks(self) -> dict[str, Hook]:
+        """The hooks that there are, by their keys."""
+        found = {"model": self.model, "data": self.data, "loss": self.loss, "predict": self.predict}
+        return {key: hook for key, hook in found.items() if hook is not None}
+
+    @property
     def world_size(self) -> int:
         """The number of ranks of the run."""
         return self.launch.nodes * self.hardware.processes

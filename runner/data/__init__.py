@@ -4,11 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from runner.data.megatron.indexed_tokens import IndexedTokens
+    from runner.data.megatron.packed_tokens import PackedTokens
     from runner.data.mixture import Mixture
     from runner.data.stream import Stream
 
-__all__ = ["Mixture", "Stream"]
-HOMES = {"Mixture": "runner.data.mixture", "Stream": "runner.data.stream"}
+__all__ = ["IndexedTokens", "Mixture", "PackedTokens", "Stream"]
+HOMES = {
+    "IndexedTokens": "runner.data.megatron.indexed_tokens",
+    "Mixture": "runner.data.mixture",
+    "PackedTokens": "runner.data.megatron.packed_tokens",
+    "Stream": "runner.data.stream",
+}
 
 
 def __getattr__(name: str) -> Any:

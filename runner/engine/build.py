@@ -23,14 +23,27 @@ from runner.protocols import Builder, Data, Trainable, World
 from runner.storage.pretrained import save_model_config
 from runner.world.hook_ranks import HookRanks
 from runner.world.rehearsal import rehearsal
-from runner.world.seeds import mix, seed_all
+from runner.world.seeds import mix, seed_all, set_deterministic
 
 logger = logging.getLogger(__name__)
 TRAINING_SEED = 2
 """Separates the seed of random numbers in training from other seeds derived from run.seed."""
 
 
-def call_data(spec: RunSpec, world: World, ranks: HookRanks) -> Data:
+def open_data(spec: RunSpec, world: World) -> tuple[HookRanks, Data]:
+    """Say which device this is, make torch deterministic if that is asked for, and call the data hook. Collective.
+
+    Returns:
+        The ranks for hooks that ask for them, and what the data hook returned.
+    """
+    if spec.run.deterministic:
+        set_deterministic()
+    logger.info("device: %s, rank %d of %d", world.device, world.rank, world.size)
+    ranks = HookRanks(world)
+    return ranks, _call_data(spec, world, ranks)
+
+
+def _call_data(spec: RunSpec, world: World, ranks: HookRanks) -> Data:
     """Call the data hook, on rank 0 first so that files it prepares exist for the other ranks. Collective.
 
     One that asks for the ranks is called on all of them at once: it says itself which goes first.

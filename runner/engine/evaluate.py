@@ -1,8 +1,8 @@
 """Evaluation: processes every item of every evaluation set once, divided among all ranks."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,61 +14,71 @@ from runner.data.steps import single_pass
 from runner.data.streamed import StreamedSource
 from runner.engine.measure import LOSS, LossMeans
 from runner.errors import HookError
-from runner.protocols import Data, LoaderOptions, Meter, MicroBatch, Placed, World
+from runner.protocols import Data, LoaderOptions, Meter, Metric, MicroBatch, Placed, World
 from runner.world.activity import Activity, Phase
 from runner.world.seeds import mix
 
 logger = logging.getLogger(__name__)
 
 
+class EvaluationSet(NamedTuple):
+    """A dataset that is evaluated, and what the recipe says of it."""
+
+    name: str
+    """Empty for a single one."""
+    path: str
+    """eval, or eval/<name>."""
+    dataset: Any
+    prefix: str
+    """What its metrics are called before the last slash: its path, unless eval.sets says otherwise."""
+    metrics: Mapping[str, Metric]
+
+
+def evaluation_sets(data: Data, spec: RunSpec) -> list[EvaluationSet]:
+    """Every evaluation set, in the data hook's order."""
+    found = []
+    for path, dataset in eval_sets(data).items():
+        name = set_name(path)
+        own = spec.eval.of_set(name)
+        metrics = {key: one for key, one in spec.metric.items() if own.metrics is None or key in own.metrics}
+        found.append(EvaluationSet(name, path, dataset, own.prefix or path, metrics))
+    return found
+
+
 def evaluate(
-    placed: Placed,
-    data: Data,
-    spec: RunSpec,
-    world: World,
-    activity: Activity,
-    *,
-    due: Callable[[str], bool] = lambda name: True,
+    placed: Placed, sets: Iterable[EvaluationSet], data: Data, spec: RunSpec, world: World, activity: Activity
 ) -> dict[str, float]:
-    """Evaluate the metrics of each evaluation set; the same result on every rank. Collective.
+    """Evaluate the metrics of some evaluation sets; the same result on every rank. Collective.
 
     Args:
+        sets: of `data`.
         world: all ranks of the run.
         activity: is told what this rank does.
-        due: whether a set, by its name, is evaluated now; all are.
 
     Returns:
-        Values by name: eval/<metric>, or eval/<set>/<metric> if the sets are named; eval.sets may say otherwise.
+        Values by name: <prefix>/<metric>.
     """
     # A device without float64 would round the sums: then they are kept on the host, which waits for every loss.
     on_device = spec.hardware.has_dtype(torch.float64)
     readers, summands = world.along(*world.axes.data), world.along(*world.axes.loss)
     options = loader_options(spec, data, world)
     values: dict[str, float] = {}
-    for path, dataset in eval_sets(data).items():
-        name = set_name(path)
-        if not due(name):
-            continue
-        prefix, chosen = spec.eval.of_set(name).prefix or path, spec.eval.of_set(name).metrics
+    for one in sets:
         means = LossMeans(on_device=on_device)
         meters: dict[str, Meter] = {"": means}
-        meters |= {
-            name: metric.build(name=name, on_device=on_device)
-            for name, metric in spec.metric.items()
-            if chosen is None or name in chosen
-        }
-        micro_batches = _micro_batches(dataset, path, options, spec, readers)
+        meters |= {name: metric.build(name=name, on_device=on_device) for name, metric in one.metrics.items()}
+        micro_batches = _micro_batches(one.dataset, one.path, options, spec, readers)
         _update(meters.values(), placed, _noted(micro_batches, activity))
         for meter in meters.values():
             meter.merge(summands)
-        _check_counts(means.uncounted(), prefix)
-        values |= {f"{prefix}/{name}": value for name, value in _computed(meters).items()}
+        _check_counts(means.uncounted(), one.prefix)
+        values |= {f"{one.prefix}/{name}": value for name, value in _computed(meters).items()}
     return values
 
 
 def prefixes(data: Data, spec: RunSpec) -> list[str]:
     """What the metrics of each evaluation set are called before the last slash."""
-    return [spec.eval.of_set(set_name(path)).prefix or path for path in eval_sets(data)]
+    return [one.prefix for one in evaluation_sets(data, spec)]
 
 
 def _check_counts(uncounted: Sequence[str], prefix: str) -> None:

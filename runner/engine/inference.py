@@ -12,7 +12,7 @@ from torch import Tensor
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.task import Task
-from runner.engine.build import builder_of, call_data
+from runner.engine.build import builder_of, open_data
 from runner.engine.evaluate import prefixes
 from runner.engine.listeners import Listeners, build_listeners
 from runner.engine.trackers import NoTrackers
@@ -20,7 +20,7 @@ from runner.protocols import Builder, Data, Placed, Progress, SavedState, State,
 from runner.storage.checkpoints import Checkpoints
 from runner.storage.exported import open_exported
 from runner.world.hook_ranks import HookRanks
-from runner.world.seeds import mix, report_nondeterminism, seed_all, set_deterministic
+from runner.world.seeds import mix, report_nondeterminism, seed_all
 
 logger = logging.getLogger(__name__)
 INFERENCE_SEED = 3
@@ -78,11 +78,7 @@ def open_inference(
         HookError, ModelError, DataError: a hook returned something that cannot be used.
         CheckpointError: the weights are damaged, or those of another model.
     """
-    if spec.run.deterministic:
-        set_deterministic()
-    logger.info("device: %s, rank %d of %d", world.device, world.rank, world.size)
-    ranks = HookRanks(world)
-    data = call_data(replace(spec, eval=replace(spec.eval, every_steps=None)), world, ranks)
+    ranks, data = open_data(replace(spec, eval=replace(spec.eval, every_steps=None)), world)
     placed = spec.strategy.place(change(builder_of(spec, ranks), ranks), world)
     listeners = build_listeners(spec.callback, ranks)
     progress = _restore(task, placed, listeners, world)

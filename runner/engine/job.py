@@ -7,7 +7,7 @@ from runner import durable
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.task import EVALUATION, Task, Verb
-from runner.engine.evaluate import evaluate
+from runner.engine.evaluate import evaluate, evaluation_sets
 from runner.engine.inference import open_inference
 from runner.engine.predict import predict
 from runner.engine.session import Stopping
@@ -33,7 +33,7 @@ def _evaluate(task: Task, spec: RunSpec, run_dir: RunDir, world: World, activity
         if job.data.eval is None:
             raise DataError(f"{spec.data.target} returned no eval dataset, so there is nothing to evaluate on.")
         with job.around():
-            metrics = evaluate(job.placed, job.data, spec, world, activity)
+            metrics = evaluate(job.placed, evaluation_sets(job.data, spec), job.data, spec, world, activity)
         if world.is_main:
             result: dict[str, Any] = {"step": job.progress.step, "metrics": metrics}
             durable.replace(run_dir.path / EVALUATION, json.dumps(result, indent=1) + "\n")

@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Iterator
 
-from runner.data.datasets import eval_sets, set_name
 from runner.data.source import endless
 from runner.engine.cadence import Cadence
-from runner.engine.evaluate import evaluate
+from runner.engine.evaluate import evaluate, evaluation_sets
 from runner.engine.measure import step_values
 from runner.engine.non_finite.replay import explain
 from runner.engine.replicas import mean_weights
@@ -104,13 +103,12 @@ def _log(session: Session, values: dict[str, float]) -> None:
 def _evaluate(session: Session, cadence: Cadence) -> str:
     """Evaluate the sets that are due and record their metrics; returns why a callback ends the run, or nothing."""
     training, activity = session.training, session.activity
-    due = {name for name in map(set_name, eval_sets(session.data)) if cadence.evaluates_set(name, training.step)}
+    every = evaluation_sets(session.data, session.spec)
+    due = [one for one in every if cadence.evaluates_set(one.name, training.step)]
     if not due:
         return ""
     with training.listeners.around_eval(session), mean_weights(training.trainable, training.replicas):
-        metrics = evaluate(
-            training.trainable, session.data, session.spec, session.world, activity, due=due.__contains__
-        )
+        metrics = evaluate(training.trainable, due, session.data, session.spec, session.world, activity)
     activity.enter(Phase.CALLBACK)
     session.record(metrics)
     session.console.evaluated(training.step, metrics)

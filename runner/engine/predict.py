@@ -125,13 +125,12 @@ def _write(
     """Bring the outputs of each round to rank 0, in rank order. Returns whether the ranks were asked to stop."""
     readers = world.along(*world.axes.data)
     for loss in rounds:
-        votes = readers.gather_objects((_checked(loss), stopping.requested))
+        for outputs in readers.gather_on_main(_checked(loss)):
+            if parts is not None and outputs is not None:
+                parts.add(outputs, len(next(iter(outputs.values()))))
         if parts is not None:
-            for outputs, _ in votes:
-                if outputs is not None:
-                    parts.add(outputs, len(next(iter(outputs.values()))))
             show(parts.items)
-        if world.any(any(stop for _, stop in votes)):
+        if world.any(stopping.requested):
             return True
     return False
 

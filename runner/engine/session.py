@@ -9,7 +9,7 @@ from typing import Protocol
 
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.engine.build import build_training, call_data, with_fitting_batch
+from runner.engine.build import build_training, open_data, with_fitting_batch
 from runner.engine.console import Console, open_console
 from runner.engine.evaluate import prefixes
 from runner.engine.measure import Throughput
@@ -31,7 +31,7 @@ from runner.protocols import (
 from runner.storage.checkpoints import Checkpoints
 from runner.world.activity import UNREAD, Activity, Phase
 from runner.world.hook_ranks import HookRanks
-from runner.world.seeds import report_nondeterminism, set_deterministic
+from runner.world.seeds import report_nondeterminism
 
 logger = logging.getLogger(__name__)
 SKIPPED = Update(stepped=False)
@@ -156,11 +156,7 @@ def open_session(
     Raises:
         HookError, ModelError, DataError: a hook returned something that cannot be trained.
     """
-    if spec.run.deterministic:
-        set_deterministic()
-    logger.info("device: %s, rank %d of %d", world.device, world.rank, world.size)
-    ranks = HookRanks(world)
-    data = call_data(spec, world, ranks)
+    ranks, data = open_data(spec, world)
     if spec.batch.auto:
         spec = with_fitting_batch(spec, run_dir, data, world)
     training = build_training(spec, run_dir, data, world, ranks)
@@ -168,15 +164,6 @@ def open_session(
     checkpoints = Checkpoints(run_dir.checkpoints, world)
     restore_latest(training, checkpoints)
     training.listeners.tensors(training.trainable)  # a callback that cannot work with these models raises here
-    trackers: OpenTrackers | NoTrackers = NoTrackers()
-    if world.is_main:
-        trackers = open_trackers(
-            spec,
-            run_dir,
-            step=training.step,
-            now=lambda: (training.step, training.time_s),
-            write_status=lambda: run_dir.write_status("running", step=training.step, metrics=training.metrics),
-        )
     session = Session(
         spec=spec,
         run_dir=run_dir,
@@ -189,7 +176,7 @@ def open_session(
         checkpoints=checkpoints,
         checkpointer=checkpointer,
         guard=open_guard(spec.guard, spec.precision),
-        trackers=trackers,
+        trackers=_trackers(spec, run_dir, training) if world.is_main else NoTrackers(),
         console=open_console(steps=spec.run.steps, start=training.step, is_main=world.is_main),
     )
     session.write_status("running")  # where the attempt starts: later records of the one before have been dropped
@@ -204,6 +191,17 @@ def open_session(
         training.listeners.look_for_save(session, checkpoints.latest)
         training.listeners.end(session, session.outcome)
     session.write_status(session.outcome.value)
+
+
+def _trackers(spec: RunSpec, run_dir: RunDir, training: Training) -> OpenTrackers:
+    """The trackers of rank 0, which ask the training how far it is."""
+    return open_trackers(
+        spec,
+        run_dir,
+        step=training.step,
+        now=lambda: (training.step, training.time_s),
+        write_status=lambda: run_dir.write_status("running", step=training.step, metrics=training.metrics),
+    )
 
 
 def restore_latest(training: Training, checkpoints: Checkpoints) -> bool:

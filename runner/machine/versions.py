@@ -1,19 +1,15 @@
 """The versions of what a run is made of."""
 
 import platform
-import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 from runner import __version__
+from runner.config.extras import declared
 
 __all__ = ["libraries", "versions"]
-
-DISTRIBUTION = "hydra-runner"
-REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)[^;]*(?:;.*extra *== *['\"](?P<extra>[\w-]+)['\"])?")
-FOR_DEVELOPMENT = ("dev", "docs", "release", "test")
 
 
 def versions() -> dict[str, Any]:
@@ -38,19 +34,12 @@ def versions() -> dict[str, Any]:
 def libraries() -> dict[str, str | None]:
     """Each library that the runner declares, those of its extras included, with its version; None = not installed."""
     found: dict[str, str | None] = {}
-    for name in sorted(dict.fromkeys(_declared())):
+    for name in sorted({name for name, _ in declared()}):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
-
-
-def _declared() -> Iterator[str]:
-    for text in metadata.requires(DISTRIBUTION) or ():
-        requirement = REQUIREMENT.match(text)
-        if requirement and requirement["extra"] not in FOR_DEVELOPMENT and requirement["name"] != DISTRIBUTION:
-            yield requirement["name"]
 
 
 def _backends() -> Iterator[str]:

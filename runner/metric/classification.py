@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, final
 
 from runner.errors import Fault
+from runner.metric.in_recipe import INSTALL, key_of
 from runner.protocols import Meter
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
-
-INSTALL = "pip install 'hydra-runner[metrics]'"
 
 
 class Score(Enum):
@@ -63,8 +62,8 @@ class Classification:
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires torchmetrics."""
         if find_spec("torchmetrics") is None:
-            key = next((f"metric.{name}" for name, part in spec.metric.items() if part is self), "metric")
-            yield Fault(key=key, message=f"needs torchmetrics, which is not installed: {INSTALL}")
+            rule = f"needs torchmetrics, which is not installed: {INSTALL}"
+            yield Fault(key=key_of(self, spec), message=rule)
 
     def build(self, *, name: str, on_device: bool) -> Meter:
         """A meter without updates."""

@@ -21,14 +21,13 @@ from runner.config.run_spec import Hook
 from runner.config.signatures import binding_errors
 from runner.errors import Fault
 from runner.metric.feeds import feed_faults, feeds_of
+from runner.metric.in_recipe import INSTALL, key_of
 from runner.protocols import Meter
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from runner.config.run_spec import RunSpec
-
-INSTALL = "pip install 'hydra-runner[metrics]'"
 
 
 @final
@@ -48,7 +47,7 @@ class ForeignMetric:
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Requires a metric of torchmetrics that takes the arguments, or a function that takes them and the inputs."""
-        key = next((f"metric.{name}" for name, part in spec.metric.items() if part is self), "metric")
+        key = key_of(self, spec)
         found = locate(self.target)
         return self._metric_faults(found, key) if inspect.isclass(found) else self._function_faults(found, key)
 

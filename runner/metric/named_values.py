@@ -1,11 +1,22 @@
 """The result of a metric as numbers by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from runner.errors import HookError
+from runner.protocols import World
+
+
+def computed_on_main(world: World, compute: Callable[[], Any], name: str) -> dict[str, float]:
+    """What a metric's function returns on rank 0, as numbers by name, on every rank. Collective.
+
+    Raises:
+        HookError: on rank 0, as `named_values`.
+    """
+    values: dict[str, float] = world.broadcast_object(named_values(compute(), name) if world.is_main else {})
+    return values
 
 
 def named_values(result: Any, name: str) -> dict[str, float]:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, final
 
 from runner.metric.collected import in_dataset_order, joined, on_host
-from runner.metric.feeds import Feeds, Values, is_filler, taken
-from runner.metric.named_values import named_values
+from runner.metric.feeds import Feeds, is_filler, taken
+from runner.metric.named_values import computed_on_main
 from runner.protocols import MicroBatchLoss, World
 
 
@@ -17,7 +17,7 @@ class AllItemsMeter:
         self._function = function
         self._name = name
         self._feeds = feeds
-        self._kept: list[Values] = []
+        self._kept: list[dict[str, Any]] = []
         self._values: dict[str, float] = {}
 
     def update(self, loss: MicroBatchLoss) -> None:
@@ -28,9 +28,7 @@ class AllItemsMeter:
     def merge(self, world: World) -> None:
         """Bring the outputs of all ranks into the order of the dataset, and call the function on rank 0. Collective."""
         kept = in_dataset_order(world, self._kept)
-        if world.is_main:
-            self._values = named_values(self._function(**joined(kept)), self._name)
-        self._values = world.broadcast_object(self._values)
+        self._values = computed_on_main(world, lambda: self._function(**joined(kept)), self._name)
 
     def compute(self) -> dict[str, float]:
         """What the function returned."""

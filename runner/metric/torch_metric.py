@@ -8,7 +8,7 @@ from torch import Tensor
 
 from runner.metric.collected import in_dataset_order, on_host
 from runner.metric.feeds import Feeds, Values, is_filler, taken
-from runner.metric.named_values import named_values
+from runner.metric.named_values import computed_on_main
 from runner.protocols import MicroBatchLoss, World
 
 if TYPE_CHECKING:
@@ -67,12 +67,11 @@ class StateMeter:
     def merge(self, world: World) -> None:
         """Merge the states on the host, lists in the order of the dataset, and compute on rank 0. Collective."""
         totals = {state: value.cpu() for state, value in self._states() if isinstance(value, Tensor)}
-        ranks = world.gather_objects(totals if self._lengths else None)
+        ranks = [*world.gather_on_main(totals if self._lengths else None)]
         lists = in_dataset_order(world, self._per_update())
         if world.is_main:
             self._load([states for states in ranks if states is not None], lists)
-            self._values = named_values(self._metric.compute(), self._name)
-        self._values = world.broadcast_object(self._values)
+        self._values = computed_on_main(world, self._metric.compute, self._name)
 
     def compute(self) -> dict[str, float]:
         """What rank 0 has computed."""
@@ -117,7 +116,7 @@ class ReplayMeter:
         self._metric = metric
         self._name = name
         self._feeds = feeds
-        self._fed: list[Values] = []
+        self._fed: list[dict[str, Any]] = []
         self._values: dict[str, float] = {}
 
     def update(self, loss: MicroBatchLoss) -> None:
@@ -131,8 +130,7 @@ class ReplayMeter:
         if world.is_main:
             for values in fed:
                 self._metric.update(**values)
-            self._values = named_values(self._metric.compute(), self._name)
-        self._values = world.broadcast_object(self._values)
+        self._values = computed_on_main(world, self._metric.compute, self._name)
 
     def compute(self) -> dict[str, float]:
         """What rank 0 has computed."""

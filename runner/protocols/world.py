@@ -1,6 +1,6 @@
 """The ranks of a run, or of some axes of its mesh, from the point of view of one rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +61,14 @@ class World(Protocol):
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all ranks in rank order, on every rank. Collective."""
+        ...
+
+    def gather_on_main(self, value: Any) -> Iterator[Any]:
+        """The values of all ranks in rank order, on rank 0 only, which holds one of them at a time. Collective.
+
+        Returns:
+            On rank 0 an iterator, which must be read to its end; on other ranks an empty one.
+        """
         ...
 
     def any(self, flag: bool) -> bool:

@@ -1,23 +1,43 @@
-"""A declaration that a job uses without training it: that of a run, or of a recipe, with overrides."""
+"""What a job uses without training it: the declaration of a run or of a recipe, and which weights."""
 
 import functools
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 from runner.composition.fork import composing
 from runner.composition.overrides import apply_overrides
 from runner.composition.recipe import Recipe
 from runner.config import store
-from runner.config.read import read
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
-from runner.model.check import model_faults
 from runner.runs.approval import approve
 from runner.runs.trust import require_trust
 
-__all__ = ["Declared", "of_recipe", "of_run"]
+__all__ = ["Declared", "Source", "declaration"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the person who starts a job says of it, whatever the job does."""
+
+    of: RunDir | Recipe
+    """A run's directory; or a recipe, whose model is used as its hook makes it, unless `weights` are given."""
+    overrides: Sequence[str] = ()
+    """In Hydra's grammar; strategy, hardware, metrics and data may all change."""
+    config_dirs: Sequence[Path] = ()
+    """For a recipe, directories that are searched for groups after all others."""
+    step: int | None = None
+    """For a run, which checkpoint; None = the newest."""
+    best: bool = False
+    """For a run, the best checkpoint by checkpoint.metric instead."""
+    weights: Path | None = None
+    """Exported weights instead: a directory, or a .safetensors file."""
+    trust: bool = False
+    """Accept a run that did not begin on this account, or a recipe that is not the person's own."""
 
 
 class Declared(NamedTuple):
@@ -27,33 +47,28 @@ class Declared(NamedTuple):
     spec: RunSpec
 
 
-def of_run(run_dir: RunDir, overrides: Sequence[str], *, trust: bool, verb: str) -> Declared:
-    """The declaration of a run's newest attempt, with overrides.
+def declaration(source: Source, *, verb: str) -> Declared:
+    """The declaration of a recipe, or of a run's newest attempt, with overrides.
+
+    Args:
+        verb: which is about to run it.
 
     Raises:
-        SpecError: the run did not begin on this account, or an override cannot be applied.
+        SpecError: it has faults; the run did not begin on this account, or the recipe is not the person's own.
     """
+    return _of_run(source.of, source, verb=verb) if isinstance(source.of, RunDir) else _of_recipe(source.of, source)
+
+
+def _of_run(run_dir: RunDir, source: Source, *, verb: str) -> Declared:
     path, stored = store.load_newest(run_dir)
-    require_trust(path, trust=trust, verb=verb)
-    changed = apply_overrides(stored, overrides)
-    spec = read(
-        changed.stored.config,
-        import_roots=changed.stored.import_roots,
-        origin=changed.origin,
-        known_faults=changed.faults,
-        rules=[model_faults],
-    )
-    return Declared(changed.stored, spec)
+    require_trust(path, trust=source.trust, verb=verb)
+    changed = apply_overrides(stored, source.overrides)
+    return Declared(changed.stored, changed.read())
 
 
-def of_recipe(recipe: Recipe, overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), trust: bool) -> Declared:
-    """The declaration of a recipe.
-
-    Raises:
-        SpecError: it has faults, or is not the person's own.
-    """
-    approving = functools.partial(approve, trust=trust)
-    with composing(recipe, overrides, config_dirs=config_dirs, approve=approving) as (composed, _):
+def _of_recipe(recipe: Recipe, source: Source) -> Declared:
+    approving = functools.partial(approve, trust=source.trust)
+    with composing(recipe, source.overrides, config_dirs=source.config_dirs, approve=approving) as (composed, _):
         for line in composed.left_out:
             print(line, file=sys.stderr, flush=True)
     return Declared(composed.stored(), composed.read())

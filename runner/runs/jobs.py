@@ -3,12 +3,11 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner.composition.recipe import Recipe
 from runner.config import store
 from runner.config.claim import claim
 from runner.config.run_dir import RunDir
@@ -18,7 +17,7 @@ from runner.prediction.formats import format_fault
 from runner.prediction.parts import has_parts, parts_directory
 from runner.runs import attempt
 from runner.runs.chosen import best_checkpoint, chosen_checkpoint
-from runner.runs.declared import Declared, of_recipe, of_run
+from runner.runs.declared import Declared, Source, declaration
 
 __all__ = ["evaluate", "predict", "read_evaluation"]
 
@@ -26,25 +25,11 @@ IDENTITY = ("model", "data", "loss", "predict")
 """Sections that the parts of one prediction have in common; anything else may change between two attempts."""
 
 
-def evaluate(
-    run_dir: RunDir,
-    overrides: Sequence[str],
-    *,
-    step: int | None = None,
-    best: bool = False,
-    weights: Path | None = None,
-    trust: bool = False,
-    at_end: attempt.AtEnd,
-) -> None:
-    """Evaluate a run's weights on its evaluation sets, and wait for the end. Main thread only.
+def evaluate(source: Source, *, at_end: attempt.AtEnd) -> None:
+    """Evaluate weights on the evaluation sets, and wait for the end. Main thread only.
 
     Args:
-        run_dir: the run's directory.
-        overrides: in Hydra's grammar; strategy, hardware, metrics and data may all change.
-        step: which checkpoint; None = the newest.
-        best: the best checkpoint by checkpoint.metric instead.
-        weights: exported weights instead of a checkpoint's.
-        trust: accept a run that did not begin on this account.
+        source: a run or a recipe, and which weights.
         at_end: called with the directory of the job, in which evaluation.json is.
 
     Raises:
@@ -52,9 +37,9 @@ def evaluate(
         RunFailed: a rank failed.
         Interrupted: a signal ended the evaluation.
     """
-    declared = of_run(run_dir, overrides, trust=trust, verb="evaluate")
-    task = _task(Verb.EVALUATE, run_dir, declared, step=step, best=best, weights=weights)
-    directory = claim(run_dir.path / "evaluations", key="DIR")
+    declared = declaration(source, verb=Verb.EVALUATE)
+    task = _task(Verb.EVALUATE, source, declared)
+    directory = claim(_beside(source, declared) / "evaluations", key="DIR")
     _launch(declared, task, RunDir(directory), at_end=at_end)
 
 
@@ -64,26 +49,13 @@ def read_evaluation(directory: Path) -> dict[str, float]:
     return metrics
 
 
-def predict(
-    source: RunDir | Recipe,
-    overrides: Sequence[str],
-    *,
-    on: str | None = None,
-    out: Path | None = None,
-    step: int | None = None,
-    best: bool = False,
-    weights: Path | None = None,
-    config_dirs: Sequence[Path] = (),
-    trust: bool = False,
-    at_end: attempt.AtEnd,
-) -> None:
-    """Write what a run, or the model that a recipe's hook makes, says of each item, and wait. Main thread only.
+def predict(source: Source, *, on: str | None = None, out: Path | None = None, at_end: attempt.AtEnd) -> None:
+    """Write what a model says of each item, and wait. Main thread only.
 
     Args:
-        source: a run's directory, or a recipe.
+        source: a run or a recipe, and which weights.
         on: the dataset's name; None = the only evaluation set.
         out: the file, which must not exist; its suffix chooses the format. None = a name of its own, in JSON lines.
-        step, best, weights, trust: as for `evaluate`; a recipe has no checkpoints.
         at_end: called with the file, once it is complete.
 
     Raises:
@@ -91,16 +63,9 @@ def predict(
         RunFailed: a rank failed.
         Interrupted: a signal ended it. The same call continues it.
     """
-    if isinstance(source, Recipe):
-        if step is not None or best:
-            raise SpecError(Fault(key="--step", message="a recipe has no checkpoints. Name the directory of a run."))
-        declared = of_recipe(source, overrides, config_dirs=config_dirs, trust=trust)
-        task = Task(verb=Verb.PREDICT, weights=_absolute(weights))
-        base = Path.cwd() / "predictions" / declared.spec.name
-    else:
-        declared = of_run(source, overrides, trust=trust, verb="predict")
-        task = _task(Verb.PREDICT, source, declared, step=step, best=best, weights=weights)
-        base = source.path / "predictions" / Path(task.checkpoint or "weights").name
+    declared = declaration(source, verb=Verb.PREDICT)
+    task = _task(Verb.PREDICT, source, declared)
+    base = _beside(source, declared) / "predictions" / _name_of(task)
     file = (out or base / f"{on or 'eval'}.jsonl").absolute()
     task = replace(task, on=on, out=str(file))
     job = RunDir(parts_directory(file))
@@ -114,24 +79,38 @@ def predict(
         at_end(file)
 
 
-def _task(
-    verb: Verb, run_dir: RunDir, declared: Declared, *, step: int | None, best: bool, weights: Path | None
-) -> Task:
-    given = [name for name, value in (("--step", step is not None), ("--best", best), ("--weights", weights)) if value]
+def _task(verb: Verb, source: Source, declared: Declared) -> Task:
+    options = {"--step": source.step is not None, "--best": source.best, "--weights": source.weights is not None}
+    given = [name for name, is_given in options.items() if is_given]
     if len(given) > 1:
         raise SpecError(Fault(key=given[1], message=f"{given[0]} says already which weights. Give one of them."))
-    if weights is not None:
-        return Task(verb=verb, weights=_absolute(weights))
+    if source.weights is not None:
+        return Task(verb=verb, weights=_absolute(source.weights))
+    if not isinstance(source.of, RunDir):
+        if given:
+            rule = "a recipe has no checkpoints. Name the directory of a run, or give exported weights: --weights PATH"
+            raise SpecError(Fault(key=given[0], message=rule))
+        return Task(verb=verb)
     config = declared.stored.config
-    path = best_checkpoint(run_dir, config) if best else chosen_checkpoint(run_dir, step)
+    path = best_checkpoint(source.of, config) if source.best else chosen_checkpoint(source.of, source.step)
     return Task(verb=verb, checkpoint=str(path))
 
 
-def _absolute(weights: Path | None) -> str | None:
-    if weights is not None and not weights.exists():
+def _beside(source: Source, declared: Declared) -> Path:
+    """Where the directory of a job is made: in the run's, or for a recipe among the outputs of its name."""
+    return source.of.path if isinstance(source.of, RunDir) else Path.cwd() / "outputs" / declared.spec.name
+
+
+def _absolute(weights: Path) -> str:
+    if not weights.exists():
         rule = f"{weights} is not there. Name a directory that runner export wrote, or a .safetensors file."
         raise SpecError(Fault(key="--weights", message=rule))
-    return None if weights is None else str(weights.absolute())
+    return str(weights.absolute())
+
+
+def _name_of(task: Task) -> str:
+    """What a prediction's directory is called, after the weights."""
+    return Path(task.checkpoint).name if task.checkpoint else "weights" if task.weights else "untrained"
 
 
 def _launch(declared: Declared, task: Task, job: RunDir, *, at_end: attempt.AtEnd) -> None:

@@ -15,7 +15,6 @@ from runner.config.run_dir import RunDir
 from runner.config.run_lock import check_free
 from runner.config.run_spec import RunSpec
 from runner.errors import Fault, SpecError
-from runner.model.check import model_faults
 from runner.runs import attempt
 from runner.runs.start import FROM_0, check_start
 from runner.runs.trust import require_trust
@@ -101,13 +100,7 @@ def _read(changed: Overridden, *, before: RunSpec, allowed: Sequence[str]) -> Ru
         *_refused(store.diff(before.config, hidden(stored.config)), allowed=allowed),
         *_refused_numbers(before, _unchecked(stored), allowed=allowed),
     ]
-    return read(
-        stored.config,
-        import_roots=stored.import_roots,
-        origin=changed.origin,
-        known_faults=[*changed.faults, *refused],
-        rules=[model_faults],
-    )
+    return changed.read(refused=refused)
 
 
 def _refused(changes: Mapping[str, tuple[object, object]], *, allowed: Sequence[str]) -> Iterator[Fault]:

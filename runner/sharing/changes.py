@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,17 @@ __all__ = ["changed_hooks", "changed_surroundings"]
 
 
 def changed_hooks(attempt: Mapping[str, Any], spec: RunSpec) -> list[str]:
-    """The source files of hooks that are not those of an attempt. They are known by name: directories may differ."""
+    """The source files of hooks that are not those of an attempt. They are known by name: directories may differ.
+
+    The predict hook is left out, since it does not take part in training.
+    """
     recorded = _mapping(attempt, "hooks")
     before = {Path(file).name: digest for file, digest in recorded.items()}
-    return [file for file, digest in hook_hashes(spec).items() if before.get(Path(file).name) != digest]
+    return [
+        file
+        for file, digest in hook_hashes(replace(spec, predict=None)).items()
+        if before.get(Path(file).name) != digest
+    ]
 
 
 def changed_surroundings(attempt: Mapping[str, Any]) -> Iterator[str]:

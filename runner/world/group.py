@@ -1,8 +1,6 @@
 """The world of several processes: torch.distributed behind the `World` protocol."""
 
-import os
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, cast, final
@@ -10,16 +8,14 @@ from typing import Any, cast, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, missing in __all__
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from runner.errors import RankError
 from runner.protocols import Axes, Axis, Hardware, World
 from runner.world.activity import UNREAD, Activity, Phase
 from runner.world.identity import RankIdentity
+from runner.world.meeting import meet
 from runner.world.solo import SoloWorld
-
-LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @final
@@ -100,6 +96,22 @@ class GroupWorld:
         with self._waiting():
             dist.all_gather_object(values, value, group=self._host)
         return values
+
+    def gather_on_main(self, value: Any) -> Iterator[Any]:
+        """The values of all ranks, one at a time, on rank 0. Collective; pickled, between this run's processes only."""
+        if self.is_main:
+            return self._received(value)
+        with self._waiting():
+            dist.send_object_list([value], group=self._host, group_dst=0)
+        return iter(())
+
+    def _received(self, own: Any) -> Iterator[Any]:
+        yield own
+        for source in range(1, self.size):
+            box: list[Any] = [None]
+            with self._waiting():
+                dist.recv_object_list(box, group=self._host, group_src=source)
+            yield box.pop()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any rank. Collective, on the host."""
@@ -241,36 +253,9 @@ def join_group(
         activity: is told when this rank waits for others.
     """
     with activity.during(Phase.WAITING):
-        _join(backend, timeout=timeout)
+        meet(backend, timeout=timeout)
     run = _Run(device, axes=axes, backend=backend, local_rank=local_rank, timeout=timeout, activity=activity)
     return run.world
-
-
-def _join(backend: str, *, timeout: timedelta) -> None:
-    if _hosts_store_on_loopback(os.environ):
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = _loopback_store(rank=rank, size=size, timeout=timeout)
-        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
-    else:
-        dist.init_process_group(backend, timeout=timeout)
-
-
-def _hosts_store_on_loopback(environment: Mapping[str, str]) -> bool:
-    """Whether rank 0 is to host the store, at a loopback address. Under torchrun, the agent hosts it."""
-    is_complete = {"RANK", "WORLD_SIZE", "MASTER_PORT"} <= environment.keys()
-    is_agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return environment.get("MASTER_ADDR") in LOOPBACK and is_complete and not is_agents
-
-
-def _loopback_store(*, rank: int, size: int, timeout: timedelta) -> Store:
-    """The store that torch would open, but listening at the address that MASTER_ADDR gives.
-
-    Torch's TCPStore listens on every interface, whatever its address, and serves whoever connects; only a socket that
-    it is given is bound to one address.
-    """
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    listener = socket.create_server(address).detach() if rank == 0 else None
-    return TCPStore(*address, size, rank == 0, timeout, multi_tenant=True, master_listen_fd=listener)
 
 
 def open_world(

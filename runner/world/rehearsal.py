@@ -81,6 +81,10 @@ class RehearsalWorld:
         """This rank's own value, repeated for each rank."""
         return [value] * self.size
 
+    def gather_on_main(self, value: Any) -> Iterator[Any]:
+        """On rank 0 its own value, repeated for each rank."""
+        return iter([value] * self.size if self.is_main else [])
+
     def any(self, flag: bool) -> bool:
         """This rank's own flag."""
         return flag

@@ -1,6 +1,6 @@
 """The ranks of one replica as a world of their own, for code that places a model on all the ranks that it knows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, final
 
@@ -69,6 +69,10 @@ class ReplicaWorld:
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all ranks of the replica. Collective."""
         return self._group.gather_objects(value)
+
+    def gather_on_main(self, value: Any) -> Iterator[Any]:
+        """The values of all ranks of the replica, one at a time, on its rank 0. Collective."""
+        return self._group.gather_on_main(value)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any rank of the replica. Collective."""

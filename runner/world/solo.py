@@ -53,6 +53,10 @@ class SoloWorld:
         """A list of the one value."""
         return [value]
 
+    def gather_on_main(self, value: Any) -> Iterator[Any]:
+        """The one value."""
+        return iter([value])
+
     def any(self, flag: bool) -> bool:
         """Return the flag itself."""
         return flag

@@ -24,8 +24,9 @@ def test_every_fault_at_once_with_where_it_came_from(
 
 
 def test_a_right_declaration_is_summed_up(runner: Callable[..., tuple[int, str, str]], project: Path) -> None:
-    code, out, err = runner("check", "tiny", "batch.micro_items=16")
+    code, out, err = runner("check", "tiny", "batch.micro_items=16", "predict._target_=cli_hooks.loss")
     assert (code, err) == (0, "")
+    assert "  loss         cli_hooks.loss\n  predict      cli_hooks.loss\n" in out
     assert "64 items = 16 micro_items × 4 accumulate × 1 data rank (1 process)" in out
     assert "nothing is wrong" in out
     assert not (project / "outputs").exists()

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from runner import log
-from runner.engine.console import LineConsole, Pace, SilentConsole, format_count, open_console
+from runner.engine.console import LineConsole, SilentConsole, format_speed, open_console
+from runner.engine.pace import Pace, format_count
+from runner.engine.progress import open_progress
 
 SHOW = """
 import sys, threading, warnings
 from pathlib import Path
 from runner import log
 from runner.engine.console import open_console
+from runner.engine.progress import open_progress
 
 log.setup(Path(sys.argv[1]), rank=0, console=True)
 console = open_console(steps=600, start=0, is_main=True)
@@ -27,6 +30,10 @@ console.evaluated(120, {"eval/loss": 0.5, "eval/accuracy": 0.98})
 assert threading.active_count() == 1
 console.close()
 print(type(console).__name__)
+if sys.stderr.isatty():
+    progress = open_progress(70, start=10, is_main=True)
+    progress.show(40)
+    progress.close()
 """
 
 
@@ -40,19 +47,27 @@ def said(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_line_has_step_loss_throughput_and_eta(capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter((100.0, 118.0))
-    console = LineConsole(Pace(steps=600, start=0, clock=lambda: next(clock)))
+    console = LineConsole(Pace("step", total=600, start=0, clock=lambda: next(clock)))
     console.log(120, {"train/loss": 2.31, "train/lr": 1e-3}, 41_234.0)
     assert capsys.readouterr().err == "step 120/600 | loss 2.31 | 41.2k items/s | eta 0:01:12\n"
 
 
 def test_the_eta_of_a_resumed_run_counts_this_attempt_only() -> None:
     clock = iter((0.0, 10.0))
-    pace = Pace(steps=600, start=500, clock=lambda: next(clock))
-    assert pace.format_speed(520, {}, 5.0) == "5.00 items/s | eta 0:00:40"
+    pace = Pace("step", total=600, start=500, clock=lambda: next(clock))
+    assert format_speed(pace, 520, {}, 5.0) == "5.00 items/s | eta 0:00:40"
+
+
+def test_a_prediction_without_a_terminal_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = open_progress(600, start=500, is_main=True)
+    progress.show(520)  # a moment after it began: no line
+    assert capsys.readouterr().err == ""
+    progress.close()
+    assert capsys.readouterr().err.startswith("items 520/600 | ")
 
 
 def test_an_evaluation_says_every_metric(said: Path) -> None:
-    LineConsole(Pace(steps=600, start=0)).evaluated(120, {"eval/loss": 0.51234, "eval/accuracy": 0.98})
+    LineConsole(Pace("step", total=600, start=0)).evaluated(120, {"eval/loss": 0.51234, "eval/accuracy": 0.98})
     assert said.read_text().endswith("| step 120/600 | eval/loss 0.5123 | eval/accuracy 0.98\n")
 
 
@@ -99,12 +114,16 @@ def test_on_a_terminal_there_is_a_bar_without_a_thread(tmp_path: Path) -> None:
     os.close(ours)
     text = b"".join(shown).decode()
     assert done.stdout == b"BarConsole\n"
+    text, _, predicted = text.partition("items 10/70")
+    assert "items 40/70" in predicted
+    assert "items/s | eta 0:00:0" in predicted
+    assert predicted.endswith("\x1b[?25h"), "the cursor is shown again"
     last = text.rstrip().rpartition("step ")[2]
     assert last.startswith("120/600")
     assert "loss 2.315 | 41.2k items/s | eta 0:00:0" in last
     assert "step 120/600 | eval/loss 0.5 | eval/accuracy 0.98" in text
     assert "eval/accuracy 0.98" in (tmp_path / "rank_0.log").read_text()
-    assert text.endswith("\x1b[?25h"), "the cursor is shown again"
+    assert "\x1b[?25h" in text
 
 
 def read_all(terminal: int) -> list[bytes]:

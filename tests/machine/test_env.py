@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from runner.cli.main import main
+from runner.config.extras import FOR_DEVELOPMENT
 from runner.machine import limits, links
 from runner.machine.options import option_faults, shipped_options
 from runner.machine.report import as_text, collect
-from runner.machine.versions import FOR_DEVELOPMENT, libraries
+from runner.machine.versions import libraries
 from tests.conftest import CHECKOUT
 
 TOPOLOGY = """\

@@ -1,14 +1,14 @@
 """What a recipe may name as a metric, and what it hears otherwise."""
 
+import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from runner.errors import HookError
 from runner.metric.classification import Classification
-from runner.metric.collected import joined
 from runner.metric.foreign import ForeignMetric
 from runner.metric.named_values import named_values
 from runner.protocols import MicroBatchLoss
@@ -67,6 +67,18 @@ def test_what_cannot_be_fed_is_told_before_launch(fields: Any, key: str, said: s
     assert said in message
 
 
+def test_what_needs_torchmetrics_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # importing it raises ModuleNotFoundError
+    [(key, message)] = faults(target=f"{HERE}.Neither")
+    assert key == "metric.mine._target_"
+    assert message.endswith("must derive from torchmetrics.Metric: pip install 'hydra-runner[metrics]'")
+    part = Classification()
+    [fault] = part.check(cast("Any", SimpleNamespace(metric={"f1": part})))
+    assert fault.key == "metric.f1"
+    assert fault.message == "needs torchmetrics, which is not installed: pip install 'hydra-runner[metrics]'"
+    assert faults(target=f"{HERE}.share") == [], "a function needs nothing"
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [({"classes": 1}, "classes=1 must be at least 2"), ({"average": "micro", "classes": 3}, "average=micro is not")],
@@ -96,14 +108,6 @@ def test_a_hook_without_outputs_is_told() -> None:
         HookError, match=r"is fed with the output 'found', which the loss hook does not give. It gives n"
     ):
         meter.update(MicroBatchLoss(torch.tensor(1.0), 3, 3, True))
-
-
-def test_items_of_unequal_shapes_are_joined_as_a_list() -> None:
-    parts = [{"x": torch.zeros(2, 3), "w": ["a", "b"]}, {"x": torch.ones(1, 4), "w": ["c"]}]
-    whole = joined(parts)
-    assert [tuple(one.shape) for one in whole["x"]] == [(3,), (3,), (4,)]
-    assert whole["w"] == ["a", "b", "c"]
-    assert joined([{"x": torch.zeros(2, 3)}, {"x": torch.ones(1, 3)}])["x"].shape == (3, 3)
 
 
 def test_results_become_numbers_by_name() -> None:

@@ -128,14 +128,15 @@ CASES = {
         "strategy=ddp precision=fp32 hardware.processes=2 clip.norm=1.0",
         "",
     ),
-    "megatron": (
+    "megatron_without_its_axes": (
         "distributed_type: MEGATRON_LM\nmixed_precision: bf16\nnum_processes: 4\nmegatron_lm_config:\n"
-        "  megatron_lm_tp_degree: 2\n  megatron_lm_sequence_parallelism: true\n  megatron_lm_pp_degree: 1\n"
+        "  megatron_lm_tp_degree: 1\n  megatron_lm_sequence_parallelism: true\n  megatron_lm_pp_degree: 1\n"
         "  megatron_lm_num_micro_batches: 2\n  megatron_lm_recompute_activations: true\n"
-        "  megatron_lm_use_distributed_optimizer: true\n  megatron_lm_gradient_clipping: 0",
+        "  megatron_lm_use_distributed_optimizer: true\n  megatron_lm_optimizer_cpu_offload: true\n"
+        "  megatron_lm_gradient_clipping: 0",
         "strategy=fsdp_grad_op precision=bf16 hardware.processes=4 batch.accumulate=2 "
-        "activation_checkpointing.what=selective clip.norm=null",
-        "distributed_type megatron_lm_config.megatron_lm_tp_degree megatron_lm_config.megatron_lm_sequence_parallelism",
+        "activation_checkpointing.what=selective clip.norm=null strategy.offload=true",
+        "",
     ),
     "fp8_of_torchao": (
         "distributed_type: 'NO'\nmixed_precision: fp8\nfp8_config:\n  backend: AO\n"
@@ -185,6 +186,47 @@ CASES = {
 }
 
 
+# As Accelerate's documentation shows, and with everything that its plugin reads from the section.
+PARALLEL = {
+    "as_documented": (
+        "distributed_type: MEGATRON_LM\nmixed_precision: bf16\nnum_processes: 4\nmegatron_lm_config:\n"
+        "  megatron_lm_gradient_clipping: 1.0\n  megatron_lm_num_micro_batches: 2\n  megatron_lm_pp_degree: 2\n"
+        "  megatron_lm_recompute_activations: true\n  megatron_lm_sequence_parallelism: true\n"
+        "  megatron_lm_tp_degree: 2\n  megatron_lm_use_distributed_optimizer: true",
+        "strategy=parallel strategy.replicate=1 strategy.shard=auto strategy.sharding=shard_grad_op strategy.tensor=2 "
+        "strategy.sequence_parallel=true strategy.pipeline=2 strategy.schedule='1f1b' batch.accumulate=2 "
+        "precision=bf16 hardware.processes=4 activation_checkpointing.what=selective clip.norm=1.0",
+        "",
+    ),
+    "everything": (
+        "distributed_type: MEGATRON_LM\nnum_processes: 8\nmegatron_lm_config:\n  megatron_lm_tp_degree: 2\n"
+        "  megatron_lm_pp_degree: 1\n  megatron_lm_context_parallel_size: 2\n"
+        "  megatron_lm_expert_model_parallel_size: 2\n  megatron_lm_expert_tensor_parallel_size: 2\n"
+        "  megatron_lm_num_micro_batches: 4\n  megatron_lm_use_distributed_optimizer: false\n"
+        "  megatron_lm_recompute_granularity: full\n  megatron_lm_recompute_method: uniform\n"
+        "  megatron_lm_recompute_num_layers: 1\n  megatron_lm_recompute_activations: false\n"
+        "  megatron_lm_use_custom_fsdp: true\n  megatron_lm_optimizer_cpu_offload: true\n"
+        "  megatron_lm_overlap_cpu_optimizer_d2h_h2d: true\n  megatron_lm_use_precision_aware_optimizer: true\n"
+        "  megatron_lm_no_load_optim: true\n  megatron_lm_no_save_optim: true\n  megatron_lm_eod_mask_loss: true\n"
+        "  megatron_lm_decoder_last_pipeline_num_layers: 3\n  megatron_lm_calculate_per_token_loss: true\n"
+        "  megatron_lm_attention_backend: true\n  megatron_lm_attention_dropout: 0.1\n"
+        "  megatron_lm_hidden_dropout: 0.1\n  megatron_lm_attention_softmax_in_fp32: true\n"
+        "  megatron_lm_use_rotary_position_embeddings: true",
+        "strategy=parallel strategy.replicate=auto strategy.shard=1 strategy.tensor=2 strategy.context=2 "
+        "strategy.expert=2 hardware.processes=8 batch.accumulate=4 activation_checkpointing.what=blocks",
+        "expert_tensor_parallel_size use_custom_fsdp optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d "
+        "use_precision_aware_optimizer no_load_optim no_save_optim eod_mask_loss decoder_last_pipeline_num_layers "
+        "attention_backend attention_dropout hidden_dropout attention_softmax_in_fp32 use_rotary_position_embeddings",
+    ),
+    "recomputed_otherwise": (
+        "distributed_type: MEGATRON_LM\nnum_processes: 2\nmegatron_lm_config:\n  megatron_lm_tp_degree: 2\n"
+        "  megatron_lm_recompute_method: block\n  megatron_lm_recompute_num_layers: 4",
+        "strategy=parallel strategy.replicate=auto strategy.shard=1 strategy.tensor=2 hardware.processes=2",
+        "recompute_method recompute_num_layers",
+    ),
+}
+
+
 def written(tmp_path: Path, text: str) -> Path:
     """A configuration, in which the first of two equal keys stands for both."""
     keys = [line.partition(":")[0] for line in text.splitlines()]
@@ -204,9 +246,18 @@ def test_a_configuration_becomes_overrides_that_a_recipe_accepts(tmp_path: Path,
     spec(settings)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_key_is_told_with_what_became_of_it(tmp_path: Path, case: str) -> None:
-    found = read_file(written(tmp_path, CASES[case][0]))
+@pytest.mark.parametrize("case", PARALLEL)
+def test_the_axes_of_megatron_lm_become_those_of_one_strategy(tmp_path: Path, case: str) -> None:
+    text, overrides, missing = PARALLEL[case]
+    found = read_file(written(tmp_path, text))
+    assert sorted(str(setting) for setting in found.settings) == sorted(overrides.split())
+    keys = {line.argument.key for line in found.lines if line.outcome.is_missing}
+    assert keys == {f"megatron_lm_config.megatron_lm_{name}" for name in missing.split()}
+
+
+@pytest.mark.parametrize("text", [text for text, *_ in (CASES | PARALLEL).values()], ids=[*CASES, *PARALLEL])
+def test_every_key_is_told_with_what_became_of_it(tmp_path: Path, text: str) -> None:
+    found = read_file(written(tmp_path, text))
     said = " ".join(report(found).split())
     for key, value in (line.argument for line in found.lines):
         assert f" {key}: {shown(value)}".rstrip() in said
@@ -326,6 +377,11 @@ def test_all_unknown_keys_and_wrong_values_are_told_at_once(tmp_path: Path) -> N
         ("num_processes: 2\nmain_process_port: 70000", "main_process_port", "70000 must be a port"),
         ("num_processes: 2\ndebug: maybe", "debug", "maybe must be true or false."),
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 3}", "fsdp_config.fsdp_version", "3 must be 1 or 2."),
+        (
+            "distributed_type: MEGATRON_LM\nmegatron_lm_config: {tp_degree: 0}",
+            "megatron_lm_config.tp_degree",
+            "0 must be at least 1.",
+        ),
         (
             "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3, offload_param_device: tape}",
             "deepspeed_config.offload_param_device",

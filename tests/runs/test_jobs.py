@@ -86,6 +86,9 @@ def test_an_evaluation_gives_what_the_run_has_logged(run: Ended, runner: Callabl
     assert evaluation(runner("evaluate", "run", "--weights", "weights", *PAIR, "strategy=fsdp"))["metrics"] == (
         pytest.approx(trained, abs=1e-6)
     )
+    recipe = runner("evaluate", "points", "hardware=cpu", "--weights", "weights")  # without the run's directory
+    assert evaluation(recipe) == {"step": 0, "metrics": trained}
+    assert Path(recipe.stdout.splitlines()[-1]).is_relative_to(project / "outputs" / "points" / "evaluations")
     assert evaluation(runner("evaluate", "run", "--step", "8"))["step"] == 8
     assert evaluation(runner("evaluate", "run", "--best"))["step"] == 8  # saved with the metrics of step 5
     assert (project / "run" / "status.json").read_text() == json.dumps(run.run_dir.read_status()) + "\n"
@@ -98,6 +101,9 @@ def test_what_cannot_be_evaluated_is_told(run: Ended, runner: Callable[..., Ende
     )
     assert "--step says already which weights" in runner("evaluate", "run", "--step", "8", "--best", code=2).stderr
     assert "nowhere is not there" in runner("evaluate", "run", "--weights", "nowhere", code=2).stderr
+    (project / "empty").mkdir()
+    assert "empty is not a run's directory: it has no spec.yaml." in runner("evaluate", "empty", code=2).stderr
+    assert "there is no recipe 'piont'. Did you mean points?" in runner("evaluate", "piont", code=2).stderr
     assert "has the metric x/y" in runner("evaluate", "run", "--best", "checkpoint.metric=x/y", code=2).stderr
     runner("export", "run", "--out", "weights")
     ended = runner("evaluate", "run", "--weights", "weights", "+model.width=9", code=8)
@@ -185,6 +191,7 @@ def test_what_cannot_be_predicted_is_told(runner: Callable[..., Ended]) -> None:
     assert "there is nothing to write: the loss hook gives no outputs" in told("--out", "a.jsonl", code=3)
     assert "a.txt must end in .jsonl, .parquet, .safetensors" in told("--out", "a.txt", code=2)
     assert "a recipe has no checkpoints" in told("--step", "4", code=2)
+    assert "--best: a recipe has no checkpoints" in told("--best", code=2)
     assert "mapping returned a Tensor, but a predict hook must return a mapping of names" in told(
         "predict._target_=user_hooks.jobs.mapping", "--out", "b.jsonl", code=3
     )

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from runner.checkpoint.rank_files import RankFiles
 from runner.storage.read import read_tensors
-from runner.strategy.deepspeed.flat_range import Box, FlatRange, boxes
+from runner.strategy.common.boxed import Box
+from runner.strategy.deepspeed.flat_range import FlatRange, boxes
 from runner.world.solo import SoloWorld
 
 WORLD = SoloWorld(torch.device("cpu"))

@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 from runner.errors import ModelError, SpecError
 from runner.precision.bf16 import BF16
 from runner.protocols import Clip
-from runner.strategy.fsdp.fsdp import FSDP, Build, Gather, Sharding
+from runner.strategy.fsdp.fsdp import FSDP
+from runner.strategy.fsdp.settings import Build, Gather, Sharding, ShardSettings
 from runner.strategy.fsdp.units import units_of
 from runner.strategy.fsdp.wrap import Wrap
 from runner.strategy.single import Single
@@ -23,6 +24,11 @@ from tests.strategy.ranks import model_of, named, on_ranks
 from tests.strategy.small_tower import micro_batches_of, prepare, seeded_model, sum_loss
 
 F32 = 4
+
+
+def fsdp(*, shard_size: int | None = None, **settings: Any) -> FSDP:
+    """The strategy with these settings."""
+    return FSDP(shard_size=shard_size, settings=ShardSettings(**settings))
 
 
 def step(trainable: Any, world: Any, num_micro_batches: int = 1) -> Any:
@@ -73,7 +79,7 @@ def test_each_rank_holds_its_share_of_parameters_gradients_and_state(sharding: A
     whole = sum(p.numel() for p in model.parameters())
     in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
     gathered = whole - in_blocks if sharding is Sharding.FULL_SHARD else whole
-    for rank, found in enumerate(on_ranks(2, held, FSDP(sharding=sharding), scratch=tmp_path)):
+    for rank, found in enumerate(on_ranks(2, held, fsdp(sharding=sharding), scratch=tmp_path)):
         partition = F32 * share_of(model, rank, 2)
         assert found == (partition, partition, 2 * partition, F32 * gathered)
     assert share_of(model, 0, 2) + share_of(model, 1, 2) == whole
@@ -112,7 +118,7 @@ def test_accumulation_holds_whole_gradients_unless_each_round_exchanges_them(
 ) -> None:
     """The trade of Accelerate's Mixtral table: one whole gradient a rank, or an exchange every round."""
     model = seeded_model()
-    part = FSDP(sharding=sharding, sync_each_round=sync_each_round)
+    part = fsdp(sharding=sharding, sync_each_round=sync_each_round)
     for rank, found in enumerate(on_ranks(2, whole_gradients, part, scratch=tmp_path)):
         whole = F32 * sum(p.numel() for p in model.parameters())
         assert found == ((F32 * share_of(model, rank, 2), 0) if sync_each_round else (0, whole))
@@ -142,11 +148,11 @@ def weights_of(trainable: Any) -> Any:
 
 
 PARTS = [
-    FSDP(build=Build.RANK_0),
-    FSDP(wrap=Wrap.NONE, sync_each_round=True),
-    FSDP(wrap=Wrap.SIZE, wrap_min_params=100, forward_prefetch=2, backward_prefetch=2),
-    FSDP(wrap=Wrap.CLASSES, wrap_classes=["Linear", "LayerNorm"], backward_prefetch=0, unused_parameters=True),
-    FSDP(sharding=Sharding.SHARD_GRAD_OP, offload=True, build=Build.RANK_0),
+    fsdp(build=Build.RANK_0),
+    fsdp(wrap=Wrap.NONE, sync_each_round=True),
+    fsdp(wrap=Wrap.SIZE, wrap_min_params=100, forward_prefetch=2, backward_prefetch=2),
+    fsdp(wrap=Wrap.CLASSES, wrap_classes=["Linear", "LayerNorm"], backward_prefetch=0, unused_parameters=True),
+    fsdp(sharding=Sharding.SHARD_GRAD_OP, offload=True, build=Build.RANK_0),
 ]
 
 
@@ -162,7 +168,7 @@ def test_every_setting_takes_the_steps_of_one_process(part: Any, tmp_path: Path)
         assert norms == pytest.approx(alone[2], rel=1e-6)
 
 
-@pytest.mark.parametrize("part", [FSDP(shard_size=2), FSDP(shard_size=2, sync_each_round=True, build=Build.RANK_0)])
+@pytest.mark.parametrize("part", [FSDP(shard_size=2), fsdp(shard_size=2, sync_each_round=True, build=Build.RANK_0)])
 def test_four_ranks_in_two_groups_take_the_steps_of_one_process(part: Any, tmp_path: Path) -> None:
     alone = trained(SoloWorld(torch.device("cpu")), Single(), 4)
     for before, after, norms, _ in on_ranks(4, trained, part, 2, scratch=tmp_path):
@@ -175,7 +181,7 @@ def test_four_ranks_in_two_groups_take_the_steps_of_one_process(part: Any, tmp_p
 def test_gathering_in_the_precisions_type_stays_near_what_autocast_does(tmp_path: Path) -> None:
     """Norms and embeddings see weights of eight bits: half a unit of 2^-8 each; losses of order 1 stay within 2^-6."""
     stored, rounded = (
-        on_ranks(2, trained, FSDP(gather=gather), 1, BF16(), scratch=tmp_path / gather.value)
+        on_ranks(2, trained, fsdp(gather=gather), 1, BF16(), scratch=tmp_path / gather.value)
         for gather in (Gather.STORED, Gather.PRECISION)
     )
     assert rounded[0][3] == pytest.approx(stored[0][3], rel=2**-6)
@@ -183,7 +189,7 @@ def test_gathering_in_the_precisions_type_stays_near_what_autocast_does(tmp_path
 
 
 def test_one_process_holds_the_plain_model() -> None:
-    trainable = prepare(SoloWorld(torch.device("cpu")), FSDP(offload=True))
+    trainable = prepare(SoloWorld(torch.device("cpu")), fsdp(offload=True))
     assert type(model_of(trainable)) is Tower
     assert type(model_of(trainable).blocks[0]) is Block
 
@@ -207,7 +213,7 @@ def seeded_two_towers() -> Any:
 
 @pytest.mark.parametrize("build", list(Build))
 def test_units_that_share_a_parameter_become_one(build: Any, tmp_path: Path) -> None:
-    part = FSDP(wrap=Wrap.CLASSES, wrap_classes=["Linear"], build=build)
+    part = fsdp(wrap=Wrap.CLASSES, wrap_classes=["Linear"], build=build)
     for partitions, is_named, names in on_ranks(2, tied, part, scratch=tmp_path):
         assert partitions
         assert is_named
@@ -292,7 +298,7 @@ def test_no_split_needs_a_model_that_names_its_blocks() -> None:
 )
 def test_values_that_mean_nothing_are_refused(fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FSDP(**fields)
+        fsdp(**fields)
 
 
 def test_axes_say_which_shard_sizes_divide() -> None:
@@ -352,7 +358,7 @@ def refusal(world: Any, part: Any, build: Any) -> Any:
             "parameters without a dimension, which cannot be sharded: ['scale']",
         ),
         (FSDP(), lambda: Scalar((1,), torch.float64), "have several dtypes: ['torch.float32', 'torch.float64']"),
-        (FSDP(build=Build.RANK_0), Keeps, "but mask is a tensor that is neither. Register it as a buffer, or use"),
+        (fsdp(build=Build.RANK_0), Keeps, "but mask is a tensor that is neither. Register it as a buffer, or use"),
     ],
 )
 def test_a_model_that_cannot_be_cut_is_refused(part: Any, build: Any, message: str, tmp_path: Path) -> None:
@@ -362,4 +368,4 @@ def test_a_model_that_cannot_be_cut_is_refused(part: Any, build: Any, message: s
 
 def refusal_alone(world: Any, part: Any, build: Any) -> Any:
     """Rank 0 may have nothing to complain about and would wait for the others."""
-    return refusal(world, part, build) if world.rank or part.build is Build.EVERY_RANK else ""
+    return refusal(world, part, build) if world.rank or part.settings.build is Build.EVERY_RANK else ""

@@ -62,7 +62,6 @@ def _summary(spec: "RunSpec", composed: "Composed") -> list[str]:
 
     choices = composed.stored().source.choices
     batch, world_size = spec.batch, spec.world_size
-    hooks = (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
     ranks = counted(batch.items // (batch.micro_items * batch.accumulate), "data rank", "data ranks")
     processes = counted(world_size, "process", "processes")
     cut = f"{batch.micro_items} micro_items × {batch.accumulate} accumulate × {ranks}"
@@ -71,7 +70,7 @@ def _summary(spec: "RunSpec", composed: "Composed") -> list[str]:
     return [
         *_title(spec, composed),
         f"  batch        {batch.items} items = {cut} ({processes})",
-        *(f"  {key:<12} {hook.target}" for key, hook in hooks),
+        *(f"  {key:<12} {hook.target}" for key, hook in spec.hooks.items()),
         *(f"  {group:<12} {choices.get(group)}" for group in GROUPS),
         f"  tracker      {', '.join(spec.tracker) or 'none'}",
         f"  metric       {', '.join(spec.metric) or 'none'}",
@@ -117,10 +116,7 @@ def _known(composed: "Composed") -> Iterator[str]:
 
     spec = composed.read_without_imports()
     yield from _title(spec, composed)
-    yield from (
-        f"  {key:<12} {hook.target!r}"
-        for key, hook in (("model", spec.model), ("data", spec.data), ("loss", spec.loss))
-    )
+    yield from (f"  {key:<12} {hook.target!r}" for key, hook in spec.hooks.items())
     yield from (f"  {group:<12} {composed.config[group][TARGET]!r}" for group in GROUPS)
 
 

@@ -8,6 +8,7 @@ weights are those that the model hook makes.
 import argparse
 from pathlib import Path
 
+from runner.cli.arguments import add_run_or_recipe
 from runner.cli.help import OVERRIDES
 from runner.cli.weights import add_weights
 
@@ -17,9 +18,8 @@ USAGE = "DIR|RECIPE [OVERRIDE ...] [options]"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run's directory or a recipe, overrides, which weights, which dataset and where to."""
     parser.epilog = OVERRIDES
+    add_run_or_recipe(parser)
     add = parser.add_argument
-    add("first", metavar="DIR|RECIPE", nargs="?", help="directory of a run; or a recipe, as for runner train")
-    add("rest", metavar="OVERRIDE", nargs="*", help="change to the configuration, see below")
     add("--on", metavar="NAME", help="dataset: train, eval, or the name of an evaluation set (default: the only one)")
     formats = ".jsonl, .parquet or .safetensors (default: predictions/step_N/NAME.jsonl in DIR)"
     add("--out", metavar="FILE", type=Path, help=f"file to write, which must not exist; {formats}")

@@ -1,29 +1,30 @@
-"""The section megatron_lm_config: what of it does not depend on Megatron-LM's own parallelism."""
+"""The section megatron_lm_config: sizes of axes, and what of Megatron-LM's own is done otherwise here."""
 
 from runner.migrate.accelerate.situation import is_megatron
 from runner.migrate.accelerate.strategy import strategy
 from runner.migrate.accelerate.zero import accumulate
-from runner.migrate.outcome import Outcome, Values, becomes
-from runner.migrate.rules import chooses, if_on, limit, missing, missing_unless, needless, only_if, whole, yes_no
+from runner.migrate.outcome import Outcome, Rule, Values, becomes
+from runner.migrate.rules import (
+    chooses,
+    if_on,
+    is_on,
+    limit,
+    missing,
+    missing_unless,
+    needless,
+    only_if,
+    size,
+    whole,
+    yes_no,
+)
 
 __all__ = ["MEGATRON"]
 
-RANKS = "{} is not there: strategy=fsdp or deepspeed_zero3 shards a model that does not fit"
 OF_THE_MODEL = "a choice of the model: an argument of the model hook"
 SELECTIVE = becomes(("activation_checkpointing.what", "selective"))
 BLOCKS = becomes(("activation_checkpointing.what", "blocks"))
-DEGREES = {
-    "tp_degree": "tensor parallelism",
-    "pp_degree": "pipeline parallelism",
-    "expert_model_parallel_size": "expert parallelism",
-    "expert_tensor_parallel_size": "expert parallelism",
-    "context_parallel_size": "context parallelism",
-}
 OFF_OR_MISSING = {
-    "sequence_parallelism": "belongs to tensor parallelism, which is not there",
-    "use_custom_fsdp": "Megatron-LM's own; here strategy=fsdp",
-    "optimizer_cpu_offload": "strategy=fsdp strategy.offload=true, or strategy=deepspeed_zero2 "
-    "strategy.offload_optimizer=cpu",
+    "use_custom_fsdp": "Megatron-LM's own: strategy.shard shards by torch's fully_shard, and so does strategy=fsdp",
     "overlap_cpu_optimizer_d2h_h2d": "belongs to the optimizer's offload",
     "use_precision_aware_optimizer": "not there: precision=bf16_pure keeps optimizer state in 16 bits",
     "no_load_optim": "a checkpoint is resumed as a whole; runner export DIR writes the weights alone",
@@ -32,8 +33,45 @@ OFF_OR_MISSING = {
 }
 
 
+def _degree(axis: str, *others: tuple[str, object]) -> Rule:
+    """The size of an axis, and what else Megatron-LM means by it."""
+
+    def rule(value: object, values: Values) -> Outcome:
+        degree = whole(value)
+        if degree < 1:
+            raise ValueError("must be at least 1.")
+        return Outcome(remark="one, as by default") if degree == 1 else becomes((f"strategy.{axis}", degree), *others)
+
+    return rule
+
+
+def _sequence_parallelism(value: object, values: Values) -> Outcome:
+    if size(values, "megatron_lm_tp_degree") == 1:
+        yes_no(value)
+        return Outcome(remark="has no effect without a tp_degree above 1")
+    return becomes(("strategy.sequence_parallel", yes_no(value)))
+
+
+def _optimizer_offload(value: object, values: Values) -> Outcome:
+    """Shards, with gradients and optimizer state, on the host: there must be shards."""
+    if not yes_no(value):
+        return Outcome(remark="off, as here")
+    if is_on(values, "megatron_lm_use_distributed_optimizer"):
+        return becomes(("strategy.offload", True), remark="shards and gradients, too")
+    return Outcome(remark="strategy=deepspeed_zero2 strategy.offload_optimizer=cpu", is_missing=True)
+
+
 def _distributed_optimizer(value: object, values: Values) -> Outcome:
-    return strategy(values)._replace(remark="shards gradients and optimizer state", is_missing=False)
+    yes_no(value)
+    return strategy(values)
+
+
+def _recomputed_layers(value: object, values: Values) -> Outcome:
+    if whole(value) == 1:
+        return Outcome(remark="each block is recomputed by itself, as here")
+    return Outcome(
+        remark="blocks are recomputed one by one; activation_checkpointing.every leaves some out", is_missing=True
+    )
 
 
 def _recompute(value: object, values: Values) -> Outcome:
@@ -48,16 +86,31 @@ MEGATRON = only_if(
     {
         f"megatron_lm_{name}": rule
         for name, rule in {
-            **{name: missing_unless(1, RANKS.format(what), convert=whole) for name, what in DEGREES.items()},
+            "tp_degree": _degree("tensor"),
+            "pp_degree": _degree("pipeline", ("strategy.schedule", "1f1b")),
+            "context_parallel_size": _degree("context"),
+            "expert_model_parallel_size": _degree("expert"),
             **{name: missing_unless(False, remark, convert=yes_no) for name, remark in OFF_OR_MISSING.items()},
+            "expert_tensor_parallel_size": missing_unless(
+                1, "not there: strategy.expert gives each rank whole experts", convert=whole
+            ),
+            "sequence_parallelism": _sequence_parallelism,
             "num_micro_batches": accumulate,
+            "optimizer_cpu_offload": _optimizer_offload,
             "gradient_clipping": limit("clip.norm"),
             "use_distributed_optimizer": _distributed_optimizer,
             "recompute_activations": _recompute,
             "recompute_granularity": chooses({"FULL": BLOCKS, "SELECTIVE": SELECTIVE}),
-            "recompute_method": missing("activation_checkpointing.every chooses among blocks"),
-            "recompute_num_layers": missing("activation_checkpointing.every chooses among blocks"),
-            "decoder_last_pipeline_num_layers": missing(RANKS.format(DEGREES["pp_degree"])),
+            "recompute_method": chooses(
+                {
+                    "UNIFORM": Outcome(remark="each block is recomputed by itself, as here"),
+                    "BLOCK": Outcome(
+                        remark="activation_checkpointing.every recomputes each n-th block", is_missing=True
+                    ),
+                }
+            ),
+            "recompute_num_layers": _recomputed_layers,
+            "decoder_last_pipeline_num_layers": missing("strategy.split names the modules at which stages begin"),
             "calculate_per_token_loss": needless("a loss hook returns Loss(total, count): the mean is over tokens"),
             "attention_backend": missing(OF_THE_MODEL),
             "attention_dropout": missing(OF_THE_MODEL),

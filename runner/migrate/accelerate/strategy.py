@@ -46,6 +46,8 @@ WORDS = {
 }
 ZERO = {stage: becomes(("strategy", f"deepspeed_zero{stage}")) for stage in (1, 2, 3)}
 NOT_SHARDED = "a sharding: this one is strategy=ddp"
+DEGREES = ("tp_degree", "pp_degree", "context_parallel_size", "expert_model_parallel_size")
+"""The sizes of Megatron-LM's axes."""
 MODEL_PARALLEL = "{} is not there: all processes divide the items of a step among them, so batch.items stays"
 
 
@@ -69,8 +71,14 @@ def _deepspeed(values: Values) -> Outcome:
 
 def _megatron(values: Values) -> Outcome:
     shards = is_on(values, "megatron_lm_use_distributed_optimizer")
-    chosen = becomes(("strategy", "fsdp_grad_op")) if shards else REPLICAS
-    return Outcome(chosen.settings, "Megatron-LM's own parallelism is not there: data parallel only", True)
+    if all(size(values, f"megatron_lm_{degree}") == 1 for degree in DEGREES):
+        return becomes(("strategy", "fsdp_grad_op")) if shards else REPLICAS
+    parallel = ("strategy", "parallel")
+    if shards:
+        return becomes(
+            parallel, ("strategy.replicate", 1), ("strategy.shard", "auto"), ("strategy.sharding", "shard_grad_op")
+        )
+    return becomes(parallel, ("strategy.replicate", "auto"), ("strategy.shard", 1))
 
 
 def _fsdp(values: Values) -> Outcome:

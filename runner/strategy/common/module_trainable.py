@@ -43,6 +43,11 @@ def gradients_of_parameters(parameters: Sequence[Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
+def norm_of_whole(gradients: list[Tensor], parameters: Sequence[Parameter]) -> Tensor:
+    """The 2-norm of gradients of which this rank has all."""
+    return get_total_norm(gradients)
+
+
 @final
 class ModuleTrainable:
     """A module and its optimizer. `forward` and `no_sync` control how ranks exchange gradients; the rest is here."""
@@ -57,7 +62,7 @@ class ModuleTrainable:
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
         averaged: int = 1,
         gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_of_parameters,
-        norm_of: Callable[[list[Tensor]], Tensor] = get_total_norm,
+        norm_of: Callable[[list[Tensor], Sequence[Parameter]], Tensor] = norm_of_whole,
         reduce_found_inf: Callable[[Tensor], Tensor] = same_on_every_rank,
         narrow_exchange: bool = False,
         stateful: Mapping[str, Stateful] = NO_STATE,
@@ -69,12 +74,12 @@ class ModuleTrainable:
             placed: the model; its optimizer is built here.
             builder: provides the optimizer, the precision and the clipping.
             world: all ranks of the run.
-            forward: the loss hook on a batch, in training; its backward exchanges gradients, except inside `no_sync`.
-                None = as in evaluation.
+            forward: the loss hook in training; its backward exchanges gradients, except in `no_sync`. None = as placed.
             no_sync: a context in which backward only accumulates gradients on this rank.
             averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
             gradients_of: this rank's part of the parameters' gradients, not copied.
-            norm_of: the 2-norm of the full gradient, given this rank's part of it.
+            norm_of: the 2-norm of the full gradient, given this rank's part of it, and all parameters; of these, the
+                gradients belong to those that have one, in the same order.
             reduce_found_inf: given whether this rank's part has a non-finite value (0 or 1), whether any rank's has.
             narrow_exchange: whether the gradient of a sum may overflow the dtype of the exchange.
             stateful: further state for checkpoints, by name.
@@ -96,9 +101,7 @@ class ModuleTrainable:
         self._clip = clip = builder.clip
         # Whether `update` must process gradients even if they are divided already.
         self._always_processes = clip.norm is not None or clip.value is not None or self._scaler.scales
-        self._gradients_of = gradients_of
-        self._norm_of = norm_of
-        self._reduce_found_inf = reduce_found_inf
+        self._gradients_of, self._norm_of, self._reduce_found_inf = gradients_of, norm_of, reduce_found_inf
         self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._divided = True  # whether the gradients are divided by the step's count already;
         self._factor: Tensor | float = 1.0  # if not, what they must still be multiplied by
@@ -154,14 +157,27 @@ class ModuleTrainable:
     def state_dict(self) -> State[Tensor]:
         """Model and optimizer by the model's parameter names."""
         state = self._placed.state_dict()
-        add_optimizer_state(state, self._placed.model, self._optimizer, built_groups=self._built_groups)
+        add_optimizer_state(
+            state,
+            self._placed.model,
+            self._optimizer,
+            built_groups=self._built_groups,
+            as_stored=self._placed.as_stored,
+        )
         state.values |= state_dicts(self._stateful)
         return state
 
     def load_state_dict(self, saved: SavedState) -> None:
         """Continue from a checkpoint; each rank reads its own part."""
         state = self._placed.state_dict()
-        load_named_state(state, self._placed.model, self._optimizer, saved, built_groups=self._built_groups)
+        load_named_state(
+            state,
+            self._placed.model,
+            self._optimizer,
+            saved,
+            built_groups=self._built_groups,
+            as_stored=self._placed.as_stored,
+        )
         load_state_dicts(self._stateful, state.values)
 
     def _forward_loss(self, micro_batch: MicroBatch) -> MicroBatchLoss:
@@ -207,14 +223,14 @@ class ModuleTrainable:
         if not finite:
             return Update(False, None, self._scaler.record())
         clip = self._clip
-        norm = self._norm_of(gradients) * factor if measure or clip.norm is not None else None
+        norm = self._norm_of(gradients, self._parameters) * factor if measure or clip.norm is not None else None
         if clip.value is not None:
             _multiply(gradients, factor)
             factor = 1.0
             torch._foreach_clamp_min_(gradients, -clip.value)
             torch._foreach_clamp_max_(gradients, clip.value)
         if clip.norm is not None:
-            length = self._norm_of(gradients) if norm is None or clip.value is not None else norm
+            length = self._norm_of(gradients, self._parameters) if norm is None or clip.value is not None else norm
             # 1e-6 and the clamp as in torch.nn.utils.clip_grads_with_norm_: the same bits as a hand-written loop.
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0) * factor
         _multiply(gradients, factor)

@@ -5,7 +5,7 @@ checkpoint reads and writes each rank's own part.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,15 +18,22 @@ from runner.protocols.state import MODEL
 
 OptimizerTensors = dict[str, dict[str, Tensor]]
 """By parameter name, then by the optimizer's own key."""
+AsStored = Callable[[str, Tensor], Tensor]
+"""Given a parameter's name and a tensor of it (itself, or one of its optimizer), what stands for it in a checkpoint."""
 
 
-def model_tensors(model: Module) -> dict[str, Tensor]:
+def unchanged(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself."""
+    return tensor
+
+
+def model_tensors(model: Module, as_stored: AsStored = unchanged) -> dict[str, Tensor]:
     """The live parameters and persistent buffers.
 
     Raises:
         CheckpointError: the model's state_dict contains something that is not a tensor.
     """
-    return {name: value.detach() for name, value in distinct_tensors(model)}
+    return {name: as_stored(name, value.detach()) for name, value in distinct_tensors(model)}
 
 
 def distinct_tensors(model: Module) -> Iterable[tuple[str, Tensor]]:
@@ -96,7 +103,12 @@ def load_settings(
 
 
 def add_optimizer_state(
-    state: State[Tensor], model: Module, optimizer: torch.optim.Optimizer, *, built_groups: list[dict[str, Any]]
+    state: State[Tensor],
+    model: Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    built_groups: list[dict[str, Any]],
+    as_stored: AsStored = unchanged,
 ) -> None:
     """Add the optimizer's live tensors, plain numbers and settings to the state of its model."""
     tensors: OptimizerTensors = {}
@@ -104,7 +116,7 @@ def add_optimizer_state(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors.setdefault(name, {})[key] = value.detach()
+                tensors.setdefault(name, {})[key] = as_stored(name, value.detach())
             else:
                 numbers.setdefault(name, {})[key] = value
     state.optimizers[MODEL] = tensors
@@ -122,6 +134,7 @@ def load_named_state(
     saved: SavedState,
     *,
     built_groups: list[dict[str, Any]],
+    as_stored: AsStored = unchanged,
 ) -> None:
     """Load a model (whose tensors are in `state`) in place, and its optimizer.
 
@@ -135,7 +148,7 @@ def load_named_state(
     for name, stored in saved.stored.optimizers.get(MODEL, {}).items():
         if name in parameters:
             tensors = {key: _allocate(parameters[name], one) for key, one in stored.items()}
-            state.optimizers[MODEL][name] = tensors
+            state.optimizers[MODEL][name] = {key: as_stored(name, tensor) for key, tensor in tensors.items()}
             slots[name] = dict(tensors)
     saved.read(state)
     values = state.values["optimizer"]

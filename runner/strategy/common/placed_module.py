@@ -12,7 +12,7 @@ from torch.nn import Module
 from runner.protocols import Builder, Loss, MicroBatch, MicroBatchLoss, SavedState, State
 from runner.protocols.state import MODEL
 from runner.strategy.common.forward_loss import forward_loss
-from runner.strategy.common.named_state import check_same_model, model_tensors
+from runner.strategy.common.named_state import AsStored, check_same_model, model_tensors, unchanged
 
 Forward = Callable[[Any, int], Loss | Tensor]
 """Calls the loss hook on a batch, of which so many items count."""
@@ -23,7 +23,13 @@ class PlacedModule:
     """A model whose parameters are on the device, as plain tensors or DTensors."""
 
     def __init__(
-        self, model: Module, builder: Builder, device: torch.device, *, forward: Forward | None = None
+        self,
+        model: Module,
+        builder: Builder,
+        device: torch.device,
+        *,
+        forward: Forward | None = None,
+        as_stored: AsStored = unchanged,
     ) -> None:
         """Hold a model that is already on its device.
 
@@ -32,8 +38,10 @@ class PlacedModule:
             builder: provides the loss hook and the precision.
             device: the device that the model computes on.
             forward: calls the loss hook; None = directly on the model.
+            as_stored: what stands for a tensor of a parameter in checkpoints.
         """
         self.model = model
+        self.as_stored = as_stored
         self._precision = builder.precision
         self._device = device
         self.forward = self.in_autocast(partial(builder.loss, model) if forward is None else forward)
@@ -54,7 +62,7 @@ class PlacedModule:
 
     def state_dict(self) -> State[Tensor]:
         """The model's parameters and persistent buffers."""
-        return State(models={MODEL: model_tensors(self.model)})
+        return State(models={MODEL: model_tensors(self.model, self.as_stored)})
 
     def load_state_dict(self, saved: SavedState) -> None:
         """Load parameters and buffers in place."""

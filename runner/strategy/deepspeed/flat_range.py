@@ -6,23 +6,12 @@ end of a row, full rows, the beginning of a row), so that each rank writes and r
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
-    from torch.distributed.checkpoint.planner import WriteItem
-
-
-class Box(NamedTuple):
-    """A rectangular part of a tensor."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    at: int
-    """Index in the range of the box's first element."""
+from runner.strategy.common.boxed import Box, Boxed
 
 
 def boxes(shape: Sequence[int], start: int, stop: int) -> list[Box]:
@@ -53,10 +42,10 @@ def _inside(shape: Sequence[int], row: int, start: int, stop: int, at: int) -> l
 
 
 @final
-class FlatRange(Tensor):
+class FlatRange(Boxed):
     """Has the shape and dtype of the full tensor, but only the elements [start, start + length), possibly none.
 
-    A checkpoint's planner asks it for its boxes (torch.distributed._checkpointable). It supports no computation.
+    It supports no computation. The unit of a box's `at` is an element.
     """
 
     @staticmethod
@@ -79,37 +68,5 @@ class FlatRange(Tensor):
         self._elements = elements
         self._boxes = boxes(shape, start, start + length)
 
-    def __create_write_items__(self, fqn: str, tensor: Any) -> "list[WriteItem]":
-        from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
-        from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-
-        return [
-            WriteItem(
-                index=MetadataIndex(fqn, chunk.offsets),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    chunk=chunk, properties=TensorProperties(dtype=self.dtype), size=self.shape
-                ),
-            )
-            for chunk in self.__create_chunk_list__()
-        ]
-
-    def __create_chunk_list__(self) -> "list[ChunkStorageMetadata]":
-        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
-
-        return [ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes)) for box in self._boxes]
-
-    def __get_tensor_shard__(self, index: "MetadataIndex") -> Tensor:
-        box = next(box for box in self._boxes if box.offsets == tuple(index.offset or ()))
+    def _part(self, box: Box) -> Tensor:
         return self._elements().narrow(0, box.at, math.prod(box.sizes)).view(box.sizes)
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"FlatRange(shape={list(self.shape)}, dtype={self.dtype}, boxes={self._boxes})"
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        raise NotImplementedError(
-            f"{func}: a FlatRange is one rank's range of a tensor; only a checkpoint can read it."
-        )

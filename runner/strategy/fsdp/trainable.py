@@ -25,6 +25,7 @@ from runner.protocols import (
 )
 from runner.strategy.common.loss_module import LossModule
 from runner.strategy.common.module_trainable import ModuleTrainable
+from runner.strategy.common.named_state import AsStored, unchanged
 from runner.strategy.common.placed_module import PlacedModule
 
 
@@ -33,7 +34,14 @@ class PlacedShards:
     """A model of units, each sharded among the ranks of a shard group."""
 
     def __init__(
-        self, root: LossModule, units: Sequence[FSDPModule], builder: Builder, world: World, *, sync_buffers: bool
+        self,
+        root: LossModule,
+        units: Sequence[FSDPModule],
+        builder: Builder,
+        world: World,
+        *,
+        sync_buffers: bool,
+        as_stored: AsStored = unchanged,
     ) -> None:
         """Hold a model that is already sharded.
 
@@ -43,9 +51,10 @@ class PlacedShards:
             builder: gives the precision.
             world: all ranks of the run.
             sync_buffers: broadcast the buffers of rank 0 before each step and each evaluation.
+            as_stored: what stands for a tensor of a parameter in checkpoints.
         """
         # The hook is called through the root in evaluation too, so that the root gathers the parameters that it owns.
-        self.module = PlacedModule(root.model, builder, world.device, forward=root)
+        self.module = PlacedModule(root.model, builder, world.device, forward=root, as_stored=as_stored)
         self._units = units
         self._buffers = list(root.model.buffers()) if sync_buffers else []
         self._replicas = world.along(*world.axes.data)
@@ -115,7 +124,7 @@ class ShardedTrainable:
             world,
             no_sync=no_sync,
             gradients_of=local_gradients,
-            norm_of=lambda gradients: global_norm(gradients, shard),
+            norm_of=lambda gradients, _: global_norm(gradients, shard),
             reduce_found_inf=lambda found: together.sum(found.to(shard.device)),
             counted_over=counted_over,
         )

@@ -1,0 +1,151 @@
+"""One mesh with an axis for each kind of parallelism; their sizes multiply to the number of ranks."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
+
+from runner.config.sections import flattened
+from runner.errors import Fault
+from runner.protocols import Axes, Axis, Builder, Placed, Trainable, World
+from runner.strategy.fsdp.settings import Build, ShardSettings
+from runner.strategy.parallel.sizes import AUTO, axes_of
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from runner.config.run_spec import RunSpec
+    from runner.strategy.parallel.trainable import PlacedParts
+
+NoSync = Callable[[], AbstractContextManager[Any]]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """Ranks in a mesh of named axes."""
+
+    replicate: int | str = 1
+    """Copies of the model, each of which reads other items; auto = the ranks that are left."""
+    shard: int | str = AUTO
+    """Ranks that share the parameters, gradients and optimizer state of one copy; each reads other items."""
+    tensor: int | str = 1
+    """Ranks that hold parts of the same weight matrices and read the same items."""
+    tensor_plan: dict[str, str] = field(default_factory=dict)
+    """How modules are split among tensor ranks, by patterns of their names; empty = the model's own plan."""
+    sequence_parallel: bool = False
+    """Split activations between split modules by sequence, instead of keeping them whole on every tensor rank."""
+    shards: ShardSettings = flattened(ShardSettings)
+    """What is sharded, in which units, and when."""
+
+    def __post_init__(self) -> None:
+        sizes = self._sizes()
+        if sum(size is None for size in sizes.values()) > 1:
+            autos = [str(axis) for axis, size in sizes.items() if size is None]
+            raise ValueError(f"{' and '.join(autos)} are auto, but only one axis can take what is left. Give a number.")
+
+    def check(self, spec: "RunSpec") -> Iterable[Fault]:
+        """Check that the settings fit each other; `axes` checks the sizes."""
+        axes = self.axes(spec.world_size)
+        if self.sequence_parallel and axes.size([Axis.TENSOR]) == 1:
+            rule = "splits sequences among tensor ranks, but strategy.tensor=1. Set strategy.tensor, or false."
+            yield Fault(key="strategy.sequence_parallel", message=rule)
+        if axes.size([Axis.TENSOR]) > 1 and self.shards.build is Build.RANK_0:
+            rule = "rank_0 sends whole weights, but strategy.tensor splits them. Use every_rank."
+            yield Fault(key="strategy.build", message=rule)
+
+    def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
+        """Check the tensor plan, and that the model has the classes that become units."""
+        from runner.strategy.parallel.plan_faults import plan_faults
+
+        ranks = self.axes(spec.world_size).size([Axis.TENSOR])
+        if ranks > 1:
+            yield partial(plan_faults, plan=self.tensor_plan, ranks=ranks)
+        yield from self.shards.model_checks()
+
+    def axes(self, num_ranks: int) -> Axes:
+        """The mesh of so many ranks.
+
+        Raises:
+            ValueError: the sizes do not multiply to the number of ranks.
+        """
+        return axes_of(self._sizes(), num_ranks)
+
+    def place(self, builder: Builder, world: World) -> Placed:
+        """This rank's part of the model."""
+        from runner.strategy.common.placed_module import PlacedModule
+
+        if world.size == 1:
+            return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+        return self._place_parts(builder, world)[0]
+
+    def prepare(self, builder: Builder, world: World) -> Trainable:
+        """This rank's part of the model, and an optimizer over it."""
+        from runner.strategy.common.module_trainable import ModuleTrainable
+        from runner.strategy.common.placed_module import PlacedModule
+
+        if world.size == 1:
+            placed_alone = PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+            return ModuleTrainable(placed_alone, builder, world)
+        from runner.strategy.parallel.trainable import PartsTrainable
+
+        placed, no_sync = self._place_parts(builder, world)
+        return PartsTrainable(placed, builder, world, no_sync=no_sync)
+
+    def _sizes(self) -> dict[Axis, int | None]:
+        """The ranks along each axis; None for auto."""
+        given = {Axis.REPLICATE: self.replicate, Axis.SHARD: self.shard, Axis.TENSOR: self.tensor}
+        return dict.fromkeys(Axis, 1) | {axis: _size(axis, value) for axis, value in given.items()}
+
+    def _place_parts(self, builder: Builder, world: World) -> "tuple[PlacedParts, NoSync]":
+        """Build the model, split it by the tensor plan, recompute, compile, shard: in this order, as torchtitan does.
+
+        Returns:
+            The parts, and what all micro-batches of a step but the last leave out.
+        """
+        from runner.strategy.common.loss_module import LossModule
+        from runner.strategy.common.named_state import unchanged
+        from runner.strategy.fsdp.trainable import PlacedShards
+        from runner.strategy.parallel.tensor import TensorPlan
+        from runner.strategy.parallel.trainable import PlacedParts
+
+        mesh, axes = world.mesh(), world.axes
+        plan: TensorPlan | None = None
+        if axes.size([Axis.TENSOR]) > 1:
+            plan = TensorPlan(self.tensor_plan, mesh[Axis.TENSOR], sequence_parallel=self.sequence_parallel)
+            builder = replace(builder, loss=plan.whole_loss(builder.loss))
+
+        def build() -> "Module":
+            model = builder.build_model()
+            if plan is not None:
+                plan.apply(model)
+            builder.recompute(model)
+            builder.compile(model)
+            return model
+
+        as_stored = unchanged if plan is None else plan.as_stored
+        if axes.data_ranks > 1:
+            sharing = tuple(str(axis) for axis in (Axis.REPLICATE, Axis.SHARD) if axis in axes.names)
+            shards, units = self.shards.place_shards(build, builder, world, mesh[sharing], as_stored=as_stored)
+            has_replicas = axes.size([Axis.REPLICATE]) > 1
+            no_sync = self.shards.no_sync(units, has_replicas=has_replicas)
+        else:
+            root = LossModule(build().to(world.device), builder.loss)
+            shards = PlacedShards(root, [], builder, world, sync_buffers=False, as_stored=as_stored)
+            no_sync = nullcontext
+        computing = nullcontext if plan is None else plan.computing
+        return PlacedParts(shards, computing), no_sync
+
+
+def _size(axis: Axis, value: int | str) -> int | None:
+    """Ranks along an axis; None for auto.
+
+    Raises:
+        ValueError: it is neither a whole number from 1 nor auto.
+    """
+    if value == AUTO:
+        return None
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"{axis}={value} must be a whole number from 1, or auto for the ranks that are left.")
+    return int(value)

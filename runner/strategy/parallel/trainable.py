@@ -1,0 +1,177 @@
+"""A model of which every rank holds a part, along several axes, and its training step."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn import Module, Parameter
+from torch.nn.utils import get_total_norm
+
+from runner.model.local_part import local_part
+from runner.protocols import (
+    Axis,
+    Builder,
+    MicroBatch,
+    MicroBatchLoss,
+    SavedState,
+    State,
+    StepBatches,
+    StepLoss,
+    Update,
+    World,
+)
+from runner.strategy.common.module_trainable import ModuleTrainable
+from runner.strategy.fsdp.trainable import PlacedShards
+from runner.strategy.parallel.tensor import reduced_gradients
+
+PARTS = (Axis.SHARD, Axis.EXPERT, Axis.TENSOR)
+"""The axes along which the ranks hold different parts of the parameters that they train together."""
+
+
+@final
+class PlacedParts:
+    """A model that is split among ranks: its weight matrices by a tensor plan, what is left by shards."""
+
+    def __init__(self, shards: PlacedShards, computing: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Hold a model that is already split.
+
+        Args:
+            shards: the model; without units if there is nothing to share.
+            computing: the context of every forward and backward.
+        """
+        self.shards = shards
+        self.computing = computing
+
+    @property
+    def models(self) -> Mapping[str, Module]:
+        """The one model."""
+        return self.shards.models
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
+        """Call the loss hook; ranks of one tensor group get the same losses."""
+        losses = self.shards.evaluate(micro_batches)
+        while True:
+            with self.computing():  # not around the yield: what the caller does in between is none of its business
+                loss = next(losses, None)
+            if loss is None:
+                return
+            yield loss
+
+    def state_dict(self) -> State[Tensor]:
+        """This rank's parts."""
+        return self.shards.state_dict()
+
+    def load_state_dict(self, saved: SavedState) -> None:
+        """Load this rank's parts."""
+        self.shards.load_state_dict(saved)
+
+
+@final
+class PartsTrainable:
+    """ModuleTrainable's step, over this rank's part of each gradient."""
+
+    def __init__(
+        self,
+        placed: PlacedParts,
+        builder: Builder,
+        world: World,
+        *,
+        no_sync: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        """Start from step 0.
+
+        Args:
+            no_sync: a context in which backward does not complete the reduction of gradients.
+        """
+        parts = world.along(*PARTS)
+        self._placed = placed
+        self._module = ModuleTrainable(
+            placed.shards.module,
+            builder,
+            world,
+            no_sync=no_sync,
+            gradients_of=parts_of_gradients,
+            norm_of=lambda gradients, parameters: norm_over_parts(gradients, parameters, parts),
+            reduce_found_inf=lambda found: parts.sum(found.to(parts.device)),
+        )
+
+    @property
+    def models(self) -> Mapping[str, Module]:
+        """The one model; parameters that are split are DTensors."""
+        return self._module.models
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """The optimizer of this rank's parts."""
+        return self._module.optimizers
+
+    @property
+    def exchange_bytes(self) -> int:
+        """The size of this rank's parts of the gradients."""
+        return self._module.exchange_bytes
+
+    def forward_backward(self, batches: StepBatches) -> StepLoss:
+        """Forward and backward of every micro-batch; leaves this rank's part of the summed gradients."""
+        self._placed.shards.sync_buffers()
+        with self._placed.computing():
+            return self._module.forward_backward(batches)
+
+    def gradients_finite(self) -> Tensor:
+        """Whether this rank's parts of the gradients are finite."""
+        return self._module.gradients_finite()
+
+    def update(self, *, measure: bool) -> Update:
+        """Divide, clip by the norm over all parts, step, clear."""
+        return self._module.update(measure=measure)
+
+    def discard(self) -> None:
+        """Drop this rank's parts of the gradients."""
+        self._module.discard()
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
+        """Evaluate the placed model."""
+        return self._placed.evaluate(micro_batches)
+
+    def state_dict(self) -> State[Tensor]:
+        """Model and optimizer by the model's parameter names; tensors are this rank's parts."""
+        self._placed.shards.reshard()
+        return self._module.state_dict()
+
+    def load_state_dict(self, saved: SavedState) -> None:
+        """Continue from a checkpoint; each rank reads its own parts."""
+        self._placed.shards.reshard()
+        self._module.load_state_dict(saved)
+
+
+@torch.no_grad()
+def parts_of_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
+    """This rank's part of each gradient, as a plain tensor. Collective over tensor ranks."""
+    reduced_gradients(parameters)
+    return [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+
+
+@torch.no_grad()
+def norm_over_parts(gradients: Sequence[Tensor], parameters: Sequence[Parameter], parts: World) -> Tensor:
+    """The 2-norm of the full gradient. Collective over the ranks that hold parts.
+
+    The square of each part is divided by the number of ranks that hold the same one, so that one sum counts it once.
+    """
+    of_copies: dict[int, list[Tensor]] = {}
+    with_gradient = (parameter for parameter in parameters if parameter.grad is not None)
+    for gradient, parameter in zip(gradients, with_gradient, strict=True):
+        of_copies.setdefault(_copies(parameter, parts), []).append(gradient)
+    squares = [get_total_norm(group).square() / copies for copies, group in of_copies.items()]
+    own = torch.stack(squares).sum() if squares else torch.zeros(())
+    return parts.sum(own.to(parts.device)).sqrt().to(own.device)
+
+
+def _copies(parameter: Parameter, parts: World) -> int:
+    """How many of the ranks that hold parts hold the same part of this parameter."""
+    if not isinstance(parameter, DTensor):
+        return parts.size
+    names = parameter.device_mesh.mesh_dim_names or ()
+    split = [name for name, one in zip(names, parameter.placements, strict=True) if not one.is_replicate()]
+    return parts.size // parts.axes.size([Axis(name) for name in split])
