@@ -79,8 +79,8 @@ def average(number: int, same: Sequence[torch.Tensor]) -> None:
 class OuterByHand:
     """With Nesterov's momentum: v ← μv + Δ, θ ← θ − lr (Δ + μv)."""
 
-    def __init__(self, lr: float, momentum: float, nesterov: bool, start: Any = MODEL) -> None:
-        self.lr, self.momentum, self.nesterov = lr, momentum, nesterov
+    def __init__(self, settings: tuple[float, float, bool], start: Any = MODEL) -> None:
+        self.lr, self.momentum, self.nesterov = settings
         self.common = [parameter.detach().clone() for parameter in start.parameters()]
         self.velocity = [torch.zeros_like(parameter) for parameter in self.common]
 
@@ -98,7 +98,7 @@ def by_hand(
     loss: Any, optimizer: Any, *, turns: dict[int, slice], outer: Any = None, warmup: int = 0, replicas: int = 2
 ) -> list[Any]:
     """The weights of each replica after all steps: `turns` says which parameters are exchanged after which step."""
-    exchange = average if outer is None else OuterByHand(*outer)
+    exchange = average if outer is None else OuterByHand(outer)
     models = [copy.deepcopy(MODEL) for _ in range(replicas)]
     optimizers = [optimizer(model.parameters()) for model in models]
     for step in range(STEPS):
@@ -115,7 +115,7 @@ def by_hand(
             one.step()
             one.zero_grad()
         if step + 1 == warmup and outer is not None:
-            exchange = OuterByHand(*outer, start=models[0])
+            exchange = OuterByHand(outer, models[0])
         if step + 1 in turns:
             columns = list(zip(*(model.parameters() for model in models), strict=True))
             with torch.no_grad():
@@ -327,15 +327,12 @@ def test_outer_settings_that_cannot_be_are_refused(keys: Any, message: str) -> N
 
 # ── Whole runs ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-RUN = [
-    "points",
-    "model.dropout=0.2",
-    "callback=[ema]",
-    "run.steps=6",
-    "eval.every_steps=3",
-    "checkpoint.every_steps=null",
-    "hardware.processes=2",
-]
+RUN = ["points", "model.dropout=0.2", "callback=[ema]", "run.steps=6", "eval.every_steps=3"]
+RUN += ["checkpoint.every_steps=null", "hardware=cpu", "hardware.oversubscribe=true"]
+WAYS = {
+    "local_sgd": ["checkpoint=full", "hardware.processes=2"],
+    "diloco": ["checkpoint.asynchronous=true", "hardware.processes=4", "strategy.shard_size=2"],
+}
 
 
 def assert_same_run(ended: Ended, expected: Ended) -> None:
@@ -346,11 +343,11 @@ def assert_same_run(ended: Ended, expected: Ended) -> None:
         assert torch.equal(tensor.nan_to_num(), theirs[name].nan_to_num()), name
 
 
-@pytest.mark.parametrize("strategy", ["local_sgd", "diloco"])
+@pytest.mark.parametrize("strategy", WAYS)
 def test_a_run_that_stopped_between_exchanges_goes_on_bit_by_bit(
     runner: Callable[..., Ended], tmp_path: Path, strategy: str
 ) -> None:
-    options = [*RUN, f"strategy={strategy}", "strategy.every_steps=2"]
+    options = [*RUN, f"strategy={strategy}", "strategy.every_steps=2", *WAYS[strategy]]
     expected = runner("train", *options)
     stopped = runner("train", *options, "run.stop_at_step=3")
     found = tensors(stopped, 3, "")
@@ -369,5 +366,5 @@ def test_a_run_that_stopped_between_exchanges_goes_on_bit_by_bit(
     assert rule in refused.stderr
     assert "--allow strategy" in refused.stderr
     assert_same_run(runner("resume", str(stopped.run_dir.path)), expected)
-    resumed = runner("resume", str(moved), "hardware.processes=1", "--allow", "strategy")
+    resumed = runner("resume", str(moved), "strategy=ddp", "hardware.processes=2", "--allow", "strategy")
     assert resumed.run_dir.read_status()["state"] == "done"
