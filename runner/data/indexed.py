@@ -6,8 +6,8 @@ from itertools import islice
 from typing import Any, final
 
 from runner.data.loader import fetch_function, load
+from runner.data.state import check_state
 from runner.data.steps import RankSteps
-from runner.errors import CheckpointError
 from runner.protocols import MicroBatch, MicroBatchIndices, SourceRequest, StepBatches, StepPlan
 
 POSITION = "position"
@@ -34,12 +34,7 @@ class IndexedSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at a position, with any number of ranks."""
-        if set(state) != {POSITION}:
-            raise CheckpointError(
-                f"the checkpoint holds the state of a source with {', '.join(sorted(state)) or 'nothing in it'}, but "
-                "this run reads a map-style dataset, whose state is its position. Resume with the data hook that the "
-                "run began with, or start a new run."
-            )
+        check_state(state, {POSITION}, of="a map-style dataset")
         self.position = state[POSITION]
 
     def __iter__(self) -> Iterator[StepBatches]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from runner.data.collate import collated
 from runner.errors import DataError
 from runner.protocols import LoaderOptions, MicroBatch, MicroBatchIndices
+from runner.world.nested import map_leaves
 from runner.world.parent import end_with_parent
 from runner.world.seeds import mix, seed_host
 
@@ -40,13 +41,6 @@ class Movable(Protocol):
     def to(self, device: torch.device, *, non_blocking: bool) -> Any:
         """On that device."""
         ...
-
-
-@runtime_checkable
-class NamedFields(Protocol):
-    """A named tuple."""
-
-    _fields: tuple[str, ...]
 
 
 def load(
@@ -116,16 +110,26 @@ def fetch_function(dataset: Any, options: LoaderOptions) -> Callable[[list[int]]
 
 
 def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
-    """A nested batch with every tensor in it moved; everything else stays as it is."""
-    if isinstance(batch, Movable):
-        return batch.to(device, non_blocking=non_blocking)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device, non_blocking=non_blocking) for key, value in batch.items()}
-    if isinstance(batch, tuple) and isinstance(batch, NamedFields):
-        return type(batch)(*(to_device(value, device, non_blocking=non_blocking) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device, non_blocking=non_blocking) for value in batch)
-    return batch
+    """A nested batch with every tensor in it moved; what is no tensor stays as it is.
+
+    An object that moves its own tensors does so, whatever else it is.
+    """
+
+    def move(path: str, leaf: Any) -> Any:
+        return leaf.to(device, non_blocking=non_blocking) if moves_itself(leaf) else leaf
+
+    return map_leaves(move, batch, is_leaf=moves_itself)
+
+
+def moves_itself(value: Any) -> bool:
+    """Whether it is a tensor, or a batch object that moves its tensors."""
+    return isinstance(value, Movable)
+
+
+def micro_batch(items: list[Any], counted: int, options: LoaderOptions) -> MicroBatch:
+    """The micro-batch of items without an index, on the device."""
+    batch = collated(options.collate, items)
+    return MicroBatch(to_device(batch, options.device, non_blocking=options.pin_memory), counted)
 
 
 @final

@@ -11,8 +11,9 @@ import xxhash
 from runner.data.datasets import num_items
 from runner.data.indexed import IndexedSource
 from runner.data.permutation import Indices
+from runner.data.state import check_state
 from runner.data.steps import RankSteps
-from runner.errors import CheckpointError, DataError
+from runner.errors import DataError
 from runner.protocols import Order, SourceRequest, StepBatches, StepPlan
 from runner.world.seeds import mix
 
@@ -199,12 +200,7 @@ class MixtureSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at a position. With other weights or datasets, each dataset goes on where it is."""
-        if set(state) != KEYS:
-            raise CheckpointError(
-                f"the checkpoint holds the state of a source with {', '.join(sorted(state)) or 'nothing in it'}, but "
-                f"this run reads a mixture, whose state has {', '.join(sorted(KEYS))}. Resume with the data hook that "
-                "the run began with, or start a new run."
-            )
+        check_state(state, KEYS, of="a mixture")
         position, seed = state["position"], self._request.seed
         blend = Blend(state["weights"], seed=seed, since=state["since"], counts=state["counts"])
         now = Blend(self._mixture.weights, seed=seed)

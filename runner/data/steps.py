@@ -1,9 +1,9 @@
 """How the items of an order are split into steps, and those of a step among ranks and micro-batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, repeat
-from typing import final
+from typing import Any, final
 
 import numpy
 
@@ -49,6 +49,12 @@ def split_by_tokens(lengths: Indices, *, ranks: int, micro_items: int, micro_tok
         slots += [(done + first, length) for first, length in split(items, ranks=ranks, micro_items=most)]
         done += items
     return slots
+
+
+def cut_items(items: Sequence[Any], *, rank: int, ranks: int, micro_items: int) -> Iterator[tuple[list[Any], int]]:
+    """The items of a rank's micro-batches, as `split` divides a step, and how many of them count: all, or none."""
+    for first, length in split(len(items), ranks=ranks, micro_items=micro_items)[rank::ranks]:
+        yield [*items[first : first + max(length, 1)]], length
 
 
 @final

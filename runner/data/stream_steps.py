@@ -5,15 +5,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
-from runner.data.collate import collated
-from runner.data.loader import to_device
+from runner.data.loader import micro_batch
 from runner.data.packing import digest
 from runner.data.reading import Reading
 from runner.data.rotation import Rotation
 from runner.data.shards import Sharding
-from runner.data.steps import split
+from runner.data.steps import cut_items
 from runner.errors import DataError
-from runner.protocols import LoaderOptions, MicroBatch, StepBatches, World
+from runner.protocols import LoaderOptions, StepBatches, World
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +53,13 @@ class StepReader:
         shards = self._read(items)
         if not shards:
             return None
-        cut = self._by_shard(shards, items) if self._sharding.divided else self._by_index(items[0])
+        if self._sharding.divided:
+            cut = self._by_shard(shards, items)
+        else:
+            world = self._world
+            cut = cut_items(items[0], rank=world.rank, ranks=world.size, micro_items=self._micro_items)
         self._rotation.take(shards)
-        return StepBatches([self._micro_batch(*part) for part in cut], len(shards))
+        return StepBatches([micro_batch(*part, self._options) for part in cut], len(shards))
 
     def _read(self, items: Mapping[int, list[Any]]) -> list[int]:
         """Read the step's items of this rank's shards; returns the shards of all its items, in order.
@@ -103,12 +106,6 @@ class StepReader:
         for ends in of_ranks:
             self._rotation.note_lengths(ends)
 
-    def _by_index(self, items: list[Any]) -> Iterator[tuple[list[Any], int]]:
-        """Micro-batches of this rank, of items that all ranks have read."""
-        ranks = self._world.size
-        for first, length in split(len(items), ranks=ranks, micro_items=self._micro_items)[self._world.rank :: ranks]:
-            yield items[first : first + max(length, 1)], length
-
     def _by_shard(self, shards: Sequence[int], items: Mapping[int, list[Any]]) -> Iterator[tuple[list[Any], int]]:
         """Micro-batches of the items in this rank's shards, as many as the rank with most items has."""
         ranks = self._world.size
@@ -133,7 +130,3 @@ class StepReader:
             given = self._world.gather_objects(self._spare)
             self._spare = self._spare or next(spare for spare in given if spare)
             self._have_spare = {*range(self._world.size)}
-
-    def _micro_batch(self, items: list[Any], length: int) -> MicroBatch:
-        batch = collated(self._options.collate, items)
-        return MicroBatch(to_device(batch, self._options.device, non_blocking=self._options.pin_memory), length)

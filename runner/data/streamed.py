@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 from runner.data.reading import Reading, ReadingAhead, ReadingHere
 from runner.data.rotation import Rotation
 from runner.data.shards import START, Mark, Place, Sharding, ShardReader, Stateful, sharding_of, shards_of
+from runner.data.state import check_state
 from runner.data.stream import Stream
 from runner.data.stream_steps import StepReader
-from runner.errors import CheckpointError, DataError
+from runner.errors import DataError
 from runner.protocols import LoaderOptions, MicroBatch, StepBatches, World
 
 logger = logging.getLogger(__name__)
@@ -114,12 +115,7 @@ class StreamedSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state, with any number of ranks that the shards suffice for."""
-        if set(state) != KEYS:
-            raise CheckpointError(
-                f"the checkpoint holds the state of a source with {', '.join(sorted(state)) or 'nothing in it'}, but "
-                f"this run reads a stream, whose state has {', '.join(sorted(KEYS))}. Resume with the data hook that "
-                "the run began with, or start a new run."
-            )
+        check_state(state, KEYS, of="a stream")
         shards = state["shards"]
         self._sharding = self._sharding.continued(
             len(shards), declared=state["num_shards"], name=self._name, ranks=self._world.size
