@@ -17,6 +17,7 @@ from runner.config.rules import (
     divide,
     eval_faults,
     group_faults,
+    loader_faults,
     range_faults,
     run_faults,
     secret_faults,
@@ -189,11 +190,7 @@ def _read_version(reading: _Reading) -> None:
 def _read_section(reading: _Reading, key: str, cls: type[Any]) -> None:
     node = reading.config.get(key, {})
     if not isinstance(node, Mapping):
-        reading.take(
-            key,
-            None,
-            [Fault(key=key, message=f"{shown(node)} must be a mapping: {key}.<key>=<value>")],
-        )
+        reading.take(key, None, [Fault(key=key, message=f"{shown(node)} must be a mapping: {key}.<key>=<value>")])
         return
     built = build_section(cls, node, key=key)
     ranges = list(range_faults(key, vars(built.value) if built.value is not None else node))
@@ -280,6 +277,7 @@ def _read_batch(reading: _Reading) -> None:
 
 def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
     """Every part's own rules, then further ones."""
+    yield from as_far_as_known(lambda: loader_faults(spec.loader, spec.batch))
     if spec.launch is not UNKNOWN:
         yield from secret_faults(spec.launch, spec.secrets)
     parts = [vars(spec)[group] for group in GROUPS]

@@ -42,10 +42,12 @@ class IndexedSource:
 
     def _in_rank(self) -> Iterator[StepBatches]:
         """Items are read by the rank itself, on demand: the path of small models, where every microsecond shows."""
-        fetch = fetch_function(self._dataset, self._options)
+        fetch = fetch_function(self._dataset, self._options, seed=self._seed)
         for micro_batches, items, position in self._steps.starting_at(self.position):
             self.position = position
-            yield StepBatches([MicroBatch(fetch(indices), counted) for indices, counted, _ in micro_batches], items)
+            yield StepBatches(
+                [MicroBatch(fetch(indices, epoch), counted) for indices, counted, epoch in micro_batches], items
+            )
 
     def _ahead(self) -> Iterator[StepBatches]:
         """Items are read by workers, ahead of the steps."""

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+from torch import device
 from torch.utils.data import default_collate
 
-from runner.config.run_spec import Cut, RunSpec
+from runner.config.run_spec import Cut, Reader, RunSpec
 from runner.data.datasets import is_stream, num_items
+from runner.data.dispatch import DispatchedSource, for_all_ranks
 from runner.data.indexed import IndexedSource
 from runner.data.lengths import lengths_of
-from runner.data.steps import RankSteps
+from runner.data.steps import Parts, RankSteps
 from runner.data.streamed import StreamedSource
 from runner.errors import DataError
 from runner.protocols import (
@@ -24,6 +26,7 @@ from runner.protocols import (
     StepPlan,
     World,
 )
+from runner.world.solo import SoloWorld
 
 MEMBERS = ("position", "__iter__", "state_dict", "load_state_dict")
 """What a Source must have."""
@@ -49,13 +52,21 @@ def open_source(spec: RunSpec, data: Data, world: World) -> Source:
     Raises:
         DataError: the data hook's own source is none, or its dataset has too few items for a step.
     """
+    options = loader_options(spec, data, world)
+    if spec.loader.source is Reader.EACH_RANK or world.size == 1:
+        return _open(spec, data, world, options)
+    of_all = _open(spec, data, SoloWorld(device("cpu")), for_all_ranks(options, world.size))
+    return DispatchedSource(of_all, world, options)
+
+
+def _open(spec: RunSpec, data: Data, world: World, options: LoaderOptions) -> Source:
     request = SourceRequest(
         step_items=spec.batch.items,
         micro_items=spec.batch.micro_items,
         world=world,
         seed=spec.run.seed,
         order=spec.order,
-        loader=loader_options(spec, data, world),
+        loader=options,
     )
     if spec.batch.cut is not Cut.EVEN and (isinstance(data.train, OpensSource) or is_stream(data.train)):
         rule = "has no items by index whose lengths could be compared. Use batch.cut=even."
@@ -81,7 +92,7 @@ def _order(data: Data, request: SourceRequest) -> Order:
     """The order of the training items, which must be enough for one step: each would be shorter than it says."""
     num_items(data.train, "train")  # it must have a length
     order = request.order.build(data.train, seed=request.seed)
-    items, ranks = order.num_items, request.world.size
+    items, ranks = order.num_items, Parts.of(request.world, request.loader).ranks
     if items >= request.step_items:
         return order
     most = items // ranks * ranks

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from runner.data.loader import micro_batch
-from runner.data.steps import cut_items
+from runner.data.steps import Parts, cut_items
 from runner.protocols import SourceRequest, StepBatches
 
 
@@ -26,11 +26,10 @@ class Stream:
 
 
 def step_batches(items: Sequence[Any], request: SourceRequest) -> StepBatches:
-    """This rank's micro-batches of one step, collated and on the device.
+    """This rank's micro-batches of one step, collated and on the device; all ranks' where it reads for the others.
 
     Args:
         items: all items of the step, the same on every rank; fewer than `request.step_items` make a short step.
     """
-    world = request.world
-    cut = cut_items(items, rank=world.rank, ranks=world.size, micro_items=request.micro_items)
+    cut = cut_items(items, Parts.of(request.world, request.loader), micro_items=request.micro_items)
     return StepBatches([micro_batch(*part, request.loader) for part in cut], len(items))

@@ -86,7 +86,7 @@ class Source(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state, possibly saved by a different number of ranks.
+        """Continue from a state, possibly saved by a different number of ranks. Nothing is read yet.
 
         Raises:
             CheckpointError: the state does not belong to this source.
@@ -98,8 +98,8 @@ class Source(Protocol):
 class IndexedSteps(Protocol):
     """A source whose items have an index, so that the items of any step can be listed."""
 
-    def plan_at(self, position: int) -> StepPlan:
-        """This rank's items in the step that begins at a position."""
+    def plan_at(self, position: int) -> StepPlan | None:
+        """This rank's items in the step that begins at a position; None if they have no index after all."""
         ...
 
 
@@ -117,6 +117,10 @@ class LoaderOptions:
     """Micro-batches that each worker prefetches."""
     pin_memory: bool
     """Whether batches are put in page-locked memory, which allows asynchronous copies to the device."""
+    reads_for: int = 1
+    """Ranks for which this process makes micro-batches: itself, or all of them where rank 0 reads for the others."""
+    persistent_workers: bool = False
+    """Whether workers wait for the next pass over an evaluation set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +132,7 @@ class SourceRequest:
     micro_items: int
     """Most items in one micro-batch."""
     world: World
-    """The ranks that read different items: this one is `world.rank` of `world.size`."""
+    """The ranks that read different items: this one is `world.rank` of `world.size`; alone where it reads for all."""
     seed: int
     """The value of `run.seed`."""
     order: Ordering
