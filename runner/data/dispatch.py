@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from runner.data.loader import to_device
+from runner.data.loader import placed
 from runner.data.wire import packed_message, unpacked_message
 from runner.errors import DataError
 from runner.protocols import IndexedSteps, LoaderOptions, MicroBatch, Source, StepBatches, StepPlan, World
@@ -23,7 +23,7 @@ def for_all_ranks(options: LoaderOptions, ranks: int) -> LoaderOptions:
     """How rank 0 loads what it hands out: micro-batches of all ranks, which stay on the host until they are where they
     are needed.
     """
-    return replace(options, device=torch.device("cpu"), pin_memory=False, reads_for=ranks)
+    return replace(options, device=torch.device("cpu"), move=None, pin_memory=False, reads_for=ranks)
 
 
 def in_rounds(micro_batches: Iterator[MicroBatch], ranks: int) -> Iterator[StepBatches]:
@@ -80,14 +80,7 @@ class Dispatch:
         return step if step is None else self._placed(step)
 
     def _placed(self, step: StepBatches) -> StepBatches:
-        options = self._options
-        return StepBatches(
-            [
-                MicroBatch(to_device(batch, options.device, non_blocking=options.pin_memory), items)
-                for batch, items in step.micro_batches
-            ],
-            step.items,
-        )
+        return StepBatches([placed(one, self._options) for one in step.micro_batches], step.items)
 
 
 @final

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from runner.data.collate import collated
 from runner.errors import DataError
 from runner.protocols import LoaderOptions, MicroBatch, MicroBatchIndices
-from runner.world.nested import map_leaves
 from runner.world.parent import end_with_parent
 from runner.world.seeds import host_generators_kept, mix, seed_host
 
@@ -31,15 +30,6 @@ class ReadsMany(Protocol):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """The items, in this order."""
-        ...
-
-
-@runtime_checkable
-class Movable(Protocol):
-    """A tensor, or a batch object that moves its own tensors (transformers' BatchEncoding)."""
-
-    def to(self, device: torch.device, *, non_blocking: bool) -> Any:
-        """On that device."""
         ...
 
 
@@ -80,9 +70,8 @@ class WorkerLoader:
         )
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        device, pinned = self._options.device, self._options.pin_memory
         for batch in worker_output(self._loader):
-            yield MicroBatch(to_device(batch, device, non_blocking=pinned), self._counts.popleft())
+            yield placed(MicroBatch(batch, self._counts.popleft()), self._options)
 
 
 def worker_output(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -113,7 +102,7 @@ def fetch_function(dataset: Any, options: LoaderOptions, *, seed: int) -> Callab
 
     A rank that reads for others seeds each item as workers do, and leaves its own generators as they are.
     """
-    collate, device = options.collate, options.device
+    collate, move = options.collate, options.move
     if options.reads_for > 1:
         return _SeededItems(dataset, collate, seed).fetch_for_others
     if isinstance(dataset, ReadsMany):
@@ -124,36 +113,19 @@ def fetch_function(dataset: Any, options: LoaderOptions, *, seed: int) -> Callab
         def get_many(indices: list[int]) -> list[Any]:
             return [get_one(index) for index in indices]
 
-    if device == torch.device("cpu"):  # the batch is there already
+    if move is None:
         return lambda indices, epoch: collated(collate, get_many(indices), indices=indices)
-
-    def fetch(indices: list[int], epoch: int) -> Any:
-        return to_device(collated(collate, get_many(indices), indices=indices), device, non_blocking=False)
-
-    return fetch
-
-
-def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
-    """A nested batch with every tensor in it moved; what is no tensor stays as it is.
-
-    An object that moves its own tensors does so, whatever else it is.
-    """
-
-    def move(path: str, leaf: Any) -> Any:
-        return leaf.to(device, non_blocking=non_blocking) if moves_itself(leaf) else leaf
-
-    return map_leaves(move, batch, is_leaf=moves_itself)
-
-
-def moves_itself(value: Any) -> bool:
-    """Whether it is a tensor, or a batch object that moves its tensors."""
-    return isinstance(value, Movable)
+    return lambda indices, epoch: move(collated(collate, get_many(indices), indices=indices))
 
 
 def micro_batch(items: list[Any], counted: int, options: LoaderOptions) -> MicroBatch:
     """The micro-batch of items without an index, on the device."""
-    batch = collated(options.collate, items)
-    return MicroBatch(to_device(batch, options.device, non_blocking=options.pin_memory), counted)
+    return placed(MicroBatch(collated(options.collate, items), counted), options)
+
+
+def placed(micro_batch: MicroBatch, options: LoaderOptions) -> MicroBatch:
+    """A micro-batch on the device."""
+    return micro_batch if options.move is None else MicroBatch(options.move(micro_batch.batch), micro_batch.items)
 
 
 @final

@@ -11,6 +11,7 @@ from runner.data.datasets import is_stream, num_items
 from runner.data.dispatch import DispatchedSource, for_all_ranks
 from runner.data.indexed import IndexedSource
 from runner.data.lengths import lengths_of
+from runner.data.moving import mover
 from runner.data.steps import Parts, RankSteps
 from runner.data.streamed import StreamedSource
 from runner.errors import DataError
@@ -40,6 +41,7 @@ def loader_options(spec: RunSpec, data: Data, world: World) -> LoaderOptions:
         workers=spec.loader.workers,
         prefetch=spec.loader.prefetch,
         pin_memory=spec.hardware.pins_memory,
+        move=mover(world.device, asynchronous=spec.hardware.pins_memory),
     )
 
 

@@ -110,13 +110,15 @@ class LoaderOptions:
     collate: Callable[[list[Any]], Any]
     """Turns the items of one micro-batch into a batch."""
     device: "torch.device"
-    """The device that batches are moved to."""
+    """The device of the rank."""
     workers: int
     """Processes that prefetch items; 0 = the rank reads them itself."""
     prefetch: int
     """Micro-batches that each worker prefetches."""
     pin_memory: bool
     """Whether batches are put in page-locked memory, which allows asynchronous copies to the device."""
+    move: Callable[[Any], Any] | None = None
+    """From a batch on the host to the same on the device, where it may still be on its way; None = it is there."""
     reads_for: int = 1
     """Ranks for which this process makes micro-batches: itself, or all of them where rank 0 reads for the others."""
     persistent_workers: bool = False

@@ -3,17 +3,14 @@
 import gc
 import os
 import random
-from collections import ChainMap, OrderedDict, UserDict, defaultdict
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 import pytest
 import torch
 from torch.utils.data import default_collate
 
-from runner.data.loader import load, to_device
+from runner.data.loader import load
 from runner.data.order import Shuffled
 from runner.data.steps import RankSteps
 from runner.protocols import LoaderOptions
@@ -79,73 +76,6 @@ def test_readers_leave_the_ranks_own_generator_alone() -> None:
     torch.manual_seed(0)
     _load(ManySquares(), _micro_batches(), 1)
     assert torch.equal(torch.rand(3), expected)
-
-
-class Pair(NamedTuple):
-    x: torch.Tensor
-    name: str
-
-
-class Encoding(UserDict[str, Any]):
-    """A batch object that moves itself, as transformers' BatchEncoding does."""
-
-    def to(self, device: Any, *, non_blocking: Any) -> Any:
-        return Encoding(
-            {key: value.to(device, non_blocking=non_blocking) for key, value in self.items()} | {"moved": 1}
-        )
-
-
-@dataclass(frozen=True)
-class Views:
-    """A batch as a dataclass, with a field of its own making."""
-
-    image: torch.Tensor
-    names: list[str]
-    mean: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", self.image.mean())
-
-
-@dataclass(slots=True)
-class Slots:
-    image: torch.Tensor
-
-
-META = torch.device("meta")
-
-
-def test_nested_batches_keep_their_shape_when_they_move() -> None:
-    batch = {"pair": Pair(torch.ones(2), "a"), "list": [torch.ones(1), 3], "own": Encoding(x=torch.ones(3))}
-    moved = to_device(batch, META, non_blocking=False)
-    assert (moved["pair"].x.device, moved["pair"].name) == (META, "a")
-    assert (moved["list"][0].device, moved["list"][1]) == (META, 3)
-    assert moved["own"]["x"].device == META
-    assert moved["own"]["moved"] == 1
-
-
-def test_a_dataclass_is_a_batch() -> None:
-    one = Views(torch.ones(2), ["a", "b"])
-    moved = to_device({"views": one, "slots": (Slots(torch.ones(1)),)}, META, non_blocking=False)
-    assert isinstance(moved["views"], Views)
-    assert (moved["views"].image.device, moved["views"].mean.device, moved["views"].names) == (META, META, ["a", "b"])
-    assert moved["slots"][0].image.device == META
-    assert one.image.device == CPU, "the batch itself stays where it is"
-
-
-def test_a_mapping_of_any_class_keeps_its_class() -> None:
-    counts: Any = defaultdict(int, x=torch.ones(1))
-    batch = [
-        counts,
-        OrderedDict(x=torch.ones(1)),
-        MappingProxyType({"x": torch.ones(1)}),
-        ChainMap({"x": torch.ones(1)}),
-    ]
-    moved = to_device(batch, META, non_blocking=False)
-    assert [type(one) for one in moved] == [defaultdict, OrderedDict, MappingProxyType, ChainMap]
-    assert all(one["x"].device == META for one in moved)
-    assert moved[0]["y"] == 0, "with its factory"
-    assert counts["x"].device == CPU
 
 
 class Dying(Squares):
