@@ -3,21 +3,28 @@
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from runner.data.loader import fetch_function, load
 from runner.data.state import check_state
-from runner.data.steps import RankSteps
 from runner.protocols import MicroBatch, MicroBatchIndices, SourceRequest, StepBatches, StepPlan
 
 POSITION = "position"
+
+
+class Steps(Protocol):
+    """Which items of a dataset make each step."""
+
+    def starting_at(self, position: int) -> Iterator[StepPlan]:
+        """Every step from a position on, without end."""
+        ...
 
 
 @final
 class IndexedSource:
     """One rank's steps of a map-style dataset. The position is all of its state."""
 
-    def __init__(self, dataset: Any, steps: RankSteps, request: SourceRequest) -> None:
+    def __init__(self, dataset: Any, steps: Steps, request: SourceRequest) -> None:
         self._dataset = dataset
         self._steps = steps
         self._options = request.loader

@@ -162,6 +162,14 @@ class _Positions:
         return numpy.arange(start, stop)
 
 
+def _order(request: SourceRequest, name: str, dataset: Any) -> Order:
+    order = request.order.build(dataset, seed=mix(request.seed, xxhash.xxh3_64_intdigest(name.encode())))
+    if not isinstance(order, Order):
+        rule = "gives batches, but a mixture takes single items of each dataset. Choose another order."
+        raise DataError(f"the order ({type(order).__name__}) {rule}")
+    return order
+
+
 @final
 class MixtureSource:
     """The steps of a mixture. Its state is the position, and since when the weights are what they are."""
@@ -169,10 +177,7 @@ class MixtureSource:
     def __init__(self, mixture: Mixture, request: SourceRequest) -> None:
         self._mixture = mixture
         self._request = request
-        self._orders = {
-            name: request.order.build(dataset, seed=mix(request.seed, xxhash.xxh3_64_intdigest(name.encode())))
-            for name, dataset in mixture.datasets.items()
-        }
+        self._orders = {name: _order(request, name, dataset) for name, dataset in mixture.datasets.items()}
         self._mix_by(Blend(mixture.weights, seed=request.seed))
 
     def _mix_by(self, blend: Blend) -> None:

@@ -12,10 +12,12 @@ from runner.data.dispatch import DispatchedSource, for_all_ranks
 from runner.data.indexed import IndexedSource
 from runner.data.lengths import lengths_of
 from runner.data.moving import mover
+from runner.data.sampled import SampledSource
 from runner.data.steps import Parts, RankSteps
 from runner.data.streamed import StreamedSource
 from runner.errors import DataError
 from runner.protocols import (
+    BatchSampler,
     Data,
     IndexedSteps,
     LoaderOptions,
@@ -85,18 +87,29 @@ def _open(spec: RunSpec, data: Data, world: World, options: LoaderOptions) -> So
             seed=request.seed,
             options=request.loader,
         )
+    num_items(data.train, "train")  # it must have a length
+    order = spec.order.build(data.train, seed=request.seed)
+    if not isinstance(order, Order):
+        if not isinstance(order, BatchSampler):
+            rule = "which is neither an order (num_items, indices) nor a batch sampler (__iter__)"
+            raise DataError(
+                f"{type(spec.order).__name__}.build returned a {type(order).__name__}, {rule}: docs/data.md."
+            )
+        if spec.batch.cut is not Cut.EVEN:
+            rule = "gives batches, which are micro-batches as they are. Use batch.cut=even."
+            raise DataError(f"the order ({type(order).__name__}) {rule}")
+        return SampledSource(data.train, order, request)
+    _check_items(order, request)
     lengths = lengths_of(data, micro_tokens=spec.batch.micro_tokens) if spec.batch.cut is Cut.BY_LENGTH else None
-    steps = RankSteps.of(_order(data, request), request, lengths=lengths, micro_tokens=spec.batch.micro_tokens)
+    steps = RankSteps.of(order, request, lengths=lengths, micro_tokens=spec.batch.micro_tokens)
     return IndexedSource(data.train, steps, request)
 
 
-def _order(data: Data, request: SourceRequest) -> Order:
-    """The order of the training items, which must be enough for one step: each would be shorter than it says."""
-    num_items(data.train, "train")  # it must have a length
-    order = request.order.build(data.train, seed=request.seed)
+def _check_items(order: Order, request: SourceRequest) -> None:
+    """See that an epoch has enough items for one step: each would be shorter than it says."""
     items, ranks = order.num_items, Parts.of(request.world, request.loader).ranks
     if items >= request.step_items:
-        return order
+        return
     most = items // ranks * ranks
     way_out = f"Use batch.items={most}" if most else f"Use at most {items} data ranks"
     raise DataError(

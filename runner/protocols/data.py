@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@runtime_checkable
 class Order(Protocol):
     """The order in which the items of each epoch are read: a pure function, the same on every rank."""
 
@@ -27,11 +28,24 @@ class Order(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchSampler(Protocol):
+    """What torch calls a batch sampler: it says itself which items make one micro-batch.
+
+    With `set_epoch(epoch)`, it is told the epoch. What it draws from the global generators depends on `run.seed` and
+    the epoch. That ranks get the same batches, and that an epoch has each item once, is its own affair.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The micro-batches of an epoch: indices into the dataset, at most `batch.micro_items`."""
+        ...
+
+
 class Ordering(Part, Protocol):
     """The group `order`: the order in which the items of a map-style dataset are read in training."""
 
-    def build(self, dataset: Any, *, seed: int) -> Order:
-        """The orders of all epochs.
+    def build(self, dataset: Any, *, seed: int) -> "Order | BatchSampler":
+        """The orders of all epochs, or a batch sampler.
 
         Args:
             dataset: the training dataset: it has a length, and what else its class has.
