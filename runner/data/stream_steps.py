@@ -71,12 +71,12 @@ class StepReader:
         while True:
             shards = self._rotation.upcoming(self._step_items)
             wanted = Counter(shards)
+            missing = {shard: wanted[shard] - len(read) for shard, read in items.items() if wanted[shard] > len(read)}
             ends = {}
-            for shard, read in items.items():
-                if wanted[shard] > len(read):
-                    read.extend(self._reading.read(shard, wanted[shard] - len(read)))
-                if wanted[shard] > len(read):
-                    ends[shard] = self._rotation.taken[shard] + len(read)
+            for shard, read in self._reading.read(missing).items() if missing else ():
+                items[shard].extend(read)
+                if len(read) < missing[shard]:
+                    ends[shard] = self._rotation.taken[shard] + len(items[shard])
             if not self._world.any(bool(ends)):
                 self._compare(items)
                 return shards
