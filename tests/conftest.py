@@ -108,12 +108,23 @@ class Zygote:
         assert self._process.stdout.readline() == "ready\n"
 
     def start(
-        self, argv: list[str], *, cwd: Path, scratch: Path, env: dict[str, str], script: Path | None = None
+        self,
+        argv: list[str],
+        *,
+        cwd: Path,
+        scratch: Path,
+        env: dict[str, str],
+        script: Path | None = None,
+        within: dict[str, str] | None = None,
     ) -> Started:
-        """Start `runner` with these words, or this script with them. What it prints goes to files in `scratch`."""
+        """Start `runner` with these words, or this script with them. What it prints goes to files in `scratch`.
+
+        Args:
+            within: what it sees of the machine, as tests/zygote.py has it.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect("\0" + self.name)
-        asked = {"script": str(script) if script else None, "argv": argv, "cwd": str(cwd), "env": env}
+        asked = {"script": str(script) if script else None, "argv": argv, "cwd": str(cwd), "env": env, "within": within}
         started = time.monotonic_ns()
         stdout, stderr = (scratch / f"{name}_{started}" for name in ("stdout", "stderr"))
         with Path(os.devnull).open("rb") as nothing, stdout.open("wb") as out, stderr.open("wb") as err:
