@@ -1,5 +1,6 @@
 """What tests of whole runs share: the command, bounded in time, and a small project to run it in."""
 
+import functools
 import json
 import os
 import select
@@ -172,6 +173,21 @@ def project(tmp_path: Path) -> Path:
     path = tmp_path / "project"
     shutil.copytree(CHECKOUT / "tests" / "project", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
+    """A run with these words, made when first asked for: trained("train", "points"). Whoever changes it copies it."""
+
+    @functools.cache
+    def make(*argv: str) -> Ended:
+        scratch = tmp_path_factory.mktemp("trained")
+        project = shutil.copytree(CHECKOUT / "tests" / "project", scratch / "project")
+        ended = zygote.start(list(argv), cwd=project, scratch=scratch, env={}).wait(timeout_s=90)
+        assert ended.code == 0, f"runner {' '.join(argv)} ended with {ended.code}:\n{ended.stderr}"
+        return ended
+
+    return make
 
 
 @pytest.fixture
