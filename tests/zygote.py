@@ -1,11 +1,11 @@
 """A process that has imported what commands need and forks once for each: a command without its start-up.
 
-`python tests/zygote.py NAME` listens at the abstract Unix socket NAME until something comes on its stdin, or that is
-closed. A connection is one command: an object of JSON ({script, argv, cwd, env, within}) that comes with three
-descriptors (stdin, stdout, stderr). The answer is {"pid": …}, and when the command has ended {"code": …}. A command is
-what it is in a terminal: a fresh process, its main thread alone, the leader of a session. Without a script, it is
-`runner`. `within` is what it sees of the machine: the network namespace `host`, which `ip netns` has made, or an empty
-directory `hidden`.
+`python tests/zygote.py NAME [MODULE…]` imports these modules, too, as far as they are installed, and listens at the
+abstract Unix socket NAME until something comes on its stdin, or that is closed. A connection is one command: an object
+of JSON ({script, argv, cwd, env, within}) that comes with three descriptors (stdin, stdout, stderr). The answer is
+{"pid": …}, and when the command has ended {"code": …}. A command is what it is in a terminal: a fresh process, its main
+thread alone, the leader of a session. Without a script, it is `runner`. `within` is what it sees of the machine: the
+network namespace `host`, which `ip netns` has made, or an empty directory `hidden`.
 """
 
 import array
@@ -29,10 +29,13 @@ LONGEST = 1 << 20
 """Bytes of a request."""
 
 
-def main(name: str) -> None:
+def main(name: str, *modules: str) -> None:
     del sys.path[0]  # the directory of this script
     preload()
     preload_commands()
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind("\0" + name)
         listening.listen(64)
@@ -60,7 +63,7 @@ def _nothing() -> None:
 
 
 def preload_commands() -> None:
-    """Import the runner and Hydra, 0.1 s of CPU, and libraries of the hooks of several tests: 1.5 and 1.9 s."""
+    """Import the runner and Hydra: 0.1 s of CPU of each command."""
     import hydra._internal.hydra  # noqa: F401
 
     import runner
@@ -69,9 +72,6 @@ def preload_commands() -> None:
         if module.name != "runner.__main__":
             with contextlib.suppress(ImportError):  # an optional library is missing
                 importlib.import_module(module.name)
-    for name in ("sklearn.datasets", "torchmetrics"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
 
 
 def _serve(connection: socket.socket) -> None:
@@ -153,4 +153,4 @@ def _run(script: str | None, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
