@@ -14,7 +14,7 @@ from torch.nn import Module
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.task import Task
-from runner.data.datasets import num_items, prediction_sets
+from runner.data.datasets import is_stream, num_items, prediction_sets
 from runner.data.loader import load
 from runner.data.source import loader_options
 from runner.data.steps import single_pass
@@ -22,7 +22,7 @@ from runner.engine.build import micro_batch_hook
 from runner.engine.inference import Change, Inference, keep, open_inference
 from runner.engine.progress import open_progress
 from runner.engine.session import Stopping
-from runner.errors import HookError
+from runner.errors import DataError, HookError
 from runner.prediction.parts import Parts
 from runner.protocols import Builder, Loss, MicroBatchIndices, MicroBatchLoss, World
 from runner.world.activity import Activity, Phase
@@ -43,6 +43,7 @@ def predict(task: Task, spec: RunSpec, run_dir: RunDir, world: World, stopping: 
     done = world.broadcast_object(0 if parts is None else parts.items)
     with open_inference(spec, task, run_dir, world, change=_predicting(spec)) as job:
         name, dataset = _chosen(job, task)
+        _refuse_stream(name, dataset)
         total = num_items(dataset, name)
         if done and parts is not None:
             logger.info("%d of %d items are there already", done, total)
@@ -93,6 +94,15 @@ def _chosen(job: Inference, task: Task) -> tuple[str, Any]:
         f"there is no dataset {task.on!r}" if task.on is not None else "there is more than one evaluation set, or none"
     )
     raise HookError(f"{what}. Choose one: --on {' | '.join(sets)}")
+
+
+def _refuse_stream(name: str, dataset: Any) -> None:
+    """Raise DataError if the items of a dataset have no places, by which a prediction goes on after a kill."""
+    if is_stream(dataset):
+        raise DataError(
+            f"the data hook's {name!r} dataset ({type(dataset).__name__}) is a stream, whose items have no places to "
+            "go on from. Return a map-style dataset to predict on; a list of the stream's items is one."
+        )
 
 
 def _outputs(job: Inference, dataset: Any, name: str, *, start: int, activity: Activity) -> Generator[MicroBatchLoss]:

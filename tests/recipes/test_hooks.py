@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from runner.errors import DataError
 from runner.world.hook_ranks import HookRanks
 from runner.world.solo import SoloWorld
-from user_hooks import clip_digits, digits, pydoc_lm, pydoc_pairs
+from user_hooks import clip_digits, digits, moe_pydoc, pydoc_lm, pydoc_pairs
 
 
 class Constant(nn.Module):
@@ -108,6 +108,29 @@ class Halved(Constant):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return self.logits, self.logits
+
+
+# ── moe_pydoc ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_loss_of_mixtures_adds_that_of_their_routers_for_each_byte() -> None:
+    model = moe_pydoc.build_model(width=8, depth=2, heads=2, hidden=4, experts=4, top_k=2).eval()
+    batch = pydoc_lm.pad(pydoc_lm.windows(["abcdefg"], context=5))  # windows of 5 and 2 bytes
+    losses = {
+        weights: moe_pydoc.compute_loss(model, batch, top_k=2, balance=weights[0], router_z=weights[1])
+        for weights in ((0, 0), (1, 0), (0, 1))
+    }
+    plain, balanced, z = losses.values()
+    assert plain.count == 7
+    sum_of_balances = plain.metrics["balance"][0] * 2  # of two blocks
+    assert_close(balanced.total - plain.total, sum_of_balances)
+    assert 2 * 7 * 0.9 < sum_of_balances < 2 * 7 * 4
+    assert z.total > plain.total
+    assert_close(torch.as_tensor(plain.outputs["bits"]).sum(), plain.metrics["bits_per_byte"][0])
+    alone = moe_pydoc.compute_loss(model, batch[1:, :3], top_k=2, balance=1, router_z=1).total
+    both = moe_pydoc.compute_loss(model, batch, top_k=2, balance=1, router_z=1).total
+    first = moe_pydoc.compute_loss(model, batch[:1], top_k=2, balance=1, router_z=1).total
+    assert_close(both, first + alone)
 
 
 # ── pydoc_lm ────────────────────────────────────────────────────────────────────────────────────────────────────────

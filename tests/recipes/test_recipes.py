@@ -9,12 +9,13 @@ from tests.conftest import CHECKOUT, Ended
 
 PROMISES = {
     "digits": ("eval/accuracy", 0.98, 1.0),
+    "moe_pydoc": ("eval/bits_per_byte", 0.0, 2.4),
     "pydoc_lm": ("eval/bits_per_byte", 0.0, 2.7),
     "pydoc_pairs": ("eval/f1", 0.9, 1.0),
     "clip_digits": ("eval/accuracy", 0.2, 1.0),
     "gpt2_pydoc": ("eval/loss", 0.0, 2.7),
 }
-SLOW = {"gpt2_pydoc", "pydoc_lm"}
+SLOW = {"gpt2_pydoc", "moe_pydoc", "pydoc_lm"}
 
 
 def test_every_recipe_promises_something() -> None:

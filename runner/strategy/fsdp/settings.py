@@ -1,6 +1,6 @@
 """The keys of every strategy that shards a model by torch's fully_shard, and what follows from them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from runner.strategy.common.named_state import AsStored
     from runner.strategy.common.placed_module import PlacedModule
-    from runner.strategy.fsdp.shard import ShardingPlan
+    from runner.strategy.fsdp.shard import Apart, ShardingPlan
     from runner.strategy.fsdp.trainable import PlacedShards
     from runner.strategy.fsdp.units import Units
 
@@ -117,6 +117,7 @@ class ShardSettings:
         mesh: "DeviceMesh",
         *,
         as_stored: "AsStored | None" = None,
+        apart: "Callable[[Module], Mapping[Module, Apart]] | None" = None,
     ) -> "tuple[PlacedShards, list[FSDPModule]]":
         """Build a model, shard it and, with build=rank_0, send the weights. Collective.
 
@@ -126,6 +127,7 @@ class ShardSettings:
             world: all ranks of the run.
             mesh: the ranks that share one copy of the model, after those that hold replicas if there are two axes.
             as_stored: what stands for a tensor of a parameter in checkpoints; None = the tensor itself.
+            apart: the modules of the model that other ranks share than those of `mesh`; None = none.
 
         Returns:
             The sharded model, and its units.
@@ -141,7 +143,8 @@ class ShardSettings:
         model = build_on_meta(build) if receives else build()
         full = full_tensors(model) if self.build is Build.RANK_0 and world.is_main else {}
         root = LossModule(model, builder.loss)
-        units = shard(root, self._units(model), self._plan(builder.precision, mesh, on_cpu=world.device.type == "cpu"))
+        plan = self._plan(builder.precision, mesh, on_cpu=world.device.type == "cpu")
+        units = shard(root, self._units(model), plan, apart=apart(model) if apart else {})
         if self.build is Build.RANK_0:
             group = mesh.get_group(Axis.SHARD)
             send_shards(model, full, shard_group=group, world=world, offloaded=self.offload)

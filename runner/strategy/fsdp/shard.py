@@ -1,17 +1,29 @@
 """Shards a model with torch's fully_shard: Zhao et al. (VLDB 2023), Zhang et al. (MLSys 2022) for two axes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.nn import Module
+from torch.distributed.tensor import Shard
+from torch.nn import Module, Parameter
 
 from runner.errors import ModelError
 from runner.strategy.fsdp.units import Units
+
+
+class Apart(NamedTuple):
+    """How a module is sharded that is a unit of its own because the ranks that share its parameters are others."""
+
+    mesh: DeviceMesh
+    placement: Callable[[Parameter], Shard]
+    """The dimension of each parameter that is divided among them."""
+
+
+NOTHING_APART: Mapping[Module, Apart] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +39,30 @@ class ShardingPlan:
     offload: OffloadPolicy
     unused_parameters: bool
     """Whether parameters without a gradient on this rank are reduced as zeros."""
+    placement: Callable[[Parameter], Shard] | None = None
+    """The dimension of each parameter that is divided; None = the first."""
 
 
-def shard(root: Module, units: Units, plan: ShardingPlan) -> list[FSDPModule]:
+def shard(
+    root: Module, units: Units, plan: ShardingPlan, *, apart: Mapping[Module, Apart] = NOTHING_APART
+) -> list[FSDPModule]:
     """Shard the model in place, innermost units first; parameters outside all units belong to the root.
 
     Gradients are summed over ranks, not averaged: the step divides once, by its count.
+
+    Args:
+        apart: modules that are units of their own, on other meshes.
 
     Returns:
         The units, the root first, then in the model's order of modules.
     """
     _check_can_be_sharded(root)
+    for module, (mesh, placement) in apart.items():
+        own = replace(plan, mesh=mesh, placement=placement)
+        _fully_shard([module], units, own, owners={module}, is_root=False)
     for group in units.groups:
-        _fully_shard(group, units, plan, owners=set(group), is_root=False)
+        if group := [module for module in group if module not in apart]:
+            _fully_shard(group, units, plan, owners=set(group), is_root=False)
     _fully_shard([root], units, plan, owners={None}, is_root=True)
     sharded: list[FSDPModule] = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for unit in sharded:
@@ -63,6 +86,7 @@ def _fully_shard(
     fully_shard(
         group if len(group) > 1 else cast("list[Module]", group[0]),
         mesh=plan.mesh,
+        shard_placement_fn=plan.placement,
         reshard_after_forward=plan.free_after_forward and not is_root,
         mp_policy=policy,
         offload_policy=plan.offload,

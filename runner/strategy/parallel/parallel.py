@@ -36,6 +36,10 @@ class Parallel:
     """How modules are split among tensor ranks, by patterns of their names; empty = the model's own plan."""
     sequence_parallel: bool = False
     """Split activations between split modules by sequence, instead of keeping them whole on every tensor rank."""
+    expert: int | str = 1
+    """Ranks that hold different experts and read other items; what is not experts is sharded among them, too."""
+    expert_modules: list[str] = field(default_factory=list)
+    """Patterns of the names of modules that hold experts; empty = those of runner.model.experts."""
     shards: ShardSettings = flattened(ShardSettings)
     """What is sharded, in which units, and when."""
 
@@ -54,14 +58,29 @@ class Parallel:
         if axes.size([Axis.TENSOR]) > 1 and self.shards.build is Build.RANK_0:
             rule = "rank_0 sends whole weights, but strategy.tensor splits them. Use every_rank."
             yield Fault(key="strategy.build", message=rule)
+        if axes.size([Axis.EXPERT]) > 1:
+            if self.shards.build is Build.RANK_0:
+                rule = "rank_0 sends whole weights, but strategy.expert divides experts. Use every_rank."
+                yield Fault(key="strategy.build", message=rule)
+            if self.sequence_parallel and axes.size([Axis.TENSOR]) > 1:
+                rule = "splits the tokens that strategy.expert sends to experts. Use false, or strategy.expert=1."
+                yield Fault(key="strategy.sequence_parallel", message=rule)
+        elif self.expert_modules:
+            rule = "names modules to divide by experts, but strategy.expert=1. Set strategy.expert, or []."
+            yield Fault(key="strategy.expert_modules", message=rule)
 
     def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
-        """Check the tensor plan, and that the model has the classes that become units."""
+        """Check the tensor plan, the experts, and that the model has the classes that become units."""
+        from runner.strategy.parallel.expert_modules import expert_faults
         from runner.strategy.parallel.plan_faults import plan_faults
 
-        ranks = self.axes(spec.world_size).size([Axis.TENSOR])
+        axes = self.axes(spec.world_size)
+        ranks, experts = axes.size([Axis.TENSOR]), axes.size([Axis.EXPERT])
         if ranks > 1:
             yield partial(plan_faults, plan=self.tensor_plan, ranks=ranks)
+        if experts > 1:
+            shards = axes.size([Axis.SHARD])
+            yield partial(expert_faults, patterns=self.expert_modules, ranks=experts, shards=shards)
         yield from self.shards.model_checks()
 
     def axes(self, num_ranks: int) -> Axes:
@@ -95,11 +114,16 @@ class Parallel:
 
     def _sizes(self) -> dict[Axis, int | None]:
         """The ranks along each axis; None for auto."""
-        given = {Axis.REPLICATE: self.replicate, Axis.SHARD: self.shard, Axis.TENSOR: self.tensor}
+        given = {
+            Axis.REPLICATE: self.replicate,
+            Axis.SHARD: self.shard,
+            Axis.EXPERT: self.expert,
+            Axis.TENSOR: self.tensor,
+        }
         return dict.fromkeys(Axis, 1) | {axis: _size(axis, value) for axis, value in given.items()}
 
     def _place_parts(self, builder: Builder, world: World) -> "tuple[PlacedParts, NoSync]":
-        """Build the model, split it by the tensor plan, recompute, compile, shard: in this order, as torchtitan does.
+        """Build the model, split it by tensor plan and experts, recompute, compile, shard: in torchtitan's order.
 
         Returns:
             The parts, and what all micro-batches of a step but the last leave out.
@@ -107,6 +131,7 @@ class Parallel:
         from runner.strategy.common.loss_module import LossModule
         from runner.strategy.common.named_state import unchanged
         from runner.strategy.fsdp.trainable import PlacedShards
+        from runner.strategy.parallel.expert import ExpertPlan, sharing_mesh
         from runner.strategy.parallel.tensor import TensorPlan
         from runner.strategy.parallel.trainable import PlacedParts
 
@@ -116,18 +141,23 @@ class Parallel:
             plan = TensorPlan(self.tensor_plan, mesh[Axis.TENSOR], sequence_parallel=self.sequence_parallel)
             builder = replace(builder, loss=plan.whole_loss(builder.loss))
 
+        experts = ExpertPlan(self.expert_modules, mesh) if axes.size([Axis.EXPERT]) > 1 else None
+
         def build() -> "Module":
             model = builder.build_model()
             if plan is not None:
                 plan.apply(model)
+            if experts is not None:
+                experts.apply(model)
             builder.recompute(model)
             builder.compile(model)
             return model
 
         as_stored = unchanged if plan is None else plan.as_stored
         if axes.data_ranks > 1:
-            sharing = tuple(str(axis) for axis in (Axis.REPLICATE, Axis.SHARD) if axis in axes.names)
-            shards, units = self.shards.place_shards(build, builder, world, mesh[sharing], as_stored=as_stored)
+            sharing = sharing_mesh(mesh)
+            apart = None if experts is None else experts.apart
+            shards, units = self.shards.place_shards(build, builder, world, sharing, as_stored=as_stored, apart=apart)
             has_replicas = axes.size([Axis.REPLICATE]) > 1
             no_sync = self.shards.no_sync(units, has_replicas=has_replicas)
         else:

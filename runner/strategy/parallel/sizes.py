@@ -12,6 +12,15 @@ DATA = (Axis.REPLICATE, Axis.SHARD, Axis.EXPERT)
 PARTIAL = (Axis.PIPELINE, Axis.CONTEXT)
 
 
+SHARERS = "_".join((Axis.SHARD, Axis.EXPERT))
+"""The name of shard and expert as one dimension: the ranks that share what is not divided by experts."""
+
+
+def axes_in(name: str) -> list[Axis]:
+    """The axes in a dimension of a mesh, which may be several of them flattened."""
+    return [Axis(part) for part in name.split("_")]
+
+
 def axes_of(sizes: Mapping[Axis, int | None], num_ranks: int) -> Axes:
     """The mesh of so many ranks.
 
@@ -44,7 +53,7 @@ def _way_out(sizes: Mapping[Axis, int | None], fixed: int, num_ranks: int, left:
     else:
         rule = f"the sizes {product} = {fixed} are not the {num_ranks} ranks"
     ways = []
-    for axis in (Axis.SHARD, Axis.REPLICATE, Axis.TENSOR, Axis.PIPELINE):
+    for axis in (Axis.SHARD, Axis.REPLICATE, Axis.EXPERT, Axis.TENSOR, Axis.PIPELINE):
         size = sizes[axis]
         others = fixed // (size or 1)
         if size is not None and num_ranks % others == 0 and num_ranks // others != size:

@@ -25,6 +25,7 @@ from runner.protocols import (
 )
 from runner.strategy.common.module_trainable import ModuleTrainable
 from runner.strategy.fsdp.trainable import PlacedShards
+from runner.strategy.parallel.sizes import axes_in
 from runner.strategy.parallel.tensor import reduced_gradients
 
 PARTS = (Axis.SHARD, Axis.EXPERT, Axis.TENSOR)
@@ -174,4 +175,4 @@ def _copies(parameter: Parameter, parts: World) -> int:
         return parts.size
     names = parameter.device_mesh.mesh_dim_names or ()
     split = [name for name, one in zip(names, parameter.placements, strict=True) if not one.is_replicate()]
-    return parts.size // parts.axes.size([Axis(name) for name in split])
+    return parts.size // parts.axes.size([axis for name in split for axis in axes_in(name)])
