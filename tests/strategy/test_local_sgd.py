@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner import Loss
+from runner.errors import ModelError
 from runner.protocols import Axes, Axis, Clip, MicroBatch, StepBatches
 from runner.strategy.ddp import DDP
 from runner.strategy.fsdp import FSDP
@@ -279,6 +280,33 @@ def test_replicas_of_two_ranks_each_are_sharded(tmp_path: Path) -> None:
         assert_close(weights, expected[rank // 2], rtol=0, atol=1e-6)  # fp32 sums in another order
 
 
+def late(world: Any) -> str:
+    """What the second step of a warm-up says, in which a layer is used that the first one left out."""
+    model = nn.ModuleDict({"early": nn.Linear(2, 1), "late": nn.Linear(2, 1)})
+    trainable = local(every_steps=2, warmup_steps=4).prepare(
+        builder(
+            build=lambda: copy.deepcopy(model),
+            optimizer=lambda named: sgd([parameter for _, parameter in named]),
+            loss=lambda model, layers: sum(model[layer](torch.ones(1, 2)).sum() for layer in layers),
+        ),
+        world,
+    )
+    for layers in (["early"], ["early", "late"]):
+        try:
+            trainable.forward_backward(StepBatches([MicroBatch(layers, 1)], 2))
+        except ModelError as error:
+            return str(error)
+        trainable.update(measure=False)
+    return ""
+
+
+def test_a_parameter_that_the_warm_up_uses_late_is_named(tmp_path: Path) -> None:
+    told, as_told = on_ranks(2, late, scratch=tmp_path, axes=LocalSGD().axes(2))
+    assert told == as_told
+    assert told.startswith("late.weight has a gradient that no replica had before: in strategy.warmup_steps, replicas")
+    assert told.endswith("Use strategy.warmup_steps=0, or use all parameters in every step.")
+
+
 def test_one_replica_is_an_ordinary_run() -> None:
     for strategy in (LocalSGD(), DiLoCo()):
         assert strategy.axes(1) == Axes(
@@ -286,6 +314,8 @@ def test_one_replica_is_an_ordinary_run() -> None:
         )
     whole = LocalSGD(replica=FSDP(shard_size=None)).axes(4)
     assert whole == Axes(names=(Axis.SHARD,), sizes=(4,), data=(Axis.SHARD,))
+    with pytest.raises(ValueError, match=r"and independent=.* name \{<Axis.SHARD: 'shard'>\}, not among"):
+        Axes(names=(Axis.REPLICATE,), sizes=(1,), data=(), independent=(Axis.SHARD,))
     with pytest.raises(ValueError, match=r"shard_size=3 does not divide the 4 ranks. Use 2 or 4"):
         LocalSGD(replica=FSDP(shard_size=3)).axes(4)
 
