@@ -10,18 +10,20 @@ import argparse
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from runner.data.indexed import IndexedSource
 from runner.data.lengths import lengths_of
 from runner.data.order import Shuffled
 from runner.data.steps import RankSteps
+from runner.data.stream import Stream as StreamChoice
+from runner.data.streamed import StreamedSource
 from runner.order.shuffled import Shuffled as ShuffledOption
 from runner.protocols import LoaderOptions, SourceRequest
 from runner.world.solo import SoloWorld
@@ -111,6 +113,48 @@ def reading(repeats: int) -> None:
             print(f"{name:55} {rates[0]:11,.0f} {rates[1]:8,.0f} {rates[1] / rates[0]:8.2f}", flush=True)
 
 
+class Stream(IterableDataset[torch.Tensor]):
+    """The same items as a stream, in up to 16 shards."""
+
+    num_shards = 16
+
+    def __init__(self, num_items: int, size: int) -> None:
+        self._num_items = num_items
+        self._one = torch.ones(size)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self._one * index for index in range(self._num_items))
+
+    def shard(self, rank: int, ranks: int) -> "Stream":
+        return Stream(self._num_items // ranks, len(self._one))
+
+
+def streams(repeats: int) -> None:
+    """A stream of tiny items, as one or in shards, beside a DataLoader of it."""
+    print("reading a stream of items of 32 bytes                     us an item    ratio")
+    steps = 150
+    stream = Stream(steps * BATCH, 8)
+    loader = LoaderOptions(
+        collate=torch.utils.data.default_collate, device=CPU, workers=0, prefetch=2, pin_memory=False
+    )
+
+    def ours(dataset: Any) -> float:
+        world = SoloWorld(CPU)
+        opened = StreamedSource(
+            dataset, "train", step_items=BATCH, micro_items=BATCH, world=world, seed=0, options=loader
+        )
+        return drained(opened, steps)
+
+    ways = {
+        "DataLoader": lambda: drained(DataLoader(stream, batch_size=BATCH), steps),
+        "ours": lambda: ours(StreamChoice(stream, shard=False)),
+        "ours, in 16 shards": lambda: ours(stream),
+    }
+    medians = alternate(repeats, *ways.values())
+    for name, median in zip(ways, medians, strict=True):
+        print(f"{name:55} {1e6 * median / (steps - 1) / BATCH:12.1f} {median / medians[0]:8.2f}")
+
+
 def drained(loader: Iterable[Any], count: int) -> float:
     """Seconds for the batches after the first, so that the start of workers does not count."""
     batches = iter(loader)
@@ -154,7 +198,7 @@ def cut(repeats: int) -> None:
         print(f"{name:62} {share:9.1%} {median:7.2f} {median / medians[0]:8.2f}")
 
 
-MEASUREMENTS = {"resume": resume, "reading": reading, "cut": cut}
+MEASUREMENTS = {"resume": resume, "reading": reading, "streams": streams, "cut": cut}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What tests of whole runs share: the command, bounded in time, and a small project to run it in."""
 
+import functools
 import json
 import os
 import select
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from runner.config.run_dir import RunDir
 from tests.installed import Installed, install_once
 
 CHECKOUT = Path(__file__).parent.parent
+LIBRARIES = ("sklearn.datasets", "torchmetrics")
+"""What recipes import that many tests run: 1.5 and 1.9 s of CPU, in each rank."""
 
 
 def pytest_configure() -> None:
@@ -95,10 +98,15 @@ class Started:
 class Zygote:
     """Starts commands quickly, of the checkout or of an environment; see tests/zygote.py."""
 
-    def __init__(self, python: str | Path = sys.executable, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        python: str | Path = sys.executable,
+        env: dict[str, str] | None = None,
+        libraries: Sequence[str] = LIBRARIES,
+    ) -> None:
         self.name = f"runner-tests-{os.getpid()}-{time.monotonic_ns()}"
         self._process = subprocess.Popen(
-            [python, str(CHECKOUT / "tests" / "zygote.py"), self.name],
+            [python, str(CHECKOUT / "tests" / "zygote.py"), self.name, *libraries],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -108,16 +116,29 @@ class Zygote:
         assert self._process.stdout.readline() == "ready\n"
 
     def start(
-        self, argv: list[str], *, cwd: Path, scratch: Path, env: dict[str, str], script: Path | None = None
+        self,
+        argv: list[str],
+        *,
+        cwd: Path,
+        scratch: Path,
+        env: dict[str, str],
+        script: Path | None = None,
+        within: dict[str, str] | None = None,
+        output: int | None = None,
     ) -> Started:
-        """Start `runner` with these words, or this script with them. What it prints goes to files in `scratch`."""
+        """Start `runner` with these words, or this script with them. What it prints goes to files in `scratch`.
+
+        Args:
+            within: what it sees of the machine, as tests/zygote.py has it.
+            output: a descriptor that is its stdout and stderr instead.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect("\0" + self.name)
-        asked = {"script": str(script) if script else None, "argv": argv, "cwd": str(cwd), "env": env}
+        asked = {"script": str(script) if script else None, "argv": argv, "cwd": str(cwd), "env": env, "within": within}
         started = time.monotonic_ns()
         stdout, stderr = (scratch / f"{name}_{started}" for name in ("stdout", "stderr"))
         with Path(os.devnull).open("rb") as nothing, stdout.open("wb") as out, stderr.open("wb") as err:
-            descriptors = [file.fileno() for file in (nothing, out, err)]
+            descriptors = [nothing.fileno(), *((out.fileno(), err.fileno()) if output is None else (output, output))]
             socket.send_fds(connection, [json.dumps(asked).encode()], descriptors)
         return Started(argv, connection, stdout, stderr)
 
@@ -161,6 +182,21 @@ def project(tmp_path: Path) -> Path:
     path = tmp_path / "project"
     shutil.copytree(CHECKOUT / "tests" / "project", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
+    """A run with these words, made when first asked for: trained("train", "points"). Whoever changes it copies it."""
+
+    @functools.cache
+    def make(*argv: str) -> Ended:
+        scratch = tmp_path_factory.mktemp("trained")
+        project = shutil.copytree(CHECKOUT / "tests" / "project", scratch / "project")
+        ended = zygote.start(list(argv), cwd=project, scratch=scratch, env={}).wait(timeout_s=90)
+        assert ended.code == 0, f"runner {' '.join(argv)} ended with {ended.code}:\n{ended.stderr}"
+        return ended
+
+    return make
 
 
 @pytest.fixture

@@ -1,15 +1,21 @@
 """A process that has imported what commands need and forks once for each: a command without its start-up.
 
-`python tests/zygote.py NAME` listens at the abstract Unix socket NAME until something comes on its stdin, or that is
-closed. A connection is one command: an object of JSON ({script, argv, cwd, env}) that comes with three descriptors
-(stdin, stdout, stderr). The answer is {"pid": …}, and when the command has ended {"code": …}. A command is what it is
-in a terminal: a fresh process, its main thread alone, the leader of a session. Without a script, it is `runner`.
+`python tests/zygote.py NAME [MODULE…]` imports these modules, too, as far as they are installed, and listens at the
+abstract Unix socket NAME until something comes on its stdin, or that is closed. A connection is one command: an object
+of JSON ({script, argv, cwd, env, within}) that comes with three descriptors (stdin, stdout, stderr). The answer is
+{"pid": …}, and when the command has ended {"code": …}. A command is what it is in a terminal: a fresh process, its main
+thread alone, the leader of a session. Without a script, it is `runner`. `within` is what it sees of the machine: the
+network namespace `host`, which `ip netns` has made, or an empty directory `hidden`.
 """
 
 import array
+import contextlib
+import ctypes
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -23,16 +29,13 @@ LONGEST = 1 << 20
 """Bytes of a request."""
 
 
-def main(name: str) -> None:
-    preload()
-    import hydra._internal.hydra  # noqa: F401
-
-    import runner.cli.main
-    import runner.launch.in_process
-    import runner.launch.multi_process
-    import runner.worker  # noqa: F401
-
+def main(name: str, *modules: str) -> None:
     del sys.path[0]  # the directory of this script
+    preload()
+    preload_commands()
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind("\0" + name)
         listening.listen(64)
@@ -59,6 +62,18 @@ def _nothing() -> None:
     pass
 
 
+def preload_commands() -> None:
+    """Import the runner and Hydra: 0.1 s of CPU of each command."""
+    import hydra._internal.hydra  # noqa: F401
+
+    import runner
+
+    for module in pkgutil.walk_packages(runner.__path__, f"{runner.__name__}."):
+        if module.name != "runner.__main__":
+            with contextlib.suppress(ImportError):  # an optional library is missing
+                importlib.import_module(module.name)
+
+
 def _serve(connection: socket.socket) -> None:
     """Start the command of a connection, and tell its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -83,10 +98,11 @@ def _be_the_command(asked: dict[str, Any], descriptors: Any) -> None:
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    os.chdir(asked["cwd"])
     os.environ.update(asked["env"])
     code = 1
     try:
+        _enter(**asked.get("within") or {})
+        os.chdir(asked["cwd"])
         code = _run(asked["script"], asked["argv"])
     except SystemExit as leaving:
         if isinstance(leaving.code, str):
@@ -98,6 +114,30 @@ def _be_the_command(asked: dict[str, Any], descriptors: Any) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
+MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
+
+
+def _enter(*, host: str | None = None, hidden: str | None = None) -> None:
+    """Be in a network namespace with the files of /etc/netns, as by `ip netns exec`, or where a directory is empty."""
+    libc = ctypes.CDLL(None, use_errno=True)  # os.setns and os.unshare come with Python 3.12
+
+    def call(name: str, *args: Any) -> None:
+        if getattr(libc, name)(*args):
+            raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+
+    if host or hidden:
+        call("unshare", CLONE_NEWNS)
+        call("mount", b"none", b"/", None, MS_REC | MS_SLAVE, None)
+    if host:
+        with open(f"/run/netns/{host}", "rb") as namespace:
+            call("setns", namespace.fileno(), CLONE_NEWNET)
+        for path in Path("/etc/netns", host).iterdir():
+            call("mount", bytes(path), bytes(Path("/etc", path.name)), b"none", MS_BIND, None)
+    if hidden:
+        call("mount", b"none", hidden.encode(), b"tmpfs", 0, None)
 
 
 def _run(script: str | None, argv: list[str]) -> int:
@@ -113,4 +153,4 @@ def _run(script: str | None, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -17,6 +17,7 @@ from runner.config.rules import (
     divide,
     eval_faults,
     group_faults,
+    loader_faults,
     range_faults,
     run_faults,
     secret_faults,
@@ -273,6 +274,7 @@ def _read_batch(reading: _Reading) -> None:
 
 def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
     """Every part's own rules, then further ones."""
+    yield from as_far_as_known(lambda: loader_faults(spec.loader, spec.batch))
     if spec.launch is not UNKNOWN:
         yield from secret_faults(spec.launch, spec.secrets)
     parts = [vars(spec)[group] for group in GROUPS]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from runner.config.nearest import did_you_mean
-from runner.config.run_spec import Batch, Cut, Eval, Run
+from runner.config.run_spec import Batch, Cut, Eval, Loader, Reader, Run
 from runner.config.secret import Secret, is_reference
 from runner.errors import Fault
 from runner.protocols import Clip, HandsOverSecrets, Launcher
@@ -18,6 +18,7 @@ __all__ = [
     "divide",
     "eval_faults",
     "group_faults",
+    "loader_faults",
     "range_faults",
     "range_of",
     "run_faults",
@@ -105,6 +106,13 @@ def run_faults(run: Run) -> Iterator[Fault]:
     if run.stop_at_step is not None and run.stop_at_step > run.steps:
         rule = f"{run.stop_at_step} is beyond run.steps={run.steps}. Use at most {run.steps}, or null for all steps."
         yield Fault(key="run.stop_at_step", message=rule)
+
+
+def loader_faults(loader: Loader, batch: Batch) -> Iterator[Fault]:
+    """A fault where ranks that try out a batch, each by itself, would wait for rank 0 to read it."""
+    if loader.source is Reader.RANK_0 and batch.auto:
+        rule = "rank_0 cannot be used with batch.micro_items=auto: each rank tries by itself what fits into its memory."
+        yield Fault(key="loader.source", message=f"{rule} Give batch.micro_items, or use each_rank.")
 
 
 def eval_faults(evaluation: Eval, metrics: Iterable[str]) -> Iterator[Fault]:

@@ -14,7 +14,8 @@ from runner.config.damage import Damaged, list_of_objects, read_json, read_text,
 from runner.config.records import last_values
 from runner.errors import DiskError
 
-STATES = ("queued", "running", "done", "failed", "preempted")
+RUNNING = "running"
+STATES = ("queued", RUNNING, "done", "failed", "preempted")
 COMMITTED = re.compile(r"step_([0-9]+)")
 """The name of a committed checkpoint."""
 SPEC = re.compile(r"spec(?:\.attempt_(\d+))?\.yaml(\.damaged-\d+)?")
@@ -111,30 +112,31 @@ class RunDir:
         matches = [COMMITTED.fullmatch(path.name) for path in self.checkpoints.glob("step_*")]
         return sorted(int(match[1]) for match in matches if match)
 
+    def write_running(self) -> None:
+        """Say in status.json that the run is under way; how far it is, its other files tell.
+
+        Raises:
+            DiskError: the file system reported an error.
+        """
+        try:
+            durable.replace(self.status, json.dumps({"state": RUNNING}) + "\n")
+        except OSError as error:
+            raise durable.write_error(self.status, error) from error
+
     def write_status(self, state: str, *, step: int, metrics: Mapping[str, float]) -> None:
         """Replace status.json in one rename, so that a reader never sees half of it. Several machines may at once.
 
-        A run that is `running` replaces it with each record, so that is not flushed to the disk; any other state is,
-        and the last states are written even on a full disk.
+        What a run ends with is written even on a full disk.
 
         Raises:
-            DiskError: the file system reported an error, in a run that is `running`.
-            OSError: it did so in another state.
+            OSError: the file system reported an error.
         """
-        assert state in STATES, state
+        assert state in {*STATES} - {RUNNING}, state
         content = json.dumps({"state": state, "step": step, "metrics": dict(metrics)}) + "\n"
         if state == "queued":
             durable.replace(self.status, content)
-        elif state == "running":
-            self._replace_running(content)
         else:
             self.write_last(self.status, content)
-
-    def _replace_running(self, content: str) -> None:
-        try:
-            durable.replace(self.status, content, flush=False)
-        except OSError as error:
-            raise durable.write_error(self.status, error) from error
 
     def write_state(self, state: str) -> None:
         """Replace the state in status.json; step and metrics stay as they are.
@@ -148,6 +150,8 @@ class RunDir:
     def read_status(self) -> dict[str, Any]:
         """What status.json says; before an attempt wrote it, a run is queued at step 0.
 
+        Of a run that is under way, step and metrics are those of metrics.jsonl and the names of the checkpoints.
+
         If the file is damaged, that is said on stderr, and the answer is made from metrics.jsonl and the names of the
         committed checkpoints; the run then counts as failed.
 
@@ -155,15 +159,16 @@ class RunDir:
             DiskError: the file system does not let it be read.
         """
         try:
-            return read_json(self.status, status_fields)
+            status = read_json(self.status, status_fields)
         except FileNotFoundError:
             return {"state": "queued", "step": 0, "metrics": {}}
         except Damaged as damaged:
             warn(f"{damaged} Step and metrics are those of {self.metrics.name} and {self.checkpoints.name}/.")
             return self.recorded_status()
+        return self.recorded_status() | status if status["state"] == RUNNING else status
 
     def last_step(self) -> int:
-        """The step in status.json, for messages; 0 if the file system does not let it be read."""
+        """The step that the run is at, for messages; 0 if the file system does not let it be read."""
         try:
             return int(self.read_status()["step"])
         except (OSError, DiskError):  # the error to report is another one
@@ -248,6 +253,8 @@ def status_fields(value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise ValueError("it does not hold an object")
+    if value == {"state": RUNNING}:
+        return {"state": RUNNING}
     state, step, metrics = value["state"], value["step"], value["metrics"]
     if state not in STATES or type(step) is not int or step < 0 or not isinstance(metrics, dict):
         raise ValueError("it does not hold a state, a step and metrics")

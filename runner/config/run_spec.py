@@ -81,6 +81,15 @@ class Run:
     """The run's directory, which must not exist. null = outputs/<name>/<date>/<time>-<id>."""
 
 
+class Reader(Enum):
+    """Which ranks read items."""
+
+    EACH_RANK = "each_rank"
+    """Each reads its own."""
+    RANK_0 = "rank_0"
+    """The first one reads those of all and hands them out: for a store that is slow, or has one reader."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loader:
     """How items are read."""
@@ -89,6 +98,10 @@ class Loader:
     """Processes that read items ahead of each rank; 0 = read in the rank itself."""
     prefetch: int
     """Micro-batches that each worker keeps ready."""
+    persistent_workers: bool = False
+    """Keep the workers of evaluation sets between evaluations; those of training always stay."""
+    source: Reader = Reader.EACH_RANK
+    """Which ranks read items."""
 
 
 @dataclass(frozen=True, kw_only=True)

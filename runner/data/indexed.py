@@ -3,21 +3,28 @@
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from runner.data.loader import fetch_function, load
-from runner.data.steps import RankSteps
-from runner.errors import CheckpointError
+from runner.data.state import check_state
 from runner.protocols import MicroBatch, MicroBatchIndices, SourceRequest, StepBatches, StepPlan
 
 POSITION = "position"
+
+
+class Steps(Protocol):
+    """Which items of a dataset make each step."""
+
+    def starting_at(self, position: int) -> Iterator[StepPlan]:
+        """Every step from a position on, without end."""
+        ...
 
 
 @final
 class IndexedSource:
     """One rank's steps of a map-style dataset. The position is all of its state."""
 
-    def __init__(self, dataset: Any, steps: RankSteps, request: SourceRequest) -> None:
+    def __init__(self, dataset: Any, steps: Steps, request: SourceRequest) -> None:
         self._dataset = dataset
         self._steps = steps
         self._options = request.loader
@@ -34,12 +41,7 @@ class IndexedSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at a position, with any number of ranks."""
-        if set(state) != {POSITION}:
-            raise CheckpointError(
-                f"the checkpoint holds the state of a source with {', '.join(sorted(state)) or 'nothing in it'}, but "
-                "this run reads a map-style dataset, whose state is its position. Resume with the data hook that the "
-                "run began with, or start a new run."
-            )
+        check_state(state, {POSITION}, of="a map-style dataset")
         self.position = state[POSITION]
 
     def __iter__(self) -> Iterator[StepBatches]:
@@ -47,10 +49,12 @@ class IndexedSource:
 
     def _in_rank(self) -> Iterator[StepBatches]:
         """Items are read by the rank itself, on demand: the path of small models, where every microsecond shows."""
-        fetch = fetch_function(self._dataset, self._options)
+        fetch = fetch_function(self._dataset, self._options, seed=self._seed)
         for micro_batches, items, position in self._steps.starting_at(self.position):
             self.position = position
-            yield StepBatches([MicroBatch(fetch(indices), counted) for indices, counted, _ in micro_batches], items)
+            yield StepBatches(
+                [MicroBatch(fetch(indices, epoch), counted) for indices, counted, epoch in micro_batches], items
+            )
 
     def _ahead(self) -> Iterator[StepBatches]:
         """Items are read by workers, ahead of the steps."""

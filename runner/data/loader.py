@@ -14,7 +14,7 @@ from runner.data.collate import collated
 from runner.errors import DataError
 from runner.protocols import LoaderOptions, MicroBatch, MicroBatchIndices
 from runner.world.parent import end_with_parent
-from runner.world.seeds import mix, seed_host
+from runner.world.seeds import host_generators_kept, mix, seed_host
 
 DIED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
 """What torch says of a worker that ended without an error of its own."""
@@ -33,47 +33,45 @@ class ReadsMany(Protocol):
         ...
 
 
-@runtime_checkable
-class Movable(Protocol):
-    """A tensor, or a batch object that moves its own tensors (transformers' BatchEncoding)."""
-
-    def to(self, device: torch.device, *, non_blocking: bool) -> Any:
-        """On that device."""
-        ...
-
-
-@runtime_checkable
-class NamedFields(Protocol):
-    """A named tuple."""
-
-    _fields: tuple[str, ...]
-
-
 def load(
     dataset: Any, micro_batches: Iterable[MicroBatchIndices], options: LoaderOptions, *, seed: int
 ) -> Iterator[MicroBatch]:
     """Load micro-batches, in order, onto the device.
 
     Args:
-        seed: what random numbers drawn while an item is read depend on, besides epoch and index. Only in workers: in
-            the rank itself they come from its own generators, which checkpoints keep.
+        seed: what random numbers drawn while an item is read depend on, besides epoch and index. Only in workers, and
+            where a rank reads for others: in the rank itself they come from its own generators, which checkpoints keep.
     """
-    if options.workers == 0:
-        fetch = fetch_function(dataset, options)
-        return (MicroBatch(fetch(indices), items) for indices, items, _ in micro_batches)
-    counts: deque[int] = deque()
-    loader: DataLoader[Any] = DataLoader(
-        _SeededItems(dataset, options.collate, seed),  # type: ignore[arg-type]  # it has what torch asks of a Dataset
-        batch_sampler=_KeySampler(micro_batches, counts, len(dataset)),
-        collate_fn=as_it_is,
-        num_workers=options.workers,
-        prefetch_factor=options.prefetch,
-        pin_memory=options.pin_memory,
-        generator=torch.Generator(),  # else it draws from the rank's own
-        worker_init_fn=BeginWorker(os.getpid()),
-    )
-    device, pinned, batches = options.device, options.pin_memory, worker_output(loader)
-    return (MicroBatch(to_device(batch, device, non_blocking=pinned), counts.popleft()) for batch in batches)
+    if options.workers:
+        return iter(WorkerLoader(dataset, micro_batches, options, seed=seed))
+    fetch = fetch_function(dataset, options, seed=seed)
+    return (MicroBatch(fetch(indices, epoch), items) for indices, items, epoch in micro_batches)
+
+
+@final
+class WorkerLoader:
+    """Micro-batches that worker processes load. With `persistent_workers`, the same ones load them again."""
+
+    def __init__(
+        self, dataset: Any, micro_batches: Iterable[MicroBatchIndices], options: LoaderOptions, *, seed: int
+    ) -> None:
+        self._options = options
+        self._counts: deque[int] = deque()
+        self._loader: DataLoader[Any] = DataLoader(
+            _SeededItems(dataset, options.collate, seed),  # type: ignore[arg-type]  # it has what torch asks of a Dataset
+            batch_sampler=_KeySampler(micro_batches, self._counts, len(dataset)),
+            collate_fn=as_it_is,
+            num_workers=options.workers,
+            prefetch_factor=options.prefetch,
+            pin_memory=options.pin_memory,
+            generator=torch.Generator(),  # else it draws from the rank's own
+            worker_init_fn=BeginWorker(os.getpid()),
+            persistent_workers=options.persistent_workers,
+        )
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for batch in worker_output(self._loader):
+            yield placed(MicroBatch(batch, self._counts.popleft()), self._options)
 
 
 def worker_output(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -99,9 +97,14 @@ def as_it_is(value: Any) -> Any:
     return value
 
 
-def fetch_function(dataset: Any, options: LoaderOptions) -> Callable[[list[int]], Any]:
-    """From indices to their batch on the device; by `__getitems__` where there is one, as torch's own fetcher does."""
-    collate, device = options.collate, options.device
+def fetch_function(dataset: Any, options: LoaderOptions, *, seed: int) -> Callable[[list[int], int], Any]:
+    """From indices and their epoch to the batch on the device; by `__getitems__` where there is one, as in torch.
+
+    A rank that reads for others seeds each item as workers do, and leaves its own generators as they are.
+    """
+    collate, move = options.collate, options.move
+    if options.reads_for > 1:
+        return _SeededItems(dataset, collate, seed).fetch_for_others
     if isinstance(dataset, ReadsMany):
         get_many = dataset.__getitems__
     else:
@@ -110,22 +113,19 @@ def fetch_function(dataset: Any, options: LoaderOptions) -> Callable[[list[int]]
         def get_many(indices: list[int]) -> list[Any]:
             return [get_one(index) for index in indices]
 
-    if device == torch.device("cpu"):  # the batch is there already
-        return lambda indices: collated(collate, get_many(indices), indices=indices)
-    return lambda indices: to_device(collated(collate, get_many(indices), indices=indices), device, non_blocking=False)
+    if move is None:
+        return lambda indices, epoch: collated(collate, get_many(indices), indices=indices)
+    return lambda indices, epoch: move(collated(collate, get_many(indices), indices=indices))
 
 
-def to_device(batch: Any, device: torch.device, *, non_blocking: bool) -> Any:
-    """A nested batch with every tensor in it moved; everything else stays as it is."""
-    if isinstance(batch, Movable):
-        return batch.to(device, non_blocking=non_blocking)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device, non_blocking=non_blocking) for key, value in batch.items()}
-    if isinstance(batch, tuple) and isinstance(batch, NamedFields):
-        return type(batch)(*(to_device(value, device, non_blocking=non_blocking) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device, non_blocking=non_blocking) for value in batch)
-    return batch
+def micro_batch(items: list[Any], counted: int, options: LoaderOptions) -> MicroBatch:
+    """The micro-batch of items without an index, on the device."""
+    return placed(MicroBatch(collated(options.collate, items), counted), options)
+
+
+def placed(micro_batch: MicroBatch, options: LoaderOptions) -> MicroBatch:
+    """A micro-batch on the device."""
+    return micro_batch if options.move is None else MicroBatch(options.move(micro_batch.batch), micro_batch.items)
 
 
 @final
@@ -155,6 +155,7 @@ class _KeySampler:
         self._counts = counts
 
     def __iter__(self) -> Iterator[list[int]]:
+        self._counts.clear()
         for indices, items, epoch in self._micro_batches:
             self._counts.append(items)
             yield [epoch * self._num_items + index for index in indices]
@@ -182,6 +183,14 @@ class _SeededItems:
             return collated(self._collate, items, indices=indices)
         except DataError as error:  # raised again in the rank: it explains itself without the worker's traceback
             return error
+
+    def fetch_for_others(self, indices: list[int], epoch: int) -> Any:
+        """The batch, as a worker makes it."""
+        with host_generators_kept():
+            batch = self.__getitems__([epoch * self._num_items + index for index in indices])
+        if isinstance(batch, DataError):
+            raise batch
+        return batch
 
     def _get_many(self, keys: list[int], indices: list[int]) -> list[Any]:
         if self._gets_many:

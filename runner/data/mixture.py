@@ -11,8 +11,9 @@ import xxhash
 from runner.data.datasets import num_items
 from runner.data.indexed import IndexedSource
 from runner.data.permutation import Indices
+from runner.data.state import check_state
 from runner.data.steps import RankSteps
-from runner.errors import CheckpointError, DataError
+from runner.errors import DataError
 from runner.protocols import Order, SourceRequest, StepBatches, StepPlan
 from runner.world.seeds import mix
 
@@ -161,6 +162,14 @@ class _Positions:
         return numpy.arange(start, stop)
 
 
+def _order(request: SourceRequest, name: str, dataset: Any) -> Order:
+    order = request.order.build(dataset, seed=mix(request.seed, xxhash.xxh3_64_intdigest(name.encode())))
+    if not isinstance(order, Order):
+        rule = "gives batches, but a mixture takes single items of each dataset. Choose another order."
+        raise DataError(f"the order ({type(order).__name__}) {rule}")
+    return order
+
+
 @final
 class MixtureSource:
     """The steps of a mixture. Its state is the position, and since when the weights are what they are."""
@@ -168,10 +177,7 @@ class MixtureSource:
     def __init__(self, mixture: Mixture, request: SourceRequest) -> None:
         self._mixture = mixture
         self._request = request
-        self._orders = {
-            name: request.order.build(dataset, seed=mix(request.seed, xxhash.xxh3_64_intdigest(name.encode())))
-            for name, dataset in mixture.datasets.items()
-        }
+        self._orders = {name: _order(request, name, dataset) for name, dataset in mixture.datasets.items()}
         self._mix_by(Blend(mixture.weights, seed=request.seed))
 
     def _mix_by(self, blend: Blend) -> None:
@@ -199,12 +205,7 @@ class MixtureSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at a position. With other weights or datasets, each dataset goes on where it is."""
-        if set(state) != KEYS:
-            raise CheckpointError(
-                f"the checkpoint holds the state of a source with {', '.join(sorted(state)) or 'nothing in it'}, but "
-                f"this run reads a mixture, whose state has {', '.join(sorted(KEYS))}. Resume with the data hook that "
-                "the run began with, or start a new run."
-            )
+        check_state(state, KEYS, of="a mixture")
         position, seed = state["position"], self._request.seed
         blend = Blend(state["weights"], seed=seed, since=state["since"], counts=state["counts"])
         now = Blend(self._mixture.weights, seed=seed)

@@ -33,8 +33,8 @@ class Reading(Protocol):
         """Items discarded so far."""
         ...
 
-    def read(self, shard: int, num_items: int) -> list[Any]:
-        """The next items of a shard; fewer if its epoch ends."""
+    def read(self, wanted: Mapping[int, int]) -> dict[int, list[Any]]:
+        """The next items of shards, so many of each; fewer if its epoch ends."""
         ...
 
     def mark(self, shard: int) -> Mark:
@@ -70,10 +70,10 @@ class ReadingHere:
                     return False
         return True
 
-    def read(self, shard: int, num_items: int) -> list[Any]:
-        """Read them now. The rank's own generators are left as they are."""
+    def read(self, wanted: Mapping[int, int]) -> dict[int, list[Any]]:
+        """Read them now. The rank's own generators are left as they are: which takes as long as seeding 30 items."""
         with host_generators_kept():
-            return self._readers[shard].read(num_items)
+            return {shard: self._readers[shard].read(num_items) for shard, num_items in wanted.items()}
 
     def mark(self, shard: int) -> Mark:
         """A mark at the last item, if the stream has a state."""
@@ -261,8 +261,11 @@ class ReadingAhead:
                     return False
         return True
 
-    def read(self, shard: int, num_items: int) -> list[Any]:
+    def read(self, wanted: Mapping[int, int]) -> dict[int, list[Any]]:
         """Items that have come, or will."""
+        return {shard: self._read(shard, num_items) for shard, num_items in wanted.items()}
+
+    def _read(self, shard: int, num_items: int) -> list[Any]:
         one = self._shards[shard]
         while len(one.items) < num_items and not one.ended:
             while not one.inbox:

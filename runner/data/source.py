@@ -3,16 +3,21 @@
 from collections.abc import Iterator
 from typing import Any
 
+from torch import device
 from torch.utils.data import default_collate
 
-from runner.config.run_spec import Cut, RunSpec
+from runner.config.run_spec import Cut, Reader, RunSpec
 from runner.data.datasets import is_stream, num_items
+from runner.data.dispatch import DispatchedSource, for_all_ranks
 from runner.data.indexed import IndexedSource
 from runner.data.lengths import lengths_of
-from runner.data.steps import RankSteps
+from runner.data.moving import mover
+from runner.data.sampled import SampledSource
+from runner.data.steps import Parts, RankSteps
 from runner.data.streamed import StreamedSource
 from runner.errors import DataError
 from runner.protocols import (
+    BatchSampler,
     Data,
     IndexedSteps,
     LoaderOptions,
@@ -24,6 +29,7 @@ from runner.protocols import (
     StepPlan,
     World,
 )
+from runner.world.solo import SoloWorld
 
 MEMBERS = ("position", "__iter__", "state_dict", "load_state_dict")
 """What a Source must have."""
@@ -37,6 +43,7 @@ def loader_options(spec: RunSpec, data: Data, world: World) -> LoaderOptions:
         workers=spec.loader.workers,
         prefetch=spec.loader.prefetch,
         pin_memory=spec.hardware.pins_memory,
+        move=mover(world.device, asynchronous=spec.hardware.pins_memory),
     )
 
 
@@ -49,13 +56,21 @@ def open_source(spec: RunSpec, data: Data, world: World) -> Source:
     Raises:
         DataError: the data hook's own source is none, or its dataset has too few items for a step.
     """
+    options = loader_options(spec, data, world)
+    if spec.loader.source is Reader.EACH_RANK or world.size == 1:
+        return _open(spec, data, world, options)
+    of_all = _open(spec, data, SoloWorld(device("cpu")), for_all_ranks(options, world.size))
+    return DispatchedSource(of_all, world, options)
+
+
+def _open(spec: RunSpec, data: Data, world: World, options: LoaderOptions) -> Source:
     request = SourceRequest(
         step_items=spec.batch.items,
         micro_items=spec.batch.micro_items,
         world=world,
         seed=spec.run.seed,
         order=spec.order,
-        loader=loader_options(spec, data, world),
+        loader=options,
     )
     if spec.batch.cut is not Cut.EVEN and (isinstance(data.train, OpensSource) or is_stream(data.train)):
         rule = "has no items by index whose lengths could be compared. Use batch.cut=even."
@@ -72,18 +87,29 @@ def open_source(spec: RunSpec, data: Data, world: World) -> Source:
             seed=request.seed,
             options=request.loader,
         )
+    num_items(data.train, "train")  # it must have a length
+    order: Any = spec.order.build(data.train, seed=request.seed)
+    if not isinstance(order, Order):
+        if not isinstance(order, BatchSampler):
+            rule = "which is neither an order (num_items, indices) nor a batch sampler (__iter__)"
+            raise DataError(
+                f"{type(spec.order).__name__}.build returned a {type(order).__name__}, {rule}: docs/data.md."
+            )
+        if spec.batch.cut is not Cut.EVEN:
+            rule = "gives batches, which are micro-batches as they are. Use batch.cut=even."
+            raise DataError(f"the order ({type(order).__name__}) {rule}")
+        return SampledSource(data.train, order, request)
+    _check_items(order, request)
     lengths = lengths_of(data, micro_tokens=spec.batch.micro_tokens) if spec.batch.cut is Cut.BY_LENGTH else None
-    steps = RankSteps.of(_order(data, request), request, lengths=lengths, micro_tokens=spec.batch.micro_tokens)
+    steps = RankSteps.of(order, request, lengths=lengths, micro_tokens=spec.batch.micro_tokens)
     return IndexedSource(data.train, steps, request)
 
 
-def _order(data: Data, request: SourceRequest) -> Order:
-    """The order of the training items, which must be enough for one step: each would be shorter than it says."""
-    num_items(data.train, "train")  # it must have a length
-    order = request.order.build(data.train, seed=request.seed)
-    items, ranks = order.num_items, request.world.size
+def _check_items(order: Order, request: SourceRequest) -> None:
+    """See that an epoch has enough items for one step: each would be shorter than it says."""
+    items, ranks = order.num_items, Parts.of(request.world, request.loader).ranks
     if items >= request.step_items:
-        return order
+        return
     most = items // ranks * ranks
     way_out = f"Use batch.items={most}" if most else f"Use at most {items} data ranks"
     raise DataError(

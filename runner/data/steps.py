@@ -1,14 +1,14 @@
 """How the items of an order are split into steps, and those of a step among ranks and micro-batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, repeat
-from typing import final
+from typing import Any, final
 
 import numpy
 
 from runner.data.order import Indices, Sequential
-from runner.protocols import MicroBatchIndices, Order, SourceRequest, StepPlan
+from runner.protocols import LoaderOptions, MicroBatchIndices, Order, SourceRequest, StepPlan, World
 
 CHUNK_ITEMS = 4096  # planned at once, their indices held as Python integers: some 150 kB
 
@@ -52,6 +52,37 @@ def split_by_tokens(lengths: Indices, *, ranks: int, micro_items: int, micro_tok
 
 
 @final
+@dataclass(frozen=True)
+class Parts:
+    """Whose micro-batches a process makes: of `num` ranks from `first` on."""
+
+    ranks: int
+    """Among which a step is divided."""
+    first: int
+    num: int = 1
+
+    @classmethod
+    def of(cls, world: World, options: LoaderOptions) -> "Parts":
+        """Of a process that reads."""
+        return cls(world.size * options.reads_for, world.rank * options.reads_for, options.reads_for)
+
+    @property
+    def own(self) -> range:
+        """Those ranks."""
+        return range(self.first, self.first + self.num)
+
+    def slots(self, slots: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Their slots, round by round."""
+        return [slot for number, slot in enumerate(slots) if number % self.ranks in self.own]
+
+
+def cut_items(items: Sequence[Any], parts: Parts, *, micro_items: int) -> Iterator[tuple[list[Any], int]]:
+    """The items of each micro-batch, as `split` divides a step, and how many of them count: all, or none."""
+    for first, length in parts.slots(split(len(items), ranks=parts.ranks, micro_items=micro_items)):
+        yield [*items[first : first + max(length, 1)]], length
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class RankSteps:
     """The steps of one rank over an order."""
@@ -67,18 +98,22 @@ class RankSteps:
     """Of each item of the dataset, to put items of similar length into one micro-batch; None = as they follow."""
     micro_tokens: int | None = None
     """Most items × longest length in one micro-batch, if lengths are given; None = any."""
+    reads_for: int = 1
+    """How many ranks these steps are of, from `rank` on: their micro-batches, round by round."""
 
     @classmethod
     def of(
         cls, order: Order, request: SourceRequest, *, lengths: Indices | None = None, micro_tokens: int | None = None
     ) -> "RankSteps":
         """The steps that a run needs, over an order."""
+        parts = Parts.of(request.world, request.loader)
         return cls(
             order=order,
             step_items=request.step_items,
             micro_items=request.micro_items,
-            rank=request.world.rank,
-            ranks=request.world.size,
+            rank=parts.first,
+            ranks=parts.ranks,
+            reads_for=parts.num,
             lengths=lengths,
             micro_tokens=micro_tokens,
         )
@@ -131,20 +166,34 @@ class RankSteps:
         return split_by_tokens(lengths, ranks=self.ranks, micro_items=self.micro_items, micro_tokens=self.micro_tokens)
 
     def _columns(self, steps: Indices, slots: list[tuple[int, int]]) -> Iterator[tuple[tuple[list[int], int], ...]]:
-        """This rank's slots, of steps that are divided alike."""
+        """The slots of these ranks, of steps that are divided alike."""
         own = [
             zip(steps[:, first : first + max(length, 1)].tolist(), repeat(length))
-            for first, length in slots[self.rank :: self.ranks]
+            for first, length in Parts(self.ranks, self.rank, self.reads_for).slots(slots)
         ]
         return zip(*own, strict=True)
 
 
-def single_pass(num_items: int, *, micro_items: int, rank: int, ranks: int) -> Iterator[MicroBatchIndices]:
-    """Every item once, in the dataset's order, for evaluation: equally many micro-batches on every rank."""
+def single_pass(
+    num_items: int, *, micro_items: int, rank: int, ranks: int, reads_for: int = 1, start: int = 0
+) -> Iterator[MicroBatchIndices]:
+    """Every item from `start` on once, in the dataset's order: equally many micro-batches on every rank.
+
+    Args:
+        reads_for: how many ranks to read for, from `rank` on.
+    """
+    if start >= num_items:
+        return
     steps = RankSteps(
-        order=Sequential(num_items), step_items=micro_items * ranks, micro_items=micro_items, rank=rank, ranks=ranks
+        order=Sequential(num_items - start),
+        step_items=micro_items * ranks,
+        micro_items=micro_items,
+        rank=rank,
+        ranks=ranks,
+        reads_for=reads_for,
     )
     for plan in steps.starting_at(0):
-        yield from plan.micro_batches
-        if plan.position >= num_items:
+        for indices, items, epoch in plan.micro_batches:
+            yield MicroBatchIndices([index + start for index in indices], items, epoch)
+        if plan.position >= num_items - start:
             return

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from runner.data.collate import collated
-from runner.data.loader import to_device
-from runner.data.steps import split
-from runner.protocols import MicroBatch, SourceRequest, StepBatches
+from runner.data.loader import micro_batch
+from runner.data.steps import Parts, cut_items
+from runner.protocols import SourceRequest, StepBatches
 
 
 @final
@@ -27,16 +26,10 @@ class Stream:
 
 
 def step_batches(items: Sequence[Any], request: SourceRequest) -> StepBatches:
-    """This rank's micro-batches of one step, collated and on the device.
+    """This rank's micro-batches of one step, collated and on the device; all ranks' where it reads for the others.
 
     Args:
         items: all items of the step, the same on every rank; fewer than `request.step_items` make a short step.
     """
-    world, options = request.world, request.loader
-    slots = split(len(items), ranks=world.size, micro_items=request.micro_items)[world.rank :: world.size]
-    micro_batches = []
-    for first, length in slots:
-        batch = collated(options.collate, [*items[first : first + max(length, 1)]])
-        moved = to_device(batch, options.device, non_blocking=options.pin_memory)
-        micro_batches.append(MicroBatch(moved, length))
-    return StepBatches(micro_batches, len(items))
+    cut = cut_items(items, Parts.of(request.world, request.loader), micro_items=request.micro_items)
+    return StepBatches([micro_batch(*part, request.loader) for part in cut], len(items))

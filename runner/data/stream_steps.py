@@ -3,17 +3,17 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, final
 
-from runner.data.collate import collated
-from runner.data.loader import to_device
+from runner.data.loader import micro_batch
 from runner.data.packing import digest
 from runner.data.reading import Reading
 from runner.data.rotation import Rotation
 from runner.data.shards import Sharding
-from runner.data.steps import split
+from runner.data.steps import Parts, cut_items
 from runner.errors import DataError
-from runner.protocols import LoaderOptions, MicroBatch, StepBatches, World
+from runner.protocols import LoaderOptions, StepBatches, World
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,15 @@ class StepReader:
         self._rotation = rotation
         self._sharding = sharding
         self._own = sharding.own(world.rank, world.size)
+        self._parts = Parts.of(world, options)
         self._step_items = step_items
         self._micro_items = micro_items
         self._world = world
         self._options = options
-        self._spare: list[Any] = []
-        """An item that this rank has read, for micro-batches without items of its own."""
+        self._spares: dict[int, list[Any]] = {}
+        """By rank, an item that it has read, for micro-batches without items of its own."""
         self._have_spare: set[int] = set()
-        """The ranks that have one."""
+        """The ranks that have one, wherever they are read."""
 
     def next_step(self) -> StepBatches | None:
         """The next step, which the end of the epoch may cut short; None if nothing is left."""
@@ -54,9 +55,12 @@ class StepReader:
         shards = self._read(items)
         if not shards:
             return None
-        cut = self._by_shard(shards, items) if self._sharding.divided else self._by_index(items[0])
+        if self._sharding.divided:
+            cut = self._by_shard(shards, items)
+        else:
+            cut = cut_items(items[0], self._parts, micro_items=self._micro_items)
         self._rotation.take(shards)
-        return StepBatches([self._micro_batch(*part) for part in cut], len(shards))
+        return StepBatches([micro_batch(*part, self._options) for part in cut], len(shards))
 
     def _read(self, items: Mapping[int, list[Any]]) -> list[int]:
         """Read the step's items of this rank's shards; returns the shards of all its items, in order.
@@ -67,12 +71,12 @@ class StepReader:
         while True:
             shards = self._rotation.upcoming(self._step_items)
             wanted = Counter(shards)
+            missing = {shard: wanted[shard] - len(read) for shard, read in items.items() if wanted[shard] > len(read)}
             ends = {}
-            for shard, read in items.items():
-                if wanted[shard] > len(read):
-                    read.extend(self._reading.read(shard, wanted[shard] - len(read)))
-                if wanted[shard] > len(read):
-                    ends[shard] = self._rotation.taken[shard] + len(read)
+            for shard, read in self._reading.read(missing).items() if missing else ():
+                items[shard].extend(read)
+                if len(read) < missing[shard]:
+                    ends[shard] = self._rotation.taken[shard] + len(items[shard])
             if not self._world.any(bool(ends)):
                 self._compare(items)
                 return shards
@@ -103,37 +107,37 @@ class StepReader:
         for ends in of_ranks:
             self._rotation.note_lengths(ends)
 
-    def _by_index(self, items: list[Any]) -> Iterator[tuple[list[Any], int]]:
-        """Micro-batches of this rank, of items that all ranks have read."""
-        ranks = self._world.size
-        for first, length in split(len(items), ranks=ranks, micro_items=self._micro_items)[self._world.rank :: ranks]:
-            yield items[first : first + max(length, 1)], length
-
     def _by_shard(self, shards: Sequence[int], items: Mapping[int, list[Any]]) -> Iterator[tuple[list[Any], int]]:
-        """Micro-batches of the items in this rank's shards, as many as the rank with most items has."""
-        ranks = self._world.size
+        """Micro-batches of the items in each rank's shards, as many as the rank with most items has."""
+        ranks = self._parts.ranks
         readers = {shard: iter(read) for shard, read in items.items()}
-        mine = [next(readers[shard]) for shard in shards if shard in readers]
+        of_ranks: dict[int, list[Any]] = {rank: [] for rank in self._parts.own}
+        for shard in shards:
+            if shard in readers:
+                of_ranks[shard % ranks].append(next(readers[shard]))
         counts = Counter(shard % ranks for shard in shards)
+        self._find_spares(of_ranks, counts)
         rounds = -(-max(counts.values()) // self._micro_items)
-        self._find_spare(mine, counts)
-        base, longer = divmod(len(mine), rounds)
-        first = 0
-        for number in range(rounds):
-            length = base + (number < longer)
-            yield mine[first : first + length] or self._spare, length
-            first += length
+        cut = [_evenly(mine, rounds, spare=self._spares[rank]) for rank, mine in of_ranks.items()]
+        return chain.from_iterable(zip(*cut, strict=True))
 
-    def _find_spare(self, mine: Sequence[Any], counts: Mapping[int, int]) -> None:
-        """Keep one of this rank's items; a rank that has never read one gets another's."""
+    def _find_spares(self, of_ranks: Mapping[int, list[Any]], counts: Mapping[int, int]) -> None:
+        """Keep an item of each rank; one that has never had any gets another's."""
         self._have_spare |= counts.keys()
-        if mine:
-            self._spare = [mine[-1]]
-        if len(self._have_spare) < self._world.size:
-            given = self._world.gather_objects(self._spare)
-            self._spare = self._spare or next(spare for spare in given if spare)
-            self._have_spare = {*range(self._world.size)}
+        self._spares |= {rank: [mine[-1]] for rank, mine in of_ranks.items() if mine}
+        if len(self._have_spare) < self._parts.ranks:
+            given = {
+                rank: spare for spares in self._world.gather_objects(self._spares) for rank, spare in spares.items()
+            }
+            first = given[min(given)]
+            self._spares = dict.fromkeys(of_ranks, first) | self._spares
+            self._have_spare = {*range(self._parts.ranks)}
 
-    def _micro_batch(self, items: list[Any], length: int) -> MicroBatch:
-        batch = collated(self._options.collate, items)
-        return MicroBatch(to_device(batch, self._options.device, non_blocking=self._options.pin_memory), length)
+
+def _evenly(items: Sequence[Any], rounds: int, *, spare: list[Any]) -> Iterator[tuple[list[Any], int]]:
+    base, longer = divmod(len(items), rounds)
+    first = 0
+    for number in range(rounds):
+        length = base + (number < longer)
+        yield [*items[first : first + length]] or spare, length
+        first += length

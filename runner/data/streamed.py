@@ -10,9 +10,11 @@ from torch.utils.data import DataLoader
 from runner.data.reading import Reading, ReadingAhead, ReadingHere
 from runner.data.rotation import Rotation
 from runner.data.shards import START, Mark, Place, Sharding, ShardReader, Stateful, sharding_of, shards_of
+from runner.data.state import check_state
+from runner.data.steps import Parts
 from runner.data.stream import Stream
 from runner.data.stream_steps import StepReader
-from runner.errors import CheckpointError, DataError
+from runner.errors import DataError
 from runner.protocols import LoaderOptions, MicroBatch, StepBatches, World
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ class StreamedSource:
         self._world = world
         self._seed = seed
         self._options = options
-        self._sharding = _agreed(sharding_of(stream, name, ranks=world.size, by_itself=choice.shard), name, world)
+        self._ranks = Parts.of(world, options).ranks
+        self._sharding = _agreed(sharding_of(stream, name, ranks=self._ranks, by_itself=choice.shard), name, world)
         self._own = self._sharding.own(world.rank, world.size)
         self.position = 0
         self._epoch = 0
@@ -72,7 +75,7 @@ class StreamedSource:
                 raise DataError(
                     f"the data hook's {self._name!r} stream ({type(self._stream).__name__}) has {items} items, fewer "
                     f"than one step of batch.items={self._step_items}: every step would be short. Use "
-                    f"batch.items={max(items // self._world.size, 1) * self._world.size}, or return more items."
+                    f"batch.items={max(items // self._ranks, 1) * self._ranks}, or return more items."
                 )
             self._epoch += 1
             self._rotation.begin_epoch()
@@ -114,15 +117,10 @@ class StreamedSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state, with any number of ranks that the shards suffice for."""
-        if set(state) != KEYS:
-            raise CheckpointError(
-                f"the checkpoint holds the state of a source with {', '.join(sorted(state)) or 'nothing in it'}, but "
-                f"this run reads a stream, whose state has {', '.join(sorted(KEYS))}. Resume with the data hook that "
-                "the run began with, or start a new run."
-            )
+        check_state(state, KEYS, of="a stream")
         shards = state["shards"]
         self._sharding = self._sharding.continued(
-            len(shards), declared=state["num_shards"], name=self._name, ranks=self._world.size
+            len(shards), declared=state["num_shards"], name=self._name, ranks=self._ranks
         )
         self._own = self._sharding.own(self._world.rank, self._world.size)
         self.position, self._epoch = state["position"], state["epoch"]

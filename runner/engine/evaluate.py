@@ -7,16 +7,12 @@ from typing import Any, NamedTuple
 import torch
 
 from runner.config.run_spec import RunSpec
-from runner.data.datasets import eval_sets, is_stream, num_items, set_name
-from runner.data.loader import load
-from runner.data.source import loader_options
-from runner.data.steps import single_pass
-from runner.data.streamed import StreamedSource
+from runner.data.datasets import eval_sets, set_name
+from runner.data.passes import Passes
 from runner.engine.measure import LOSS, LossMeans
 from runner.errors import HookError
-from runner.protocols import Data, LoaderOptions, Meter, Metric, MicroBatch, Placed, World
+from runner.protocols import Data, Meter, Metric, MicroBatch, Placed, World
 from runner.world.activity import Activity, Phase
-from runner.world.seeds import mix
 
 logger = logging.getLogger(__name__)
 
@@ -46,29 +42,34 @@ def evaluation_sets(data: Data, spec: RunSpec) -> list[EvaluationSet]:
 
 
 def evaluate(
-    placed: Placed, sets: Iterable[EvaluationSet], data: Data, spec: RunSpec, world: World, activity: Activity
+    placed: Placed,
+    sets: Iterable[EvaluationSet],
+    spec: RunSpec,
+    world: World,
+    activity: Activity,
+    *,
+    passes: Passes,
 ) -> dict[str, float]:
     """Evaluate the metrics of some evaluation sets; the same result on every rank. Collective.
 
     Args:
-        sets: of `data`.
+        sets: those to evaluate.
         world: all ranks of the run.
         activity: is told what this rank does.
+        passes: reads the evaluation sets; it may be used again for the next evaluation.
 
     Returns:
         Values by name: <prefix>/<metric>.
     """
     # A device without float64 would round the sums: then they are kept on the host, which waits for every loss.
     on_device = spec.hardware.has_dtype(torch.float64)
-    readers, summands = world.along(*world.axes.data), world.along(*world.axes.loss)
-    options = loader_options(spec, data, world)
+    summands = world.along(*world.axes.loss)
     values: dict[str, float] = {}
     for one in sets:
         means = LossMeans(on_device=on_device)
         meters: dict[str, Meter] = {"": means}
         meters |= {name: metric.build(name=name, on_device=on_device) for name, metric in one.metrics.items()}
-        micro_batches = _micro_batches(one.dataset, one.path, options, spec, readers)
-        _update(meters.values(), placed, _noted(micro_batches, activity))
+        _update(meters.values(), placed, _noted(passes.read(one.dataset, one.path), activity))
         for meter in meters.values():
             meter.merge(summands)
         _check_counts(means.uncounted(), one.prefix)
@@ -94,20 +95,6 @@ def _check_counts(uncounted: Sequence[str], prefix: str) -> None:
         )
     for name in uncounted:
         logger.warning("%s/%s is nan: its count was 0 in every micro-batch of every rank", prefix, name)
-
-
-def _micro_batches(
-    dataset: Any, name: str, options: LoaderOptions, spec: RunSpec, world: World
-) -> Iterable[MicroBatch]:
-    """This rank's micro-batches of an evaluation set."""
-    micro_items, seed = spec.eval.micro_items or spec.batch.micro_items, mix(spec.run.seed, 1)
-    if is_stream(dataset):
-        step_items = micro_items * world.size
-        return StreamedSource(
-            dataset, name, step_items=step_items, micro_items=micro_items, world=world, seed=seed, options=options
-        ).single_pass()
-    indices = single_pass(num_items(dataset, name), micro_items=micro_items, rank=world.rank, ranks=world.size)
-    return load(dataset, indices, options, seed=seed)
 
 
 def _noted(micro_batches: Iterable[MicroBatch], activity: Activity) -> Iterator[MicroBatch]:

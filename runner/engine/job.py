@@ -7,6 +7,7 @@ from runner import durable
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.task import EVALUATION, Task, Verb
+from runner.data.passes import Passes
 from runner.engine.evaluate import evaluate, evaluation_sets
 from runner.engine.inference import open_inference
 from runner.engine.predict import predict
@@ -33,7 +34,8 @@ def _evaluate(task: Task, spec: RunSpec, run_dir: RunDir, world: World, activity
         if job.data.eval is None:
             raise DataError(f"{spec.data.target} returned no eval dataset, so there is nothing to evaluate on.")
         with job.around():
-            metrics = evaluate(job.placed, evaluation_sets(job.data, spec), job.data, spec, world, activity)
+            passes = Passes(spec, job.data, world)
+            metrics = evaluate(job.placed, evaluation_sets(job.data, spec), spec, world, activity, passes=passes)
         if world.is_main:
             result: dict[str, Any] = {"step": job.progress.step, "metrics": metrics}
             durable.replace(run_dir.path / EVALUATION, json.dumps(result, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 
+from runner.data.passes import Passes
 from runner.data.source import endless
 from runner.engine.cadence import Cadence
 from runner.engine.evaluate import evaluate, evaluation_sets
@@ -28,8 +29,9 @@ def train(session: Session) -> Outcome:
     training = session.training
     cadence = Cadence(session.spec, start=training.step)
     steps = endless(training.source)
+    passes = Passes(session.spec, session.data, session.world)
     if cadence.evaluates_first:
-        _evaluate(session, cadence)  # for the record: a run takes a step before a callback may end it
+        _evaluate(session, cadence, passes)  # for the record: a run takes a step before a callback may end it
     while training.step < cadence.end:
         boundary = cadence.next_after(training.step)
         _take_steps(session, steps, until=boundary - 1)
@@ -45,7 +47,7 @@ def train(session: Session) -> Outcome:
             _log(session, values)
         if session.guard.suspects(values, loss, session.world):
             raise explain(session, training.step)
-        verdict = _evaluate(session, cadence) if cadence.evaluates(training.step) else ""
+        verdict = _evaluate(session, cadence, passes) if cadence.evaluates(training.step) else ""
         requests = cadence.poll(training.step, session.world, stop=session.stopping.requested)
         if cadence.saves(training.step) or requests.save or (cadence.saves_at_end and (verdict or requests.stop)):
             session.save()
@@ -100,7 +102,7 @@ def _log(session: Session, values: dict[str, float]) -> None:
     session.console.log(training.step, values, session.throughput.items_per_s(training.source.position))
 
 
-def _evaluate(session: Session, cadence: Cadence) -> str:
+def _evaluate(session: Session, cadence: Cadence, passes: Passes) -> str:
     """Evaluate the sets that are due and record their metrics; returns why a callback ends the run, or nothing."""
     training, activity = session.training, session.activity
     every = evaluation_sets(session.data, session.spec)
@@ -108,7 +110,7 @@ def _evaluate(session: Session, cadence: Cadence) -> str:
     if not due:
         return ""
     with training.listeners.around_eval(session), mean_weights(training.trainable, training.replicas):
-        metrics = evaluate(training.trainable, due, session.data, session.spec, session.world, activity)
+        metrics = evaluate(training.trainable, due, session.spec, session.world, activity, passes=passes)
     activity.enter(Phase.CALLBACK)
     session.record(metrics)
     session.console.evaluated(training.step, metrics)

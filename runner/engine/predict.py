@@ -14,20 +14,17 @@ from torch.nn import Module
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.task import Task
-from runner.data.datasets import num_items, prediction_sets
-from runner.data.loader import load
-from runner.data.source import loader_options
-from runner.data.steps import single_pass
+from runner.data.datasets import is_stream, num_items, prediction_sets
+from runner.data.passes import Passes
 from runner.engine.build import micro_batch_hook
 from runner.engine.inference import Change, Inference, keep, open_inference
 from runner.engine.progress import open_progress
 from runner.engine.session import Stopping
-from runner.errors import HookError
+from runner.errors import DataError, HookError
 from runner.prediction.parts import Parts
-from runner.protocols import Builder, Loss, MicroBatchIndices, MicroBatchLoss, World
+from runner.protocols import Builder, Loss, MicroBatchLoss, World
 from runner.world.activity import Activity, Phase
 from runner.world.hook_ranks import HookRanks
-from runner.world.seeds import mix
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +40,7 @@ def predict(task: Task, spec: RunSpec, run_dir: RunDir, world: World, stopping: 
     done = world.broadcast_object(0 if parts is None else parts.items)
     with open_inference(spec, task, run_dir, world, change=_predicting(spec)) as job:
         name, dataset = _chosen(job, task)
+        _refuse_stream(name, dataset)
         total = num_items(dataset, name)
         if done and parts is not None:
             logger.info("%d of %d items are there already", done, total)
@@ -95,24 +93,21 @@ def _chosen(job: Inference, task: Task) -> tuple[str, Any]:
     raise HookError(f"{what}. Choose one: --on {' | '.join(sets)}")
 
 
+def _refuse_stream(name: str, dataset: Any) -> None:
+    """Raise DataError if the items of a dataset have no places, by which a prediction goes on after a kill."""
+    if is_stream(dataset):
+        raise DataError(
+            f"the data hook's {name!r} dataset ({type(dataset).__name__}) is a stream, whose items have no places to "
+            "go on from. Return a map-style dataset to predict on; a list of the stream's items is one."
+        )
+
+
 def _outputs(job: Inference, dataset: Any, name: str, *, start: int, activity: Activity) -> Generator[MicroBatchLoss]:
     """This rank's micro-batches after the first `start` items; equally many on every rank."""
-    spec, world = job.spec, job.world
-    readers = world.along(*world.axes.data)
-    left = num_items(dataset, name) - start
-    if not left:
+    if num_items(dataset, name) == start:
         return
-    micro_items = spec.eval.micro_items or spec.batch.micro_items
-    indices = _shifted(single_pass(left, micro_items=micro_items, rank=readers.rank, ranks=readers.size), start)
     activity.enter(Phase.EVALUATION)
-    yield from job.placed.evaluate(
-        load(dataset, indices, loader_options(spec, job.data, world), seed=mix(spec.run.seed, 1))
-    )
-
-
-def _shifted(micro_batches: Iterator[MicroBatchIndices], start: int) -> Iterator[MicroBatchIndices]:
-    for indices, items, epoch in micro_batches:
-        yield MicroBatchIndices([index + start for index in indices], items, epoch)
+    yield from job.placed.evaluate(Passes(job.spec, job.data, job.world).read(dataset, name, start=start))
 
 
 def _write(

@@ -129,22 +129,15 @@ class Session:
         """Save a checkpoint; with asynchronous saving it is committed later. Collective."""
         training = self.training
         with self.activity.during(Phase.SAVING):
-            self.write_status("running")  # first: status.json never tells a step older than the newest checkpoint
             self.trackers.flush()  # a run that continues from this checkpoint does not write those lines again
             self.checkpointer.save(training.state_dict(), progress=training.progress, metrics=training.metrics)
             training.listeners.look_for_save(self, self.checkpoints.latest)
 
     def poll(self) -> None:
-        """Between saves: check whether a background save has failed or finished, and update the status. Collective."""
+        """Between saves: check whether a background save has failed or finished. Collective."""
         with self.activity.during(Phase.SAVING):
             self.checkpointer.poll(self.training.state_dict)
             self.training.listeners.look_for_save(self, self.checkpoints.latest)
-            self.write_status("running")
-
-    def write_status(self, state: str) -> None:
-        """Write state and progress to status.json. Only rank 0 writes."""
-        if self.world.is_main:
-            self.run_dir.write_status(state, step=self.training.step, metrics=self.training.metrics)
 
 
 @contextmanager
@@ -179,7 +172,8 @@ def open_session(
         trackers=_trackers(spec, run_dir, training) if world.is_main else NoTrackers(),
         console=open_console(steps=spec.run.steps, start=training.step, is_main=world.is_main),
     )
-    session.write_status("running")  # where the attempt starts: later records of the one before have been dropped
+    if world.is_main:
+        run_dir.write_running()
     session.throughput.restart(training.source.position)
     gc.freeze()  # what exists by now lives as long as the run: the garbage collector need not traverse it
     with _closing(session), report_nondeterminism():
@@ -190,7 +184,8 @@ def open_session(
         checkpointer.wait()
         training.listeners.look_for_save(session, checkpoints.latest)
         training.listeners.end(session, session.outcome)
-    session.write_status(session.outcome.value)
+    if world.is_main:
+        run_dir.write_status(session.outcome.value, step=training.step, metrics=training.metrics)
 
 
 def _trackers(spec: RunSpec, run_dir: RunDir, training: Training) -> OpenTrackers:
@@ -200,7 +195,6 @@ def _trackers(spec: RunSpec, run_dir: RunDir, training: Training) -> OpenTracker
         run_dir,
         step=training.step,
         now=lambda: (training.step, training.time_s),
-        write_status=lambda: run_dir.write_status("running", step=training.step, metrics=training.metrics),
     )
 
 

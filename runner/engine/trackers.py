@@ -65,12 +65,7 @@ class OpenTrackers:
     """
 
     def __init__(
-        self,
-        metrics: MetricsFile,
-        opened: Mapping[str, TrackerLog],
-        *,
-        now: Callable[[], tuple[int, float]],
-        write_status: Callable[[], None],
+        self, metrics: MetricsFile, opened: Mapping[str, TrackerLog], *, now: Callable[[], tuple[int, float]]
     ) -> None:
         """Combine what is open already.
 
@@ -78,11 +73,9 @@ class OpenTrackers:
             metrics: metrics.jsonl.
             opened: the trackers, by name.
             now: the current step, and the seconds of training so far.
-            write_status: brings status.json up to date.
         """
         self._metrics = metrics
         self._now = now
-        self._write_status = write_status
         self._trackers = [_SafeTracker(name, tracker) for name, tracker in opened.items()]
         self._images = [(one, one.log) for one in self._trackers if isinstance(one.log, LogsImages)]
         self._tables = [(one, one.log) for one in self._trackers if isinstance(one.log, LogsTables)]
@@ -94,7 +87,6 @@ class OpenTrackers:
         """Record numbers in metrics.jsonl and in every tracker."""
         step, time_s = self._now()
         values = {"time_s": time_s, **values}
-        self._write_status()  # first: status.json never tells a step that is older than the last record
         self._metrics.log(values, step=step)
         for one in self._trackers:
             one.call(one.log.log, values, step=step)
@@ -192,7 +184,6 @@ def open_trackers(
     *,
     step: int,
     now: Callable[[], tuple[int, float]],
-    write_status: Callable[[], None],
 ) -> OpenTrackers:
     """Open metrics.jsonl and every tracker of the spec. For rank 0.
 
@@ -201,7 +192,6 @@ def open_trackers(
         run_dir: its directory.
         step: steps completed before this attempt.
         now: the current step, and the seconds of training so far.
-        write_status: brings status.json up to date.
 
     Raises:
         RunnerError: a tracker cannot work as it is configured. Those that were open already are closed as failed.
@@ -215,4 +205,4 @@ def open_trackers(
             opened[name] = tracker.open(run)
             on_error.callback(_SafeTracker(name, opened[name]).call, opened[name].close, Outcome.FAILED)
         on_error.pop_all()
-    return OpenTrackers(metrics, opened, now=now, write_status=write_status)
+    return OpenTrackers(metrics, opened, now=now)

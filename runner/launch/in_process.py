@@ -49,7 +49,7 @@ def run(spec_path: Path, *, interrupt_s: float, grace_s: float, worker: str = "r
         environment(dict.fromkeys(RANK_VARIABLES)),  # a container or srun may have set some; this is a world of one
     ):
         start = table.begin()
-        run_dir.write_state("running")
+        run_dir.write_running()
         try:
             importlib.import_module(worker).work(spec_path, stop, table.of(0))
         except (Exception, SystemExit) as error:

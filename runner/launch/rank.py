@@ -59,7 +59,7 @@ def _work(
     faulthandler.enable(log)
     faulthandler.register(DUMP_STACKS, log)
     if rank == 0:
-        RunDir(spec_path.parent).write_state("running")
+        RunDir(spec_path.parent).write_running()
     else:
         _redirect_to(log.fileno())
     activity = _activity(activity_path)

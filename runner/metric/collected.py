@@ -18,7 +18,10 @@ OBJECT_BYTES = 64
 
 def on_host(values: Values) -> dict[str, Any]:
     """The values with tensors on the host, in memory of their own."""
-    return {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {
+        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
 
 
 def in_dataset_order(world: World, own: list[T]) -> list[T]:

@@ -22,6 +22,7 @@ from runner.protocols.callback import (
 )
 from runner.protocols.checkpoint import Checkpoint, Checkpointer
 from runner.protocols.data import (
+    BatchSampler,
     IndexedSteps,
     LoaderOptions,
     MicroBatchIndices,
@@ -66,6 +67,7 @@ __all__ = [
     "AroundStep",
     "Axes",
     "Axis",
+    "BatchSampler",
     "BeforeRun",
     "Builder",
     "Callback",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@runtime_checkable
 class Order(Protocol):
     """The order in which the items of each epoch are read: a pure function, the same on every rank."""
 
@@ -27,11 +28,24 @@ class Order(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchSampler(Protocol):
+    """What torch calls a batch sampler: it says itself which items make one micro-batch.
+
+    With `set_epoch(epoch)`, it is told the epoch. What it draws from the global generators depends on `run.seed` and
+    the epoch. That ranks get the same batches, and that an epoch has each item once, is its own affair.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The micro-batches of an epoch: indices into the dataset, at most `batch.micro_items`."""
+        ...
+
+
 class Ordering(Part, Protocol):
     """The group `order`: the order in which the items of a map-style dataset are read in training."""
 
-    def build(self, dataset: Any, *, seed: int) -> Order:
-        """The orders of all epochs.
+    def build(self, dataset: Any, *, seed: int) -> "Order | BatchSampler":
+        """The orders of all epochs, or a batch sampler.
 
         Args:
             dataset: the training dataset: it has a length, and what else its class has.
@@ -86,7 +100,7 @@ class Source(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state, possibly saved by a different number of ranks.
+        """Continue from a state, possibly saved by a different number of ranks. Nothing is read yet.
 
         Raises:
             CheckpointError: the state does not belong to this source.
@@ -98,8 +112,8 @@ class Source(Protocol):
 class IndexedSteps(Protocol):
     """A source whose items have an index, so that the items of any step can be listed."""
 
-    def plan_at(self, position: int) -> StepPlan:
-        """This rank's items in the step that begins at a position."""
+    def plan_at(self, position: int) -> StepPlan | None:
+        """This rank's items in the step that begins at a position; None if they have no index after all."""
         ...
 
 
@@ -110,13 +124,19 @@ class LoaderOptions:
     collate: Callable[[list[Any]], Any]
     """Turns the items of one micro-batch into a batch."""
     device: "torch.device"
-    """The device that batches are moved to."""
+    """The device of the rank."""
     workers: int
     """Processes that prefetch items; 0 = the rank reads them itself."""
     prefetch: int
     """Micro-batches that each worker prefetches."""
     pin_memory: bool
     """Whether batches are put in page-locked memory, which allows asynchronous copies to the device."""
+    move: Callable[[Any], Any] | None = None
+    """From a batch on the host to the same on the device, where it may still be on its way; None = it is there."""
+    reads_for: int = 1
+    """Ranks for which this process makes micro-batches: itself, or all of them where rank 0 reads for the others."""
+    persistent_workers: bool = False
+    """Whether workers wait for the next pass over an evaluation set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +148,7 @@ class SourceRequest:
     micro_items: int
     """Most items in one micro-batch."""
     world: World
-    """The ranks that read different items: this one is `world.rank` of `world.size`."""
+    """The ranks that read different items: this one is `world.rank` of `world.size`; alone where it reads for all."""
     seed: int
     """The value of `run.seed`."""
     order: Ordering

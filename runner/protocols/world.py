@@ -1,6 +1,6 @@
 """The ranks of a run, or of some axes of its mesh, from the point of view of one rank."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,6 +57,14 @@ class World(Protocol):
 
     def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
         """The value of rank `source`, on every rank. Collective."""
+        ...
+
+    def scatter(self, parts: "Sequence[Tensor] | None") -> "Tensor":
+        """This rank's part of those that rank 0 brings. Collective, on the host.
+
+        Args:
+            parts: bytes for each rank, uint8 [n], where n may differ; None on other ranks.
+        """
         ...
 
     def gather_objects(self, value: Any) -> list[Any]:

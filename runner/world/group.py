@@ -15,6 +15,7 @@ from runner.protocols import Axes, Axis, Hardware, World
 from runner.world.activity import UNREAD, Activity, Phase
 from runner.world.identity import RankIdentity
 from runner.world.meeting import meet
+from runner.world.scattering import scatter_bytes
 from runner.world.solo import SoloWorld
 
 
@@ -89,6 +90,11 @@ class GroupWorld:
         with self._waiting():
             dist.broadcast_object_list(box, group=self._host, group_src=source)
         return box[0]
+
+    def scatter(self, parts: Sequence[Tensor] | None) -> Tensor:
+        """This rank's part of those that rank 0 brings. Collective, on the host."""
+        with self._waiting():
+            return scatter_bytes(parts, group=self._host)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all ranks in rank order. Collective; pickled, between processes of this run only."""

@@ -4,7 +4,7 @@ So a rank may run out of memory in the middle of a step without leaving the othe
 that it computes are meaningless.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -76,6 +76,10 @@ class RehearsalWorld:
     def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
         """This rank's own value."""
         return value
+
+    def scatter(self, parts: Sequence[Tensor] | None) -> Tensor:
+        """This rank's part, if it has it; else nothing."""
+        return torch.empty(0, dtype=torch.uint8) if parts is None else parts[self.rank]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """This rank's own value, repeated for each rank."""

@@ -1,6 +1,6 @@
 """The ranks of one replica as a world of their own, for code that places a model on all the ranks that it knows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, final
 
@@ -65,6 +65,10 @@ class ReplicaWorld:
     def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
         """The value of the replica's rank `source`. Collective."""
         return self._group.broadcast_object(value, source=source)
+
+    def scatter(self, parts: "Sequence[Tensor] | None") -> "Tensor":
+        """This rank's part of those that the replica's rank 0 brings. Collective."""
+        return self._group.scatter(parts)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all ranks of the replica. Collective."""

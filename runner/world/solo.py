@@ -1,6 +1,6 @@
 """The world of a single process: every collective is the identity."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -48,6 +48,11 @@ class SoloWorld:
     def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
         """Return the value itself."""
         return value
+
+    def scatter(self, parts: Sequence[Tensor] | None) -> Tensor:
+        """The one part."""
+        assert parts is not None
+        return parts[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """A list of the one value."""

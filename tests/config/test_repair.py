@@ -43,7 +43,7 @@ def run_dir(tmp_path: Path) -> RunDir:
     (run_dir.checkpoints / "step_3").mkdir(parents=True)
     lines = [{"step": step, "time_s": 1.0, "train/loss": 1 / step} for step in (1, 2, 3, 4)]
     run_dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run_dir.write_status("running", step=4, metrics={"train/loss": 0.25})
+    run_dir.write_running()
     run_dir.note_guard(2, [{"rank": 0}])
     return run_dir
 

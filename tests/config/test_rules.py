@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from runner.config.rules import BatchKeys, divide
-from runner.config.run_spec import Batch
+from runner.config.rules import BatchKeys, divide, loader_faults
+from runner.config.run_spec import Batch, Loader, Reader
 from runner.errors import Fault
 
 
@@ -68,3 +68,11 @@ def test_auto_needs_the_items_of_a_step_alone(keys: Any, key: str, words: str) -
     assert isinstance(fault, Fault)
     assert fault.key == key
     assert words in fault.message
+
+
+def test_ranks_that_try_out_a_batch_by_themselves_read_it_themselves() -> None:
+    loader, batch = Loader(workers=0, prefetch=2, source=Reader.RANK_0), Batch(items=8, micro_items=8, accumulate=1)
+    (fault,) = loader_faults(loader, Batch(items=8, micro_items=8, accumulate=1, auto=True))
+    assert fault.key == "loader.source"
+    assert fault.message.startswith("rank_0 cannot be used with batch.micro_items=auto: each rank tries by itself")
+    assert not [*loader_faults(loader, batch)]

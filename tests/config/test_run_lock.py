@@ -30,7 +30,8 @@ from runner.config.run_lock import hold
 
 run_dir = RunDir(Path(sys.argv[1]))
 with hold(run_dir):
-    run_dir.write_status("running", step=7, metrics={})
+    run_dir.write_running()
+    run_dir.metrics.write_text('{"step": 7, "time_s": 0.5}\\n')
     if sys.argv[2] == "forks":
         child = os.fork()
         if child == 0:
@@ -145,7 +146,7 @@ def test_a_state_that_could_not_be_written_is_corrected_by_the_next_one(
 ) -> None:
     run_dir = RunDir(tmp_path)
     with hold(run_dir):
-        run_dir.write_status("running", step=3, metrics={})
+        run_dir.write_running()
     with hold(run_dir):
         assert run_dir.read_status()["state"] == "failed"
     assert "has gone without reporting an end" in capsys.readouterr().err

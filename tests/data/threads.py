@@ -38,6 +38,12 @@ class ThreadWorld:
                 raise TimeoutError(f"rank {self.rank} waited in vain")
             return [brought[rank] for rank in range(self.size)]
 
+    def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
+        return self.gather_objects(value)[source]
+
+    def scatter(self, parts: Any) -> Any:
+        return self.gather_objects(parts)[0][self.rank].clone()
+
     def any(self, flag: bool) -> bool:
         return any(self.gather_objects(flag))
 

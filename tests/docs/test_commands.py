@@ -28,9 +28,10 @@ SOURCES = re.compile(r"^```(python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 300
 FORKED = """\
 import json, os, socket, sys
+script = SCRIPT and sys.argv[1]
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.connect("\\0NAME")
-asked = {"script": None, "argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}
+asked = {"script": script, "argv": sys.argv[1 + SCRIPT:], "cwd": os.getcwd(), "env": dict(os.environ)}
 socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
 connection.recv(1024)
 code = json.loads(connection.recv(1024))["code"]
@@ -52,15 +53,23 @@ def whole_script(text: str) -> tuple[str, list[Command]]:
     return "\n".join(parts), shown
 
 
+def write_executable(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
 @pytest.fixture(scope="module")
 def environment(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The variables of the shell, in which `runner` is a fork of a process of the installed environment."""
+    """The variables of the shell, in which `runner` and programs are forks of a process of the environment."""
     told = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}  # stdout and stderr in the order of a terminal
     variables = installed.variables() | told
     zygote = Zygote(installed.bin / "python", variables)
     shims = tmp_path_factory.mktemp("shims")
-    (shims / "runner").write_text(f"#!{sys.executable} -IS\n" + FORKED.replace("NAME", zygote.name))
-    (shims / "runner").chmod(0o755)
+    forked = f"#!{sys.executable} -IS\n" + FORKED.replace("NAME", zygote.name)
+    program = f'case "$1" in programs/*) exec {shims}/program "$@";; *) exec {installed.bin}/python "$@";; esac'
+    write_executable(shims / "runner", forked.replace("SCRIPT", "False"))
+    write_executable(shims / "program", forked.replace("SCRIPT", "True"))
+    write_executable(shims / "python", f"#!/bin/sh\n{program}\n")
     yield variables | {"PATH": f"{shims}:{variables['PATH']}"}
     zygote.close()
 

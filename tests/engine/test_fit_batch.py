@@ -27,7 +27,7 @@ def found(ended: Any) -> Any:
 
 
 def test_the_largest_that_fits_is_found_and_the_next_does_not_fit(runner: Callable[..., Ended], project: Path) -> None:
-    limit = "+data.room_mib=420"
+    limit = "+data.room_mib=340"
     ended = runner(*TRAIN, "batch.micro_items=auto", limit)
     batch = found(ended)
     fits = batch["micro_items"]
@@ -94,6 +94,6 @@ def test_a_run_of_what_was_found_lasts_to_its_end(runner: Callable[..., Ended], 
 
 
 def test_what_callbacks_keep_is_counted(runner: Callable[..., Ended]) -> None:
-    heavy = [*TRAIN, "+model.mib=48", "batch.micro_items=auto", "+data.room_mib=600"]
+    heavy = [*TRAIN, "+model.mib=48", "batch.micro_items=auto", "+data.room_mib=670"]
     plain, averaged = runner(*heavy), runner(*heavy, "callback=[ema]")
     assert 1 <= found(averaged)["micro_items"] < found(plain)["micro_items"]

@@ -184,7 +184,7 @@ class Library:
 
 def opened(tmp_path: Path, **trackers: Any) -> Any:
     metrics = open_metrics_file(tmp_path / "metrics.jsonl", step=0)
-    return OpenTrackers(metrics, trackers, now=lambda: (7, 0.5), write_status=lambda: None)
+    return OpenTrackers(metrics, trackers, now=lambda: (7, 0.5))
 
 
 def test_tables_go_to_those_that_take_them_at_the_current_step(tmp_path: Path) -> None:

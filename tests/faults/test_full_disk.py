@@ -48,23 +48,26 @@ def names(path: Path) -> set[str]:
 
 
 @pytest.mark.fault(
-    "the disk is full to the last byte: at a status, at a checkpoint",
+    "the disk is full to the last byte: at a record, at a checkpoint",
     "one sentence says so, the state is failed, the last commit stays",
 )
 @pytest.mark.parametrize("placed", [[], PAIR], ids=["single", "ddp"])
-@pytest.mark.parametrize(("leave", "code"), [(0, 12), (8192, 8)], ids=["at_the_status", "at_a_checkpoint"])
+@pytest.mark.parametrize(("saves_at", "code"), [(600, 12), (3, 8)], ids=["at_a_record", "at_a_checkpoint"])
 def test_a_run_says_that_the_disk_is_full_and_ends_as_failed(
-    project: Path, runner: Callable[..., Ended], disk: Callable[..., Disk], placed: list[str], leave: int, code: int
+    project: Path, runner: Callable[..., Ended], disk: Callable[..., Disk], placed: list[str], saves_at: int, code: int
 ) -> None:
+    """Full after the first commit. The file system may have kept some blocks for more records: hundreds do not fit."""
     small = disk(4096)
     (project / "user_hooks" / "filling.py").write_text(FILLING)
     run_dir = RunDir(small.path / "run")
-    argv = [f"run.dir={run_dir.path}", "checkpoint.every_steps=3", "eval.every_steps=null"]
+    steps = 3 * saves_at
+    argv = [f"run.dir={run_dir.path}", f"run.steps={steps}", f"checkpoint.every_steps={saves_at}", "log.every_steps=1"]
     hook = [
         "loss._target_=user_hooks.filling.loss",
         f"+loss.path={small.path / 'filler'}",
-        "+loss.call=5",
-        f"+loss.leave={leave}",
+        f"+loss.call={saves_at + 2}",
+        "+loss.leave=0",
+        "eval.every_steps=null",
     ]
     ended = runner("train", "points", *argv, *hook, *placed, code=code)
     *_, cause, traceback, logs, way_out = [line for line in ended.stderr.splitlines() if line.strip()]
@@ -76,12 +79,12 @@ def test_a_run_says_that_the_disk_is_full_and_ends_as_failed(
     status = json.loads(run_dir.status.read_text())
     assert status["state"] == "failed"
     assert not list(run_dir.path.rglob("*.partial-*"))
-    assert run_dir.committed_steps() == [3]
+    assert run_dir.committed_steps() == [saves_at]
     assert all(json.loads(line) for line in run_dir.metrics.read_text().splitlines())
     small.empty()
     resumed = runner("resume", str(run_dir.path), "loss.path=/dev/null", "--allow", "loss", "loss.call=0")
-    assert "continuing after step 3" in resumed.stderr
-    assert run_dir.read_status() == {**run_dir.read_status(), "state": "done", "step": 10}
+    assert f"continuing after step {saves_at}" in resumed.stderr
+    assert run_dir.read_status() == {**run_dir.read_status(), "state": "done", "step": steps}
 
 
 @pytest.mark.fault("a resume on a full disk", "nothing changes")
@@ -119,11 +122,12 @@ def test_a_run_that_finds_no_room_leaves_no_directory(
 def test_the_last_status_is_written_on_a_disk_that_is_full(disk: Callable[..., Disk]) -> None:
     small = disk(1024)
     run_dir = RunDir(small.path)
-    run_dir.write_status("running", step=3, metrics={"train/loss": 0.5})
+    run_dir.write_running()
+    run_dir.metrics.write_text('{"step": 3, "time_s": 0.1, "train/loss": 0.5}\n')
     run_dir.keep_reserve()
     small.fill()
     with pytest.raises(DiskError, match=r"cannot write .*status\.json: No space left on device\. Once that is mended"):
-        run_dir.write_status("running", step=4, metrics={})
+        run_dir.write_running()
     run_dir.write_last(run_dir.failures / "1_rank_0.json", "{}")
     run_dir.write_state("failed")
     assert run_dir.read_status() == {"state": "failed", "step": 3, "metrics": {"train/loss": 0.5}}
@@ -133,7 +137,7 @@ def test_the_last_status_is_written_on_a_disk_that_is_full(disk: Callable[..., D
 def test_without_a_reserve_a_full_disk_keeps_the_old_status(disk: Callable[..., Disk]) -> None:
     small = disk(1024)
     run_dir = RunDir(small.path)
-    run_dir.write_status("running", step=3, metrics={})
+    run_dir.write_running()
     small.fill()
     with pytest.raises(OSError, match="No space left on device"):
         run_dir.write_state("failed")

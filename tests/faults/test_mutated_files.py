@@ -34,7 +34,7 @@ def write_whole(run_dir: RunDir) -> None:
     store.save(run_dir.path / "spec.attempt_2.yaml", save)
     provenance.record(run_dir.provenance, {"time": "now", "run_id": run_dir.read_id(), "hooks": {"a.py": "0" * 64}})
     run_dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    run_dir.write_status("running", step=29, metrics={"train/loss": 1 / 29, "eval/loss": 0.1})
+    run_dir.write_status("preempted", step=29, metrics={"train/loss": 1 / 29, "eval/loss": 0.1})
     run_dir.note_guard(3, [{"rank": 0, "module": "layers.3"}])
 
 

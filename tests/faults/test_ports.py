@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,20 +15,18 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from machines import ADDRESSES, can_make_hosts, free_port, on_host, two_hosts
+from machines import ADDRESSES, can_make_hosts, free_port, two_hosts
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # all are public
 
-from runner.config.run_dir import RunDir
 from runner.errors import LaunchError
 from runner.launch.nodes import handshake
 from runner.launch.nodes.connect import connect
 from runner.launch.nodes.coordinator import Coordinator
 from runner.launch.nodes.hosts import Endpoint
 from runner.launch.nodes.secret import SharedSecret
-from tests.conftest import Zygote
+from tests.conftest import Started, Zygote
 
 WATCH = Path(__file__).with_name("ports_watch.py")
 SECRET = SharedSecret(path=Path("shared/secret"), value=b"what the launchers of one run know")
@@ -42,6 +39,20 @@ MIB = 1 << 20
 needs_root = pytest.mark.skipif(not can_make_hosts(), reason="needs root and iproute2 to make network hosts")
 
 
+@pytest.fixture
+def node(project: Path, zygote: Zygote, tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """Start the command on a network host: node("train", "points", host="a"). Killed at the end."""
+    nodes: list[Started] = []
+
+    def start(*argv: str, host: str) -> Started:
+        nodes.append(zygote.start(list(argv), cwd=project, scratch=tmp_path, env={}, within={"host": host}))
+        return nodes[-1]
+
+    yield start
+    for one in nodes:
+        one.kill()
+
+
 @dataclass
 class Watched:
     """What listened in a network namespace, and which of it answered at the address of its second interface."""
@@ -50,11 +61,16 @@ class Watched:
     answered: set[int]
 
 
+def on(host: str) -> tuple[str, ...]:
+    """What enters a network namespace, before a command."""
+    return "ip", "netns", "exec", host
+
+
 @contextmanager
-def watching(within: list[str], address: str) -> Iterator[Watched]:
+def watching(host: str, address: str) -> Iterator[Watched]:
     """Filled in when the block ends."""
     watched = Watched(listening=set(), answered=set())
-    command = [*within, sys.executable, str(WATCH), address]
+    command = [*on(host), sys.executable, str(WATCH), address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "watching\n"
@@ -69,16 +85,16 @@ def watching(within: list[str], address: str) -> Iterator[Watched]:
 @pytest.mark.parametrize(
     "strategy", ["ddp", *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("fsdp", "deepspeed_zero2"))]
 )  # fmt: skip
-def test_a_run_on_one_machine_listens_on_loopback_only(project: Path, strategy: str) -> None:
+def test_a_run_on_one_machine_listens_on_loopback_only(node: Callable[..., Started], strategy: str) -> None:
     """The machine's name is an address of its network, where gloo would listen by itself."""
     with two_hosts(f"o{os.getpid()}") as (host, _):
         name = socket.gethostname()
-        hosts = Path("/etc/netns") / host[-1] / "hosts"
+        hosts = Path("/etc/netns") / host / "hosts"
         hosts.write_text(f"127.0.0.1 localhost\n{ADDRESSES[0]} {name}\n")
         with watching(host, ADDRESSES[0]) as watched:
             words = ("train", "points", f"strategy={strategy}", "hardware.processes=2", "batch.micro_items=3")
-            code, _, stderr = on_host(host, words, cwd=project).end(timeout_s=120)
-    assert code == 0, stderr
+            ended = node(*words, host=host).wait(timeout_s=120)
+    assert ended.code == 0, ended.stderr
     assert {address for address, _ in watched.listening} == {"127.0.0.1"}
     assert len(watched.listening) >= 3, "at least a store and a socket of gloo for each of two ranks"
     assert not watched.answered
@@ -88,18 +104,20 @@ def test_a_run_on_one_machine_listens_on_loopback_only(project: Path, strategy: 
     "a stranger on the network of several machines", "it reaches the rendezvous and gloo only, and stops nothing"
 )
 @needs_root
-def test_nodes_listen_at_the_rendezvous_and_for_gloo_only_and_a_stranger_does_not_stop_them(project: Path) -> None:
+def test_nodes_listen_at_the_rendezvous_and_for_gloo_only_and_a_stranger_does_not_stop_them(
+    node: Callable[..., Started],
+) -> None:
     port = free_port()
     with two_hosts(f"n{os.getpid()}") as hosts, ExitStack() as stack:
         watched = [stack.enter_context(watching(host, address)) for host, address in zip(hosts, ADDRESSES, strict=True)]
         words = ("train", "points", "strategy=ddp", "launch=nodes", f"launch.rendezvous={ADDRESSES[0]}:{port}")
-        nodes = [on_host(host, words, cwd=project) for host in hosts]
-        stranger = [*hosts[1], sys.executable, "-c", FLOOD, ADDRESSES[0], str(port)]
+        nodes = [node(*words, host=host) for host in hosts]
+        stranger = [*on(hosts[1]), sys.executable, "-c", FLOOD, ADDRESSES[0], str(port)]
         flood = stack.enter_context(subprocess.Popen(stranger))
-        ends = [node.end(timeout_s=120) for node in nodes]
+        ends = [each.wait(timeout_s=120) for each in nodes]
         flood.kill()
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert RunDir(Path(ends[0][1].splitlines()[-1])).read_status()["state"] == "done"
+    assert [ended.code for ended in ends] == [0, 0], ends
+    assert ends[0].run_dir.read_status()["state"] == "done"
     for mine, address in zip(watched, ADDRESSES, strict=True):
         assert {place for place, _ in mine.listening} == {"127.0.0.1", address}
     assert (ADDRESSES[0], port) in watched[0].listening
@@ -310,26 +328,3 @@ def test_what_answers_is_not_node_0(endpoint: Endpoint) -> None:
             pass
         listener.shutdown(socket.SHUT_RDWR)
         server.join()
-
-
-def test_the_run_directory_and_the_terminal_never_hold_the_secret(
-    project: Path, zygote: Zygote, tmp_path: Path
-) -> None:
-    words = ("train", "points", "strategy=ddp", "launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}")
-    nodes = [
-        zygote.start([*words, f"launch.node_rank={rank}"], cwd=project, scratch=tmp_path, env={}) for rank in range(2)
-    ]
-    ends = [node.wait(60) for node in nodes]
-    assert [ended.code for ended in ends] == [0, 0], ends
-    file = project / ".runner" / "secret"
-    assert file.stat().st_mode & 0o777 == 0o600
-    secret = file.read_bytes().strip()
-    assert len(secret) == 64
-    assert not any(secret.decode() in ended.stdout + ended.stderr for ended in ends)
-    run = ends[0].run_dir.path
-    assert not [path for path in run.rglob("*") if path.is_file() and secret in path.read_bytes()]
-    git = shutil.which("git")
-    assert git is not None
-    subprocess.run([git, "init", "-q"], cwd=project, check=True)
-    status: Any = subprocess.run([git, "status", "--porcelain", "-uall"], cwd=project, check=True, capture_output=True)
-    assert b".runner" not in status.stdout

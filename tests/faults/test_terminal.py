@@ -4,11 +4,13 @@ import json
 import os
 import pty
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runner.config.run_dir import RunDir
+from tests.conftest import Started, Zygote
 from tests.faults.signals_tree import command
 
 HOOK = """
@@ -27,6 +29,18 @@ PAIR = ("strategy=ddp", "hardware.processes=2")
 def talking(project: Path) -> None:
     """A hook that prints."""
     (project / "user_hooks" / "talks.py").write_text(HOOK)
+
+
+@pytest.fixture
+def print_to(zygote: Zygote, project: Path, tmp_path: Path) -> Callable[..., Started]:
+    """Start the console script with this descriptor as its stdout and stderr: print_to(descriptor, "train", …)."""
+    script = tmp_path / "script.py"
+    script.write_text("from runner.cli.main import run\nrun()\n")
+
+    def start(output: int, *argv: str) -> Started:
+        return zygote.start(list(argv), cwd=project, scratch=tmp_path, env={}, script=script, output=output)
+
+    return start
 
 
 def check_done(project: Path, code: int) -> str:
@@ -50,12 +64,13 @@ def check_done(project: Path, code: int) -> str:
         pytest.param((*PAIR, "launch.fork=false"), id="separate", marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_reader_that_is_gone(project: Path, where: tuple[str, ...]) -> None:
+def test_a_reader_that_is_gone(project: Path, print_to: Callable[..., Started], where: tuple[str, ...]) -> None:
     """`runner train … 2>&1 | head -1`, and a `tee` that died."""
-    run = command(project, *WORDS, *where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert run.stdout is not None
-    run.stdout.close()
-    log = check_done(project, run.wait(60))
+    read, write = os.pipe()
+    run = print_to(write, *WORDS, *where)
+    os.close(read)
+    os.close(write)
+    log = check_done(project, run.wait(60).code)
     assert log.count("cannot be written ([Errno 32] Broken pipe); the run goes on without it") in (1, 2)
 
 
@@ -86,14 +101,14 @@ def test_a_terminal_that_is_closed(project: Path) -> None:
 
 
 @pytest.mark.fault("a full disk behind the output", "training goes on")
-def test_a_full_disk_under_the_output(project: Path) -> None:
+def test_a_full_disk_under_the_output(project: Path, print_to: Callable[..., Started]) -> None:
     with open("/dev/full", "w") as full:
-        run = command(project, *WORDS, stdout=full, stderr=full)
-    assert "No space left on device" in check_done(project, run.wait(60))
+        run = print_to(full.fileno(), *WORDS)
+    assert "No space left on device" in check_done(project, run.wait(60).code)
 
 
 @pytest.mark.fault("a full pipe behind the output", "training goes on")
-def test_a_reader_that_does_not_read(project: Path) -> None:
+def test_a_reader_that_does_not_read(project: Path, print_to: Callable[..., Started]) -> None:
     """The pipe is full before the run begins."""
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -102,9 +117,9 @@ def test_a_reader_that_does_not_read(project: Path) -> None:
             os.write(write, b"x" * 4096)
     except BlockingIOError:
         os.set_blocking(write, True)
-    run = command(project, *WORDS, stdout=write, stderr=write)
+    run = print_to(write, *WORDS)
     os.close(write)
-    assert "nobody has read it for 5 s" in check_done(project, run.wait(60))
+    assert "nobody has read it for 5 s" in check_done(project, run.wait(60).code)
     os.close(read)
 
 

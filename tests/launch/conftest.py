@@ -1,12 +1,12 @@
 """Every launch of a test is gone when the test is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launching import Launch, Launcher
-from machines import Node, StartNode, on_host
+from machines import Node, StartNode
 
 from tests.conftest import Zygote
 
@@ -27,14 +27,11 @@ def launch(tmp_path: Path, zygote: Zygote) -> Iterator[Launcher]:
 
 @pytest.fixture
 def node(project: Path, zygote: Zygote, tmp_path: Path) -> Iterator[StartNode]:
-    """Start the command as one machine would: node("train", "points", …); `within` one of the hosts, if given."""
+    """Start the command as one machine would: node("train", "points", …, host="a"); see tests/zygote.py."""
     nodes: list[Node] = []
 
-    def start(*argv: str, within: Sequence[str] = (), cwd: Path = project) -> Node:
-        if within:
-            nodes.append(on_host(within, argv, cwd=cwd))
-        else:
-            nodes.append(Node(zygote.start(list(argv), cwd=cwd, scratch=tmp_path, env={})))
+    def start(*argv: str, **within: str) -> Node:
+        nodes.append(Node(zygote.start(list(argv), cwd=project, scratch=tmp_path, env={}, within=within)))
         return nodes[-1]
 
     yield start

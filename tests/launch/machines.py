@@ -5,21 +5,20 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
-from tests.conftest import CHECKOUT, Started
+from tests.conftest import Started
 
 
 @final
 class Node:
-    """The command on one machine, in a session of its own: by the zygote, or within a network host of its own."""
+    """The command on one machine, in a session of its own."""
 
-    def __init__(self, process: Started | subprocess.Popen[str]) -> None:
+    def __init__(self, process: Started) -> None:
         self._process = process
 
     def send(self, number: signal.Signals) -> None:
@@ -31,36 +30,12 @@ class Node:
 
     def end(self, timeout_s: float = 60) -> tuple[int, str, str]:
         """Exit code, stdout and stderr; past the timeout the whole tree is killed and its output shown."""
-        if not isinstance(self._process, subprocess.Popen):
-            ended = self._process.wait(timeout_s)
-            return ended.code, ended.stdout, ended.stderr
-        try:
-            stdout, stderr = self._process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            stdout, stderr = self._process.communicate()
-            raise AssertionError(f"{self._process.args!r} still ran after {timeout_s} s\n{stdout}\n{stderr}") from None
-        return self._process.returncode, stdout, stderr
+        ended = self._process.wait(timeout_s)
+        return ended.code, ended.stdout, ended.stderr
 
     def kill(self) -> None:
         """Ranks have sessions of their own and die with it (PR_SET_PDEATHSIG)."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def on_host(host: Sequence[str], argv: Sequence[str], *, cwd: Path) -> Node:
-    """The command on one of `two_hosts`."""
-    return Node(
-        subprocess.Popen(
-            [*host, sys.executable, "-m", "runner", *argv],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-    )
+        self._process.kill()
 
 
 StartNode = Callable[..., Node]
@@ -84,8 +59,8 @@ NAMES = ("node-zero", "node-one")
 
 
 @contextmanager
-def two_hosts(name: str) -> Iterator[list[list[str]]]:
-    """Two network namespaces joined by a pair of virtual interfaces: the commands that enter them.
+def two_hosts(name: str) -> Iterator[list[str]]:
+    """The names of two network namespaces that a pair of virtual interfaces joins.
 
     Each knows both by ADDRESSES and NAMES, itself as 127.0.1.1, as Debian's installer has it.
     """
@@ -103,7 +78,7 @@ def two_hosts(name: str) -> Iterator[list[list[str]]]:
             known = [f"127.0.1.1 {NAMES[number]}", f"{ADDRESSES[1 - number]} {NAMES[1 - number]}"]
             etc[number].mkdir(parents=True)
             (etc[number] / "hosts").write_text("\n".join(["127.0.0.1 localhost", *known]) + "\n")
-        yield [["ip", "netns", "exec", space] for space in spaces]
+        yield spaces
     finally:
         subprocess.run(["ip", "link", "delete", links[0]], check=False, capture_output=True)
         for space, settings in zip(spaces, etc, strict=True):

@@ -27,7 +27,11 @@ from runner.launch.outcome import check_done, failed, final_state
 )
 def test_no_error_leaves_a_run_queued_or_running(tmp_path: Path, before: str, error: BaseException, state: str) -> None:
     run_dir = RunDir(tmp_path)
-    run_dir.write_status(before, step=3, metrics={"train/loss": 0.5})
+    if before == "queued":
+        run_dir.write_status(before, step=3, metrics={"train/loss": 0.5})
+    else:
+        run_dir.write_running()
+        run_dir.metrics.write_text('{"step": 3, "time_s": 0.1, "train/loss": 0.5}\n')
     with pytest.raises(type(error)), final_state(run_dir):
         raise error
     assert run_dir.read_status() == {"state": state, "step": 3, "metrics": {"train/loss": 0.5}}

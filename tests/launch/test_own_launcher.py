@@ -19,7 +19,7 @@ from runner.config.run_dir import RunDir
 from runner.errors import Interrupted
 from tests.docs.test_commands import CHECKOUT, FILE
 
-DELAY_S = 2.0
+DELAY_S = 1.0
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +55,16 @@ def wait_for_state(run_dir: RunDir, *states: str) -> None:
     wait_for(lambda: run_dir.read_status()["state"] in states, f"state {states}", timeout_s=90)
 
 
-@pytest.mark.parametrize("processes", [[], ["strategy=ddp", "hardware.processes=2"]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "processes",
+    [pytest.param([], marks=pytest.mark.exhaustive), ["strategy=ddp", "hardware.processes=2"]],
+    ids=["one", "two"],
+)
 def test_a_submitted_run_is_queued_then_running_then_done(
     submit: Callable[..., tuple[int, RunDir]], processes: list[str]
 ) -> None:
-    _, run_dir = submit(f"launch.delay_s={DELAY_S}", "run.steps=400", *processes)
+    rarely = ["eval.every_steps=100", "checkpoint.every_steps=100", "log.every_steps=10"]
+    _, run_dir = submit(f"launch.delay_s={DELAY_S}", "run.steps=400", *rarely, *processes)
     assert run_dir.read_status() == {"state": "queued", "step": 0, "metrics": {}}
     wait_for_state(run_dir, "running", "done")
     wait_for_state(run_dir, "done")

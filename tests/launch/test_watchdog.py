@@ -66,7 +66,7 @@ def test_a_hang_is_a_failure_to_restart_from(launch: Launcher) -> None:
 
 
 def test_a_run_that_goes_on_slowly_is_left_alone(launch: Launcher) -> None:
-    run = launch(processes=2, mode="train", steps=400, timeout_s=3.0)
+    run = launch(processes=2, mode="train", steps=200, timeout_s=1.5)
     assert run.end(60) == (0, "", "")
 
 

@@ -45,7 +45,9 @@ def _loop(run_dir: RunDir, plan: Any, rank: int, size: int, stop: StopRequest, a
         dist.broadcast(begin, src=0)
     for step in range(int(begin) + 1, plan.steps + 1):
         if rank == 0:
-            run_dir.write_status("running", step=step, metrics={"train/loss": 1 / step})
+            run_dir.write_running()
+            with run_dir.metrics.open("a") as metrics:
+                metrics.write(json.dumps({"step": step, "time_s": 0.0, "train/loss": 1 / step}) + "\n")
         votes = torch.tensor([1.0, float(stop.requested)])
         activity.enter(Phase.STEP, step)
         if size > 1:

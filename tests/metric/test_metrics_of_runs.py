@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from tests.conftest import Ended
+from tests.parity.options import placed
 
 HOOKS = '''
 import json
@@ -68,13 +69,18 @@ def measured(ended: Ended) -> dict[str, Any]:
     return {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
 
 
-def test_two_ranks_measure_what_one_does(runner: Callable[..., Ended], project: Path) -> None:
+@pytest.mark.parametrize(
+    "strategies",
+    [("ddp", "fsdp"), pytest.param(("deepspeed_zero2", "deepspeed_zero3"), marks=pytest.mark.exhaustive)],
+    ids=" ".join,
+)
+def test_two_ranks_measure_what_one_does(runner: Callable[..., Ended], project: Path, strategies: Any) -> None:
     """Every micro-batch has the same shape on one rank and on two, so equal means equal to the last digit."""
     alone = measured(runner(*TRAIN))
     kept = json.loads((project / "kept.json").read_text())
-    for strategy in ("ddp", "fsdp"):
+    for strategy in strategies:
         (project / "kept.json").unlink()
-        assert measured(runner(*TRAIN, f"strategy={strategy}", "hardware.processes=2")) == alone
+        assert measured(runner(*TRAIN, *placed(strategy, 2))) == alone
         assert json.loads((project / "kept.json").read_text()) == kept
     assert alone["eval/f1"] == pytest.approx(f1_score(kept["target"], [score > 0.5 for score in kept["preds"]]))
     assert alone["eval/area"] == pytest.approx(roc_auc_score(kept["target"], kept["preds"]))

@@ -38,12 +38,18 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("strategy", "precision", "rounds", "uneven", "clips"), [*cases()])
 def test_two_ranks_reach_what_one_process_reaches(
-    runner: Callable[..., Ended], strategy: Any, precision: Any, rounds: Any, uneven: Any, clips: Any
+    runner: Callable[..., Ended],
+    trained: Callable[..., Ended],
+    strategy: Any,
+    precision: Any,
+    rounds: Any,
+    uneven: Any,
+    clips: Any,
 ) -> None:
     how, tolerance = PRECISIONS[precision]
     common = [*TOWER, f"run.steps={STEPS}", f"precision={precision}", *how, *CLIPS[clips]]
     common += [f"loss._target_=user_hooks.points.{LOSSES[uneven]}"]
-    alone, pair = runner(*common), runner(*common, *placed(strategy, 2), CUTS[rounds])
+    alone, pair = trained(*common), runner(*common, *placed(strategy, 2), CUTS[rounds])
     ours, theirs = tensors(pair, STEPS), tensors(alone, STEPS)
     assert ours.keys() == theirs.keys()
     for name in ours.keys() - {"model.seen"}:  # counts forwards, not steps
@@ -56,10 +62,12 @@ def test_two_ranks_reach_what_one_process_reaches(
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if "fsdp" in name or "hsdp" in name])
-def test_sharding_rounds_in_bf16_where_ddp_does(runner: Callable[..., Ended], strategy: Any) -> None:
+def test_sharding_rounds_in_bf16_where_ddp_does(
+    runner: Callable[..., Ended], trained: Callable[..., Ended], strategy: Any
+) -> None:
     """What is cut the same way has the same arithmetic: only the norm that clips is summed in another order."""
     common = [*TOWER, f"run.steps={STEPS}", "precision=bf16", "optimizer.lr=0.01", "clip.norm=0.3", CUTS[3]]
-    sharded, replicated = (runner(*common, *placed(one, 2)) for one in (strategy, "ddp"))
+    sharded, replicated = runner(*common, *placed(strategy, 2)), trained(*common, *placed("ddp", 2))
     theirs = tensors(replicated, STEPS)
     for name, tensor in tensors(sharded, STEPS).items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=2e-6)

@@ -3,6 +3,7 @@
 Its files are those that docs/own_strategy.md shows.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,15 @@ def close(ours: Any, theirs: Any) -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("clip", ["clip.norm=null", "clip.norm=0.3"])
-@pytest.mark.parametrize("loss", ["compute_loss", "mean_loss"])
+@pytest.mark.parametrize(
+    ("loss", "clip"),
+    [
+        ("compute_loss", "clip.norm=0.3"),
+        ("mean_loss", "clip.norm=null"),
+        pytest.param("compute_loss", "clip.norm=null", marks=pytest.mark.exhaustive),
+        pytest.param("mean_loss", "clip.norm=0.3", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_two_ranks_reach_the_weights_of_one_process(runner: Callable[..., Ended], loss: str, clip: str) -> None:
     """Counts are uneven (weights 1 to 4 of each item), and so is the end of the epoch."""
     common = ["train", "points", f"loss._target_=user_hooks.points.{loss}", clip, f"run.steps={STEPS}"]
@@ -92,10 +100,18 @@ WIDE = [
     "hardware=cpu",
     "hardware.oversubscribe=true",
 ]
+FOUR, PAIR = [*WIDE, "hardware.processes=4"], ["strategy=ddp", "hardware.processes=2"]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("loss", ["compute_loss", "mean_loss"])
+@pytest.mark.parametrize(
+    ("loss", "ranks"),
+    [
+        ("compute_loss", 4),
+        ("mean_loss", 2),
+        pytest.param("compute_loss", 2, marks=pytest.mark.exhaustive),
+        pytest.param("mean_loss", 4, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_tensor_axis_counts_each_item_once(runner: Callable[..., Ended], loss: str, ranks: int) -> None:
     """Two ranks hold one model; four are two replicas of that, which read different items. Dropout would differ."""
     common = ["train", "points", f"loss._target_=user_hooks.points.{loss}", "model.dropout=0", "clip.norm=0.3"]
@@ -106,6 +122,35 @@ def test_a_tensor_axis_counts_each_item_once(runner: Callable[..., Ended], loss:
         assert many == pytest.approx(one, rel=1e-5)
 
 
+JUDGED = """
+from user_hooks import points
+
+def loss(model, batch):
+    return points.compute_loss(model, batch)._replace(outputs={"first": batch[0][:, 0], "scores": model(batch[0])})
+
+def in_order(first):
+    return {"sum": sum(place * value for place, value in enumerate(first.tolist())), "items": len(first)}
+"""
+
+
+def test_jobs_over_a_tensor_axis_count_and_write_each_item_once(runner: Callable[..., Ended], project: Path) -> None:
+    """Four ranks in two pairs: a pair holds one model and reads the same items, of which there are 17."""
+    (project / "user_hooks" / "judged.py").write_text(JUDGED)
+    own = ["loss._target_=user_hooks.judged.loss", "+metric.in_order._target_=user_hooks.judged.in_order"]
+    run = runner("train", "points", *own, "run.steps=2", "run.dir=run", "eval.micro_items=3")
+    logged = {name: value for name, value in run.metrics()[-1].items() if name.startswith("eval/")}
+    assert logged["eval/in_order/items"] == 17
+    evaluation = json.loads(Path(runner("evaluate", "run", *FOUR).stdout.splitlines()[-1]).read_text())
+    assert evaluation["metrics"] == pytest.approx(logged, rel=1e-5)
+    runner("predict", "run", "--out", "one.jsonl")
+    runner("predict", "run", *FOUR, "--out", "four.jsonl")
+    one, many = (
+        [json.loads(line) for line in (project / name).read_text().splitlines()] for name in ("one.jsonl", "four.jsonl")
+    )
+    assert [row["first"] for row in many] == [row["first"] for row in one]
+    assert [row["scores"] for row in many] == [pytest.approx(row["scores"], abs=1e-6) for row in one]
+
+
 def test_the_peers_of_a_tensor_axis_draw_the_same_dropout(runner: Callable[..., Ended]) -> None:
     """The layer between the split ones drops the same rows on both, or their sums would belong to different inputs."""
     common = ["train", "points", "model.dropout=0.5", f"run.steps={STEPS}", *WIDE, "hardware.processes=2"]
@@ -113,14 +158,15 @@ def test_the_peers_of_a_tensor_axis_draw_the_same_dropout(runner: Callable[..., 
     assert first.metrics() == second.metrics()
 
 
-@pytest.mark.parametrize(("first", "then"), [(WIDE, ["strategy=ddp"]), (["strategy=ddp"], WIDE)])
+@pytest.mark.parametrize(("first", "then"), [(FOUR, PAIR), (PAIR, FOUR)], ids=["to ddp", "from ddp"])
 def test_a_split_models_checkpoint_resumes_under_ddp_and_the_other_way_round(
     runner: Callable[..., Ended], first: Any, then: Any
 ) -> None:
-    common = ["train", "points", "model.dropout=0", f"run.steps={STEPS}", *first, "hardware.processes=2"]
+    """Of the four ranks, two hold one model, and the other two read other items."""
+    common = ["train", "points", "model.dropout=0", f"run.steps={STEPS}", *first]
     expected = runner(*common)
     stopped = runner(*common, f"run.stop_at_step={STOPPED_AT}")
-    close(runner("resume", str(stopped.run_dir.path), *then, "hardware.processes=2"), expected)
+    close(runner("resume", str(stopped.run_dir.path), *then), expected)
 
 
 def test_ranks_that_do_not_divide_are_a_fault_before_launch(runner: Callable[..., Ended]) -> None:

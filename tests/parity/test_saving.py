@@ -13,9 +13,11 @@ WAYS = [["checkpoint.asynchronous=true"], ["checkpoint=full"]]
 
 @pytest.mark.parametrize("way", WAYS, ids=["asynchronous", "full"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_zero2"])
-def test_two_ranks_save_as_ever_and_one_continues(runner: Callable[..., Ended], strategy: str, way: list[str]) -> None:
+def test_two_ranks_save_as_ever_and_one_continues(
+    runner: Callable[..., Ended], trained: Callable[..., Ended], strategy: str, way: list[str]
+) -> None:
     common = ["run.steps=4", "checkpoint.every_steps=2"]
-    plain = runner("train", "points", *common, *placed(strategy, 2), "run.stop_at_step=2")
+    plain = trained("train", "points", *common, *placed(strategy, 2), "run.stop_at_step=2")
     saved = runner("train", "points", *common, *way, *placed(strategy, 2), "run.stop_at_step=2")
     ours, theirs = tensors(saved, 2, ""), tensors(plain, 2, "")
     assert ours.keys() == theirs.keys()

@@ -1,6 +1,7 @@
 """`runner evaluate` and `runner predict`: a run's weights, used without training them."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -36,6 +37,13 @@ def predict(model, batch, seen, pause=0.0):
 
 def mapping(model, batch):
     return model(batch[0])
+
+class Stream:
+    def __iter__(self):
+        return iter([])
+
+def stream():
+    return Data(train=points.Points(50, 0), eval=Stream())
 
 def several():
     return Data(train=points.Points(50, 0), eval={"near": points.Points(5, 1), "far": points.Points(7, 2)})
@@ -101,6 +109,8 @@ def test_what_cannot_be_evaluated_is_told(run: Ended, runner: Callable[..., Ende
     )
     assert "--step says already which weights" in runner("evaluate", "run", "--step", "8", "--best", code=2).stderr
     assert "nowhere is not there" in runner("evaluate", "run", "--weights", "nowhere", code=2).stderr
+    shutil.copytree(project / "recipes", project.parent / "strangers")
+    assert "--trust" in runner("evaluate", str(project.parent / "strangers" / "points.yaml"), code=2).stderr
     (project / "empty").mkdir()
     assert "empty is not a run's directory: it has no spec.yaml." in runner("evaluate", "empty", code=2).stderr
     assert "there is no recipe 'piont'. Did you mean points?" in runner("evaluate", "piont", code=2).stderr
@@ -195,6 +205,8 @@ def test_what_cannot_be_predicted_is_told(runner: Callable[..., Ended]) -> None:
     assert "mapping returned a Tensor, but a predict hook must return a mapping of names" in told(
         "predict._target_=user_hooks.jobs.mapping", "--out", "b.jsonl", code=3
     )
+    stream = told("data._target_=user_hooks.jobs.stream", "--out", "s.jsonl", code=5)
+    assert "the data hook's 'eval' dataset (Stream) is a stream, whose items have no places to go on from" in stream
     several = ["data._target_=user_hooks.jobs.several", "--out", "c.jsonl"]
     assert "Choose one: --on train | near | far" in told(*several, code=3)
     assert "there is no dataset 'fra'. Choose one: --on train | near | far" in told(*several, "--on", "fra", code=3)

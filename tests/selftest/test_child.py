@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import DataError
+from runner.selftest import child
 from runner.selftest.child import RunError, call
 
 
@@ -36,10 +37,11 @@ def alive(pid: int) -> bool:
     return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_what_does_not_end_is_killed_with_what_it_started(tmp_path: Path) -> None:
+def test_what_does_not_end_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "DUMP_S", 0.5)
     log, pid_file = tmp_path / "log.txt", tmp_path / "pids"
-    with pytest.raises(RunError, match="it has not ended after 3 s") as raised:
-        call(partial(hangs, pid_file), directory=tmp_path, log=log, timeout_s=3, forks=True)
+    with pytest.raises(RunError, match="it has not ended after 2 s") as raised:
+        call(partial(hangs, pid_file), directory=tmp_path, log=log, timeout_s=2, forks=True)
     assert raised.value.log.read_text() == "about to hang\n"
     pids = [int(pid) for pid in pid_file.read_text().split()]
     deadline = time.monotonic() + 30

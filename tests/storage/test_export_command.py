@@ -11,8 +11,7 @@ from safetensors.torch import load_file, load_model
 
 from runner.cli.main import main
 from tests.conftest import Ended
-
-STRATEGIES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "strategy").glob("*.yaml"))
+from tests.parity.options import STRATEGIES, placed
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def trained(runner: Callable[..., Ended]) -> Any:
 def test_the_weights_of_every_strategy_are_those_of_one_process(runner: Callable[..., Ended], trained: Any) -> None:
     weights = {}
     for strategy in ["single", *STRATEGIES]:
-        run = trained(f"strategy={strategy}", f"hardware.processes={1 if strategy == 'single' else 2}")
+        run = trained(*placed(strategy, 2))
         ended = runner("export", str(run))
         assert ended.stdout.splitlines() == ["model.safetensors  464 bytes", str(run / "export" / "step_3")]
         weights[strategy] = load_file(run / "export" / "step_3" / "model.safetensors")

@@ -1,5 +1,7 @@
 """Names of tensors in files: those of a typed state, and the state again."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -8,7 +10,19 @@ from runner.protocols import State
 from runner.storage.names import from_names, to_names
 
 WORDS = st.text(alphabet="ab.%2E_é/ ", max_size=6) | st.sampled_from(
-    ["model", "optimizer", "callback", "rng", "rank_0", "model.w", "optimizer.w.step", "%6Fptimizer", "a.model.b"]
+    [
+        "model",
+        "optimizer",
+        "callback",
+        "rng",
+        "rank_0",
+        "model.w",
+        "optimizer.w.step",
+        "%6Fptimizer",
+        "a.model.b",
+        "replica_0",
+        "replica_0.model.w",
+    ]
 )
 TENSORS = st.dictionaries(WORDS, st.integers(), min_size=1, max_size=3)
 STATES = st.builds(
@@ -20,14 +34,21 @@ STATES = st.builds(
 )
 
 
+STATES_OF_REPLICAS = st.builds(
+    lambda state, replicas: replace(state, replicas={n: one for n, one in replicas.items() if leaves(one)}),
+    STATES,
+    st.dictionaries(st.integers(0, 10**6), STATES, max_size=2),
+)
+
+
 def leaves(state: State[int]) -> int:
     """How many tensors a state has."""
     owners = [*state.models.values(), *state.callbacks.values(), *state.rng.values()]
     owners += [slots for parameters in state.optimizers.values() for slots in parameters.values()]
-    return sum(len(owner) for owner in owners)
+    return sum(len(owner) for owner in owners) + sum(map(leaves, state.replicas.values()))
 
 
-@given(STATES)
+@given(STATES_OF_REPLICAS)
 @example(State(models={"optimizer": {"w": 1}}, optimizers={"model": {"model": {"w": 2}}}))
 @example(State(models={"model": {"a.model.w": 1}, "model.a": {"w": 2}, "a": {"w": 3}}))
 def test_every_state_comes_back_from_its_names(state: State[int]) -> None:
@@ -49,6 +70,16 @@ def test_the_names_of_a_run_with_one_model() -> None:
         "callback.ema.model.0.weight": 3,
         "rng.rank_1.torch": 4,
     }
+
+
+def test_the_names_of_a_replica_begin_with_its_number() -> None:
+    own: State[int] = State(models={"model": {"w": 1}}, optimizers={"model": {"w": {"exp_avg": 2}}})
+    state: State[int] = State(models={"model": {"w": 3}}, replicas={1: own})
+    names = {"replica_1.model.w": 1, "replica_1.optimizer.w.exp_avg": 2, "model.w": 3}
+    assert to_names(state) == names
+    assert from_names(names) == state
+    with pytest.raises(ValueError, match="is not the name of a tensor"):
+        from_names({"replica_0.replica_1.model.w": 1})
 
 
 def test_the_names_of_several_models_begin_with_theirs() -> None:

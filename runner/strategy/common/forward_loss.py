@@ -91,7 +91,12 @@ def _checked_outputs(outputs: Any, items: int) -> Outputs:
                 f"the output {name!r} {shape}, but the micro-batch has {items} items. Return one entry for "
                 "each item, in the order of the batch."
             )
-    return outputs
+    # The output of a layer that is split among ranks may be a subclass that waits for its sum at the first operation.
+    # To send or to store it is none: without this copy, others would get what was there before the sum.
+    return {
+        name: values.clone() if isinstance(values, Tensor) and type(values) is not Tensor else values
+        for name, values in outputs.items()
+    }
 
 
 def _check_scalar(value: Any, name: str) -> None:

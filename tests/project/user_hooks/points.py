@@ -84,3 +84,10 @@ def failing_once(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tens
     if os.environ.get("RANK") == "1" and first and call == 7:  # five steps, an evaluation, and then
         os.kill(os.getpid(), signal.SIGKILL)
     return mean_loss(model, batch)
+
+
+def killed_and_failing(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """As failing_once, and in the second attempt raises on rank 1."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+        return failing_once(model, batch)
+    return failing_loss(model, batch, rank="1", step=6)
