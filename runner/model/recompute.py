@@ -15,6 +15,7 @@ SAVED_OPS = [
     aten.bmm.default,
     aten.addmm.default,
     aten.baddbmm.default,
+    aten._grouped_mm.default,
     aten.convolution.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,

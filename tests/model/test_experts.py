@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.model.experts import Experts, MixtureOfExperts, balance_loss, grouped_linear, router_z_loss
+from runner.model.recompute import recompute
 
 
 def by_hand(mixture: Any, x: Any) -> Any:
@@ -84,6 +86,28 @@ def test_more_choices_than_experts_are_refused() -> None:
 def test_a_router_without_a_gradient_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^top_k=1 does not go with .* Use renormalize=False, or top_k=2\.$"):
         MixtureOfExperts(width=4, hidden=4, num_experts=2, top_k=1)
+
+
+class Products(TorchDispatchMode):
+    """Counts grouped matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._grouped_mm.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("selective", "in_backward"), [(True, 4), (False, 6)])
+def test_selective_recomputation_does_not_repeat_the_products_of_experts(selective: bool, in_backward: int) -> None:
+    mixture = MixtureOfExperts(width=8, hidden=8, num_experts=4, top_k=2)
+    recompute([mixture], selective=selective)
+    total = mixture(torch.randn(5, 8, requires_grad=True)).output.square().sum()
+    with Products() as products:
+        total.backward()
+    assert products.count == in_backward  # each of two has two of its own, for its rows and for its weights
 
 
 # ── Auxiliary losses ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from runner import protocols
 
 __all__ = ["connect"]
 
-OTHERS = ("runner.api", "runner.losses", "runner.runs.record")
+OTHERS = ("runner.api", "runner.losses", "runner.model.experts", "runner.runs.record")
 SECTIONS = Config(napoleon_use_rtype=False)
 PLAIN = ("attribute", "data", "property")
 """What has a docstring without sections: napoleon itself would take what is before a colon for a type."""

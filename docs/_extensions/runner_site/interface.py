@@ -52,7 +52,13 @@ By a parameter named `world`. [Collectives](../collectives.md) shows them at wor
 
 ## Loss hooks that come with the runner
 
-{losses}"""
+{losses}
+
+## Mixtures of experts
+
+[Axes of parallelism](../parallel.md#expert-parallelism) shows them at work.
+
+{experts}"""
 PROTOCOLS = """\
 # Protocols
 
@@ -85,6 +91,7 @@ def pages(docs: Path) -> Iterator[tuple[str, str]]:
             hooks="\n\n".join(_auto("class", f"runner.{name}", ":members:") for name in ("Data", "Loss")),
             ranks="\n\n".join(_auto("class", name, ":members:", ":class-doc-from: class") for name in RANKS),
             losses=_auto("module", "runner.losses", ":members:"),
+            experts=_auto("module", "runner.model.experts", ":members:"),
         ),
     )
     names = [module.name for module in pkgutil.iter_modules(protocols.__path__) if module.name != HOOKS]

@@ -1,6 +1,7 @@
 """What the expert axis promises: one process's losses, a share of the memory, any checkpoint, words for bad input."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from runner.precision.bf16 import BF16
 from runner.protocols import Progress
 from runner.strategy.ddp import DDP
 from runner.strategy.fsdp.fsdp import FSDP
+from runner.strategy.fsdp.settings import Build, ShardSettings
 from runner.strategy.parallel import Parallel
 from runner.strategy.parallel.expert_modules import expert_faults
 from runner.strategy.single import Single
@@ -94,16 +96,23 @@ def fully(model: Any) -> None:
     recompute(model.blocks, selective=False)
 
 
+def compiled(model: Any) -> None:
+    for block in model.blocks:
+        block.compile(backend="eager")
+
+
 def in_several_ways(world: Any, part: Any) -> Any:
     return (
+        trained(world, part, 2, steps=2, apply=compiled),
         trained(world, part, build=lopsided),
-        trained(world, part, 2, apply=fully),
-        trained(world, part, 2, apply=selectively),
-        trained(world, part, precision=BF16()),
+        trained(world, part, 2, steps=2, apply=fully),
+        trained(world, part, 2, steps=2, apply=selectively),
+        trained(world, part, steps=2, precision=BF16()),
     )
 
 
-def test_experts_without_tokens_recomputation_and_bf16(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch._dynamo's
+def test_experts_without_tokens_compiled_recomputed_and_in_bf16(tmp_path: Path) -> None:
     *exact, narrow = in_several_ways(ALONE, Single())
     for found in on(2, in_several_ways, Parallel(expert=2), scratch=tmp_path):
         for one, alone in zip(found, exact, strict=False):
@@ -286,6 +295,41 @@ def test_a_model_whose_experts_cannot_be_divided(model: Any, patterns: Any, key:
     first, *others = expert_faults(model, patterns, ranks=2, shards=shards)
     assert (first.key, others) == (key, [])
     assert message in first.message
+
+
+RANK_0 = ShardSettings(build=Build.RANK_0)
+
+
+@pytest.mark.parametrize(
+    ("part", "ranks", "message"),
+    [
+        (
+            Parallel(expert=2, shards=RANK_0),
+            2,
+            "strategy.build: rank_0 sends whole weights, but strategy.expert divides experts. Use every_rank.",
+        ),
+        (
+            Parallel(expert=2, tensor=2, sequence_parallel=True),
+            4,
+            "strategy.sequence_parallel: splits the tokens that strategy.expert sends to experts. Use false, or "
+            "strategy.expert=1.",
+        ),
+        (
+            Parallel(expert_modules=["*.experts"]),
+            2,
+            "strategy.expert_modules: names modules to divide by experts, but strategy.expert=1. Set strategy.expert, "
+            "or [].",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(part: Any, ranks: int, message: str) -> None:
+    spec: Any = SimpleNamespace(world_size=ranks)
+    assert [f"{fault.key}: {fault.message}" for fault in part.check(spec)] == [message]
+
+
+def test_sizes_that_do_not_multiply_to_the_ranks_are_told_with_that_of_expert_which_does() -> None:
+    with pytest.raises(ValueError, match=r"^the sizes shard=2 × expert=3 = 6 are not the 4 ranks\. .*expert=2, or 6"):
+        Parallel(expert=3, shard=2).axes(4)
 
 
 def test_experts_that_divide_have_no_fault() -> None:
