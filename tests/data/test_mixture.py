@@ -1,5 +1,6 @@
 """Mixtures: every dataset in its proportion and in epochs of its own, whatever the ranks and the stops."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -13,15 +14,41 @@ from torch.utils.data import default_collate
 from runner.data import Mixture
 from runner.data.mixture import BLOCK_ITEMS, Blend
 from runner.data.source import plan_at
-from runner.errors import CheckpointError, DataError
+from runner.errors import CheckpointError, DataError, Fault
 from runner.order.sequential import Sequential
 from runner.order.shuffled import Shuffled
-from runner.protocols import LoaderOptions, Ordering, SourceRequest
+from runner.protocols import LoaderOptions, Order, Ordering, SourceRequest
 from tests.data.streams import CPU, items_of
 from tests.data.test_source import Seat
 
 DATASETS = {"few": [*range(7)], "many": [*range(1000, 1070)], "one": [2000]}
-SHUFFLED = Shuffled()
+
+
+class Remembered:
+    """An order whose parts are computed once: sources of all ranks and schedules of a test read the same ones."""
+
+    def __init__(self, order: Order) -> None:
+        self.num_items = order.num_items
+        self.indices = functools.cache(order.indices)
+
+
+class ShuffledOnce:
+    """`Shuffled`, computed once. A block of 1,024 items begins hundreds of epochs of a dataset of one or seven."""
+
+    def __init__(self) -> None:
+        self._orders: dict[tuple[int, int], Remembered] = {}
+
+    def check(self, spec: Any) -> tuple[Fault, ...]:
+        return ()
+
+    def build(self, dataset: Any, *, seed: int) -> Order:
+        key = len(dataset), seed
+        if key not in self._orders:
+            self._orders[key] = Remembered(Shuffled().build(dataset, seed=seed))
+        return self._orders[key]
+
+
+SHUFFLED = ShuffledOnce()
 WEIGHTS = {"few": 0.25, "many": 0.7, "one": 0.05}
 
 

@@ -28,7 +28,7 @@ SOURCES = re.compile(r"^```(python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 300
 FORKED = """\
 import json, os, socket, sys
-script = SCRIPT and sys.argv[1]
+script = sys.argv[1] if SCRIPT else None
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.connect("\\0NAME")
 asked = {"script": script, "argv": sys.argv[1 + SCRIPT:], "cwd": os.getcwd(), "env": dict(os.environ)}
