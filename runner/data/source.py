@@ -88,7 +88,7 @@ def _open(spec: RunSpec, data: Data, world: World, options: LoaderOptions) -> So
             options=request.loader,
         )
     num_items(data.train, "train")  # it must have a length
-    order = spec.order.build(data.train, seed=request.seed)
+    order: Any = spec.order.build(data.train, seed=request.seed)
     if not isinstance(order, Order):
         if not isinstance(order, BatchSampler):
             rule = "which is neither an order (num_items, indices) nor a batch sampler (__iter__)"
