@@ -112,7 +112,10 @@ def test_the_next_batch_is_copied_while_the_device_computes() -> None:
     """A copy that is begun during a long computation ends before it, and what is computed next sees it."""
     device = torch.device("cuda", 0)
     move = SideStream(device)
-    batch = {"x": torch.arange(1 << 20, dtype=torch.float32).pin_memory(), "own": Encoding(x=torch.ones(3))}
+    batch: dict[str, Any] = {
+        "x": torch.arange(1 << 20, dtype=torch.float32).pin_memory(),
+        "own": Encoding(x=torch.ones(3)),
+    }
     move(batch)  # the first one allocates
     matrix = torch.rand(4096, 4096, device=device)
     computed, copied = torch.cuda.Event(), torch.cuda.Event()
