@@ -125,7 +125,12 @@ def test_a_tied_weight_is_split_in_one_way() -> None:
 
 
 def test_the_command_tells_all_of_them_before_launch(runner: Callable[..., Ended]) -> None:
-    arguments = ["hardware=cpu", "hardware.processes=2", "hardware.oversubscribe=true", "+strategy.tensor_plan={top: colwise}"]
+    arguments = [
+        "hardware=cpu",
+        "hardware.processes=2",
+        "hardware.oversubscribe=true",
+        "+strategy.tensor_plan={top: colwise}",
+    ]
     ended = runner("check", "points", "strategy=parallel", "strategy.tensor=2", *arguments, code=2)
     assert "strategy.tensor_plan: top: the model has no such module." in ended.stderr
     ended = runner("check", "points", "strategy=parallel", "strategy.sequence_parallel=true", code=2)
