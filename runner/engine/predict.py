@@ -123,9 +123,9 @@ def _write(
     show: Callable[[int], None],
 ) -> bool:
     """Bring the outputs of each round to rank 0, in rank order. Returns whether the ranks were asked to stop."""
-    readers = world.along(*world.axes.data)
+    writers = world.along(*world.axes.loss)  # in a pipeline, the ranks of the last stage have outputs
     for loss in rounds:
-        votes = readers.gather_objects((_checked(loss), stopping.requested))
+        votes = writers.gather_objects((_checked(loss), stopping.requested))
         if parts is not None:
             for outputs, _ in votes:
                 if outputs is not None:

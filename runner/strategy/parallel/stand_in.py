@@ -136,9 +136,10 @@ def fake_of(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> FakeT
 
 
 def _for_shapes(leaf: Any) -> Any:
-    if not isinstance(leaf, Absent):
+    if not isinstance(leaf, Tensor):
         return leaf
-    return leaf.fake if leaf.arrived is None else leaf.arrived
+    here = leaf if not isinstance(leaf, Absent) else leaf.fake if leaf.arrived is None else leaf.arrived
+    return here.detach() if here.requires_grad else here
 
 
 def _check_written(name: str, args: Any, kwargs: Any) -> None:
