@@ -169,9 +169,9 @@ def hide(module: Module, key: str, absent: Absent | None) -> None:
 
 
 def called_again(name: str, stage: int) -> str:
-    """The message about a stage that begins twice in one forward."""
+    """The message about a module that is called again where its stage has been passed."""
     return (
-        f"{name}, at which stage {stage} of the pipeline begins, is called twice for one micro-batch. A loss hook may "
+        f"{name}, of stage {stage} of the pipeline, is called twice for one micro-batch. A loss hook may "
         "call its model once, and a model may go through its blocks once. Use strategy.pipeline=1, or call the model "
         "on both inputs together."
     )

@@ -140,6 +140,8 @@ class StageModel(Module):
             visit = self._now()
             outputs = visit.record.outputs.get(name, ())
             number = visit.calls[name]
+            if number and visit.begun:
+                raise HookError(called_again(name, self._cut.pieces[name]))
             if visit.begun or number >= len(outputs):
                 raise HookError(
                     f"{name} belongs to stage {self._cut.pieces[name]} of the pipeline, since the model defines it "
