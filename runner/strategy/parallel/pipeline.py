@@ -20,6 +20,7 @@ from runner.strategy.parallel.schedule import PipelineSettings
 from runner.strategy.parallel.shared import SharedParameters
 from runner.strategy.parallel.stage import Stage
 from runner.strategy.parallel.stage_model import StageModel, Visit
+from runner.world.seeds import seed_all
 
 MAX_SEED = 2**62
 Works = list[dist.Work]
@@ -133,7 +134,7 @@ class PlacedStages:
                 [] if root.is_last else [record.carried[root.index] for record in records],
             )
         self._run(len(micro_batches))
-        torch.manual_seed(seeds[-1])
+        seed_all(seeds[-1])
         self.shared.sum_gradients()
         return losses
 
@@ -141,7 +142,7 @@ class PlacedStages:
         """The losses on the rank of the last stage, fillers on others. Collective."""
         self.sync_buffers()
         pending: Works = []
-        seed = _seeds(1)[0]
+        seed, after = _seeds(2)
 
         def through(batch: Any, items: int) -> Loss | Tensor:
             return self._forward(MicroBatch(batch, items), pending, seed)
@@ -155,7 +156,7 @@ class PlacedStages:
                 yield loss if self._roots[-1].is_last else MicroBatchLoss(loss.value, 0, 0, False)
             _wait(pending)
         finally:
-            torch.manual_seed(seed)
+            seed_all(after)
             self.reshard()
 
     def _forward(self, micro_batch: MicroBatch, pending: Works, seed: int) -> Loss | Tensor:

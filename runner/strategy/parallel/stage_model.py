@@ -21,6 +21,7 @@ from runner.strategy.common.forward_loss import outputs_in_evaluation
 from runner.strategy.parallel.outline import Hook, Outline, Record, called_again, hide, output_again
 from runner.strategy.parallel.split import Cut
 from runner.strategy.parallel.stand_in import Absent, absent_leaves, fake_of, present
+from runner.world.seeds import mix, seed_all
 
 Change = Callable[[Any, Any], tuple[Any, Any]]
 """From the arguments of a module to those that it gets instead."""
@@ -65,7 +66,7 @@ class StageModel(Module):
         """
         self._visit = visit
         visit.begun = self.is_first
-        torch.manual_seed(visit.seed)
+        seed_all(visit.seed)
         try:
             with _all_parameters(self.model):
                 result = self._loss(self.model, micro_batch.batch, micro_batch.items)
@@ -86,8 +87,7 @@ class StageModel(Module):
         """
         for name, module in self.model.named_modules(remove_duplicate=False):
             if not held.get(name, True):
-                module.__dict__["forward"] = self._absent(name)
-                module._compiled_call_impl = None
+                module._compiled_call_impl = self._absent(name)  # instead of the module's forward and all hooks
             elif name in held:
                 _before(module, lambda args, kwargs: present((args, kwargs)))
             if not self.is_first and name == self._cut.begins[self.index - 1]:
@@ -111,7 +111,7 @@ class StageModel(Module):
             for (_, leaf), tensor in zip(found, visit.arrived, strict=True):
                 leaf.arrived = tensor
             visit.begun = True
-            torch.manual_seed(visit.seed ^ self.index)  # dropout differs from that of the other stages
+            torch.manual_seed(mix(visit.seed, self.index))  # dropout differs from that of the other stages
             return present((args, kwargs))
 
         return begin
@@ -136,7 +136,7 @@ class StageModel(Module):
         return end
 
     def _absent(self, name: str) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             visit = self._now()
             outputs = visit.record.outputs.get(name, ())
             number = visit.calls[name]
@@ -151,7 +151,7 @@ class StageModel(Module):
             visit.calls[name] += 1
             return output_again(outputs[number])
 
-        return forward
+        return call
 
 
 def remove_absent(model: Module, outline: Outline, absent: Mapping[str, Tensor], device: torch.device) -> None:
