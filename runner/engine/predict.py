@@ -118,9 +118,9 @@ def _write(
     show: Callable[[int], None],
 ) -> bool:
     """Bring the outputs of each round to rank 0, in rank order. Returns whether the ranks were asked to stop."""
-    readers = world.along(*world.axes.data)
+    writers = world.along(*world.axes.loss)  # in a pipeline, the ranks of the last stage have outputs
     for loss in rounds:
-        for outputs in readers.gather_on_main(_checked(loss)):
+        for outputs in writers.gather_on_main(_checked(loss)):
             if parts is not None and outputs is not None:
                 parts.add(outputs, len(next(iter(outputs.values()))))
         if parts is not None:

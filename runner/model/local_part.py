@@ -15,6 +15,13 @@ class Sharded(Protocol):
         ...
 
 
+@runtime_checkable
+class Awaited(Protocol):
+    """A tensor that another rank computes: without values until one has arrived."""
+
+    arrived: Tensor | None
+
+
 @torch.no_grad()
 def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, or the tensor itself; shares its memory."""

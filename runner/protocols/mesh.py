@@ -59,8 +59,11 @@ class Axes:
 
     @property
     def random(self) -> tuple[Axis, ...]:
-        """The axes along which random numbers differ; along all others (tensor) ranks draw the same."""
-        return self.loss
+        """The axes along which random numbers differ; along all others ranks draw the same.
+
+        Stages of a pipeline do: what a loss hook draws before it calls the model is equal on all of them.
+        """
+        return tuple(name for name in self.loss if name is not Axis.PIPELINE)
 
     @property
     def data_ranks(self) -> int:

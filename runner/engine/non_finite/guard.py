@@ -78,8 +78,8 @@ class UnderScaling:
 
     def allows(self, trainable: Trainable, loss: StepLoss, world: World) -> bool:
         """Always; records on the device whether the losses are finite."""
-        values = [one.value.detach() for one in loss.losses]
-        self._non_finite = [torch.stack([~value.isfinite() for value in values] + self._non_finite).any()]
+        found = [~one.value.detach().isfinite() for one in loss.losses] + self._non_finite
+        self._non_finite = [torch.stack(found).any()] if found else []  # not every stage of a pipeline has losses
         return True
 
     def suspects(self, values: Mapping[str, float], loss: StepLoss, world: World) -> bool:

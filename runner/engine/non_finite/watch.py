@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 
+from runner.model.local_part import Awaited
+
 
 class Origin(NamedTuple):
     """Where a non-finite value arose."""
@@ -112,7 +114,8 @@ def _all_finite(value: Any) -> bool:
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        yield value
+        if not isinstance(value, Awaited) or value.arrived is not None:
+            yield value
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item)

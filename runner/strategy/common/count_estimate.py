@@ -49,8 +49,8 @@ class EstimatedCount:
         """The estimate, rounded to a power of two. Collective the first time."""
         if self._per_item is None:
             first = self._world.sum(torch.tensor(float(loss.count), device=self._world.device)).item()
-            self._per_item = _power_of_two(first * len(batches.micro_batches) / batches.items)
-        return _power_of_two(self._per_item * batches.items)
+            self._per_item = power_of_two(first * len(batches.micro_batches) / batches.items)
+        return power_of_two(self._per_item * batches.items)
 
     def state_dict(self) -> dict[str, Any]:
         """The count per item; None before the first step."""
@@ -61,6 +61,6 @@ class EstimatedCount:
         self._per_item = state_dict.get("per_item")
 
 
-def _power_of_two(value: float) -> float:
+def power_of_two(value: float) -> float:
     """The nearest power of two; 1 if the value is 0."""
     return 2.0 ** round(math.log2(value)) if value > 0 else 1.0

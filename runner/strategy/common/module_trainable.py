@@ -24,13 +24,15 @@ from runner.protocols import (
     World,
 )
 from runner.protocols.state import MODEL
-from runner.strategy.common.count_estimate import CountEstimate, EstimatedCount, NoEstimate
+from runner.strategy.common.count_estimate import CountEstimate, EstimatedCount, NoEstimate, power_of_two
 from runner.strategy.common.forward_loss import as_total, at_least_one, check_has_gradient, forward_loss
 from runner.strategy.common.named_state import add_optimizer_state, load_named_state, settings
 from runner.strategy.common.placed_module import Forward, PlacedModule
 from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_dicts
 
 STEPPED = Update(stepped=True)
+Rounds = Callable[[StepBatches, Callable[[MicroBatchLoss], Tensor]], list[MicroBatchLoss]]
+"""Takes micro-batches forward and backward; given what makes a loss the scalar that its backward begins at."""
 
 
 def same_on_every_rank(found: Tensor) -> Tensor:
@@ -65,6 +67,7 @@ class ModuleTrainable:
         norm_of: Callable[[list[Tensor], Sequence[Parameter]], Tensor] = norm_of_whole,
         reduce_found_inf: Callable[[Tensor], Tensor] = same_on_every_rank,
         narrow_exchange: bool = False,
+        rounds: Rounds | None = None,
         stateful: Mapping[str, Stateful] = NO_STATE,
         counted_over: Callable[[], World] | None = None,
     ) -> None:
@@ -82,6 +85,7 @@ class ModuleTrainable:
                 gradients belong to those that have one, in the same order.
             reduce_found_inf: given whether this rank's part has a non-finite value (0 or 1), whether any rank's has.
             narrow_exchange: whether the gradient of a sum may overflow the dtype of the exchange.
+            rounds: takes all micro-batches of a step forward and backward; None = one after the other, on this rank.
             stateful: further state for checkpoints, by name.
             counted_over: the ranks whose items the gradient of the coming step sums over, if these are not all that the
                 loss is summed over; they may change from step to step.
@@ -96,7 +100,9 @@ class ModuleTrainable:
         self._counted_over = counted_over or (lambda: loss_world)
         self._knows_items = counted_over is None  # whether the gradient sums over all items of the step
         estimates = self._scaler.scales or narrow_exchange
-        self._count_estimate: CountEstimate = EstimatedCount(loss_world) if estimates else NoEstimate()
+        self._rounds, self._estimates = rounds, estimates
+        by_count = estimates and rounds is None
+        self._count_estimate: CountEstimate = EstimatedCount(loss_world) if by_count else NoEstimate()
         self._stateful = {"scaler": self._scaler, "count_estimate": self._count_estimate, **stateful}
         self._clip = clip = builder.clip
         # Whether `update` must process gradients even if they are divided already.
@@ -125,6 +131,8 @@ class ModuleTrainable:
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
         """Forward and backward of every micro-batch; ranks exchange gradients during the last."""
+        if self._rounds is not None:
+            return self._in_rounds(self._rounds, batches)
         losses = []
         for micro_batch in batches.micro_batches[:-1]:
             with self._no_sync():
@@ -177,12 +185,33 @@ class ModuleTrainable:
             saved,
             built_groups=self._built_groups,
             as_stored=self._placed.as_stored,
+            elsewhere=self._placed.elsewhere,
         )
         load_state_dicts(self._stateful, state.values)
 
     def _forward_loss(self, micro_batch: MicroBatch) -> MicroBatchLoss:
         loss = forward_loss(self._forward, micro_batch)
         return loss if self._knows_items else as_total(loss)
+
+    def _in_rounds(self, rounds: Rounds, batches: StepBatches) -> StepLoss:
+        """Sum gradients of totals, by whatever rank has a loss; `update` divides them by the count of all ranks."""
+        # Before the first backward only some ranks see a count, but all know the items.
+        estimate = power_of_two(batches.items) if self._estimates else 1.0
+        scale = self._scaler.scale / estimate if self._scaler.scales else 1.0 / estimate
+
+        def weighted(loss: MicroBatchLoss) -> Tensor:
+            factor = loss.weight * scale
+            return loss.value if factor == 1.0 else loss.value * factor
+
+        losses = rounds(batches, weighted)
+        world = self._counted_over()
+        local_count = torch.zeros((), device=world.device)
+        for loss in losses:
+            local_count += loss.count
+        count = world.sum(local_count)
+        self._divided = False
+        self._factor = self._averaged * estimate / at_least_one(count)
+        return StepLoss(losses, count)
 
     def _backward(self, loss: MicroBatchLoss, batches: StepBatches) -> None:
         """Run backward. A mean over items is divided before it, since every rank knows the items of the step."""
@@ -248,9 +277,11 @@ def all_finite(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:
+    if not gradients:
+        return
     if isinstance(factor, Tensor):
         # Gradients may be offloaded to the host, while the factor is on the device.
-        torch._foreach_mul_(gradients, factor.to(gradients[0].device) if gradients else factor)
+        torch._foreach_mul_(gradients, factor.to(gradients[0].device))
     elif factor != 1.0:
         torch._foreach_mul_(gradients, factor)
 

@@ -22,6 +22,10 @@ AsStored = Callable[[str, Tensor], Tensor]
 """Given a parameter's name and a tensor of it (itself, or one of its optimizer), what stands for it in a checkpoint."""
 
 
+NOTHING_ELSEWHERE: Mapping[str, tuple[int, ...]] = {}
+"""This rank has something of every tensor of the model."""
+
+
 def unchanged(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself."""
     return tensor
@@ -54,19 +58,25 @@ def distinct_tensors(model: Module) -> Iterable[tuple[str, Tensor]]:
             yield name, value
 
 
-def check_same_model(state: State[Tensor], saved: SavedState) -> None:
+def check_same_model(
+    state: State[Tensor], saved: SavedState, *, elsewhere: Mapping[str, tuple[int, ...]] = NOTHING_ELSEWHERE
+) -> None:
     """Check that the model's tensors have the names and shapes of those in a checkpoint.
+
+    Args:
+        elsewhere: the shapes of the model's tensors that only other ranks have, by name.
 
     Raises:
         CheckpointError: lists every missing, unexpected and misshapen tensor.
     """
-    wanted, stored = state.models[MODEL], saved.stored.models.get(MODEL, {})
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.models[MODEL].items()} | dict(elsewhere)
+    stored = saved.stored.models.get(MODEL, {})
     problems = [f"missing in the checkpoint: model.{name}" for name in wanted.keys() - stored.keys()]
     problems += [f"unexpected in the checkpoint: model.{name}" for name in stored.keys() - wanted.keys()]
     problems += [
-        f"misshapen: model.{name} is {list(stored[name].shape)} in the checkpoint, {list(tensor.shape)} in the model"
-        for name, tensor in wanted.items()
-        if name in stored and tuple(stored[name].shape) != tuple(tensor.shape)
+        f"misshapen: model.{name} is {list(stored[name].shape)} in the checkpoint, {list(shape)} in the model"
+        for name, shape in wanted.items()
+        if name in stored and tuple(stored[name].shape) != shape
     ]
     if problems:
         raise CheckpointError("the checkpoint belongs to another model:\n  " + "\n  ".join(sorted(problems)))
@@ -135,13 +145,14 @@ def load_named_state(
     *,
     built_groups: list[dict[str, Any]],
     as_stored: AsStored = unchanged,
+    elsewhere: Mapping[str, tuple[int, ...]] = NOTHING_ELSEWHERE,
 ) -> None:
     """Load a model (whose tensors are in `state`) in place, and its optimizer.
 
     Raises:
         CheckpointError: lists every missing, unexpected and misshapen parameter.
     """
-    check_same_model(state, saved)
+    check_same_model(state, saved, elsewhere=elsewhere)
     parameters = dict(model.named_parameters())
     slots: dict[str, dict[str, Any]] = {}
     state.optimizers[MODEL] = {}

@@ -12,7 +12,13 @@ from torch.nn import Module
 from runner.protocols import Builder, Loss, MicroBatch, MicroBatchLoss, SavedState, State
 from runner.protocols.state import MODEL
 from runner.strategy.common.forward_loss import forward_loss
-from runner.strategy.common.named_state import AsStored, check_same_model, model_tensors, unchanged
+from runner.strategy.common.named_state import (
+    NOTHING_ELSEWHERE,
+    AsStored,
+    check_same_model,
+    model_tensors,
+    unchanged,
+)
 
 Forward = Callable[[Any, int], Loss | Tensor]
 """Calls the loss hook on a batch, of which so many items count."""
@@ -30,6 +36,7 @@ class PlacedModule:
         *,
         forward: Forward | None = None,
         as_stored: AsStored = unchanged,
+        elsewhere: Mapping[str, tuple[int, ...]] = NOTHING_ELSEWHERE,
     ) -> None:
         """Hold a model that is already on its device.
 
@@ -39,9 +46,11 @@ class PlacedModule:
             device: the device that the model computes on.
             forward: calls the loss hook; None = directly on the model.
             as_stored: what stands for a tensor of a parameter in checkpoints.
+            elsewhere: the shapes of the model's tensors that only other ranks have, by name.
         """
         self.model = model
         self.as_stored = as_stored
+        self.elsewhere = elsewhere
         self._precision = builder.precision
         self._device = device
         self.forward = self.in_autocast(partial(builder.loss, model) if forward is None else forward)
@@ -67,7 +76,7 @@ class PlacedModule:
     def load_state_dict(self, saved: SavedState) -> None:
         """Load parameters and buffers in place."""
         state = self.state_dict()
-        check_same_model(state, saved)
+        check_same_model(state, saved, elsewhere=self.elsewhere)
         saved.read(state)
 
 

@@ -136,23 +136,45 @@ class ShardSettings:
         from runner.strategy.common.loss_module import LossModule
         from runner.strategy.common.named_state import unchanged
         from runner.strategy.fsdp.build_on_rank_0 import build_on_meta, full_tensors, send_shards
-        from runner.strategy.fsdp.shard import prefetch, shard
         from runner.strategy.fsdp.trainable import PlacedShards
 
         receives = self.build is Build.RANK_0 and not world.is_main
         model = build_on_meta(build) if receives else build()
         full = full_tensors(model) if self.build is Build.RANK_0 and world.is_main else {}
         root = LossModule(model, builder.loss)
-        plan = self._plan(builder.precision, mesh, on_cpu=world.device.type == "cpu")
-        units = shard(root, self._units(model), plan, apart=apart(model) if apart else {})
+        units = self.shard_module(root, model, builder, world, mesh, apart=apart(model) if apart else {})
         if self.build is Build.RANK_0:
             group = mesh.get_group(Axis.SHARD)
             send_shards(model, full, shard_group=group, world=world, offloaded=self.offload)
-        prefetch(units, forward=self.forward_prefetch, backward=self.backward_prefetch)
         placed = PlacedShards(
             root, units, builder, world, sync_buffers=self.sync_buffers, as_stored=as_stored or unchanged
         )
         return placed, units
+
+    def shard_module(
+        self,
+        root: "Module",
+        model: "Module",
+        builder: Builder,
+        world: World,
+        mesh: "DeviceMesh",
+        *,
+        apart: "Mapping[Module, Apart] | None" = None,
+    ) -> "list[FSDPModule]":
+        """Shard a model inside the module that is called, in place.
+
+        Args:
+            apart: modules that are sharded in another way.
+
+        Returns:
+            The units, the root first.
+        """
+        from runner.strategy.fsdp.shard import prefetch, shard
+
+        plan = self._plan(builder.precision, mesh, on_cpu=world.device.type == "cpu")
+        units = shard(root, self._units(model), plan, apart=apart or {})
+        prefetch(units, forward=self.forward_prefetch, backward=self.backward_prefetch)
+        return units
 
     def no_sync(self, units: "list[FSDPModule]", *, has_replicas: bool) -> Callable[[], AbstractContextManager[Any]]:
         """What all micro-batches of a step but the last leave out."""

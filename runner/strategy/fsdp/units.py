@@ -32,7 +32,8 @@ def units_of(model: Module, *, wrap: Wrap, classes: Sequence[str], min_params: i
     """
     if faults := list(wrap_faults(model, wrap=wrap, classes=classes, key=key)):
         raise SpecError(*faults)
-    modules = list(_chosen(model, wrap=wrap, classes=classes, min_params=min_params, key=key))
+    chosen = _chosen(model, wrap=wrap, classes=classes, min_params=min_params, key=key)
+    modules = [module for module in chosen if any(True for _ in module.parameters())]  # a pipeline takes some away
     return _with_shared_parameters(model, [module for module in modules if module is not model])
 
 

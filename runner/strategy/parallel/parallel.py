@@ -10,12 +10,16 @@ from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Placed, Trainable, World
 from runner.strategy.fsdp.settings import Build, ShardSettings
+from runner.strategy.fsdp.wrap import Wrap
+from runner.strategy.parallel.schedule import PipelineSettings
 from runner.strategy.parallel.sizes import AUTO, axes_of
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from runner.config.run_spec import RunSpec
+    from runner.strategy.parallel.pipeline import PlacedStages
+    from runner.strategy.parallel.tensor import TensorPlan
     from runner.strategy.parallel.trainable import PlacedParts
 
 NoSync = Callable[[], AbstractContextManager[Any]]
@@ -40,6 +44,10 @@ class Parallel:
     """Ranks that hold different experts and read other items; what is not experts is sharded among them, too."""
     expert_modules: list[str] = field(default_factory=list)
     """Patterns of the names of modules that hold experts; empty = those of runner.model.experts."""
+    pipeline: int | str = 1
+    """Ranks that hold consecutive stages of the model, and pass micro-batches on to each other."""
+    pipelining: PipelineSettings = flattened(PipelineSettings)
+    """How the model is cut into stages, and in which order they work."""
     shards: ShardSettings = flattened(ShardSettings)
     """What is sharded, in which units, and when."""
 
@@ -68,6 +76,9 @@ class Parallel:
         elif self.expert_modules:
             rule = "names modules to divide by experts, but strategy.expert=1. Set strategy.expert, or []."
             yield Fault(key="strategy.expert_modules", message=rule)
+        yield from self.pipelining.faults(spec, axes.size([Axis.PIPELINE]))
+        if axes.size([Axis.PIPELINE]) > 1:
+            yield from self._pipeline_faults(axes)
 
     def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
         """Check the tensor plan, the experts, and that the model has the classes that become units."""
@@ -81,6 +92,7 @@ class Parallel:
         if experts > 1:
             shards = axes.size([Axis.SHARD])
             yield partial(expert_faults, patterns=self.expert_modules, ranks=experts, shards=shards)
+        yield from self.pipelining.model_checks(axes.size([Axis.PIPELINE]))
         yield from self.shards.model_checks()
 
     def axes(self, num_ranks: int) -> Axes:
@@ -97,6 +109,8 @@ class Parallel:
 
         if world.size == 1:
             return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+        if world.axes.size([Axis.PIPELINE]) > 1:
+            return self._place_stages(builder, world)[0]
         return self._place_parts(builder, world)[0]
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
@@ -109,6 +123,8 @@ class Parallel:
             return ModuleTrainable(placed_alone, builder, world)
         from runner.strategy.parallel.trainable import PartsTrainable
 
+        if world.axes.size([Axis.PIPELINE]) > 1:
+            return self._prepare_stages(builder, world)
         placed, no_sync = self._place_parts(builder, world)
         return PartsTrainable(placed, builder, world, no_sync=no_sync)
 
@@ -119,8 +135,67 @@ class Parallel:
             Axis.SHARD: self.shard,
             Axis.EXPERT: self.expert,
             Axis.TENSOR: self.tensor,
+            Axis.PIPELINE: self.pipeline,
         }
         return dict.fromkeys(Axis, 1) | {axis: _size(axis, value) for axis, value in given.items()}
+
+    def _pipeline_faults(self, axes: Axes) -> Iterable[Fault]:
+        """Report keys that a pipeline does not support."""
+        rule = "with strategy.pipeline"
+        if axes.size([Axis.EXPERT]) > 1:
+            yield Fault(key="strategy.expert", message=f"{self.expert} does not work {rule} yet. Use 1.")
+        if self.sequence_parallel:
+            yield Fault(key="strategy.sequence_parallel", message=f"true does not work {rule} yet. Use false.")
+        if self.shards.build is Build.RANK_0:
+            yield Fault(key="strategy.build", message=f"rank_0 has no stage of another rank. Use every_rank {rule}.")
+        if self.shards.sync_each_round:
+            way_out = "A pipeline reduces gradients after the last micro-batch: use false."
+            yield Fault(key="strategy.sync_each_round", message=f"true does not work {rule}. {way_out}")
+        if self.shards.wrap is Wrap.SIZE:
+            way_out = "The modules around the blocks, which end early, would be units: use classes."
+            yield Fault(key="strategy.wrap", message=f"size does not work {rule}. {way_out}")
+
+    def _prepare_stages(self, builder: Builder, world: World) -> Trainable:
+        """This rank's stages, and an optimizer over them."""
+        from runner.strategy.parallel.place_stages import with_same_groups
+        from runner.strategy.parallel.trainable import PartsTrainable
+
+        placed, stages = self._place_stages(builder, world)
+        return PartsTrainable(
+            placed,
+            with_same_groups(builder, stages.trained),
+            world,
+            no_sync=nullcontext,
+            rounds=stages.forward_backward,
+            holders=stages.shared.copies,
+        )
+
+    def _place_stages(self, builder: Builder, world: World) -> "tuple[PlacedParts, PlacedStages]":
+        """This rank's stages, each split, recomputed, compiled and sharded as a model would be."""
+        from runner.strategy.parallel.expert import sharing_mesh
+        from runner.strategy.parallel.place_stages import place_stages
+        from runner.strategy.parallel.trainable import PlacedParts
+
+        plan, builder = self._tensor_plan(builder, world)
+        stages = place_stages(
+            builder,
+            world,
+            settings=self.pipelining,
+            shards=self.shards,
+            sharing=sharing_mesh(world.mesh()) if world.axes.data_ranks > 1 else None,
+            plan=plan,
+        )
+        return PlacedParts(stages, nullcontext if plan is None else plan.computing), stages
+
+    def _tensor_plan(self, builder: Builder, world: World) -> "tuple[TensorPlan | None, Builder]":
+        """The plan for weight matrices, if tensor ranks split them, and a builder with a loss hook that fits it."""
+        from runner.strategy.parallel.tensor import TensorPlan
+
+        if world.axes.size([Axis.TENSOR]) == 1:
+            return None, builder
+        mesh = world.mesh()[Axis.TENSOR]
+        plan = TensorPlan(self.tensor_plan, mesh, sequence_parallel=self.sequence_parallel)
+        return plan, replace(builder, loss=plan.whole_loss(builder.loss))
 
     def _place_parts(self, builder: Builder, world: World) -> "tuple[PlacedParts, NoSync]":
         """Build the model, split it by tensor plan and experts, recompute, compile, shard: in torchtitan's order.
@@ -132,16 +207,11 @@ class Parallel:
         from runner.strategy.common.named_state import unchanged
         from runner.strategy.fsdp.trainable import PlacedShards
         from runner.strategy.parallel.expert import ExpertPlan, sharing_mesh
-        from runner.strategy.parallel.tensor import TensorPlan
         from runner.strategy.parallel.trainable import PlacedParts
 
-        mesh, axes = world.mesh(), world.axes
-        plan: TensorPlan | None = None
-        if axes.size([Axis.TENSOR]) > 1:
-            plan = TensorPlan(self.tensor_plan, mesh[Axis.TENSOR], sequence_parallel=self.sequence_parallel)
-            builder = replace(builder, loss=plan.whole_loss(builder.loss))
-
-        experts = ExpertPlan(self.expert_modules, mesh) if axes.size([Axis.EXPERT]) > 1 else None
+        axes = world.axes
+        plan, builder = self._tensor_plan(builder, world)
+        experts = ExpertPlan(self.expert_modules, world.mesh()) if axes.size([Axis.EXPERT]) > 1 else None
 
         def build() -> "Module":
             model = builder.build_model()
@@ -155,7 +225,7 @@ class Parallel:
 
         as_stored = unchanged if plan is None else plan.as_stored
         if axes.data_ranks > 1:
-            sharing = sharing_mesh(mesh)
+            sharing = sharing_mesh(world.mesh())
             apart = None if experts is None else experts.apart
             shards, units = self.shards.place_shards(build, builder, world, sharing, as_stored=as_stored, apart=apart)
             has_replicas = axes.size([Axis.REPLICATE]) > 1

@@ -21,6 +21,7 @@ from torch.nn import Module, Parameter
 
 from runner.protocols import Loss
 from runner.strategy.parallel.packed import Packed, in_rank_order
+from runner.strategy.parallel.stand_in import is_elsewhere
 from runner.strategy.parallel.styles import (
     Planned,
     Style,
@@ -68,6 +69,8 @@ class TensorPlan:
                     setattr(module, attribute, getattr(module, attribute) // self._mesh.size())
                 continue
             for name, module in list(matching(model, pattern)):
+                if is_elsewhere(module):
+                    continue
                 if line.parts > 1:
                     self._pack(name, module, line.parts)
                 parallelize_module(module, self._mesh, self._style(line, module), src_data_rank=None)

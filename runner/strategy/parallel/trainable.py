@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -23,24 +23,34 @@ from runner.protocols import (
     Update,
     World,
 )
-from runner.strategy.common.module_trainable import ModuleTrainable
+from runner.strategy.common.module_trainable import ModuleTrainable, Rounds
 from runner.strategy.fsdp.trainable import PlacedShards
 from runner.strategy.parallel.sizes import axes_in
 from runner.strategy.parallel.tensor import reduced_gradients
 
-PARTS = (Axis.SHARD, Axis.EXPERT, Axis.TENSOR)
+if TYPE_CHECKING:
+    from runner.strategy.parallel.pipeline import PlacedStages
+
+PARTS = (Axis.PIPELINE, Axis.SHARD, Axis.EXPERT, Axis.TENSOR)
 """The axes along which the ranks hold different parts of the parameters that they train together."""
+
+
+def on_one_stage(parameter: Tensor) -> int:
+    """Each parameter is on one rank of a pipeline."""
+    return 1
 
 
 @final
 class PlacedParts:
     """A model that is split among ranks: its weight matrices by a tensor plan, what is left by shards."""
 
-    def __init__(self, shards: PlacedShards, computing: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self, shards: "PlacedShards | PlacedStages", computing: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
         """Hold a model that is already split.
 
         Args:
-            shards: the model; without units if there is nothing to share.
+            shards: the model; without units if there is nothing to share. Or the stages of a pipeline.
             computing: the context of every forward and backward.
         """
         self.shards = shards
@@ -81,13 +91,18 @@ class PartsTrainable:
         world: World,
         *,
         no_sync: Callable[[], AbstractContextManager[Any]],
+        rounds: Rounds | None = None,
+        holders: Callable[[Tensor], int] = on_one_stage,
     ) -> None:
         """Start from step 0.
 
         Args:
             no_sync: a context in which backward does not complete the reduction of gradients.
+            rounds: takes micro-batches through the stages of a pipeline; None if there are none.
+            holders: how many ranks of a pipeline have a parameter.
         """
         parts = world.along(*PARTS)
+        self._stages = world.along(Axis.PIPELINE)
         self._placed = placed
         self._module = ModuleTrainable(
             placed.shards.module,
@@ -95,8 +110,9 @@ class PartsTrainable:
             world,
             no_sync=no_sync,
             gradients_of=parts_of_gradients,
-            norm_of=lambda gradients, parameters: norm_over_parts(gradients, parameters, parts),
+            norm_of=lambda gradients, parameters: norm_over_parts(gradients, parameters, parts, holders),
             reduce_found_inf=lambda found: parts.sum(found.to(parts.device)),
+            rounds=rounds,
         )
 
     @property
@@ -139,7 +155,11 @@ class PartsTrainable:
     def state_dict(self) -> State[Tensor]:
         """Model and optimizer by the model's parameter names; tensors are this rank's parts."""
         self._placed.shards.reshard()
-        return self._module.state_dict()
+        state = self._module.state_dict()
+        numbers = state.values["optimizer"]["numbers"]
+        for of_stage in self._stages.gather_objects(numbers):  # values are the same on every rank
+            numbers |= of_stage
+        return state
 
     def load_state_dict(self, saved: SavedState) -> None:
         """Continue from a checkpoint; each rank reads its own parts."""
@@ -155,7 +175,12 @@ def parts_of_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def norm_over_parts(gradients: Sequence[Tensor], parameters: Sequence[Parameter], parts: World) -> Tensor:
+def norm_over_parts(
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Parameter],
+    parts: World,
+    holders: Callable[[Tensor], int] = on_one_stage,
+) -> Tensor:
     """The 2-norm of the full gradient. Collective over the ranks that hold parts.
 
     The square of each part is divided by the number of ranks that hold the same one, so that one sum counts it once.
@@ -163,7 +188,7 @@ def norm_over_parts(gradients: Sequence[Tensor], parameters: Sequence[Parameter]
     of_copies: dict[int, list[Tensor]] = {}
     with_gradient = (parameter for parameter in parameters if parameter.grad is not None)
     for gradient, parameter in zip(gradients, with_gradient, strict=True):
-        of_copies.setdefault(_copies(parameter, parts), []).append(gradient)
+        of_copies.setdefault(_copies(parameter, parts) * holders(parameter), []).append(gradient)
     squares = [get_total_norm(group).square() / copies for copies, group in of_copies.items()]
     own = torch.stack(squares).sum() if squares else torch.zeros(())
     return parts.sum(own.to(parts.device)).sqrt().to(own.device)
@@ -171,8 +196,9 @@ def norm_over_parts(gradients: Sequence[Tensor], parameters: Sequence[Parameter]
 
 def _copies(parameter: Parameter, parts: World) -> int:
     """How many of the ranks that hold parts hold the same part of this parameter."""
+    stages = parts.axes.size([Axis.PIPELINE])  # each has parameters of its own
     if not isinstance(parameter, DTensor):
-        return parts.size
+        return parts.size // stages
     names = parameter.device_mesh.mesh_dim_names or ()
     split = [name for name, one in zip(names, parameter.placements, strict=True) if not one.is_replicate()]
-    return parts.size // parts.axes.size([axis for name in split for axis in axes_in(name)])
+    return parts.size // stages // parts.axes.size([axis for name in split for axis in axes_in(name)])

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runner import Loss
+
 
 class Block(nn.Module):
     def __init__(self, width: int) -> None:
@@ -64,3 +66,11 @@ class Ladder(Tower):
 
 def build_model_of_rungs(width: int = 5, blocks: int = 3) -> nn.Module:
     return Ladder(width, blocks)
+
+
+def scores(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Loss:
+    """The loss of points, with what the model says of each."""
+    x, y, weight = batch
+    found = model(x)
+    total = (F.cross_entropy(found, y, reduction="none") * weight).sum()
+    return Loss(total, weight.sum(), outputs={"scores": found})

@@ -180,7 +180,7 @@ def boxes_of(tensor: Any) -> list[Any]:
     return [(tuple(one.offset), tensor.__get_tensor_shard__(one).detach().clone()) for one in index]
 
 
-def alone(case: Case, num_micro_batches: int, clip: Clip | None = None) -> Trained:
+def alone(case: Case, num_micro_batches: int, clip: Clip | None = None, steps: int = 5) -> Trained:
     """The same in one process."""
-    trained: Trained = train(SoloWorld(CPU), Single(), case, num_micro_batches, clip)
+    trained: Trained = train(SoloWorld(CPU), Single(), case, num_micro_batches, clip, steps)
     return trained

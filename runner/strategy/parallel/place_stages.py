@@ -1,0 +1,169 @@
+"""Builds the stages of a rank: its part of the model, with the initial weights that one process would have."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import Module, Parameter
+
+from runner.errors import ModelError, SpecError
+from runner.protocols import Axis, Builder, World
+from runner.strategy.common.named_state import AsStored, distinct_tensors, unchanged
+from runner.strategy.common.placed_module import PlacedModule
+from runner.strategy.fsdp.settings import ShardSettings
+from runner.strategy.parallel.outline import Outline, copy_modules
+from runner.strategy.parallel.pipeline import PlacedStages
+from runner.strategy.parallel.schedule import PipelineSettings
+from runner.strategy.parallel.shared import SharedParameters
+from runner.strategy.parallel.split import Cut, cut_model, holders_of, split_faults
+from runner.strategy.parallel.stage_model import StageModel, remove_absent
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from runner.strategy.parallel.tensor import TensorPlan
+
+
+def place_stages(
+    builder: Builder,
+    world: World,
+    *,
+    settings: PipelineSettings,
+    shards: ShardSettings,
+    sharing: "DeviceMesh | None",
+    plan: "TensorPlan | None",
+) -> PlacedStages:
+    """Build this rank's stages: split by the tensor plan, recompute, compile, shard. Collective.
+
+    Args:
+        settings: how the model is cut.
+        shards: how the stages are sharded.
+        sharing: the ranks that share a stage or replicate it; None if it is on one rank.
+        plan: how weight matrices are split; None if they are not.
+    """
+    pipeline = world.along(Axis.PIPELINE)
+    model = builder.build_model()
+    num_stages = pipeline.size * settings.stages_per_rank
+    if faults := list(split_faults(model, num_stages=num_stages, split=settings.split)):
+        raise SpecError(*faults)
+    cut = cut_model(model, num_stages=num_stages, split=settings.split)
+    holders = holders_of(model, cut)
+    names = dict(distinct_tensors(model))
+    shapes = {name: tuple(tensor.shape) for name, tensor in names.items()}
+    trained = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
+    outline = Outline(model, cut, holders, builder.loss)
+    own = settings.stages_of(pipeline.rank, pipeline.size)
+    ranks_of = {
+        name: tuple(sorted({settings.rank_of(stage, pipeline.size) for stage in holders[name]})) for name in trained
+    }
+    if sharing is not None:
+        _check_can_be_sharded(holders, trained, own)
+    trees = [model] if len(own) == 1 else [copy_modules(model) for _ in own]
+    roots, units = [], []
+    for index, tree in zip(own, trees, strict=True):
+        root = _stage(tree, index, cut, holders, outline, builder, world, plan)
+        roots.append(root)
+        if sharing is not None:
+            units += shards.shard_module(root, root.model, builder, world, sharing)
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)  # every micro-batch of the step needs it again
+    here = trees[0] if len(own) == 1 else _together(model, trees, holders, own, world)
+    held = {name for name, _ in distinct_tensors(here)}
+    elsewhere = {name: shape for name, shape in shapes.items() if name not in held}
+    as_stored: AsStored = unchanged if plan is None else plan.as_stored
+    return PlacedStages(
+        PlacedModule(here, builder, world.device, as_stored=as_stored, elsewhere=elsewhere),
+        roots,
+        units,
+        outline,
+        SharedParameters(here, ranks_of, world),
+        settings,
+        builder,
+        world,
+        num_stages=num_stages,
+        sync_buffers=sharing is not None and shards.sync_buffers,
+        trained=trained,
+    )
+
+
+def with_same_groups(builder: Builder, trained: Mapping[str, bool]) -> Builder:
+    """Let the optimizer of every stage have the parameter groups of the whole model, some of them empty.
+
+    Args:
+        trained: the parameters of the whole model, in its order, and whether each requires a gradient.
+    """
+
+    def build(named: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
+        here = dict(named)
+        places = {name: Parameter(torch.empty(0), needs) for name, needs in trained.items() if name not in here}
+        optimizer = builder.build_optimizer((name, here.get(name, places.get(name))) for name in trained)  # type: ignore[misc]
+        absent = set(map(id, places.values()))
+        for group in optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in absent]
+        return optimizer
+
+    return replace(builder, build_optimizer=build)
+
+
+def _stage(
+    tree: Module,
+    index: int,
+    cut: Cut,
+    holders: Mapping[str, frozenset[int]],
+    outline: Outline,
+    builder: Builder,
+    world: World,
+    plan: "TensorPlan | None",
+) -> StageModel:
+    """A stage on this rank's device, not sharded yet."""
+    tensors = _named_tensors(tree)
+    absent = {name: tensor for name, tensor in tensors.items() if index not in holders[name]}
+    held = {
+        piece: stage == index or not any(name.startswith(f"{piece}.") for name in absent)
+        for piece, stage in cut.pieces.items()
+    }
+    remove_absent(tree, outline, absent, world.device)
+    tree.to(world.device)
+    if plan is not None:
+        plan.apply(tree)
+    builder.recompute(tree)
+    builder.compile(tree)
+    root = StageModel(tree, index, cut, builder.loss)
+    root.install(held)
+    return root
+
+
+def _together(
+    model: Module, trees: list[Module], holders: Mapping[str, frozenset[int]], own: list[int], world: World
+) -> Module:
+    """The modules of several stages as one model, which is never called: it has their parameters by name."""
+    for name in list(_named_tensors(model)):
+        owner, _, key = name.rpartition(".")
+        module = model.get_submodule(owner)
+        tree = next((tree for index, tree in zip(own, trees, strict=True) if index in holders[name]), None)
+        here: Any = None if tree is None else tree.get_submodule(owner)
+        for kind in ("_parameters", "_buffers"):
+            if key in vars(module)[kind]:
+                if here is None:
+                    del vars(module)[kind][key]
+                    module._non_persistent_buffers_set.discard(key)
+                    module.__dict__[key] = None
+                else:
+                    vars(module)[kind][key] = vars(here)[kind][key]
+    return model
+
+
+def _named_tensors(model: Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by every name of each."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _check_can_be_sharded(holders: Mapping[str, frozenset[int]], trained: Mapping[str, bool], own: list[int]) -> None:
+    for name in trained:
+        if len(holders[name] & set(own)) > 1:
+            raise ModelError(
+                f"{name} belongs to two stages on one rank, each of which would shard it. Use another "
+                "strategy.schedule, stages_per_rank=1, or strategy.shard=1 and strategy.replicate=1."
+            )

@@ -1,0 +1,277 @@
+"""What passes between the stages of a pipeline, and what is told of models and hooks that cannot be cut."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+
+from runner.errors import HookError
+from runner.protocols import Loss, MicroBatch, StepBatches
+from runner.strategy.parallel import Parallel
+from runner.strategy.parallel.outline import Outline, Record
+from runner.strategy.parallel.place_stages import _stage
+from runner.strategy.parallel.schedule import PipelineSettings, Schedule
+from runner.strategy.parallel.split import cut_model, holders_of, split_faults
+from runner.strategy.parallel.stage_model import Visit
+from runner.world.solo import SoloWorld
+from tests.strategy.parallel.small_gpt import CPU, Case, alone, prepare, step_batches, train
+from tests.strategy.ranks import builder, on_ranks
+
+WIDTH = 4
+
+
+class Blocks(Module):
+    """A stem, four blocks and a head; subclasses say how they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.head = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x).tanh()
+        return self.head(x)
+
+
+class ResidualOutside(Blocks):
+    """Adds what goes into a block to what comes out of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x).tanh()
+        return self.head(x)
+
+
+class Skips(Blocks):
+    """Uses in the head what the stem has computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x)
+        y = stem * 2
+        for block in self.blocks:
+            y = block(y).tanh()
+        return self.head(y + stem)
+
+
+class Branches(Blocks):
+    """Decides by a value of an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x) if x.sum() > 0 else block(-x)
+        return self.head(x)
+
+
+class HeadFirst(Blocks):
+    """Defines the head before the blocks that it follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = self._modules.pop("blocks")
+
+
+class OwnParameter(Blocks):
+    """Has a parameter of its own, which the first and the last stage use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((WIDTH,), 1.5))
+        self.register_buffer("offset", torch.tensor([0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * self.scale) * self.scale.sum() + self.offset
+
+
+def squared(model: Module, batch: tuple[Tensor, Tensor]) -> Loss:
+    """The squared error, summed."""
+    inputs, targets = batch
+    return Loss((model(inputs) - targets).square().sum(), len(inputs))
+
+
+def twice(model: Module, batch: tuple[Tensor, Tensor]) -> Loss:
+    """A hook that calls the model twice."""
+    inputs, targets = batch
+    return Loss((model(inputs) - model(targets.expand(-1, WIDTH))).square().sum(), len(inputs))
+
+
+def with_penalty(model: Module, batch: tuple[Tensor, Tensor]) -> Loss:
+    """A hook that adds a norm of all weights."""
+    total, count, *_ = squared(model, batch)
+    return Loss(total + sum(weight.square().sum() for weight in model.parameters()), count)
+
+
+def noisy(model: Module, batch: tuple[Tensor, Tensor]) -> Loss:
+    """A hook that draws noise, adds it to the input, and lets the model find it."""
+    inputs, _ = batch
+    noise = torch.randn(len(inputs), 1)
+    return Loss((model(inputs + noise) - noise).square().sum(), len(inputs), {"noise": (noise.sum(), 1)})
+
+
+def batch_of(windows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of numbers from windows of bytes, and targets."""
+    rows = torch.stack([window[:WIDTH] if len(window) >= WIDTH else window.repeat(2)[:WIDTH] for window in windows])
+    return rows.float() / 256, rows.float().mean(dim=1, keepdim=True) / 256
+
+
+def case_of(build: Callable[[], Module], loss: Any = squared) -> Case:
+    """A model and a hook."""
+
+    def seeded() -> Module:
+        torch.manual_seed(0)
+        return build()
+
+    return Case(seeded, loss, batch_of, {})
+
+
+def part_of(**keys: Any) -> Parallel:
+    """Two stages on two ranks."""
+    return Parallel(pipeline=2, shard=1, pipelining=PipelineSettings(schedule=Schedule.ONE_F_ONE_B, **keys))
+
+
+def outlined(build: Callable[[], Module], loss: Any = squared, num_stages: int = 2) -> Record:
+    """What a model and a hook pass between stages."""
+    model = build()
+    cut = cut_model(model, num_stages=num_stages, split=[])
+    outline = Outline(model, cut, holders_of(model, cut), lambda model, batch, items: loss(model, batch))
+    rows = torch.ones(3, WIDTH)
+    return outline.of(MicroBatch((rows, rows[:, :1]), 3), training=True)
+
+
+def test_the_activation_before_a_block_is_carried_with_its_shape() -> None:
+    record = outlined(Blocks, num_stages=3)
+    assert [[(one.shape, one.trained) for one in carried] for carried in record.carried] == [[((3, WIDTH), True)]] * 2
+
+
+@pytest.mark.parametrize(
+    ("build", "loss", "message"),
+    [
+        (Branches, squared, "control flow cannot cross stages"),
+        (lambda: Blocks().requires_grad_(False), lambda model, batch: model.stem(batch[0]), "does not call blocks"),
+    ],
+)
+def test_what_cannot_be_cut_is_told_before_anything_is_sent(
+    build: Callable[[], Module], loss: Any, message: str
+) -> None:
+    with pytest.raises(HookError, match=message):
+        outlined(build, loss)
+
+
+def last_of_two(build: Callable[[], Module], loss: Any) -> Any:
+    """What the last stage makes of an activation that has arrived."""
+    model = build()
+    cut = cut_model(model, num_stages=2, split=[])
+    holders = holders_of(model, cut)
+    given = builder(build=build, optimizer=torch.optim.SGD, loss=loss)
+    outline = Outline(model, cut, holders, given.loss)
+    stage = _stage(model, 1, cut, holders, outline, given, SoloWorld(CPU), None)
+    rows = torch.ones(3, WIDTH)
+    micro_batch = MicroBatch((rows, rows[:, :1]), 3)
+    return stage(micro_batch, Visit(outline.of(micro_batch, training=True), [torch.ones(3, WIDTH)], 0))
+
+
+def test_the_last_stage_computes_the_loss_from_what_has_arrived() -> None:
+    torch.manual_seed(0)
+    model = Blocks()
+    x = model.blocks[3](model.blocks[2](torch.ones(3, WIDTH)).tanh()).tanh()
+    expected = (model.head(x) - 1).square().sum()
+    torch.manual_seed(0)
+    assert last_of_two(Blocks, squared).total.detach() == expected.detach()
+
+
+@pytest.mark.parametrize(
+    ("build", "loss", "message"),
+    [
+        (Skips, squared, "depends on weights or activations of other stages"),
+        (HeadFirst, squared, "head belongs to stage 0 of the pipeline, since the model defines it there"),
+        (Blocks, twice, "called twice for one micro-batch"),
+        (Blocks, with_penalty, "depends on weights or activations of other stages"),
+    ],
+)
+def test_what_the_last_stage_lacks_is_told_by_it(build: Callable[[], Module], loss: Any, message: str) -> None:
+    with pytest.raises(HookError, match=message):
+        last_of_two(build, loss)
+
+
+@pytest.mark.parametrize("build", [ResidualOutside, OwnParameter])
+def test_what_the_forward_holds_and_shares_reaches_every_stage(build: Callable[[], Module], tmp_path: Path) -> None:
+    part, case = part_of(split=["blocks.1"]), case_of(build)
+    expected = alone(case, 2, steps=2)
+    for found in on_ranks(2, train, part, case, 2, None, 2, scratch=tmp_path, axes=part.axes(2)):
+        assert found.losses == pytest.approx(expected.losses, rel=1e-6)
+        for name, weight in expected.weights.items():
+            torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def drawn(world: Any, part: Parallel, case: Case) -> Any:
+    """The noise that was drawn, and a draw afterwards."""
+    trainable = prepare(world, part, case)
+    torch.manual_seed(3)
+    losses = trainable.forward_backward(step_batches(world, case, 2)).losses
+    return (
+        [float(one.metrics["noise"][0]) for one in losses],
+        float(torch.rand(())),
+        float(next(iter(trainable.models["model"].parameters())).grad.norm()),
+    )
+
+
+def test_what_a_hook_draws_is_the_same_on_all_stages(tmp_path: Path) -> None:
+    part, case = part_of(), case_of(Blocks, noisy)
+    first, last = on_ranks(2, drawn, part, case, scratch=tmp_path, axes=part.axes(2))
+    assert first[1] == last[1]
+    model = case.build()
+    total = torch.zeros(())
+    torch.manual_seed(3)
+    seeds = torch.randint(2**62, (3,)).tolist()
+    for seed, micro_batch in zip(seeds, batches(case), strict=False):
+        torch.manual_seed(seed)
+        loss = noisy(model, micro_batch.batch)
+        assert last[0].pop(0) == pytest.approx(float(loss.metrics["noise"][0]))
+        total = total + loss.total
+    total.backward()
+    assert first[2] == pytest.approx(float(model.stem.weight.grad.norm()), rel=1e-5)
+
+
+def batches(case: Case) -> Any:
+    """The micro-batches of a step in one process."""
+    given: StepBatches = step_batches(SoloWorld(CPU), case, 2)
+    return given.micro_batches
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (["blocks.7"], "blocks.7: the model has no such module. Did you mean blocks"),
+        (["blocks"], "a list of modules is never called, so no stage can begin at it. Name its first member: blocks.0"),
+        (["blocks.1", "blocks.2"], "2 modules begin 3 stages, but pipeline × stages_per_rank = 2"),
+    ],
+)
+def test_a_split_that_cannot_be_is_told_before_launch(split: list[str], message: str) -> None:
+    assert message in " ".join(fault.message for fault in split_faults(Blocks(), num_stages=2, split=split))
+
+
+def test_too_few_blocks_are_told_with_what_could_begin_a_stage() -> None:
+    (fault,) = split_faults(Blocks(), num_stages=5, split=[])
+    assert "4 blocks" in fault.message
+    assert "strategy.split" in fault.message
+
+
+def test_stages_are_balanced_with_stem_and_head_counted() -> None:
+    model = Blocks()
+    model.head = nn.Linear(WIDTH, 100)
+    assert cut_model(model, num_stages=2, split=[]).begins == ("blocks.3",)
+    model.stem = nn.Linear(200, WIDTH)
+    assert cut_model(model, num_stages=2, split=[]).begins == ("blocks.1",)
+
+
+def test_modules_out_of_order_are_told() -> None:
+    faults = split_faults(Blocks(), num_stages=3, split=["blocks.2", "blocks.1"])
+    assert any("not in the order in which the model defines them" in fault.message for fault in faults)
