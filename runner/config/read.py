@@ -9,6 +9,7 @@ from runner.config.groups import GROUPS, MANY_GROUPS
 from runner.config.imports import import_from
 from runner.config.masking import collected, hidden, marked, revealed, scrubber
 from runner.config.nearest import did_you_mean, listed
+from runner.config.of_blocks import ActivationCheckpointing, Blocks, Compile
 from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any, shown
 from runner.config.read_files import read_files
 from runner.config.rules import (
@@ -22,20 +23,7 @@ from runner.config.rules import (
     run_faults,
     secret_faults,
 )
-from runner.config.run_spec import (
-    ActivationCheckpointing,
-    Batch,
-    Blocks,
-    Compile,
-    Eval,
-    Guard,
-    Hook,
-    Loader,
-    Log,
-    Run,
-    RunSpec,
-    Sweep,
-)
+from runner.config.run_spec import Batch, Eval, Guard, Hook, Loader, Log, Run, RunSpec, Sweep
 from runner.config.secret import NO_SECRETS, Secret
 from runner.config.unknown import UNKNOWN, NotKnown, as_far_as_known
 from runner.errors import Fault, SpecError

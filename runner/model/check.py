@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, final
 
-from runner.config.run_spec import Compiled, Recompute, RunSpec
+from runner.config.of_blocks import Compiled, Recompute
+from runner.config.run_spec import RunSpec
 from runner.config.unknown import as_far_as_known
 from runner.errors import Fault
 from runner.model.meta_model import MetaBuildError, build_meta_model

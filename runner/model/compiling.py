@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from torch.nn import Module
 
 from runner.config.nearest import did_you_mean, listed
-from runner.config.run_spec import Compile
+from runner.config.of_blocks import Compile
 from runner.errors import Fault, SpecError
 
 

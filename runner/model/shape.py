@@ -2,7 +2,8 @@
 
 from torch.nn import Module
 
-from runner.config.run_spec import Compiled, Recompute, RunSpec
+from runner.config.of_blocks import Compiled, Recompute
+from runner.config.run_spec import RunSpec
 from runner.model.blocks import named_blocks
 
 

@@ -212,10 +212,11 @@ PARALLEL = {
         "  megatron_lm_attention_backend: true\n  megatron_lm_attention_dropout: 0.1\n"
         "  megatron_lm_hidden_dropout: 0.1\n  megatron_lm_attention_softmax_in_fp32: true\n"
         "  megatron_lm_use_rotary_position_embeddings: true",
-        "strategy=parallel strategy.replicate=auto strategy.shard=1 strategy.tensor=2 strategy.context=2 "
+        "strategy=parallel strategy.replicate=auto strategy.shard=1 strategy.tensor=2 "
         "strategy.expert=2 hardware.processes=8 batch.accumulate=4 activation_checkpointing.what=blocks",
-        "expert_tensor_parallel_size use_custom_fsdp optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d "
-        "use_precision_aware_optimizer no_load_optim no_save_optim eod_mask_loss decoder_last_pipeline_num_layers "
+        "context_parallel_size expert_tensor_parallel_size use_custom_fsdp optimizer_cpu_offload "
+        "overlap_cpu_optimizer_d2h_h2d use_precision_aware_optimizer no_load_optim no_save_optim eod_mask_loss "
+        "decoder_last_pipeline_num_layers "
         "attention_backend attention_dropout hidden_dropout attention_softmax_in_fp32 use_rotary_position_embeddings",
     ),
     "recomputed_otherwise": (
@@ -247,12 +248,18 @@ def test_a_configuration_becomes_overrides_that_a_recipe_accepts(tmp_path: Path,
 
 
 @pytest.mark.parametrize("case", PARALLEL)
-def test_the_axes_of_megatron_lm_become_those_of_one_strategy(tmp_path: Path, case: str) -> None:
+def test_the_axes_of_megatron_lm_become_those_of_one_strategy(tmp_path: Path, spec: Spec, case: str) -> None:
     text, overrides, missing = PARALLEL[case]
     found = read_file(written(tmp_path, text))
     assert sorted(str(setting) for setting in found.settings) == sorted(overrides.split())
     keys = {line.argument.key for line in found.lines if line.outcome.is_missing}
     assert keys == {f"megatron_lm_config.megatron_lm_{name}" for name in missing.split()}
+    settings = [str(setting) for setting in found.settings]
+    if case == "as_documented":
+        with pytest.raises(SpecError, match=r"strategy\.sequence_parallel: true does not work with strategy\.pipeline"):
+            spec(settings)
+    else:
+        spec(settings)
 
 
 @pytest.mark.parametrize("text", [text for text, *_ in (CASES | PARALLEL).values()], ids=[*CASES, *PARALLEL])

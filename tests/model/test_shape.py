@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from runner.config.run_spec import Compile, Compiled
+from runner.config.of_blocks import Compile, Compiled
 from runner.errors import SpecError
 from runner.model.blocks import named_blocks, own_classes
 from runner.model.compiling import compile_in_place

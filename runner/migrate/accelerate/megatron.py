@@ -88,7 +88,9 @@ MEGATRON = only_if(
         for name, rule in {
             "tp_degree": _degree("tensor"),
             "pp_degree": _degree("pipeline", ("strategy.schedule", "1f1b")),
-            "context_parallel_size": _degree("context"),
+            "context_parallel_size": missing_unless(
+                1, "not there: sequence_parallel divides activations by sequence among tensor ranks", convert=whole
+            ),
             "expert_model_parallel_size": _degree("expert"),
             **{name: missing_unless(False, remark, convert=yes_no) for name, remark in OFF_OR_MISSING.items()},
             "expert_tensor_parallel_size": missing_unless(

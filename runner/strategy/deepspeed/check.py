@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.config.run_spec import Compiled, NonFinite
+from runner.config.of_blocks import Compiled
+from runner.config.run_spec import NonFinite
 from runner.errors import Fault
 from runner.strategy.deepspeed.config import AUTO, ZERO, Source, contradictions, unfilled
 

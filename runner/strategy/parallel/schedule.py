@@ -61,7 +61,7 @@ class PipelineSettings:
 
     def faults(self, spec: "RunSpec", ranks: int) -> Iterator[Fault]:
         """Report what does not go together with a pipeline of so many ranks."""
-        from runner.config.run_spec import Compiled
+        from runner.config.of_blocks import Compiled
 
         if ranks == 1:
             return

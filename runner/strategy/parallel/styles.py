@@ -84,7 +84,7 @@ def matches(pattern: str, name: str) -> bool:
 
 def matching(model: "Module", pattern: str) -> "Iterator[tuple[str, Module]]":
     """The modules that a pattern names."""
-    return ((name, module) for name, module in model.named_modules() if matches(pattern, name))
+    return ((name, module) for name, module in model.named_modules() if name and matches(pattern, name))
 
 
 def is_transposed(module: "Module") -> bool:
@@ -102,7 +102,8 @@ def output_dim(module: "Module") -> int:
 def attributes(model: "Module", pattern: str) -> "Iterator[tuple[Module, str]]":
     """The whole numbers that a pattern names: owner and attribute."""
     path, _, wanted = pattern.rpartition(".")
-    for _, module in matching(model, path):
+    owners = [module for _, module in matching(model, path)] if path else [model]
+    for module in owners:
         for name, value in vars(module).items():
             if type(value) is int and matches(wanted, name):
                 yield module, name
