@@ -52,7 +52,14 @@ def test_the_job_of_a_killed_sweep_commits_and_ends(
     assert not (project / "sweep" / "1").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGTERM,
+        *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (signal.SIGHUP, signal.SIGUSR1)),
+    ],
+)
 def test_a_sweep_that_is_asked_to_stop_passes_it_on(
     project: Path, start: Callable[..., Started], number: signal.Signals
 ) -> None:

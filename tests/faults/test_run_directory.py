@@ -84,19 +84,16 @@ def test_weights_are_exported_though_the_newest_spec_is_damaged(runner: Callable
 
 
 @pytest.mark.fault("a second attempt at a run that is under way", "it is refused, with host, process and time")
-def test_a_second_attempt_is_refused_while_the_first_goes_on(
-    start: Callable[..., Started], process: Callable[..., Process], project: Path
-) -> None:
+def test_a_second_attempt_is_refused_while_the_first_goes_on(start: Callable[..., Started], project: Path) -> None:
     run_dir = RunDir(project / "run")
     first = start("train", "points", "run.dir=run", "run.steps=1000000", *PAIR)
-    second = None
     deadline = time.monotonic() + 60
     while not (run_dir.metrics.exists() and run_dir.read_status()["step"] > 20):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     partial = run_dir.checkpoints / "step_1.partial-0"
     partial.mkdir()
-    second = process("resume", "run").end()
+    second = start("resume", "run").wait(60)
     assert second.code == 9
     assert f"{run_dir.path} is in use by process {first.pid} on " in second.stderr
     assert second.stderr.strip().endswith(f"kill {first.pid}")
@@ -105,7 +102,7 @@ def test_a_second_attempt_is_refused_while_the_first_goes_on(
     assert [path.name for path in run_dir.specs()] == ["spec.yaml"]
     first.kill()
     assert first.wait(20).code == -signal.SIGKILL
-    third = process("resume", "run", f"run.steps={run_dir.read_status()['step'] + 3}").end()
+    third = start("resume", "run", f"run.steps={run_dir.read_status()['step'] + 3}").wait(60)
     assert third.code == 0, third.stderr
     assert f"process {first.pid} on " in third.stderr
     assert "has gone without reporting an end" in third.stderr

@@ -29,7 +29,6 @@ SLICE = {
     ("ddp", 2, "hsdp_grad_op", 2),
     ("ddp", 2, "deepspeed_zero2", 2),
     ("deepspeed_zero3", 2, "fsdp", 2),
-    ("deepspeed_zero1", 2, "deepspeed_zero1", 2),
 }
 
 

@@ -8,11 +8,20 @@ import torch
 from tests.conftest import Ended
 from tests.parity.options import placed, tensors
 
-WAYS = [["checkpoint.asynchronous=true"], ["checkpoint=full"]]
+ASYNCHRONOUS, FULL = ["checkpoint.asynchronous=true"], ["checkpoint=full"]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["asynchronous", "full"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_zero2"])
+@pytest.mark.parametrize(
+    ("strategy", "way"),
+    [
+        ("ddp", FULL),
+        ("fsdp", FULL),
+        ("fsdp", ASYNCHRONOUS),
+        ("deepspeed_zero2", ASYNCHRONOUS),
+        pytest.param("ddp", ASYNCHRONOUS, marks=pytest.mark.exhaustive),  # faults/test_killed.py has it
+        pytest.param("deepspeed_zero2", FULL, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_two_ranks_save_as_ever_and_one_continues(
     runner: Callable[..., Ended], trained: Callable[..., Ended], strategy: str, way: list[str]
 ) -> None:

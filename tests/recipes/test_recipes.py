@@ -32,8 +32,8 @@ def test_a_recipe_reaches_what_it_promises(runner: Callable[..., Ended], recipe:
     assert least <= ended.run_dir.read_status()["metrics"][metric] <= most
 
 
+@pytest.mark.exhaustive  # bf16_pure on one rank does it every day: test_digits_matrix.py
 def test_digits_is_accurate_on_two_ranks_in_bf16(runner: Callable[..., Ended]) -> None:
-    """The README's second command."""
     options = ["strategy=ddp", "hardware.processes=2", "precision=bf16", "run.steps=300"]
     ended = runner("train", "digits", *options, timeout_s=300)
     assert ended.run_dir.read_status()["metrics"]["eval/accuracy"] >= 0.98
