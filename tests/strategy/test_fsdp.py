@@ -368,4 +368,4 @@ def test_a_model_that_cannot_be_cut_is_refused(part: Any, build: Any, message: s
 
 def refusal_alone(world: Any, part: Any, build: Any) -> Any:
     """Rank 0 may have nothing to complain about and would wait for the others."""
-    return refusal(world, part, build) if world.rank or part.build is Build.EVERY_RANK else ""
+    return refusal(world, part, build) if world.rank or part.settings.build is Build.EVERY_RANK else ""
