@@ -130,6 +130,7 @@ class StageModel(Module):
                         f"{one.dtype} were expected from the shapes of the batch: stage {self.index} of the pipeline "
                         "must not depend on values in its shapes."
                     )
+                assert one.trained or not tensor.requires_grad, f"{name}: no gradient would come back"
                 tensors.append(tensor.clone() if tensor._is_view() else tensor)  # zero-bubble detaches it in place
             raise _Ended(tuple(tensors))
 

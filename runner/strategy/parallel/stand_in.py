@@ -74,9 +74,8 @@ class Absent(Tensor):
         if name != "__get__":
             _check_written(name, args, kwargs)
             _check_held(name, absent, where)
-        trained = torch.is_grad_enabled() and any(
-            one.trained if isinstance(one, Absent) else one.requires_grad for one in leaves
-        )
+        # Whatever the grad mode: the forward of an autograd.Function runs without. A gradient that nobody needs is 0.
+        trained = any(one.trained if isinstance(one, Absent) else one.requires_grad for one in leaves)
         held = None if where is None else frozenset({where.stage})
         fakes = {id(one.fake): one for one in absent}
 

@@ -76,11 +76,37 @@ class HeadFirst(Blocks):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = self._modules.pop("blocks")
+        blocks = self.blocks
+        del self.blocks
+        self.blocks = blocks
+
+
+class Doubled(torch.autograd.Function):
+    """Twice its input; its forward runs without gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+class OwnGradient(Blocks):
+    """Has a gradient of its own before every block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(Doubled.apply(x)).tanh()
+        return self.head(x)
 
 
 class OwnParameter(Blocks):
     """Has a parameter of its own, which the first and the last stage use."""
+
+    offset: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +227,7 @@ def test_what_the_last_stage_lacks_is_told_by_it(build: Callable[[], Module], lo
         last_of_two(build, loss)
 
 
-@pytest.mark.parametrize("build", [ResidualOutside, OwnParameter])
+@pytest.mark.parametrize("build", [ResidualOutside, OwnParameter, OwnGradient])
 def test_what_the_forward_holds_and_shares_reaches_every_stage(build: Callable[[], Module], tmp_path: Path) -> None:
     part, case = part_of(split=["blocks.1"]), case_of(build)
     expected = alone(case, 2, steps=2)
@@ -227,7 +253,7 @@ def test_what_a_hook_draws_is_the_same_on_all_stages(tmp_path: Path) -> None:
     part, case = part_of(), case_of(Blocks, noisy)
     first, last = on_ranks(2, drawn, part, case, scratch=tmp_path, axes=part.axes(2))
     assert first[1] == last[1]
-    model = case.build()
+    model: Any = case.build()
     total = torch.zeros(())
     torch.manual_seed(3)
     seeds = torch.randint(2**62, (3,)).tolist()
