@@ -1,114 +1,219 @@
-"""How long the ranks of a pipeline idle in a step, beside what the schedule's formula says.
+"""CPU time of a step along each axis of strategy=parallel, beside a hand-written loop with the same parts of torch.
 
-python benchmarks/parallel.py [--micro-batches 8] [--steps 5] [--schedules gpipe 1f1b zero_bubble]
+python benchmarks/parallel.py [--turns 9] [--steps 20] [tensor shard pipeline]
 
-The blocks do not compute but sleep, as long in a forward as for the gradient of their input and for that of their
-weight. So what is measured are the schedule and the runtime, not the machine's other load: idle = 1 - slept / wall.
+Two processes. The two loops take turns, each with its own model; both must end with the same weights, to the bit.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from runner.optimizer.sgd import SGD
-from runner.protocols import Loss, MicroBatch, StepBatches
+from runner.protocols import Axis, Loss, MicroBatch, StepBatches
+from runner.strategy.fsdp import FSDP
+from runner.strategy.fsdp.settings import ShardSettings
 from runner.strategy.parallel import Parallel
-from runner.strategy.parallel.schedule import PipelineSettings, Schedule
-from tests.strategy.ranks import builder, on_ranks
+from runner.strategy.parallel.schedule import PipelineSettings
+from tests.strategy.ranks import builder, model_of, on_ranks
 
-RANKS = 2
-BLOCKS = 4
-STAGES = {Schedule.INTERLEAVED: 2, Schedule.ZERO_BUBBLE_V: 2}
-SLEEP_S = 0.02
-"""For one block: its forward, the gradient of its input, or that of its weight."""
-
-
-class Slow(torch.autograd.Function):
-    """Sleeps in its backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        time.sleep(SLEEP_S)
-        return gradient
+RANKS, WIDTH, DEPTH, ITEMS, MICRO_BATCHES = 2, 256, 4, 64, 4
+RATE = 1e-3
+Step = Callable[[], None]
+Loop = tuple[Step, Callable[[], list[Tensor]]]
+"""A function that takes one step, and one that returns this rank's weights."""
 
 
 class Block(nn.Module):
-    """Sleeps instead of computing."""
+    """A feed-forward block with a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.widen = nn.Linear(WIDTH, 4 * WIDTH)
+        self.narrow = nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(SLEEP_S)
-        slow: Any = Slow.apply
-        found: Tensor = slow(x) + slow(self.weight)
+        found: Tensor = x + self.narrow(nn.functional.gelu(self.widen(self.norm(x))))
         return found
 
 
-def build() -> nn.Module:
-    """Nothing but blocks."""
-    return nn.Sequential(*(Block() for _ in range(BLOCKS)))
+def build() -> nn.Sequential:
+    """Blocks with the same weights on every rank."""
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(DEPTH)))
 
 
 def loss(model: nn.Module, batch: Tensor) -> Loss:
-    """The sum of what comes out."""
-    return Loss(model(batch).sum(), len(batch))
+    """The sum of squares."""
+    return Loss(model(batch).square().sum(), len(batch))
 
 
-def measure(world: Any, part: Parallel, num_micro_batches: int, steps: int) -> float:
-    """Seconds of some steps."""
-    given = builder(build=build, optimizer=partial(SGD(lr=0.1).build, items=1), loss=loss)
+def items(part: int, parts: int) -> list[Tensor]:
+    """This reader's micro-batches."""
+    everything = torch.randn(ITEMS, WIDTH, generator=torch.Generator().manual_seed(1))
+    return list(everything.chunk(parts)[part].chunk(MICRO_BATCHES))
+
+
+def by_strategy(world: Any, part: Any) -> Loop:
+    """The strategy's step."""
+    given = builder(build=build, optimizer=partial(SGD(lr=RATE).build, items=1), loss=loss)
     trainable = part.prepare(given, world)
-    batches = StepBatches([MicroBatch(torch.ones(2, 4), 2)] * num_micro_batches, 2 * num_micro_batches)
-    trainable.forward_backward(batches)
-    trainable.update(measure=False)
-    world.barrier()
-    start = time.perf_counter()
-    for _ in range(steps):
+    readers = world.along(*world.axes.data)
+    batches = StepBatches([MicroBatch(one, len(one)) for one in items(readers.rank, readers.size)], ITEMS)
+
+    def step() -> None:
         trainable.forward_backward(batches)
         trainable.update(measure=False)
-    return time.perf_counter() - start
+
+    def weights() -> list[Tensor]:
+        trainable.state_dict()  # reshards
+        return [local(one) for one in model_of(trainable).parameters()]
+
+    return step, weights
 
 
-def formula(schedule: Schedule, num_micro_batches: int) -> float:
-    """The idle share of a pipeline whose stages take equally long; for zero bubbles, of ZB1P and ZBV as published."""
-    bubble = (RANKS - 1) / STAGES.get(schedule, 1)
-    if schedule is Schedule.ZERO_BUBBLE:
-        bubble = (RANKS - 1) / 3
-    if schedule is Schedule.ZERO_BUBBLE_V:
-        bubble = 0.0
-    return bubble / (num_micro_batches + bubble)
+def local(parameter: Any) -> Tensor:
+    """This rank's part."""
+    part: Tensor = getattr(parameter, "_local_tensor", parameter)
+    return part.detach()
+
+
+def tensor_by_hand(world: Any) -> Loop:
+    """Tensor parallelism by parallelize_module."""
+    model = build()
+    for block in model:
+        plan = {"widen": ColwiseParallel(), "narrow": RowwiseParallel()}
+        parallelize_module(block, world.mesh()[Axis.TENSOR], plan, src_data_rank=None)
+    return trained(model, items(0, 1))
+
+
+def shard_by_hand(world: Any) -> Loop:
+    """Sharding by fully_shard; gradients are reduced in the last micro-batch."""
+    model = build()
+    for block in model:
+        fully_shard(block, mesh=world.mesh()[Axis.SHARD])
+    root: Any = fully_shard(model, mesh=world.mesh()[Axis.SHARD])
+    for module in model.modules():
+        if hasattr(module, "set_gradient_divide_factor"):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    step, _ = trained(model, items(world.rank, world.size), last=root.set_requires_gradient_sync)
+
+    def weights() -> list[Tensor]:
+        root.reshard()
+        return [local(one) for one in model.parameters()]
+
+    return step, weights
+
+
+def trained(model: nn.Module, micro_batches: list[Tensor], last: Callable[[bool], None] | None = None) -> Loop:
+    """A loop over micro-batches; the gradient of a step is divided once."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+
+    def step() -> None:
+        for number, batch in enumerate(micro_batches, 1):
+            if last is not None:
+                last(number == len(micro_batches))
+            model(batch).square().sum().backward()
+        divide(model)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, lambda: [local(one) for one in model.parameters()]
+
+
+def divide(model: nn.Module) -> None:
+    """Divide all gradients by the items of the step."""
+    gradients = [local(one.grad) for one in model.parameters() if one.grad is not None]
+    torch._foreach_mul_(gradients, torch.tensor(1 / ITEMS))
+
+
+def pipeline_by_hand(world: Any) -> Loop:
+    """A pipeline by PipelineStage and Schedule1F1B."""
+    whole = build()
+    half = DEPTH // RANKS
+    model = nn.Sequential(*list(whole)[world.rank * half : (world.rank + 1) * half])
+    group = world.mesh().get_group(Axis.PIPELINE)
+    stage = PipelineStage(model, world.rank, RANKS, torch.device("cpu"), group=group)
+    schedule = Schedule1F1B(stage, MICRO_BATCHES, loss_fn=lambda output, _: output.square().sum(), scale_grads=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    batch = torch.cat(items(0, 1))
+
+    def step() -> None:
+        if world.rank == 0:
+            schedule.step(batch)
+        else:
+            schedule.step(target=batch, losses=[])
+        divide(model)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, lambda: [local(one) for one in model.parameters()]
+
+
+UNITS = ShardSettings(wrap_classes=["Block"], sync_buffers=False)
+PLAN = {"*.widen": "colwise", "*.narrow": "rowwise"}
+AXES: dict[str, tuple[Any, Callable[[Any], Loop]]] = {
+    "tensor": (Parallel(tensor=2, shard=1, tensor_plan=PLAN), tensor_by_hand),
+    "shard": (Parallel(shard=2, shards=UNITS), shard_by_hand),
+    "shard beside strategy=fsdp": (
+        Parallel(shard=2, shards=UNITS),
+        partial(by_strategy, part=FSDP(settings=UNITS)),
+    ),
+    "pipeline": (Parallel(pipeline=2, shard=1, pipelining=PipelineSettings()), pipeline_by_hand),
+}
+
+
+def measure(world: Any, axis: str, turns: int, steps: int) -> list[tuple[float, float]]:
+    """Milliseconds of CPU time a step in each turn, of the strategy and of the loop by hand."""
+    part, by_hand = AXES[axis]
+    ours, theirs = by_strategy(world, part), by_hand(world)
+    times = []
+    for number in range(turns + 1):
+        taken = []
+        for step, _ in (ours, theirs) if number % 2 else (theirs, ours):
+            world.barrier()
+            start = time.process_time()
+            for _ in range(steps):
+                step()
+            taken.append(1e3 * (time.process_time() - start) / steps)
+        if number:  # the first one warms up
+            times.append((taken[0], taken[1]) if number % 2 else (taken[1], taken[0]))
+    for one, other in zip(ours[1](), theirs[1](), strict=True):
+        assert torch.equal(one, other), f"{axis}: the two loops end with different weights"
+    return times
 
 
 def main() -> None:
-    """Print a row for each schedule."""
+    """Print a row for each axis."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--micro-batches", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--schedules", nargs="+", default=[one.value for one in Schedule])
+    parser.add_argument("axes", nargs="*", help="tensor, shard, pipeline; all by default")
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()
-    print("| schedule | idle by formula | idle, measured | step, s |\n|---|---|---|---|")
-    for schedule in map(Schedule, given.schedules):
-        settings = PipelineSettings(schedule=schedule, stages_per_rank=STAGES.get(schedule, 1))
-        part = Parallel(pipeline=RANKS, shard=1, pipelining=settings)
+    print("| axis | strategy=parallel, ms of CPU time a step | by hand | ratio |\n|---|---|---|---|")
+    for axis, (part, _) in AXES.items():
+        if given.axes and not any(axis.startswith(one) for one in given.axes):
+            continue
         with tempfile.TemporaryDirectory() as scratch:
-            args = (part, given.micro_batches, given.steps)
-            wall = max(on_ranks(RANKS, measure, *args, scratch=Path(scratch), timeout_s=300, axes=part.axes(RANKS)))
-        slept = 3 * SLEEP_S * BLOCKS / RANKS * given.micro_batches * given.steps
-        idle = 1 - slept / wall
-        expected = formula(schedule, given.micro_batches)
-        print(f"| {schedule.value} | {expected:.1%} | {idle:.1%} | {wall / given.steps:.3f} |", flush=True)
+            args = (axis, given.turns, given.steps)
+            of_ranks = on_ranks(RANKS, measure, *args, scratch=Path(scratch), timeout_s=300, axes=part.axes(RANKS))
+        turns = [tuple(map(sum, zip(*turn, strict=True))) for turn in zip(*of_ranks, strict=True)]  # all ranks
+        ours, theirs = (statistics.median(turn[which] for turn in turns) for which in (0, 1))
+        ratio = statistics.median(ours / theirs for ours, theirs in turns)
+        print(f"| {axis} | {ours:.2f} | {theirs:.2f} | {ratio:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
