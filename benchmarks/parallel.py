@@ -105,10 +105,9 @@ def shard_by_hand(world: Any) -> Loop:
     for block in model:
         fully_shard(block, mesh=world.mesh()[Axis.SHARD])
     root: Any = fully_shard(model, mesh=world.mesh()[Axis.SHARD])
-    for module in model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    for unit in (root, *root):
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
     step, _ = trained(model, items(world.rank, world.size), last=root.set_requires_gradient_sync)
 
     def weights() -> list[Tensor]:

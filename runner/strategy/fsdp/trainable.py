@@ -20,9 +20,9 @@ from runner.protocols import (
     State,
     StepBatches,
     StepLoss,
-    Update,
     World,
 )
+from runner.strategy.common.around import Around
 from runner.strategy.common.loss_module import LossModule
 from runner.strategy.common.module_trainable import ModuleTrainable
 from runner.strategy.common.named_state import AsStored, unchanged
@@ -94,7 +94,7 @@ class PlacedShards:
 
 
 @final
-class ShardedTrainable:
+class ShardedTrainable(Around):
     """A sharded model and its optimizer: ModuleTrainable's step, over this rank's shard of each gradient."""
 
     def __init__(
@@ -117,8 +117,7 @@ class ShardedTrainable:
         """
         shard = world.along(Axis.SHARD)
         together = stepping or shard
-        self._placed = placed
-        self._module = ModuleTrainable(
+        module = ModuleTrainable(
             placed.module,
             builder,
             world,
@@ -128,38 +127,13 @@ class ShardedTrainable:
             reduce_found_inf=lambda found: together.sum(found.to(shard.device)),
             counted_over=counted_over,
         )
-
-    @property
-    def models(self) -> Mapping[str, Module]:
-        """The one model; its parameters are DTensors."""
-        return self._module.models
-
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """The optimizer of this rank's shards."""
-        return self._module.optimizers
-
-    @property
-    def exchange_bytes(self) -> int:
-        """The size of this rank's shards of the gradients."""
-        return self._module.exchange_bytes
+        super().__init__(module)
+        self._placed = placed
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
         """Forward and backward of every micro-batch; leaves this rank's shard of the summed gradients."""
         self._placed.sync_buffers()
-        return self._module.forward_backward(batches)
-
-    def gradients_finite(self) -> Tensor:
-        """Whether this rank's shards of the gradients are finite."""
-        return self._module.gradients_finite()
-
-    def update(self, *, measure: bool) -> Update:
-        """Divide, clip by the norm over all shards, step, clear."""
-        return self._module.update(measure=measure)
-
-    def discard(self) -> None:
-        """Drop this rank's shards of the gradients."""
-        self._module.discard()
+        return super().forward_backward(batches)
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
         """Evaluate the placed model."""
@@ -168,12 +142,12 @@ class ShardedTrainable:
     def state_dict(self) -> State[Tensor]:
         """Model and optimizer by the model's parameter names; tensors are this rank's shards."""
         self._placed.reshard()
-        return self._module.state_dict()
+        return super().state_dict()
 
     def load_state_dict(self, saved: SavedState) -> None:
         """Continue from a checkpoint; each rank reads its own shards."""
         self._placed.reshard()
-        self._module.load_state_dict(saved)
+        super().load_state_dict(saved)
 
 
 @torch.no_grad()

@@ -1,18 +1,16 @@
 """The training step of replicas that take steps of their own, around that of one replica."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 
 from runner.errors import ModelError
 from runner.model.local_part import local_part
 from runner.protocols import (
-    MicroBatch,
-    MicroBatchLoss,
     SavedState,
     State,
     StepBatches,
@@ -23,6 +21,7 @@ from runner.protocols import (
     World,
 )
 from runner.protocols.state import MODEL
+from runner.strategy.common.around import Around
 from runner.strategy.local_sgd.exchanges import Exchanges
 from runner.world.exchange import BUCKET_BYTES, mean_over, sum_over
 
@@ -71,7 +70,7 @@ class WarmUp:
 
 
 @final
-class ReplicaTrainable:
+class ReplicaTrainable(Around):
     """One replica among several. Between exchanges it is trained as if it were alone."""
 
     def __init__(
@@ -90,7 +89,7 @@ class ReplicaTrainable:
             replicas: the ranks that hold the same parts of the model.
             open_outer: makes what exchanges the parameters, by the model's names.
         """
-        self._inner = inner
+        super().__init__(inner)
         self._replicas = replicas
         self._exchanges = exchanges
         self._warm_up = warm_up
@@ -107,16 +106,6 @@ class ReplicaTrainable:
         self._used: list[bool] | None = None
 
     @property
-    def models(self) -> Mapping[str, Module]:
-        """The user's model, as this replica has it."""
-        return self._inner.models
-
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """The optimizer of this replica."""
-        return self._inner.optimizers
-
-    @property
     def exchange_bytes(self) -> int:
         """The size of the buffer in which weights are exchanged, and of its sum."""
         return 2 * max(BUCKET_BYTES, *(4 * local_part(parameter).numel() for _, parameter in self._named))
@@ -127,10 +116,6 @@ class ReplicaTrainable:
         if self._warm_up.lasts and self._replicas.size > 1:
             self._sum_gradients()
         return loss
-
-    def gradients_finite(self) -> Tensor:
-        """Whether the gradients on this rank are finite."""
-        return self._inner.gradients_finite()
 
     def update(self, *, measure: bool) -> Update:
         """One step of this replica, and an exchange if it is time. The norm is the mean of the replicas' norms."""
@@ -143,14 +128,6 @@ class ReplicaTrainable:
             mean = self._replicas.sum(norm.to(self._replicas.device)) / self._replicas.size
             return update._replace(grad_norm=mean.to(norm.device))
         return update
-
-    def discard(self) -> None:
-        """Drop the gradients of this replica."""
-        self._inner.discard()
-
-    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
-        """Evaluate the weights that the model has now."""
-        return self._inner.evaluate(micro_batches)
 
     def state_dict(self) -> State[Tensor]:
         """The state of this replica, and of what the replicas have in common."""

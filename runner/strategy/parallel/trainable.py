@@ -20,9 +20,9 @@ from runner.protocols import (
     State,
     StepBatches,
     StepLoss,
-    Update,
     World,
 )
+from runner.strategy.common.around import Around
 from runner.strategy.common.module_trainable import ModuleTrainable, Rounds
 from runner.strategy.fsdp.trainable import PlacedShards
 from runner.strategy.parallel.sizes import axes_in
@@ -81,7 +81,7 @@ class PlacedParts:
 
 
 @final
-class PartsTrainable:
+class PartsTrainable(Around):
     """ModuleTrainable's step, over this rank's part of each gradient."""
 
     def __init__(
@@ -102,9 +102,7 @@ class PartsTrainable:
             holders: how many ranks of a pipeline have a parameter.
         """
         parts = world.along(*PARTS)
-        self._stages = world.along(Axis.PIPELINE)
-        self._placed = placed
-        self._module = ModuleTrainable(
+        module = ModuleTrainable(
             placed.shards.module,
             builder,
             world,
@@ -114,39 +112,15 @@ class PartsTrainable:
             reduce_found_inf=lambda found: parts.sum(found.to(parts.device)),
             rounds=rounds,
         )
-
-    @property
-    def models(self) -> Mapping[str, Module]:
-        """The one model; parameters that are split are DTensors."""
-        return self._module.models
-
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """The optimizer of this rank's parts."""
-        return self._module.optimizers
-
-    @property
-    def exchange_bytes(self) -> int:
-        """The size of this rank's parts of the gradients."""
-        return self._module.exchange_bytes
+        super().__init__(module)
+        self._placed = placed
+        self._stages = world.along(Axis.PIPELINE)
 
     def forward_backward(self, batches: StepBatches) -> StepLoss:
         """Forward and backward of every micro-batch; leaves this rank's part of the summed gradients."""
         self._placed.shards.sync_buffers()
         with self._placed.computing():
-            return self._module.forward_backward(batches)
-
-    def gradients_finite(self) -> Tensor:
-        """Whether this rank's parts of the gradients are finite."""
-        return self._module.gradients_finite()
-
-    def update(self, *, measure: bool) -> Update:
-        """Divide, clip by the norm over all parts, step, clear."""
-        return self._module.update(measure=measure)
-
-    def discard(self) -> None:
-        """Drop this rank's parts of the gradients."""
-        self._module.discard()
+            return super().forward_backward(batches)
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
         """Evaluate the placed model."""
@@ -155,7 +129,7 @@ class PartsTrainable:
     def state_dict(self) -> State[Tensor]:
         """Model and optimizer by the model's parameter names; tensors are this rank's parts."""
         self._placed.shards.reshard()
-        state = self._module.state_dict()
+        state = super().state_dict()
         numbers = state.values["optimizer"]["numbers"]
         for of_stage in self._stages.gather_objects(numbers):  # values are the same on every rank
             numbers |= of_stage
@@ -164,7 +138,7 @@ class PartsTrainable:
     def load_state_dict(self, saved: SavedState) -> None:
         """Continue from a checkpoint; each rank reads its own parts."""
         self._placed.shards.reshard()
-        self._module.load_state_dict(saved)
+        super().load_state_dict(saved)
 
 
 @torch.no_grad()
