@@ -48,6 +48,19 @@ def seed_host(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def seed_rank(seed: int, device: torch.device) -> None:
+    """Seed what code on this device draws from, often: as `seed_host`, and the device's own generator."""
+    seed_host(seed)
+    seed_torch(seed, device)
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the host and of this device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 @contextmanager
 def host_generators_kept() -> Iterator[None]:
     """Leave the generators that `seed_host` seeds as they were before the block."""

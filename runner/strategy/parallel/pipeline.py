@@ -20,7 +20,7 @@ from runner.strategy.parallel.schedule import PipelineSettings
 from runner.strategy.parallel.shared import SharedParameters
 from runner.strategy.parallel.stage import Stage
 from runner.strategy.parallel.stage_model import StageModel, Visit
-from runner.world.seeds import seed_all
+from runner.world.seeds import seed_rank
 
 MAX_SEED = 2**62
 Works = list[dist.Work]
@@ -134,7 +134,7 @@ class PlacedStages:
                 [] if root.is_last else [record.carried[root.index] for record in records],
             )
         self._run(len(micro_batches))
-        seed_all(seeds[-1])
+        seed_rank(seeds[-1], self._device)
         self.shared.sum_gradients()
         return losses
 
@@ -156,7 +156,7 @@ class PlacedStages:
                 yield loss if self._roots[-1].is_last else MicroBatchLoss(loss.value, 0, 0, False)
             _wait(pending)
         finally:
-            seed_all(after)
+            seed_rank(after, self._device)
             self.reshard()
 
     def _forward(self, micro_batch: MicroBatch, pending: Works, seed: int) -> Loss | Tensor:

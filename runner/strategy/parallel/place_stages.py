@@ -129,7 +129,7 @@ def _stage(
         plan.apply(tree)
     builder.recompute(tree)
     builder.compile(tree)
-    root = StageModel(tree, index, cut, builder.loss)
+    root = StageModel(tree, index, cut, builder.loss, world.device)
     root.install(held)
     return root
 

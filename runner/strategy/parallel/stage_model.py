@@ -21,7 +21,7 @@ from runner.strategy.common.forward_loss import outputs_in_evaluation
 from runner.strategy.parallel.outline import Hook, Outline, Record, called_again, hide, output_again
 from runner.strategy.parallel.split import Cut
 from runner.strategy.parallel.stand_in import Absent, absent_leaves, fake_of, present
-from runner.world.seeds import mix, seed_all
+from runner.world.seeds import mix, seed_rank, seed_torch
 
 Change = Callable[[Any, Any], tuple[Any, Any]]
 """From the arguments of a module to those that it gets instead."""
@@ -50,12 +50,12 @@ class Visit:
 class StageModel(Module):
     """The loss hook and a stage's part of the model as one module, which can be sharded."""
 
-    def __init__(self, model: Module, index: int, cut: Cut, loss: Hook) -> None:
+    def __init__(self, model: Module, index: int, cut: Cut, loss: Hook, device: torch.device) -> None:
         super().__init__()
         self.model = model
         self.index = index
         self.is_first, self.is_last = index == 0, index == cut.num_stages - 1
-        self._cut, self._loss = cut, loss
+        self._cut, self._loss, self._device = cut, loss, device
         self._visit: Visit | None = None
 
     def forward(self, micro_batch: MicroBatch, visit: Visit) -> Any:
@@ -66,7 +66,7 @@ class StageModel(Module):
         """
         self._visit = visit
         visit.begun = self.is_first
-        seed_all(visit.seed)
+        seed_rank(visit.seed, self._device)
         try:
             with _all_parameters(self.model):
                 result = self._loss(self.model, micro_batch.batch, micro_batch.items)
@@ -111,7 +111,7 @@ class StageModel(Module):
             for (_, leaf), tensor in zip(found, visit.arrived, strict=True):
                 leaf.arrived = tensor
             visit.begun = True
-            torch.manual_seed(mix(visit.seed, self.index))  # dropout differs from that of the other stages
+            seed_torch(mix(visit.seed, self.index), self._device)  # dropout differs from that of the other stages
             return present((args, kwargs))
 
         return begin
