@@ -21,7 +21,10 @@ NUMBERS = [*range(100, 123)]
 
 
 class ByTens:
-    """Batches of unequal size, drawn anew in each epoch: some of one kind, then the others."""
+    """Batches of unequal size, drawn anew in each epoch: some of one kind, then the others.
+
+    Drawn from a generator of its own: ranks on threads share the global one.
+    """
 
     epoch = 0
 
@@ -29,7 +32,7 @@ class ByTens:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(23).tolist()
+        order = torch.randperm(23, generator=torch.Generator().manual_seed(self.epoch)).tolist()
         sizes = [3, 1, 2, 3] if self.epoch % 2 else [2, 2, 1, 3, 1]
         while order:
             for size in sizes:
