@@ -20,6 +20,24 @@ class Steps(Protocol):
         ...
 
 
+class AroundItems:
+    """A source whose steps an IndexedSource reads, with a state of its own. A base class: a subclass sets `_items`."""
+
+    _items: "IndexedSource"
+
+    @property
+    def position(self) -> int:
+        """Items of the steps returned so far."""
+        return self._items.position
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        return iter(self._items)
+
+    def plan_at(self, position: int) -> StepPlan:
+        """The items of this rank in the step that begins at a position."""
+        return self._items.plan_at(position)
+
+
 @final
 class IndexedSource:
     """One rank's steps of a map-style dataset. The position is all of its state."""

@@ -1,7 +1,7 @@
 """Several map-style datasets in one order, mixed by weights."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, final
 
@@ -9,12 +9,12 @@ import numpy
 import xxhash
 
 from runner.data.datasets import num_items
-from runner.data.indexed import IndexedSource
+from runner.data.indexed import AroundItems, IndexedSource
 from runner.data.permutation import Indices
 from runner.data.state import check_state
 from runner.data.steps import RankSteps
 from runner.errors import DataError
-from runner.protocols import Order, SourceRequest, StepBatches, StepPlan
+from runner.protocols import Order, SourceRequest
 from runner.world.seeds import mix
 
 BLOCK_ITEMS = 1024
@@ -171,8 +171,11 @@ def _order(request: SourceRequest, name: str, dataset: Any) -> Order:
 
 
 @final
-class MixtureSource:
-    """The steps of a mixture. Its state is the position, and since when the weights are what they are."""
+class MixtureSource(AroundItems):
+    """The steps of a mixture, whose items are named by their positions in it.
+
+    Its state is the position, and since when the weights are what they are.
+    """
 
     def __init__(self, mixture: Mixture, request: SourceRequest) -> None:
         self._mixture = mixture
@@ -184,18 +187,6 @@ class MixtureSource:
         self._blend = blend
         steps = RankSteps.of(_Positions(), self._request)
         self._items = IndexedSource(MixedItems(self._mixture, self._orders, blend), steps, self._request)
-
-    @property
-    def position(self) -> int:
-        """Items of the steps returned so far."""
-        return self._items.position
-
-    def __iter__(self) -> Iterator[StepBatches]:
-        return iter(self._items)
-
-    def plan_at(self, position: int) -> StepPlan:
-        """The items of this rank in a step, by their positions in the mixture."""
-        return self._items.plan_at(position)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what was read before the present weights."""

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any, final
 
-from runner.data.indexed import IndexedSource
+from runner.data.indexed import AroundItems, IndexedSource
 from runner.data.shards import HasEpochs
 from runner.data.state import check_state
 from runner.data.steps import Parts
 from runner.errors import CheckpointError, DataError
-from runner.protocols import BatchSampler, MicroBatchIndices, SourceRequest, StepBatches, StepPlan
+from runner.protocols import BatchSampler, MicroBatchIndices, SourceRequest, StepPlan
 from runner.world.seeds import host_generators_kept, mix, seed_host
 
 KEYS = {"position", "epoch", "epoch_start"}
@@ -109,7 +109,7 @@ def _filled(step: list[list[int]], num: int) -> Iterable[list[int]]:
 
 
 @final
-class SampledSource:
+class SampledSource(AroundItems):
     """The steps of a batch sampler as a source. Its state is the position, and where its epoch began."""
 
     def __init__(self, dataset: Any, sampler: BatchSampler, request: SourceRequest) -> None:
@@ -121,18 +121,6 @@ class SampledSource:
     def _begin(self, *, epoch: int, epoch_start: int) -> None:
         self._steps = SampledSteps(self._sampler, self._request, epoch=epoch, epoch_start=epoch_start)
         self._items = IndexedSource(self._dataset, self._steps, self._request)
-
-    @property
-    def position(self) -> int:
-        """Items of the steps returned so far."""
-        return self._items.position
-
-    def __iter__(self) -> Iterator[StepBatches]:
-        return iter(self._items)
-
-    def plan_at(self, position: int) -> StepPlan:
-        """The items of this rank in the step that begins at a position."""
-        return self._items.plan_at(position)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the epoch of the last step."""
