@@ -1,6 +1,5 @@
 """Writing files so that a crash or a full disk leaves the old content or the new one, and never a part of either."""
 
-import contextlib
 import errno
 import os
 import re
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from runner.errors import DiskError
 
-__all__ = ["FULL", "remove_unfinished", "replace", "sync_directory", "write_error", "write_new"]
+__all__ = ["FULL", "remove_unfinished", "replace", "sync_directory", "unfinished", "write_error", "write_new"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a file system reports if there is no room: the disk is full, or the user's quota."""
@@ -30,18 +29,22 @@ def replace(path: Path, content: str | bytes, *, mode: int = 0o666, flush: bool 
     Raises:
         OSError: the file system reported an error. Nothing has changed, and no partial file is left.
     """
-    partial = f"{path}.partial-{secrets.token_hex(4)}"
+    partial = unfinished(path)
     try:
         write_new(partial, content, mode=mode, flush=flush)
         os.replace(partial, path)
     except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            Path(partial).unlink()
+        partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)  # a write to a descriptor names no file
         raise
     if flush:
         sync_directory(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """A new name beside a path for what gets that name once it is whole; see `remove_unfinished`."""
+    return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -12,7 +12,6 @@ and holds no more than one tensor in memory (and one chunk of it, where a chunk 
 import json
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runner.durable import sync_directory, write_new
+from runner.durable import sync_directory, unfinished, write_new
 from runner.errors import CheckpointError
 from runner.storage.decode import OtherFormatError, decode_metadata
 from runner.storage.format import SAFETENSORS_TYPES, TensorMetadata
@@ -95,7 +94,7 @@ def fresh_directory(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         what = "is not empty" if path.is_dir() else "is a file"
         raise CheckpointError(f"{path} {what}. Export into a new directory: --out PATH.")
-    partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    partial = unfinished(path)
     try:
         partial.mkdir(parents=True)
         yield partial

@@ -1,7 +1,6 @@
 """Writes tokens into the files of Megatron-LM."""
 
 import os
-import secrets
 from array import array
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ import numpy
 from numpy.typing import ArrayLike
 
 from runner.data.megatron.index import index_bytes
-from runner.durable import sync_directory
+from runner.durable import sync_directory, unfinished
 from runner.errors import DataError
 
 __all__ = ["Written", "token_type", "write_tokens"]
@@ -58,10 +57,10 @@ def write_tokens(prefix: Path, documents: Iterable[ArrayLike], *, dtype: "numpy.
             raise DataError(f"{path} exists. Give another prefix, or move it away.")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     lengths = array("i")
-    with ExitStack() as unfinished:
-        parts = {path: path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}") for path in (tokens, index)}
+    with ExitStack() as failed:
+        parts = {path: unfinished(path) for path in (tokens, index)}
         for part in parts.values():
-            unfinished.callback(part.unlink, missing_ok=True)
+            failed.callback(part.unlink, missing_ok=True)
         with parts[tokens].open("xb") as file:
             for number, document in enumerate(documents):
                 found = _as_type(numpy.asarray(document), dtype, number)

@@ -60,7 +60,7 @@ def _make(path: Path) -> None:
     """Make it, whole from the moment that it has its name, unless another launcher makes it at the same time."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     durable.replace(path.parent / ".gitignore", "*\n")
-    partial = path.with_name(f"{NAME}.partial-{secrets.token_hex(4)}")
+    partial = durable.unfinished(path)
     try:
         durable.write_new(partial, f"{secrets.token_hex(32)}\n", mode=0o600)
         os.link(partial, path)  # unlike a rename, it never replaces a file
