@@ -49,14 +49,18 @@ def seed_host(seed: int) -> None:
 
 
 def seed_rank(seed: int, device: torch.device) -> None:
-    """Seed what code on this device draws from, often: as `seed_host`, and the device's own generator."""
+    """Seed what code on this device draws from: as `seed_host`, and the device's own generator."""
     seed_host(seed)
-    seed_torch(seed, device)
+    _seed_device(seed, device)
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
     """Seed torch's generators of the host and of this device."""
     torch.default_generator.manual_seed(seed)
+    _seed_device(seed, device)
+
+
+def _seed_device(seed: int, device: torch.device) -> None:
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
