@@ -32,9 +32,9 @@ class Single:
 
     def place(self, builder: Builder, world: World) -> "PlacedModule":
         """The plain model on the device."""
-        from runner.strategy.common.placed_module import PlacedModule
+        from runner.strategy.common.placed_module import place_whole
 
-        return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+        return place_whole(builder, world)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """The plain model and its optimizer."""

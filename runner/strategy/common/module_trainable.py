@@ -1,14 +1,12 @@
 """The step of every strategy whose model is a torch module with gradients in place: Single, DDP and FSDP share it."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
-from torch.nn.utils import get_total_norm
+from torch.nn import Module
 
 from runner.model.local_part import local_part
 from runner.protocols import (
@@ -26,6 +24,7 @@ from runner.protocols import (
 from runner.protocols.state import MODEL
 from runner.strategy.common.count_estimate import CountEstimate, EstimatedCount, NoEstimate, power_of_two
 from runner.strategy.common.forward_loss import as_total, at_least_one, check_has_gradient, forward_loss
+from runner.strategy.common.gradients import WHOLE, Gradients, all_finite
 from runner.strategy.common.named_state import add_optimizer_state, load_named_state, settings
 from runner.strategy.common.placed_module import Forward, PlacedModule
 from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_dicts
@@ -33,21 +32,6 @@ from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_di
 STEPPED = Update(stepped=True)
 Rounds = Callable[[StepBatches, Callable[[MicroBatchLoss], Tensor]], list[MicroBatchLoss]]
 """Takes micro-batches forward and backward; given what makes a loss the scalar that its backward begins at."""
-
-
-def same_on_every_rank(found: Tensor) -> Tensor:
-    """The flag itself: every rank has the same gradients."""
-    return found
-
-
-def gradients_of_parameters(parameters: Sequence[Parameter]) -> list[Tensor]:
-    """The gradients of those parameters that have one."""
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def norm_of_whole(gradients: list[Tensor], parameters: Sequence[Parameter]) -> Tensor:
-    """The 2-norm of gradients of which this rank has all."""
-    return get_total_norm(gradients)
 
 
 @final
@@ -63,9 +47,7 @@ class ModuleTrainable:
         forward: Forward | None = None,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
         averaged: int = 1,
-        gradients_of: Callable[[Sequence[Parameter]], list[Tensor]] = gradients_of_parameters,
-        norm_of: Callable[[list[Tensor], Sequence[Parameter]], Tensor] = norm_of_whole,
-        reduce_found_inf: Callable[[Tensor], Tensor] = same_on_every_rank,
+        gradients: Gradients = WHOLE,
         narrow_exchange: bool = False,
         rounds: Rounds | None = None,
         stateful: Mapping[str, Stateful] = NO_STATE,
@@ -80,10 +62,7 @@ class ModuleTrainable:
             forward: the loss hook in training; its backward exchanges gradients, except in `no_sync`. None = as placed.
             no_sync: a context in which backward only accumulates gradients on this rank.
             averaged: what the exchange divides the sum over ranks by: 1, or the number of ranks (DDP).
-            gradients_of: this rank's part of the parameters' gradients, not copied.
-            norm_of: the 2-norm of the full gradient, given this rank's part of it, and all parameters; of these, the
-                gradients belong to those that have one, in the same order.
-            reduce_found_inf: given whether this rank's part has a non-finite value (0 or 1), whether any rank's has.
+            gradients: what this rank has of them.
             narrow_exchange: whether the gradient of a sum may overflow the dtype of the exchange.
             rounds: takes all micro-batches of a step forward and backward; None = one after the other, on this rank.
             stateful: further state for checkpoints, by name.
@@ -107,7 +86,7 @@ class ModuleTrainable:
         self._clip = clip = builder.clip
         # Whether `update` must process gradients even if they are divided already.
         self._always_processes = clip.norm is not None or clip.value is not None or self._scaler.scales
-        self._gradients_of, self._norm_of, self._reduce_found_inf = gradients_of, norm_of, reduce_found_inf
+        self._gradients = gradients
         self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._divided = True  # whether the gradients are divided by the step's count already;
         self._factor: Tensor | float = 1.0  # if not, what they must still be multiplied by
@@ -143,7 +122,7 @@ class ModuleTrainable:
 
     def gradients_finite(self) -> Tensor:
         """Whether this rank's gradients are finite, without waiting for the device."""
-        return all_finite(self._gradients_of(self._parameters))
+        return all_finite(self._gradients.of(self._parameters))
 
     def update(self, *, measure: bool) -> Update:
         """Divide, clip, step, clear. Division is fused with the multiplication of clipping, if there is one."""
@@ -246,34 +225,25 @@ class ModuleTrainable:
         return count
 
     def _divide_and_clip(self, measure: bool) -> Update:
-        gradients = self._gradients_of(self._parameters)
+        norm_of = self._gradients.norm
+        gradients = self._gradients.of(self._parameters)
         factor = 1.0 if self._divided else self._factor
-        factor, finite = self._scaler.unscale(gradients, factor, self._reduce_found_inf)
+        factor, finite = self._scaler.unscale(gradients, factor, self._gradients.found_inf)
         if not finite:
             return Update(False, None, self._scaler.record())
         clip = self._clip
-        norm = self._norm_of(gradients, self._parameters) * factor if measure or clip.norm is not None else None
+        norm = norm_of(gradients, self._parameters) * factor if measure or clip.norm is not None else None
         if clip.value is not None:
             _multiply(gradients, factor)
             factor = 1.0
             torch._foreach_clamp_min_(gradients, -clip.value)
             torch._foreach_clamp_max_(gradients, clip.value)
         if clip.norm is not None:
-            length = self._norm_of(gradients, self._parameters) if norm is None or clip.value is not None else norm
+            length = norm_of(gradients, self._parameters) if norm is None or clip.value is not None else norm
             # 1e-6 and the clamp as in torch.nn.utils.clip_grads_with_norm_: the same bits as a hand-written loop.
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0) * factor
         _multiply(gradients, factor)
         return Update(True, norm, self._scaler.record())
-
-
-def all_finite(gradients: Sequence[Tensor]) -> Tensor:
-    """Whether all elements are finite, as a boolean scalar; does not wait for the device."""
-    gradients = [gradient for gradient in gradients if gradient.numel()]  # a rank's shard may be empty
-    if not gradients:
-        return torch.tensor(True)
-    largest = torch._foreach_norm(gradients, math.inf)  # NaN where there is one
-    device = largest[0].device  # some gradients may be in host memory
-    return torch.stack([one.to(device) for one in largest]).isfinite().all()
 
 
 def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:

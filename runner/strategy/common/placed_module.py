@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from runner.protocols import Builder, Loss, MicroBatch, MicroBatchLoss, SavedState, State
+from runner.protocols import Builder, Loss, MicroBatch, MicroBatchLoss, SavedState, State, World
 from runner.protocols.state import MODEL
 from runner.strategy.common.forward_loss import forward_loss
 from runner.strategy.common.named_state import (
@@ -78,6 +78,11 @@ class PlacedModule:
         state = self.state_dict()
         check_same_model(state, saved, elsewhere=self.elsewhere)
         saved.read(state)
+
+
+def place_whole(builder: Builder, world: World) -> PlacedModule:
+    """The whole model on this rank's device, recomputed and compiled."""
+    return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
 
 
 def evaluation_losses(model: Module, forward: Forward, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:

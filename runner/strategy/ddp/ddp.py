@@ -98,9 +98,9 @@ class DDP:
 
     def place(self, builder: Builder, world: World) -> "PlacedModule":
         """The full model on every rank, without DDP's wrapper."""
-        from runner.strategy.common.placed_module import PlacedModule
+        from runner.strategy.common.placed_module import place_whole
 
-        return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+        return place_whole(builder, world)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """Wrap the loss in DDP rather than the model, so that hooks always get the user's own module."""

@@ -125,14 +125,14 @@ class DeepSpeed:
 
     def place(self, builder: Builder, world: World) -> Placed:
         """The full model on every rank; under stage 3 its parameters are partitioned (ZeRO-Inference)."""
-        from runner.strategy.common.placed_module import PlacedModule
+        from runner.strategy.common.placed_module import place_whole
         from runner.strategy.deepspeed.engine import place
 
         settings = self._settings(builder)
         if settings.is_partitioned:
             with library.variables(world):
                 return place(settings, builder, world)
-        return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+        return place_whole(builder, world)
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """A DeepSpeed engine over the user's model, whose float32 weights are exactly those of the model hook."""

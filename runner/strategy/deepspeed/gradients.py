@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from runner.protocols import Clip, World
-from runner.strategy.common.module_trainable import all_finite
+from runner.strategy.common.gradients import all_finite
 
 
 @final

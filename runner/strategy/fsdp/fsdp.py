@@ -60,7 +60,7 @@ class FSDP:
     def place(self, builder: Builder, world: World) -> "PlacedModule | PlacedShards":
         """The sharded model, or the plain model in a world of one."""
         if world.size == 1:
-            return self.settings.place_alone(builder.build_whole_model(), builder, world)
+            return self.settings.place_alone(builder, world)
         return self.settings.place_shards(builder.build_whole_model, builder, world, world.mesh())[0]
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
@@ -68,8 +68,7 @@ class FSDP:
         from runner.strategy.common.module_trainable import ModuleTrainable
 
         if world.size == 1:
-            placed_alone = self.settings.place_alone(builder.build_whole_model(), builder, world)
-            return ModuleTrainable(placed_alone, builder, world)
+            return ModuleTrainable(self.settings.place_alone(builder, world), builder, world)
         return self.prepare_shards(builder, world)
 
     def prepare_shards(
@@ -84,5 +83,5 @@ class FSDP:
         from runner.strategy.fsdp.trainable import ShardedTrainable
 
         placed, units = self.settings.place_shards(builder.build_whole_model, builder, world, world.mesh())
-        no_sync = self.settings.no_sync(units, has_replicas=world.axes.size([Axis.REPLICATE]) > 1)
+        no_sync = self.settings.no_sync(units, world.axes)
         return ShardedTrainable(placed, builder, world, no_sync=no_sync, stepping=stepping, counted_over=counted_over)

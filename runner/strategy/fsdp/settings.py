@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from runner.errors import Fault
-from runner.protocols import Axis, Builder, Precision, World
+from runner.protocols import Axes, Axis, Builder, Precision, World
 from runner.strategy.fsdp.wrap import Wrap, asks_for_classes
 
 if TYPE_CHECKING:
@@ -102,12 +102,13 @@ class ShardSettings:
         if asks_for_classes(self.wrap, self.wrap_classes):
             yield partial(wrap_faults, wrap=self.wrap, classes=self.wrap_classes, key="strategy")
 
-    def place_alone(self, model: "Module", builder: Builder, world: World) -> "PlacedModule":
+    def place_alone(self, builder: Builder, world: World) -> "PlacedModule":
         """The plain model, where there is nobody to share it with."""
-        from runner.strategy.common.placed_module import PlacedModule
+        from runner.strategy.common.placed_module import place_whole
 
-        self._units(model)  # class names that match no module fail here too, not only in a run on several devices
-        return PlacedModule(model.to(world.device), builder, world.device)
+        placed = place_whole(builder, world)
+        self._units(placed.model)  # class names that match no module fail here too, not only on several devices
+        return placed
 
     def place_shards(
         self,
@@ -176,13 +177,13 @@ class ShardSettings:
         prefetch(units, forward=self.forward_prefetch, backward=self.backward_prefetch)
         return units
 
-    def no_sync(self, units: "list[FSDPModule]", *, has_replicas: bool) -> Callable[[], AbstractContextManager[Any]]:
+    def no_sync(self, units: "list[FSDPModule]", axes: Axes) -> Callable[[], AbstractContextManager[Any]]:
         """What all micro-batches of a step but the last leave out."""
         from runner.strategy.fsdp.shard import no_all_reduce, no_gradient_sync
 
         if not self.sync_each_round:
             return partial(no_gradient_sync, units, keep_gathered=self.sharding is not Sharding.FULL_SHARD)
-        return partial(no_all_reduce, units) if has_replicas else nullcontext
+        return partial(no_all_reduce, units) if axes.size([Axis.REPLICATE]) > 1 else nullcontext
 
     def _units(self, model: "Module") -> "Units":
         from runner.strategy.fsdp.units import units_of

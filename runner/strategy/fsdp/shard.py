@@ -23,9 +23,6 @@ class Apart(NamedTuple):
     """The dimension of each parameter that is divided among them."""
 
 
-NOTHING_APART: Mapping[Module, Apart] = {}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShardingPlan:
     """How each unit is sharded and gathered."""
@@ -43,9 +40,7 @@ class ShardingPlan:
     """The dimension of each parameter that is divided; None = the first."""
 
 
-def shard(
-    root: Module, units: Units, plan: ShardingPlan, *, apart: Mapping[Module, Apart] = NOTHING_APART
-) -> list[FSDPModule]:
+def shard(root: Module, units: Units, plan: ShardingPlan, *, apart: Mapping[Module, Apart]) -> list[FSDPModule]:
     """Shard the model in place, innermost units first; parameters outside all units belong to the root.
 
     Gradients are summed over ranks, not averaged: the step divides once, by its count.

@@ -23,6 +23,7 @@ from runner.protocols import (
     World,
 )
 from runner.strategy.common.around import Around
+from runner.strategy.common.gradients import Gradients
 from runner.strategy.common.loss_module import LossModule
 from runner.strategy.common.module_trainable import ModuleTrainable
 from runner.strategy.common.named_state import AsStored, unchanged
@@ -122,9 +123,11 @@ class ShardedTrainable(Around):
             builder,
             world,
             no_sync=no_sync,
-            gradients_of=local_gradients,
-            norm_of=lambda gradients, _: global_norm(gradients, shard),
-            reduce_found_inf=lambda found: together.sum(found.to(shard.device)),
+            gradients=Gradients(
+                of=local_gradients,
+                norm=lambda gradients, _: global_norm(gradients, shard),
+                found_inf=lambda found: together.sum(found.to(shard.device)),
+            ),
             counted_over=counted_over,
         )
         super().__init__(module)

@@ -9,14 +9,15 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.nn import Module, Parameter
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn import Module
 
 from runner.model.experts import Groups
 from runner.protocols import Axis
 from runner.strategy.fsdp.shard import Apart
 from runner.strategy.parallel.expert_modules import StackedExperts, expert_modules
 from runner.strategy.parallel.sizes import SHARERS
+from runner.strategy.parallel.tensor import split_parameters
 
 Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The forward of experts: tokens, the experts of each, their weights."""
@@ -44,9 +45,7 @@ class ExpertPlan:
         mesh = self._mesh[Axis.EXPERT]
         for _, module in expert_modules(model, self._patterns):
             for owner in module.modules():
-                for name, parameter in list(owner.named_parameters(recurse=False)):
-                    part = distribute_tensor(parameter, mesh, [Shard(0)], src_data_rank=None)
-                    owner.register_parameter(name, Parameter(part, requires_grad=parameter.requires_grad))
+                split_parameters(owner, mesh, weight=Shard(0), bias=Shard(0))
             experts = cast("StackedExperts", module)
             experts.num_experts //= mesh.size()
             module.forward = dispatched(module, module.forward, mesh.get_group())

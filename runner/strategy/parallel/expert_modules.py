@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from runner.config.nearest import did_you_mean, listed
 from runner.errors import Fault
-from runner.strategy.parallel.styles import matching
+from runner.strategy.parallel.styles import matching, pattern_of
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -28,7 +28,7 @@ class StackedExperts(Protocol):
 def expert_modules(model: "Module", patterns: Sequence[str]) -> "Iterator[tuple[str, Module]]":
     """The modules that hold experts: those named by a pattern, or without patterns those of `runner.model.experts`."""
     if patterns:
-        found = {name: module for pattern in patterns for name, module in matching(model, pattern) if name}
+        found = {name: module for pattern in patterns for name, module in matching(model, pattern)}
         return iter(found.items())
     from runner.model.experts import Experts
 
@@ -43,7 +43,7 @@ def expert_faults(model: "Module", patterns: Sequence[str], *, ranks: int, shard
         shards: along the shard axis.
     """
     for pattern in patterns:
-        if not any(name for name, _ in matching(model, pattern)):
+        if not any(True for _ in matching(model, pattern)):
             names = _candidates(model)
             rule = f"{pattern}: the model has no such module.{did_you_mean(pattern, names)}"
             yield Fault(key=KEY, message=f"{rule} Modules with stacked weights: {listed(names)}.")
@@ -104,6 +104,4 @@ def _candidates(model: "Module") -> list[str]:
         for name, module in model.named_modules()
         if any(p.ndim > 2 for p in module.parameters(recurse=False)) and isinstance(module, StackedExperts)
     )
-    return list(
-        dict.fromkeys(".".join("*" if part.isdecimal() else part for part in name.split(".")) for name in names)
-    )
+    return list(dict.fromkeys(map(pattern_of, names)))

@@ -18,7 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch
 from runner.strategy.parallel.split import Cut
-from runner.strategy.parallel.stand_in import Absent, Where, absent_leaves, fake_of, present
+from runner.strategy.parallel.stand_in import Absent, Where, absent_leaves, fake_of
 
 Hook = Callable[[Module, Any, int], Loss | Tensor]
 
@@ -181,6 +181,3 @@ def _outline(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return (tuple(leaf.shape), leaf.dtype)
     return leaf if isinstance(leaf, int | float | str | bool | None) else type(leaf)
-
-
-__all__ = ["Carried", "Hook", "Outline", "Record", "called_again", "copy_modules", "hide", "output_again", "present"]

@@ -105,10 +105,8 @@ class Parallel:
 
     def place(self, builder: Builder, world: World) -> Placed:
         """This rank's part of the model."""
-        from runner.strategy.common.placed_module import PlacedModule
-
         if world.size == 1:
-            return PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
+            return self.shards.place_alone(builder, world)
         if world.axes.size([Axis.PIPELINE]) > 1:
             return self._place_stages(builder, world)[0]
         return self._place_parts(builder, world)[0]
@@ -116,11 +114,9 @@ class Parallel:
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """This rank's part of the model, and an optimizer over it."""
         from runner.strategy.common.module_trainable import ModuleTrainable
-        from runner.strategy.common.placed_module import PlacedModule
 
         if world.size == 1:
-            placed_alone = PlacedModule(builder.build_whole_model().to(world.device), builder, world.device)
-            return ModuleTrainable(placed_alone, builder, world)
+            return ModuleTrainable(self.shards.place_alone(builder, world), builder, world)
         from runner.strategy.parallel.trainable import PartsTrainable
 
         if world.axes.size([Axis.PIPELINE]) > 1:
@@ -228,8 +224,7 @@ class Parallel:
             sharing = sharing_mesh(world.mesh())
             apart = None if experts is None else experts.apart
             shards, units = self.shards.place_shards(build, builder, world, sharing, as_stored=as_stored, apart=apart)
-            has_replicas = axes.size([Axis.REPLICATE]) > 1
-            no_sync = self.shards.no_sync(units, has_replicas=has_replicas)
+            no_sync = self.shards.no_sync(units, axes)
         else:
             root = LossModule(build().to(world.device), builder.loss)
             shards = PlacedShards(root, [], builder, world, sync_buffers=False, as_stored=as_stored)

@@ -12,7 +12,7 @@ from runner.protocols import Axis, Builder, World
 from runner.strategy.common.named_state import AsStored, distinct_tensors, unchanged
 from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.fsdp.settings import ShardSettings
-from runner.strategy.parallel.outline import Outline, copy_modules
+from runner.strategy.parallel.outline import Outline, copy_modules, hide
 from runner.strategy.parallel.pipeline import PlacedStages
 from runner.strategy.parallel.schedule import PipelineSettings
 from runner.strategy.parallel.shared import SharedParameters
@@ -21,6 +21,7 @@ from runner.strategy.parallel.stage_model import StageModel, remove_absent
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
 
     from runner.strategy.parallel.tensor import TensorPlan
 
@@ -49,8 +50,7 @@ def place_stages(
         raise SpecError(*faults)
     cut = cut_model(model, num_stages=num_stages, split=settings.split)
     holders = holders_of(model, cut)
-    names = dict(distinct_tensors(model))
-    shapes = {name: tuple(tensor.shape) for name, tensor in names.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in distinct_tensors(model)}
     trained = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
     outline = Outline(model, cut, holders, builder.loss)
     own = settings.stages_of(pipeline.rank, pipeline.size)
@@ -62,12 +62,8 @@ def place_stages(
     trees = [model] if len(own) == 1 else [copy_modules(model) for _ in own]
     roots, units = [], []
     for index, tree in zip(own, trees, strict=True):
-        root = _stage(tree, index, cut, holders, outline, builder, world, plan)
-        roots.append(root)
-        if sharing is not None:
-            units += shards.shard_module(root, root.model, builder, world, sharing)
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)  # every micro-batch of the step needs it again
+        roots.append(_stage(tree, index, cut, holders, outline, builder, world, plan))
+        units += _shard(roots[-1], shards, builder, world, sharing)
     here = trees[0] if len(own) == 1 else _together(model, trees, holders, own, world)
     held = {name for name, _ in distinct_tensors(here)}
     elsewhere = {name: shape for name, shape in shapes.items() if name not in held}
@@ -134,6 +130,18 @@ def _stage(
     return root
 
 
+def _shard(
+    root: StageModel, shards: ShardSettings, builder: Builder, world: World, sharing: "DeviceMesh | None"
+) -> "list[FSDPModule]":
+    """Shard a stage, if there is somebody to share it with."""
+    if sharing is None:
+        return []
+    units = shards.shard_module(root, root.model, builder, world, sharing)
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)  # every micro-batch of the step needs it again
+    return units
+
+
 def _together(
     model: Module, trees: list[Module], holders: Mapping[str, frozenset[int]], own: list[int], world: World
 ) -> Module:
@@ -146,9 +154,7 @@ def _together(
         for kind in ("_parameters", "_buffers"):
             if key in vars(module)[kind]:
                 if here is None:
-                    del vars(module)[kind][key]
-                    module._non_persistent_buffers_set.discard(key)
-                    module.__dict__[key] = None
+                    hide(module, key, None)
                 else:
                     vars(module)[kind][key] = vars(here)[kind][key]
     return model

@@ -12,6 +12,7 @@ from runner.strategy.parallel.styles import (
     is_transposed,
     matching,
     output_dim,
+    pattern_of,
     plan_of,
     planned,
     tied_parameters,
@@ -28,7 +29,7 @@ def plan_faults(model: "Module", plan: Mapping[str, str], *, ranks: int) -> Iter
     lines = plan_of(model, plan)
     if not lines:
         rule = f"strategy.tensor={ranks} needs a plan, and {type(model).__name__} brings none of its own."
-        names = listed(dict.fromkeys(_pattern(name) for name, _ in _leaves(model)))
+        names = listed(dict.fromkeys(pattern_of(name) for name, _ in _leaves(model)))
         yield Fault(key=KEY, message=f"{rule} Name how each module is split; it has: {names}.")
     readable: dict[str, Planned] = {}
     for pattern, text in lines.items():
@@ -53,9 +54,9 @@ def _line_faults(model: "Module", pattern: str, line: Planned, *, ranks: int) ->
         return
     modules = list(matching(model, pattern))
     if not modules:
-        names = list(dict.fromkeys(_pattern(name) for name, _ in model.named_modules() if name))
+        names = list(dict.fromkeys(pattern_of(name) for name, _ in model.named_modules() if name))
         rule = f"{pattern}: the model has no such module.{did_you_mean(pattern, names)}"
-        leaves = listed(dict.fromkeys(_pattern(name) for name, _ in _leaves(model)))
+        leaves = listed(dict.fromkeys(pattern_of(name) for name, _ in _leaves(model)))
         yield Fault(key=KEY, message=f"{rule} It has: {leaves}.")
     told = set()
     for name, module in modules:
@@ -101,11 +102,6 @@ def _misfit(model: "Module", name: str, module: "Module", line: Planned, ranks: 
     if by_columns and type(head) is int and (width // pieces) % head:
         return f"its width {width} is {width // line.parts // head} heads, which {ranks} ranks do not divide."
     return ""
-
-
-def _pattern(name: str) -> str:
-    """The name of a module with `*` for the numbers in it."""
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def _leaves(model: "Module") -> "Iterator[tuple[str, Module]]":

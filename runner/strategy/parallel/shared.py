@@ -1,6 +1,6 @@
 """Parameters that several stages of a pipeline have, such as an embedding that is the head's weight as well."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -8,9 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from runner.model.local_part import local_part
 from runner.protocols import Axis, World
-from runner.strategy.parallel.tensor import reduced_gradients
+from runner.strategy.parallel.tensor import parts_of_gradients
 
 
 @final
@@ -52,9 +51,6 @@ class SharedParameters:
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            reduced_gradients(parameters)  # sums that tensor ranks have left open may be others on other stages
-            for gradient in self._parts(parameters):
+            # Sums that tensor ranks have left open may be others on other stages.
+            for gradient in parts_of_gradients(parameters):
                 dist.all_reduce(gradient, group=group)
-
-    def _parts(self, parameters: Sequence[Parameter]) -> list[Tensor]:
-        return [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]

@@ -82,6 +82,11 @@ def matches(pattern: str, name: str) -> bool:
     return len(ours) == len(theirs) and all(map(fnmatchcase, theirs, ours))
 
 
+def pattern_of(name: str) -> str:
+    """The name of a module with `*` for the numbers in it."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
 def matching(model: "Module", pattern: str) -> "Iterator[tuple[str, Module]]":
     """The modules that a pattern names."""
     return ((name, module) for name, module in model.named_modules() if name and matches(pattern, name))

@@ -1,6 +1,6 @@
 """Tensor parallelism (Shoeybi et al. 2019) and sequence parallelism (Korthikanti et al. 2022), by torch's styles."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast, final
 
@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn import Module, Parameter
 
+from runner.model.local_part import local_part
 from runner.protocols import Loss
 from runner.strategy.parallel.packed import Packed, in_rank_order
 from runner.strategy.parallel.stand_in import is_elsewhere
@@ -170,7 +171,7 @@ def _apply_to_transposed(
     return distribute_module(
         module,
         mesh,
-        lambda _, module, mesh: _distribute(module, mesh, weight=weight, bias=bias),
+        lambda _, module, mesh: split_parameters(module, mesh, weight=weight, bias=bias),
         lambda module, inputs, mesh: style._prepare_input_fn(given, wanted, module, inputs, mesh),
         lambda module, outputs, mesh: style._prepare_output_fn(made, use_local, module, outputs, mesh),
     )
@@ -206,7 +207,8 @@ class _Untouched(ParallelStyle):
         return module
 
 
-def _distribute(module: Module, mesh: DeviceMesh, *, weight: Placement, bias: Placement) -> None:
+def split_parameters(module: Module, mesh: DeviceMesh, *, weight: Placement, bias: Placement) -> None:
+    """Split a module's own parameters in place, without communication; a bias is what has one dimension."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         placement = bias if parameter.ndim == 1 else weight
         split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
@@ -218,10 +220,15 @@ def _whole(value: Any) -> Any:
     return value.full_tensor().clone() if isinstance(value, DTensor) else value
 
 
-def reduced_gradients(parameters: Iterable[Parameter]) -> None:
-    """Complete the sums over tensor ranks that a backward left open in gradients, in place. Collective."""
+@torch.no_grad()
+def parts_of_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
+    """This rank's part of each gradient, as a plain tensor. Collective over tensor ranks.
+
+    Completes, in place, the sums over tensor ranks that a backward left open.
+    """
     for parameter in parameters:
         gradient = parameter.grad
         if isinstance(gradient, DTensor) and gradient.placements != cast("DTensor", parameter).placements:
             placements = cast("DTensor", parameter).placements
             parameter.grad = cast("Tensor", gradient.redistribute(placements=placements))
+    return [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]

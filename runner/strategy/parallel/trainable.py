@@ -10,7 +10,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Module, Parameter
 from torch.nn.utils import get_total_norm
 
-from runner.model.local_part import local_part
 from runner.protocols import (
     Axis,
     Builder,
@@ -23,10 +22,11 @@ from runner.protocols import (
     World,
 )
 from runner.strategy.common.around import Around
+from runner.strategy.common.gradients import Gradients
 from runner.strategy.common.module_trainable import ModuleTrainable, Rounds
 from runner.strategy.fsdp.trainable import PlacedShards
 from runner.strategy.parallel.sizes import axes_in
-from runner.strategy.parallel.tensor import reduced_gradients
+from runner.strategy.parallel.tensor import parts_of_gradients
 
 if TYPE_CHECKING:
     from runner.strategy.parallel.pipeline import PlacedStages
@@ -107,9 +107,11 @@ class PartsTrainable(Around):
             builder,
             world,
             no_sync=no_sync,
-            gradients_of=parts_of_gradients,
-            norm_of=lambda gradients, parameters: norm_over_parts(gradients, parameters, parts, holders),
-            reduce_found_inf=lambda found: parts.sum(found.to(parts.device)),
+            gradients=Gradients(
+                of=parts_of_gradients,
+                norm=lambda gradients, parameters: norm_over_parts(gradients, parameters, parts, holders),
+                found_inf=lambda found: parts.sum(found.to(parts.device)),
+            ),
             rounds=rounds,
         )
         super().__init__(module)
@@ -139,13 +141,6 @@ class PartsTrainable(Around):
         """Continue from a checkpoint; each rank reads its own parts."""
         self._placed.shards.reshard()
         super().load_state_dict(saved)
-
-
-@torch.no_grad()
-def parts_of_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
-    """This rank's part of each gradient, as a plain tensor. Collective over tensor ranks."""
-    reduced_gradients(parameters)
-    return [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
 
 
 @torch.no_grad()

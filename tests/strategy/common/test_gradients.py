@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.protocols import MicroBatch, StepBatches, Strategy, Trainable, World
-from runner.strategy.common.module_trainable import all_finite
+from runner.strategy.common.gradients import all_finite
 from runner.strategy.ddp import DDP
 from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.fsdp import FSDP

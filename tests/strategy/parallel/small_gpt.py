@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -37,19 +38,19 @@ def windows() -> list[Tensor]:
     return [torch.randint(1, 256, (length + 1,), generator=generator, dtype=torch.uint8) for length in LENGTHS]
 
 
-def seeded_gpt() -> Module:
-    """Two blocks of four heads."""
+def seeded_gpt(*, depth: int = 2) -> Module:
+    """Blocks of four heads."""
     torch.manual_seed(0)
-    return build_model(width=16, depth=2, heads=4)
+    return build_model(width=16, depth=depth, heads=4)
 
 
-def seeded_gpt2() -> Module:
+def seeded_gpt2(*, depth: int = 2) -> Module:
     """transformers' GPT-2: weights [inputs, outputs], and an embedding that is the head's weight as well."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=16, n_embd=16, n_layer=2, n_head=4, **dropout))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=16, n_embd=16, n_layer=depth, n_head=4, **dropout))
 
 
 def labelled(batch: list[Tensor]) -> dict[str, Tensor]:
@@ -184,3 +185,13 @@ def alone(case: Case, num_micro_batches: int, clip: Clip | None = None, steps: i
     """The same in one process."""
     trained: Trained = train(SoloWorld(CPU), Single(), case, num_micro_batches, clip, steps)
     return trained
+
+
+def assert_as_alone(found: Trained, expected: Trained) -> None:
+    """Losses within 1e-6; weights within the rounding of fp32 sums in another order."""
+    assert found.losses == pytest.approx(expected.losses, rel=1e-6)
+    assert found.norms == pytest.approx(expected.norms, rel=1e-5)
+    assert found.evaluated == pytest.approx(expected.evaluated, rel=1e-6)
+    assert found.weights.keys() == expected.weights.keys()
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=1e-6, msg=name)

@@ -18,8 +18,8 @@ from tests.strategy.parallel.small_gpt import (
     GPT2,
     SEQUENCE,
     Case,
-    Trained,
     alone,
+    assert_as_alone,
     prepare,
     stored,
     take_steps,
@@ -37,16 +37,6 @@ HEAD_SPLIT = GPT._replace(plan=GPT.plan | SEQUENCE)
 def parallel(case: Case, **sizes: Any) -> Parallel:
     """The strategy with the case's plan."""
     return Parallel(tensor_plan=dict(case.plan), **sizes)
-
-
-def assert_as_alone(found: Trained, expected: Trained) -> None:
-    """Losses within 1e-6; weights within the rounding of fp32 sums in another order."""
-    assert found.losses == pytest.approx(expected.losses, rel=1e-6)
-    assert found.norms == pytest.approx(expected.norms, rel=1e-5)
-    assert found.evaluated == pytest.approx(expected.evaluated, rel=1e-6)
-    assert found.weights.keys() == expected.weights.keys()
-    for name, weight in expected.weights.items():
-        torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=1e-6, msg=name)
 
 
 LAYOUTS = [
