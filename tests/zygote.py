@@ -1,11 +1,12 @@
 """A process that has imported what commands need and forks once for each: a command without its start-up.
 
-`python tests/zygote.py NAME [MODULE…]` imports these modules, too, as far as they are installed, and listens at the
-abstract Unix socket NAME until something comes on its stdin, or that is closed. A connection is one command: an object
-of JSON ({script, argv, cwd, env, within}) that comes with three descriptors (stdin, stdout, stderr). The answer is
-{"pid": …}, and when the command has ended {"code": …}. A command is what it is in a terminal: a fresh process, its main
-thread alone, the leader of a session. Without a script, it is `runner`. `within` is what it sees of the machine: the
-network namespace `host`, which `ip netns` has made, or an empty directory `hidden`.
+`python tests/zygote.py NAME [MODULE… | WORD=MODULE,…]` imports these modules, too, as far as they are installed, and
+listens at the abstract Unix socket NAME until something comes on its stdin, or that is closed. At NAME-WORD listens a
+fork of it, made for the first connection, that has imported the modules of this word. A connection is one command: an
+object of JSON ({script, argv, cwd, env, within}) that comes with three descriptors (stdin, stdout, stderr). The answer
+is {"pid": …}, and when the command has ended {"code": …}. A command is what it is in a terminal: a fresh process, its
+main thread alone, the leader of a session. Without a script, it is `runner`. `within` is what it sees of the machine:
+the network namespace `host`, which `ip netns` has made, or an empty directory `hidden`.
 """
 
 import array
@@ -22,6 +23,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +35,53 @@ def main(name: str, *modules: str) -> None:
     del sys.path[0]  # the directory of this script
     preload()
     preload_commands()
-    for module in modules:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-        listening.bind("\0" + name)
-        listening.listen(64)
-        print("ready", flush=True)
-        gc.freeze()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the commands
-        while select.select([listening, sys.stdin], [], [])[0] != [sys.stdin]:
-            connection, _ = listening.accept()
-            if os.fork() == 0:
-                listening.close()
-                _serve(connection)
-            connection.close()
+    _be_ready([module for module in modules if "=" not in module])
+    listening = _listen(name)
+    words = dict(module.split("=") for module in modules if "=" in module)
+    waiting = {_listen(f"{name}-{word}"): named.split(",") for word, named in words.items()}
+    print("ready", flush=True)
+    while sys.stdin not in (ready := select.select([listening, *waiting, sys.stdin], [], [])[0]):
+        if listening in ready:
+            _accept(listening, others=tuple(waiting))
+            continue
+        called = next(one for one in waiting if one in ready)
+        called_for = waiting.pop(called)
+        if os.fork():
+            called.close()
+            continue
+        for one in (listening, *waiting):
+            one.close()
+        listening, waiting = called, {}
+        _be_ready(called_for)
+
+
+def _listen(name: str) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind("\0" + name)
+    listening.listen(64)
+    return listening
+
+
+def _be_ready(modules: Sequence[str]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a module may wait for a process of its own
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nothing:  # torchao names the devices that it has not found
+        os.dup2(nothing.fileno(), 2)
+    preload_libraries(modules)
+    sys.stderr.flush()
+    os.dup2(stderr, 2)
+    os.close(stderr)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the commands
+
+
+def _accept(listening: socket.socket, *, others: Sequence[socket.socket]) -> None:
+    connection, _ = listening.accept()
+    if os.fork() == 0:
+        for one in (listening, *others):
+            one.close()
+        _serve(connection)
+    connection.close()
 
 
 def preload() -> None:
@@ -60,6 +94,16 @@ def preload() -> None:
 
 def _nothing() -> None:
     pass
+
+
+def preload_libraries(modules: Sequence[str]) -> None:
+    """Import them as far as they are installed. DeepSpeed sets a variable of the environment, which is put back."""
+    environment = dict(os.environ)
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def preload_commands() -> None:
