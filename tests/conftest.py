@@ -137,18 +137,21 @@ class Zygote:
         env: dict[str, str],
         script: Path | None = None,
         within: dict[str, str] | None = None,
+        forks: bool = False,
         output: int | None = None,
     ) -> Started:
         """Start `runner` with these words, or this script with them. What it prints goes to files in `scratch`.
 
         Args:
             within: what it sees of the machine, as tests/zygote.py has it.
+            forks: its new interpreters are forks, too, as tests/zygote.py has it.
             output: a descriptor that is its stdout and stderr instead.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         prepared = [f"-{word}" for word in LIBRARIES_OF if any(word in one for one in argv)]
         connection.connect("\0" + self.name + "".join(prepared[:1]))
-        asked = {"script": str(script) if script else None, "argv": argv, "cwd": str(cwd), "env": env, "within": within}
+        place = {"cwd": str(cwd), "env": env, "within": within, "forks": forks}
+        asked = {"script": str(script) if script else None, "argv": argv, **place}
         started = time.monotonic_ns()
         stdout, stderr = (scratch / f"{name}_{started}" for name in ("stdout", "stderr"))
         with Path(os.devnull).open("rb") as nothing, stdout.open("wb") as out, stderr.open("wb") as err:
@@ -215,10 +218,10 @@ def trained(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.fixture
 def start(zygote: Zygote, project: Path, tmp_path: Path) -> Callable[..., Started]:
-    """The command, not waited for: start("train", "points").wait(timeout_s=60)."""
+    """The command, not waited for: start("train", "points").wait(timeout_s=60). `forks` is that of Zygote.start."""
 
-    def begin(*argv: str, env: dict[str, str] | None = None) -> Started:
-        return zygote.start(list(argv), cwd=project, scratch=tmp_path, env=env or {})
+    def begin(*argv: str, env: dict[str, str] | None = None, forks: bool = False) -> Started:
+        return zygote.start(list(argv), cwd=project, scratch=tmp_path, env=env or {}, forks=forks)
 
     return begin
 
@@ -227,8 +230,8 @@ def start(zygote: Zygote, project: Path, tmp_path: Path) -> Callable[..., Starte
 def runner(start: Callable[..., Started]) -> Callable[..., Ended]:
     """The command: runner("train", "points", "run.steps=3"). Fails the test unless it ends with `code`."""
 
-    def run(*argv: str, code: int = 0, timeout_s: float = 60, env: dict[str, str] | None = None) -> Ended:
-        ended = start(*argv, env=env).wait(timeout_s)
+    def run(*argv: str, code: int = 0, timeout_s: float = 60, **how: Any) -> Ended:
+        ended = start(*argv, **how).wait(timeout_s)
         assert ended.code == code, f"runner {' '.join(argv)} ended with {ended.code}, not {code}:\n{ended.stderr}"
         return ended
 
