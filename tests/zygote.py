@@ -255,7 +255,7 @@ def _is_module(how: dict[str, Any]) -> bool:
     ordinary = how["close_fds"] and not how["shell"] and how["preexec_fn"] is None and how["executable"] is None
     own = all(how[name] is None for name in ("gid", "gids", "uid")) and how["umask"] < 0
     words = [] if isinstance(how["args"], (str, bytes, os.PathLike)) else list(how["args"])
-    return ordinary and own and words[:1] == [sys.executable] and "-m" in (words[1:2] or words[2:3])
+    return ordinary and own and words[:1] == [sys.executable] and "-m" in words[1:3]
 
 
 def _interpreter(how: dict[str, Any], mask: list[int]) -> dict[str, Any]:
