@@ -17,6 +17,7 @@ from runner.engine.non_finite.guard import StepGuard, open_guard
 from runner.engine.non_finite.skip import diagnose_skipped
 from runner.engine.trackers import NoTrackers, OpenTrackers, open_trackers
 from runner.engine.training import Training
+from runner.engine.turns import take_turns
 from runner.protocols import (
     Checkpointer,
     Data,
@@ -110,6 +111,11 @@ class Session:
 
     def _step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         training = self.training
+        if training.turns is not None:
+            loss, update = take_turns(training, batches, self.guard, self.world, measure=measure)
+            if update.stepped:
+                training.advance()
+            return loss, update
         loss = training.trainable.forward_backward(batches)
         if not self.guard.allows(training.trainable, loss, self.world):
             self.num_skipped += 1

@@ -14,6 +14,7 @@ from runner.engine.replicas import ReplicaReader, divide_by_replica
 from runner.errors import CheckpointError
 from runner.protocols import Progress, SavedState, Scheduler, Source, State, Trainable, World
 from runner.protocols.state import of_model
+from runner.strategy.several.trainable import Turns
 from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
 
 
@@ -26,6 +27,8 @@ class Training:
     """By the name of the model whose optimizer each one schedules."""
     source: Source
     listeners: Listeners
+    turns: Turns | None = None
+    """The updates of a step, in a run with phases."""
     random_world: World
     """The ranks that draw different random numbers."""
     seed: int
@@ -60,7 +63,7 @@ class Training:
 
     def forget(self) -> None:
         """Free models and optimizers to make room for others. The training cannot be used afterwards."""
-        del self.trainable, self.schedules
+        del self.trainable, self.schedules, self.turns
 
     def state_dict(self) -> State[Tensor]:
         """Models, optimizers, schedules, position, callbacks, and the generators of this rank. Collective."""

@@ -12,6 +12,7 @@ from runner.engine.build import build_training
 from runner.engine.non_finite.diagnose import Finding, diagnose
 from runner.engine.non_finite.guard import is_finite
 from runner.engine.session import Session, restore_latest
+from runner.engine.turns import turns_of
 from runner.errors import NonFiniteError
 from runner.world.seeds import load_rng_state, rng_state
 
@@ -54,18 +55,21 @@ def _rewind(session: Session) -> int:
 
 def _replay(session: Session, *, until: int) -> list[Finding]:
     """Repeat steps until one is not finite, and diagnose it; training is then at the step before."""
-    training, trainable, world = session.training, session.training.trainable, session.world
+    training, world = session.training, session.world
     scaled = session.spec.precision.scaler().scales
     steps = iter(training.source)
     while training.step < until:
         position = training.source.position
         batches = next(steps)
-        generators = rng_state(world.device)
-        loss = trainable.forward_backward(batches)
-        if not is_finite(trainable, loss, world, scaled=scaled):
-            trainable.discard()
-            load_rng_state(generators, world.device)
-            return diagnose(trainable, batches, plan_at(training.source, position), world)
-        if trainable.update(measure=False).stepped:
+        stepped = False
+        for _, trainable, own in turns_of(training, batches):
+            generators = rng_state(world.device)
+            loss = trainable.forward_backward(own)
+            if not is_finite(trainable, loss, world, scaled=scaled):
+                trainable.discard()
+                load_rng_state(generators, world.device)
+                return diagnose(trainable, own, plan_at(training.source, position), world)
+            stepped = trainable.update(measure=False).stepped or stepped
+        if stepped:
             training.advance()
     return []

@@ -40,25 +40,30 @@ class ShardingPlan:
     """The dimension of each parameter that is divided; None = the first."""
 
 
-def shard(root: Module, units: Units, plan: ShardingPlan, *, apart: Mapping[Module, Apart]) -> list[FSDPModule]:
-    """Shard the model in place, innermost units first; parameters outside all units belong to the root.
+def shard(
+    root: Module, units: Units, plan: ShardingPlan, *, roots: Sequence[Module], apart: Mapping[Module, Apart]
+) -> list[FSDPModule]:
+    """Shard the model in place, innermost units first; parameters outside all units belong to a root.
 
     Gradients are summed over ranks, not averaged: the step divides once, by its count.
 
     Args:
+        root: what is called: the loss hook and what it calls.
+        roots: the outermost units: this module, or several models, which hooks of other models call, too.
         apart: modules that are units of their own, on other meshes.
 
     Returns:
-        The units, the root first, then in the model's order of modules.
+        The units in the model's order of modules: the root, if it is one, first.
     """
     _check_can_be_sharded(root)
     for module, (mesh, placement) in apart.items():
         own = replace(plan, mesh=mesh, placement=placement)
         _fully_shard([module], units, own, owners={module}, is_root=False)
     for group in units.groups:
-        if group := [module for module in group if module not in apart]:
+        if group := [module for module in group if module not in apart and module not in roots]:
             _fully_shard(group, units, plan, owners=set(group), is_root=False)
-    _fully_shard([root], units, plan, owners={None}, is_root=True)
+    for module in roots:
+        _fully_shard([module], units, plan, owners={None}, is_root=module is root)
     sharded: list[FSDPModule] = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for unit in sharded:
         unit.set_gradient_divide_factor(1.0)

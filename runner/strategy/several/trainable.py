@@ -1,0 +1,122 @@
+"""Several models and their optimizers: updated by one loss, or in turns by the phases of a step."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, cast, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from runner.protocols import MicroBatch, MicroBatchLoss, SavedState, State, StepBatches, Trainable
+from runner.protocols.state import MODEL
+from runner.strategy.common.around import Around
+from runner.strategy.common.models import Call, Cast
+from runner.strategy.several.joint_optimizer import JointOptimizer
+from runner.strategy.several.placed import SeveralPlaced, Team
+
+
+class Phase(NamedTuple):
+    """One of those in which a step trains models in turns."""
+
+    name: str
+    call: Call
+    """Its loss hook."""
+    team: int
+    """The number of the team that it updates."""
+    rounds: int
+
+
+class Turn(NamedTuple):
+    """One update of a step."""
+
+    phase: str
+    """Empty in a run without phases."""
+    trainable: Trainable
+    batches: StepBatches
+
+
+@final
+class SeveralTrainable(Around):
+    """All models of a run. Its own step is that of the first team; `turns` has those of all phases."""
+
+    def __init__(self, trained: Sequence[Team], frozen: Sequence[Team], cast: Cast, evaluated: Call | None) -> None:
+        """Hold models that are prepared already.
+
+        Args:
+            trained: models that are updated together, with a trainable.
+            frozen: models without an optimizer.
+            evaluated: the hook that evaluations call; None = there are none.
+        """
+        super().__init__(_trainable(trained[0]))
+        self._trained = trained
+        self._cast = cast
+        self._placed = SeveralPlaced([*trained, *frozen], cast, evaluated=evaluated)
+
+    @property
+    def models(self) -> Mapping[str, Module]:
+        """Every model."""
+        return self._placed.models
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """The optimizer of each model that is updated."""
+        found: dict[str, torch.optim.Optimizer] = {}
+        for team in self._trained:
+            optimizer = _trainable(team).optimizers[MODEL]
+            found |= optimizer.parts if isinstance(optimizer, JointOptimizer) else {team.names[0]: optimizer}
+        return found
+
+    @property
+    def exchange_bytes(self) -> int:
+        """What all teams exchange."""
+        return sum(_trainable(team).exchange_bytes for team in self._trained)
+
+    def turns(self, phases: Sequence[Phase], batches: StepBatches) -> Iterator[Turn]:
+        """The updates of a step, each to be taken before the next one is asked for."""
+        rounds = batches.rounds or (batches,)
+        for phase in phases:
+            for each in rounds[len(rounds) - phase.rounds :]:
+                self._cast.call = phase.call
+                yield Turn(phase.name, _OfAll(_trainable(self._trained[phase.team]), self.models), each)
+                for number, team in enumerate(self._trained):
+                    if number != phase.team:
+                        _trainable(team).discard()  # what the backward left in models that it went through
+
+    def discard(self) -> None:
+        """Drop the gradients of all models."""
+        for team in self._trained:
+            _trainable(team).discard()
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
+        """Evaluate with all models."""
+        return self._placed.evaluate(micro_batches)
+
+    def state_dict(self) -> State[Tensor]:
+        """Models and optimizers by the models' names."""
+        return self._placed.state_dict()
+
+    def load_state_dict(self, saved: SavedState) -> None:
+        """Continue from a checkpoint."""
+        self._placed.load_state_dict(saved)
+
+
+@final
+class _OfAll(Around):
+    """A team's step, which may call the other models as well."""
+
+    def __init__(self, inner: Trainable, models: Mapping[str, Module]) -> None:
+        super().__init__(inner)
+        self._models = models
+
+    @property
+    def models(self) -> Mapping[str, Module]:
+        """Every model."""
+        return self._models
+
+
+def _trainable(team: Team) -> Trainable:
+    return cast("Trainable", team.placed)
+
+
+Turns = Callable[[StepBatches], Iterator[Turn]]
+"""The updates of a step, given its items."""
