@@ -29,9 +29,9 @@ def build_critic(*, width: int = 128) -> nn.Module:
 
 
 def build_data() -> Data:
-    """The images, each with noise of its own, so that what is generated does not depend on the number of ranks."""
+    """The images, each many times, with other noise each time."""
     images = load_images()
-    return Data(train=WithNoise(images["train"][0].flatten(1)), eval=WithNoise(images["eval"][0].flatten(1)))
+    return Data(train=WithNoise(images["train"][0].flatten(1), 50), eval=WithNoise(images["eval"][0].flatten(1), 1))
 
 
 def critic_loss(generator: nn.Module, critic: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
@@ -68,12 +68,14 @@ def real_images() -> Tensor:
 
 @dataclass(frozen=True)
 class WithNoise:
-    """Images, each with noise that is drawn when it is read."""
+    """Images with noise that belongs to the item, so that any number of ranks generates the same from it."""
 
     images: Tensor  # [n, 64]
+    times: int
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images) * self.times
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], torch.randn(NOISE)
+        noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(index))
+        return self.images[index % len(self.images)], noise

@@ -1,10 +1,12 @@
 """Several models and their optimizers: updated by one loss, or in turns by the phases of a step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, cast, final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
 from runner.protocols import MicroBatch, MicroBatchLoss, SavedState, State, StepBatches, Trainable
@@ -75,12 +77,14 @@ class SeveralTrainable(Around):
         """The updates of a step, each to be taken before the next one is asked for."""
         rounds = batches.rounds or (batches,)
         for phase in phases:
-            for each in rounds[len(rounds) - phase.rounds :]:
-                self._cast.call = phase.call
-                yield Turn(phase.name, _OfAll(_trainable(self._trained[phase.team]), self.models), each)
-                for number, team in enumerate(self._trained):
-                    if number != phase.team:
-                        _trainable(team).discard()  # what the backward left in models that it went through
+            self._cast.call = phase.call
+            own = self._trained[phase.team]
+            with ExitStack() as held:
+                for team in self._trained:
+                    if team is not own:
+                        held.enter_context(_without_gradients(_trainable(team)))
+                for each in rounds[len(rounds) - phase.rounds :]:
+                    yield Turn(phase.name, _OfAll(_trainable(own), self.models), each)
 
     def discard(self) -> None:
         """Drop the gradients of all models."""
@@ -116,6 +120,26 @@ class _OfAll(Around):
 
 def _trainable(team: Team) -> Trainable:
     return cast("Trainable", team.placed)
+
+
+@contextmanager
+def _without_gradients(trainable: Trainable) -> Iterator[None]:
+    """Let backward go through models without leaving gradients in them.
+
+    FSDP keeps the parameters that it gathers, which require gradients as those did from which they were made first. So
+    it gets gradients, and they are dropped.
+    """
+    parameters = [one for model in trainable.models.values() for one in model.parameters() if one.requires_grad]
+    plain = [one for one in parameters if not isinstance(one, DTensor)]
+    for one in plain:
+        one.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for one in plain:
+            one.requires_grad_(True)
+        if len(plain) < len(parameters):
+            trainable.discard()
 
 
 Turns = Callable[[StepBatches], Iterator[Turn]]
