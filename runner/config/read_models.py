@@ -16,6 +16,7 @@ from runner.errors import Fault
 __all__ = [
     "MODELS",
     "PHASES",
+    "SEVERAL",
     "ModelKeys",
     "PhaseKeys",
     "Several",
@@ -66,6 +67,10 @@ class PhaseKeys:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds={self.rounds} must be at least 1.")
+
+
+SEVERAL: Mapping[str, type[Any]] = {MODELS: ModelKeys, PHASES: PhaseKeys}
+"""The sections whose keys are names, with what each name has."""
 
 
 class Taken(TypedDict):

@@ -28,7 +28,7 @@ def explain(session: Session, seen: int) -> NonFiniteError:
     """The error for step `seen`, just taken or skipped. Collective; the session cannot be used afterwards."""
     start = _rewind(session)
     logger.warning("step %d is not finite: repeating steps %d to %d to find the origin", seen, start + 1, seen)
-    findings = _replay(session, until=seen)
+    phase, findings = _replay(session, until=seen)
     step = session.training.step + 1
     if not findings:
         return NonFiniteError(
@@ -40,7 +40,8 @@ def explain(session: Session, seen: int) -> NonFiniteError:
         session.run_dir.note_guard(step, [finding._asdict() for finding in findings])
     first = findings[0]
     more = f" ({len(findings)} micro-batches are not; {session.run_dir.guard.name} lists all)" if findings[1:] else ""
-    return NonFiniteError(f"step {step} is not finite{more}. On {first}. {WAY_OUT}")
+    where = f"step {step} is not finite" + (f" in phase {phase}" if phase else "")
+    return NonFiniteError(f"{where}{more}. On {first}. {WAY_OUT}")
 
 
 def _rewind(session: Session) -> int:
@@ -53,8 +54,12 @@ def _rewind(session: Session) -> int:
     return session.training.step
 
 
-def _replay(session: Session, *, until: int) -> list[Finding]:
-    """Repeat steps until one is not finite, and diagnose it; training is then at the step before."""
+def _replay(session: Session, *, until: int) -> tuple[str, list[Finding]]:
+    """Repeat steps until one is not finite, and diagnose it; training is then at the step before.
+
+    Returns:
+        The phase of that step, if it has several, and what was found in it.
+    """
     training, world = session.training, session.world
     scaled = session.spec.precision.scaler().scales
     steps = iter(training.source)
@@ -62,14 +67,14 @@ def _replay(session: Session, *, until: int) -> list[Finding]:
         position = training.source.position
         batches = next(steps)
         stepped = False
-        for _, trainable, own in turns_of(training, batches):
+        for phase, trainable, own in turns_of(training, batches):
             generators = rng_state(world.device)
             loss = trainable.forward_backward(own)
             if not is_finite(trainable, loss, world, scaled=scaled):
                 trainable.discard()
                 load_rng_state(generators, world.device)
-                return diagnose(trainable, own, plan_at(training.source, position), world)
+                return phase, diagnose(trainable, own, plan_at(training.source, position), world)
             stepped = trainable.update(measure=False).stepped or stepped
         if stepped:
             training.advance()
-    return []
+    return "", []
