@@ -179,14 +179,14 @@ class _Several:
     def _build(self, views: Mapping[str, RunSpec]) -> Models:
         models = {}
         for name, view in views.items():
-            models[name] = model = _call_model(view, self._ranks, partial(self._see_as, name))
-            if self._spec.models[name].frozen:
-                model.requires_grad_(False)
+            models[name] = model = _call_model(view, self._ranks, partial(self._freeze_and_see, name))
             if self._precisions_differ:  # a hook runs in the autocast of one model, and calls others as well
                 in_context(model, _autocast(view.precision, self._world.device.type))
         return Models(models)
 
-    def _see_as(self, name: str, model: Module) -> None:
+    def _freeze_and_see(self, name: str, model: Module) -> None:
+        if self._spec.models[name].frozen:
+            model.requires_grad_(False)
         self._see(model, name)
 
     def _recompute(self, models: Module) -> None:
