@@ -16,13 +16,13 @@ from runner.config.of_blocks import Compiled
 from runner.config.run_spec import RunSpec
 from runner.errors import HookError, ModelError
 from runner.model.blocks import block_faults
+from runner.model.named import Cast, Models, in_context
 from runner.model.shape import apply_compile, apply_recompute
 from runner.protocols import Builder, Placed, Precision, Trainable, World
 from runner.protocols.state import MODEL
-from runner.strategy.common.models import Cast, Models, in_context
-from runner.strategy.several.joint_optimizer import JointOptimizer
-from runner.strategy.several.placed import SeveralPlaced, Team
-from runner.strategy.several.trainable import Phase, SeveralTrainable, Turns
+from runner.teams.joint_optimizer import JointOptimizer
+from runner.teams.placed import SeveralPlaced, Team
+from runner.teams.trainable import Phase, SeveralTrainable, Turns
 from runner.world.hook_ranks import HookRanks
 from runner.world.other_mesh import with_axes
 from runner.world.seeds import mix, seed_all

@@ -48,7 +48,8 @@ def section_node(section: str, project: Project) -> Schema:
     if section in SECTIONS:
         return section_schema(section, SECTIONS[section])
     if section in SEVERAL:
-        return {"type": "object", "additionalProperties": section_schema(f"{section}.*", SEVERAL[section])}
+        each = section_schema(f"{section}.*", SEVERAL[section])
+        return {**mapping({}, closed=False), "additionalProperties": each}
     positional, optional = POSITIONAL[section], section in OPTIONAL
     return hook_schema(project.hooks[section], project.roots, positional=positional, optional=optional)
 

@@ -170,7 +170,7 @@ class ShardSettings:
         Returns:
             The units, the root first.
         """
-        from runner.strategy.common.models import Models
+        from runner.model.named import Models
         from runner.strategy.fsdp.shard import prefetch, shard
 
         plan = self._plan(builder.precision, mesh, on_cpu=world.device.type == "cpu")

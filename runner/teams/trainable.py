@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
+from runner.model.named import Call, Cast
 from runner.protocols import MicroBatch, MicroBatchLoss, SavedState, State, StepBatches, Trainable
 from runner.protocols.state import MODEL
 from runner.strategy.common.around import Around
-from runner.strategy.common.models import Call, Cast
-from runner.strategy.several.joint_optimizer import JointOptimizer
-from runner.strategy.several.placed import SeveralPlaced, Team
+from runner.teams.joint_optimizer import JointOptimizer
+from runner.teams.placed import SeveralPlaced, Team
 
 
 class Phase(NamedTuple):

@@ -7,10 +7,10 @@ from typing import NamedTuple, final
 from torch import Tensor
 from torch.nn import Module
 
+from runner.model.named import Call, Cast
 from runner.protocols import MicroBatch, MicroBatchLoss, Placed, SavedState, State
-from runner.strategy.common.models import Call, Cast
 from runner.strategy.common.placed_module import evaluation_mode
-from runner.strategy.several.state import SavedTeam, check_same_models, of_run
+from runner.teams.state import SavedTeam, check_same_models, of_run
 
 
 class Team(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any, TypeVar, final
 from torch import Tensor
 
 from runner.errors import CheckpointError
+from runner.model.named import prefixed
 from runner.protocols import SavedState, State, StoredTensor
 from runner.protocols.state import MODEL
-from runner.strategy.common.models import prefixed
 
 T = TypeVar("T")
 
