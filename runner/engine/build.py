@@ -14,7 +14,8 @@ from runner.data.rounds import RoundsSource
 from runner.data.source import open_source
 from runner.engine.fit_batch import Rehearsal, fit_batch
 from runner.engine.listeners import build_listeners
-from runner.engine.models import look_at_nothing, prepare
+from runner.engine.models import look_at_nothing
+from runner.engine.placing import prepare
 from runner.engine.training import Training
 from runner.errors import DataError
 from runner.protocols import Data, Trainable, World

@@ -14,7 +14,7 @@ from runner.engine.replicas import ReplicaReader, divide_by_replica
 from runner.errors import CheckpointError
 from runner.protocols import Progress, SavedState, Scheduler, Source, State, Trainable, World
 from runner.protocols.state import of_model
-from runner.teams.trainable import Turns
+from runner.teams.phases import Turns
 from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from runner.engine.non_finite.guard import StepGuard
 from runner.engine.training import Training
 from runner.protocols import MicroBatchLoss, StepBatches, StepLoss, Update, World
-from runner.teams.trainable import Turn
+from runner.teams.phases import Turn
 
 
 class _Taken(NamedTuple):

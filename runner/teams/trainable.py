@@ -1,8 +1,8 @@
 """Several models and their optimizers: updated by one loss, or in turns by the phases of a step."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, cast, final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -14,27 +14,8 @@ from runner.protocols import MicroBatch, MicroBatchLoss, SavedState, State, Step
 from runner.protocols.state import MODEL
 from runner.strategy.common.around import Around
 from runner.teams.joint_optimizer import JointOptimizer
+from runner.teams.phases import Phase, Turn
 from runner.teams.placed import SeveralPlaced, Team
-
-
-class Phase(NamedTuple):
-    """One of those in which a step trains models in turns."""
-
-    name: str
-    call: Call
-    """Its loss hook."""
-    team: int
-    """The number of the team that it updates."""
-    rounds: int
-
-
-class Turn(NamedTuple):
-    """One update of a step."""
-
-    phase: str
-    """Empty in a run without phases."""
-    trainable: Trainable
-    batches: StepBatches
 
 
 @final
@@ -140,7 +121,3 @@ def _without_gradients(trainable: Trainable) -> Iterator[None]:
             one.requires_grad_(True)
         if len(plain) < len(parameters):
             trainable.discard()
-
-
-Turns = Callable[[StepBatches], Iterator[Turn]]
-"""The updates of a step, given its items."""
