@@ -11,9 +11,10 @@ import xxhash
 from torch.nn import Module, Parameter
 
 from runner.config.models import teams
-from runner.config.of_blocks import Compiled
+from runner.config.of_blocks import Compiled, Recompute
 from runner.config.run_spec import RunSpec
 from runner.engine.models import Call, See, call_model, hook_call, look_at_nothing
+from runner.errors import Fault, SpecError
 from runner.model.blocks import block_faults
 from runner.model.named import Cast, Models, in_context
 from runner.model.shape import apply_compile, apply_recompute
@@ -42,6 +43,7 @@ def prepare_several(spec: RunSpec, ranks: HookRanks, world: World, *, see: See) 
     frozen = several.place_each(name for name, one in spec.models.items() if one.frozen)
     updated = teams(spec.models, spec.phases)
     trainable = SeveralTrainable(several.prepare_each(updated), frozen, several.cast, evaluated)
+    several.check_blocks()
     if not calls:
         return trainable, None
     phases = [
@@ -74,6 +76,8 @@ class _Several:
         self._world = world
         self._see = see
         first, *others = (one.precision for one in spec.models.values())
+        self._have_blocks = False
+        self._without_blocks: list[list[Fault]] = []  # by team
         self._precisions_differ = any(other != first for other in others)
 
     def place_each(self, names: Iterable[str]) -> list[Team]:
@@ -128,7 +132,7 @@ class _Several:
         self._see(model, name)
 
     def _recompute(self, models: Module) -> None:
-        if self._has_blocks(models):
+        if self._spec.activation_checkpointing.what is not Recompute.NONE and self._has_blocks(models):
             apply_recompute(models, self._spec)
 
     def _compile(self, models: Module) -> None:
@@ -136,12 +140,24 @@ class _Several:
         if self._spec.compile.what is Compiled.MODEL:
             for model in models.by_name.values():
                 apply_compile(model, self._spec)
-        elif self._has_blocks(models):
+        elif self._spec.compile.what is Compiled.BLOCKS and self._has_blocks(models):
             apply_compile(models, self._spec)
+
+    def check_blocks(self) -> None:
+        """See that one of the models has the run's blocks, if it needs some.
+
+        Raises:
+            SpecError: none has.
+        """
+        if self._without_blocks and not self._have_blocks:
+            raise SpecError(*self._without_blocks[-1])
 
     def _has_blocks(self, models: Module) -> bool:
         """Whether the run's blocks are among these modules: they need be in one of the models only."""
-        return not list(block_faults(models, self._spec.blocks.classes, key="blocks.classes"))
+        faults = list(block_faults(models, self._spec.blocks.classes, key="blocks.classes"))
+        self._without_blocks += [faults] if faults else []
+        self._have_blocks = self._have_blocks or not faults
+        return not faults
 
     def _build_optimizer(
         self, views: Mapping[str, RunSpec], named: Iterable[tuple[str, Parameter]]
