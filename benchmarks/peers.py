@@ -49,7 +49,7 @@ def run(name: str, variant: str) -> None:
 
 def measure(name: str, variant: str, processes: int) -> tuple[float, float]:
     """CPU seconds of the loop (of rank 0, if there are two), and the final loss."""
-    words = [sys.executable, __file__, "--run", name, variant]
+    words = [sys.executable, __file__, "--contestant", name, variant]
     if processes > 1:
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *meeting]
@@ -86,10 +86,10 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", default=list(VARIANTS), help=", ".join(VARIANTS))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--run", nargs=2, metavar=("CONTESTANT", "VARIANT"), help="one contestant, in this process")
+    parser.add_argument("--contestant", nargs=2, metavar=("NAME", "VARIANT"), help="one contestant, in this process")
     arguments = parser.parse_args()
-    if arguments.run:
-        run(*arguments.run)
+    if arguments.contestant:
+        run(*arguments.contestant)
     names = [name for name, (module, _) in CONTESTANTS.items() if importlib.util.find_spec(module)]
     if missing := CONTESTANTS.keys() - names:
         print(f"not installed: {', '.join(sorted(missing))}. pip install 'hydra-runner[peers]'")
