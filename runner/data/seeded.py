@@ -60,19 +60,18 @@ class SeededItems:
 
     def _unless_drawn(self, indices: list[int], seeds: list[int]) -> list[Any] | None:
         """The items; None if any has drawn from a generator that was not seeded for it."""
-        self._watch.begin()
-        of_torch = torch.default_generator.manual_seed(seeds[-1]).get_state() if self._reads_many else None
         try:
-            items = self._read_many(indices) if self._reads_many else self._each(indices, seeds, _seed_torch)
+            if self._reads_many:
+                self._watch.begin(torch_seed=seeds[-1])
+                items = self._read_many(indices)
+            else:
+                self._watch.begin()
+                items = self._each(indices, seeds, torch.default_generator.manual_seed)
         except Exception:
-            if not self._drew(of_torch):  # else what was drawn may be why
+            if not self._watch.drew():  # else what was drawn may be why
                 raise
             return None
-        return None if self._drew(of_torch) else items
-
-    def _drew(self, of_torch: torch.Tensor | None) -> bool:
-        used = of_torch is not None and not torch.equal(of_torch, torch.default_generator.get_state())
-        return self._watch.drew() or used
+        return None if self._watch.drew() else items
 
     def _each(self, indices: list[int], seeds: list[int], seed: Callable[[int], Any]) -> list[Any]:
         items = []
@@ -84,6 +83,3 @@ class SeededItems:
 
     def _one_of_many(self, index: int) -> Any:
         return self._read_many([index])[0]
-
-
-_seed_torch = torch.default_generator.manual_seed

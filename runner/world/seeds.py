@@ -36,12 +36,13 @@ def _mixed(state: int, part: int) -> int:
 
 
 def mix_each(seed: int, first: int, offsets: Sequence[int]) -> list[int]:
-    """`mix(seed, first + offset)` of each offset, for many of them in a fraction of the time."""
-    with numpy.errstate(over="ignore"):
-        state = numpy.array(offsets, dtype=numpy.uint64) + numpy.uint64((_mixed(0, seed) + _GAMMA + first) & _MASK)
-        state = (state ^ (state >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
-        seeds: list[int] = ((state ^ (state >> numpy.uint64(31))) >> numpy.uint64(1)).tolist()
+    """`mix(seed, first + offset)` of each offset; of 32 in a quarter of the time."""
+    if len(offsets) < 8:
+        return [mix(seed, first + offset) for offset in offsets]
+    state: Any = numpy.array(offsets, dtype=numpy.uint64) + ((_mixed(0, seed) + _GAMMA + first) & _MASK)
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB
+    seeds: list[int] = ((state ^ (state >> 31)) >> 1).tolist()
     return seeds
 
 
@@ -86,25 +87,33 @@ def _seed_device(seed: int, device: torch.device) -> None:
 
 @final
 class DrawWatch:
-    """Tells whether Python's or NumPy's generator was used since `begin`, by the numbers that come next."""
+    """Tells whether generators of the host were used: Python's and NumPy's by the numbers that come next."""
 
     def __init__(self, seed: int) -> None:
         """Watch.
 
         Args:
-            seed: of the generators while they are watched.
+            seed: of Python's and NumPy's while they are watched.
         """
         self._seed = seed
         of_numpy = numpy.random.RandomState(seed % 2**32)
-        self._next = random.Random(seed).getrandbits(64), of_numpy.bytes(8)
+        self._next = random.Random(seed).getrandbits(64), of_numpy.random_sample()
+        self._torch: Tensor | None = None
 
-    def begin(self) -> None:
-        """Seed them."""
+    def begin(self, *, torch_seed: int | None = None) -> None:
+        """Seed them.
+
+        Args:
+            torch_seed: of torch's; None = it is not watched.
+        """
         seed_python(self._seed)
+        self._torch = None if torch_seed is None else torch.default_generator.manual_seed(torch_seed).get_state()
 
     def drew(self) -> bool:
-        """Whether they were used; to be asked once, since it draws from them."""
-        return (random.getrandbits(64), numpy.random.bytes(8)) != self._next
+        """Whether any was used since; to be asked once, since it draws from them."""
+        if self._torch is not None and not torch.equal(self._torch, torch.default_generator.get_state()):
+            return True
+        return (random.getrandbits(64), numpy.random.random_sample()) != self._next
 
 
 @contextmanager
