@@ -55,7 +55,7 @@ def gather_function(dataset: Any) -> Gather | None:
 def _rows_of_tensor(tensor: Tensor) -> Gather | None:
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.requires_grad or not tensor.dim():
         return None
-    return lambda indices: tensor.index_select(0, torch.tensor(indices))
+    return lambda indices: tensor[torch.tensor(indices)]
 
 
 def _rows_of_array(array: "numpy.ndarray[Any, Any]") -> Gather | None:

@@ -14,7 +14,7 @@ from runner.data.loader import fetch_function
 from runner.errors import DataError
 from tests.data.batches import assert_same, options
 
-INDICES = [5, 0, 3, 3]
+INDICES = [5, 0, 3, 3, -1]
 NUMBERS = torch.arange(12.0).reshape(6, 2)
 CLASSES = torch.arange(6)
 ARRAY = NUMBERS.numpy()
@@ -113,13 +113,13 @@ def test_whatever_may_read_its_items_otherwise_is_read_item_by_item(dataset: Any
 
 def test_a_collate_of_ones_own_gets_items() -> None:
     fetch = fetch_function(TensorDataset(NUMBERS, CLASSES), options(collate=len), seed=0)
-    assert fetch(INDICES, 0) == 4
+    assert fetch(INDICES, 0) == 5
 
 
 def test_a_transform_of_a_hugging_face_dataset_is_read_row_by_row() -> None:
     dataset = hugging_face(None).with_transform(lambda rows: {"number": [-one for one in rows["number"]]})
     assert gather_function(dataset) is None
-    assert fetch_function(dataset, options(), seed=0)(INDICES, 0)["number"].tolist() == [-5, 0, -3, -3]
+    assert fetch_function(dataset, options(), seed=0)(INDICES, 0)["number"].tolist() == [-5, 0, -3, -3, -5]
 
 
 def test_rows_of_arrow_that_cannot_be_stacked_are_told_by_index() -> None:

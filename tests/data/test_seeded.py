@@ -147,5 +147,10 @@ def test_an_item_that_fails_without_drawing_is_not_read_again() -> None:
 
 
 def test_seeds_are_the_same_made_one_by_one_or_together() -> None:
-    for seed, first, offsets in ((0, 0, [0]), (2**63, 10**12, [5, 0, 2**62]), (3, 2**64 - 1, [1, 2])):
+    for seed, first, offsets in (
+        (0, 0, [0]),
+        (2**63, 10**12, [5, 0, 2**62]),
+        (3, 2**64 - 1, [1, 2]),
+        (5, 10, [*range(-1, 9)]),
+    ):
         assert mix_each(seed, first, offsets) == [mix(seed, first + offset) for offset in offsets]
