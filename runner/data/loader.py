@@ -10,6 +10,7 @@ from typing import Any, final
 
 import torch
 from torch.utils.data import DataLoader, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from runner.data.collate import collate_in_worker, collated
 from runner.data.gather import gather_function
@@ -76,12 +77,16 @@ def worker_output(loader: DataLoader[Any]) -> Iterator[Any]:
         DataError: no batch can be made of what a worker read.
         RuntimeError: a worker died. An error that it raised comes as it is, with the worker's own traceback.
     """
+    outputs = iter(loader)
+    assert isinstance(outputs, _MultiProcessingDataLoaderIter)
     try:
-        for output in loader:
+        for output in outputs:
             if isinstance(output, DataError):
                 raise output
             yield output
-    except RuntimeError as error:
+    except Exception as error:
+        # The error holds the iterator: garbage collection would end both, but first the queues by which workers end.
+        outputs._shutdown_workers()
         if DIED.search(str(error)):
             error.add_note(WAY_OUT)
         raise

@@ -1,6 +1,6 @@
 """Loading items: the same ones in the rank itself and in workers, placed and counted."""
 
-import gc
+import multiprocessing
 import os
 import random
 from typing import Any
@@ -127,6 +127,5 @@ def test_a_worker_that_died_is_told_and_one_that_raised_shows_its_own_traceback(
     (note,) = died.value.__notes__
     assert note.startswith("A loader worker died while it read items. If it was killed, memory usually ran out: lower")
     with pytest.raises(ZeroDivisionError, match=r"(?s)Original Traceback.*in __getitem__.*of the user's own"):
-        _load(Raising(), _micro_batches(), 1)
-    del died
-    gc.collect()  # the traceback holds the workers, which ignore the SIGTERM of an interpreter that ends
+        _load(Raising(), _micro_batches(), 2)
+    assert not multiprocessing.active_children(), "nobody waits for a worker that was never told to end"
