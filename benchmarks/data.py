@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from runner.data.indexed import IndexedSource
 from runner.data.lengths import lengths_of
@@ -98,19 +98,29 @@ def resume(repeats: int) -> None:
 
 
 def reading(repeats: int) -> None:
-    """Our steps beside the batches of a DataLoader with the same settings."""
+    """Our steps beside the batches of a DataLoader with the same dataset, collate, workers and prefetch."""
     print("reading, items a second                                  DataLoader     ours    ratio")
-    for size, what, num_items in ((8, "small", 20_000), (50_000, "large", 2_000)):
+    num_small, num_large = 20_000, 2_000
+    # Twice the items that are read: both read ahead until the end of the measurement.
+    numbers = torch.arange(2.0 * num_small * 8).reshape(-1, 8)
+    datasets: dict[str, tuple[Any, int]] = {
+        "small items (32 bytes)": (Items(2 * num_small, 8), num_small),
+        "large items (200000 bytes)": (Items(2 * num_large, 50_000), num_large),
+        "TensorDataset (32 bytes and 4)": (TensorDataset(numbers, numbers[:, 0]), num_small),
+        "NumPy array (32 bytes)": (numbers.numpy(), num_small),
+    }
+    for what, (dataset, num_items) in datasets.items():
         for workers in (0, 2):
-            dataset = Items(num_items, size)
             loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers)
             steps = num_items // BATCH
             theirs, ours = alternate(
                 repeats, partial(drained, loader, steps), partial(drained, source(dataset, workers=workers), steps)
             )
             rates = steps * BATCH / theirs, steps * BATCH / ours
-            name = f"{what} items ({4 * size} bytes), {workers} workers"
-            print(f"{name:55} {rates[0]:11,.0f} {rates[1]:8,.0f} {rates[1] / rates[0]:8.2f}", flush=True)
+            print(
+                f"{f'{what}, {workers} workers':55} {rates[0]:11,.0f} {rates[1]:8,.0f} {rates[1] / rates[0]:8.2f}",
+                flush=True,
+            )
 
 
 class Stream(IterableDataset[torch.Tensor]):
@@ -149,6 +159,8 @@ def streams(repeats: int) -> None:
         "DataLoader": lambda: drained(DataLoader(stream, batch_size=BATCH), steps),
         "ours": lambda: ours(StreamChoice(stream, shard=False)),
         "ours, in 16 shards": lambda: ours(stream),
+        "ours, draws=False": lambda: ours(StreamChoice(stream, shard=False, draws=False)),
+        "ours, in 16 shards, draws=False": lambda: ours(StreamChoice(stream, draws=False)),
     }
     medians = alternate(repeats, *ways.values())
     for name, median in zip(ways, medians, strict=True):

@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -53,6 +54,7 @@ class ReadingHere:
     def __init__(self, readers: Mapping[int, ShardReader], epoch: int, places: Mapping[int, Place]) -> None:
         self._readers = readers
         self._places = places
+        self._kept = host_generators_kept if any(one.draws for one in readers.values()) else nullcontext
         self.skipped = 0
         with host_generators_kept():
             for number, place in places.items():
@@ -71,8 +73,8 @@ class ReadingHere:
         return True
 
     def read(self, wanted: Mapping[int, int]) -> dict[int, list[Any]]:
-        """Read them now. The rank's own generators are left as they are: which takes as long as seeding 30 items."""
-        with host_generators_kept():
+        """Read them now. The rank's own generators are left as they are."""
+        with self._kept():
             return {shard: self._readers[shard].read(num_items) for shard, num_items in wanted.items()}
 
     def mark(self, shard: int) -> Mark:
