@@ -24,6 +24,16 @@ from tests.installed import Installed, install_once
 CHECKOUT = Path(__file__).parent.parent
 LIBRARIES = ("sklearn.datasets", "torchmetrics")
 """What recipes import that many tests run: 1.5 and 1.9 s of CPU, in each rank."""
+LIBRARIES_OF = {
+    "deepspeed": (
+        "runner.strategy.deepspeed.engine", "runner.strategy.deepspeed.trainable", "deepspeed", "deepspeed.comm.mori",
+        "deepspeed.module_inject.auto_ep_layer", "deepspeed.runtime.superoffload.superoffload_stage3",
+        "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3", "setuptools._distutils.core",
+        "torch._subclasses.schema_check_mode",
+    ),
+    "gpt2": ("transformers.models.gpt2.modeling_gpt2",),
+}  # fmt: skip
+"""What each rank of commands imports that have such a word: 0.6 and 1.4 s of CPU."""
 
 
 def pytest_configure() -> None:
@@ -111,7 +121,10 @@ class Zygote:
     ) -> None:
         self.name = f"runner-tests-{os.getpid()}-{time.monotonic_ns()}"
         self._process = subprocess.Popen(
-            [python, str(CHECKOUT / "tests" / "zygote.py"), self.name, *libraries],
+            [
+                *(python, str(CHECKOUT / "tests" / "zygote.py"), self.name, *libraries),
+                *(f"{word}={','.join(modules)}" for word, modules in LIBRARIES_OF.items()),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -129,17 +142,21 @@ class Zygote:
         env: dict[str, str],
         script: Path | None = None,
         within: dict[str, str] | None = None,
+        forks: bool = False,
         output: int | None = None,
     ) -> Started:
         """Start `runner` with these words, or this script with them. What it prints goes to files in `scratch`.
 
         Args:
             within: what it sees of the machine, as tests/zygote.py has it.
+            forks: its new interpreters are forks, too, as tests/zygote.py has it.
             output: a descriptor that is its stdout and stderr instead.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.connect("\0" + self.name)
-        asked = {"script": str(script) if script else None, "argv": argv, "cwd": str(cwd), "env": env, "within": within}
+        prepared = [f"-{word}" for word in LIBRARIES_OF if any(word in one for one in argv)]
+        connection.connect("\0" + self.name + "".join(prepared[:1]))
+        place = {"cwd": str(cwd), "env": env, "within": within, "forks": forks}
+        asked = {"script": str(script) if script else None, "argv": argv, **place}
         started = time.monotonic_ns()
         stdout, stderr = (scratch / f"{name}_{started}" for name in ("stdout", "stderr"))
         with Path(os.devnull).open("rb") as nothing, stdout.open("wb") as out, stderr.open("wb") as err:
@@ -206,10 +223,10 @@ def trained(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.fixture
 def start(zygote: Zygote, project: Path, tmp_path: Path) -> Callable[..., Started]:
-    """The command, not waited for: start("train", "points").wait(timeout_s=60)."""
+    """The command, not waited for: start("train", "points").wait(timeout_s=60). `forks` is that of Zygote.start."""
 
-    def begin(*argv: str, env: dict[str, str] | None = None) -> Started:
-        return zygote.start(list(argv), cwd=project, scratch=tmp_path, env=env or {})
+    def begin(*argv: str, env: dict[str, str] | None = None, forks: bool = False) -> Started:
+        return zygote.start(list(argv), cwd=project, scratch=tmp_path, env=env or {}, forks=forks)
 
     return begin
 
@@ -218,8 +235,8 @@ def start(zygote: Zygote, project: Path, tmp_path: Path) -> Callable[..., Starte
 def runner(start: Callable[..., Started]) -> Callable[..., Ended]:
     """The command: runner("train", "points", "run.steps=3"). Fails the test unless it ends with `code`."""
 
-    def run(*argv: str, code: int = 0, timeout_s: float = 60, env: dict[str, str] | None = None) -> Ended:
-        ended = start(*argv, env=env).wait(timeout_s)
+    def run(*argv: str, code: int = 0, timeout_s: float = 60, **how: Any) -> Ended:
+        ended = start(*argv, **how).wait(timeout_s)
         assert ended.code == code, f"runner {' '.join(argv)} ended with {ended.code}, not {code}:\n{ended.stderr}"
         return ended
 

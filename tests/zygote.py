@@ -1,18 +1,22 @@
 """A process that has imported what commands need and forks once for each: a command without its start-up.
 
-`python tests/zygote.py NAME [MODULE…]` imports these modules, too, as far as they are installed, and listens at the
-abstract Unix socket NAME until something comes on its stdin, or that is closed. A connection is one command: an object
-of JSON ({script, argv, cwd, env, within}) that comes with three descriptors (stdin, stdout, stderr). The answer is
-{"pid": …}, and when the command has ended {"code": …}. A command is what it is in a terminal: a fresh process, its main
-thread alone, the leader of a session. Without a script, it is `runner`. `within` is what it sees of the machine: the
-network namespace `host`, which `ip netns` has made, or an empty directory `hidden`.
+`python tests/zygote.py NAME [MODULE… | WORD=MODULE,…]` imports these modules, too, as far as they are installed, and
+listens at the abstract Unix socket NAME until something comes on its stdin, or that is closed. At NAME-WORD listens a
+fork of it, made for the first connection, that has imported the modules of this word. A connection is one command: an
+object of JSON ({script, argv, cwd, env, within, forks}) that comes with three descriptors (stdin, stdout, stderr). The
+answer is {"pid": …}, and when the command has ended {"code": …}. A command is what it is in a terminal: a fresh
+process, its main thread alone, the leader of a session. Without a script, it is `runner`. `within` is what it sees of
+the machine: the network namespace `host`, which `ip netns` has made, or an empty directory `hidden`. If `forks`, the
+Python modules that it starts as new interpreters are forks, too; see `fork_interpreters`.
 """
 
 import array
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -20,10 +24,15 @@ import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LONGEST = 1 << 20
 """Bytes of a request."""
@@ -33,21 +42,53 @@ def main(name: str, *modules: str) -> None:
     del sys.path[0]  # the directory of this script
     preload()
     preload_commands()
-    for module in modules:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-        listening.bind("\0" + name)
-        listening.listen(64)
-        print("ready", flush=True)
-        gc.freeze()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the commands
-        while select.select([listening, sys.stdin], [], [])[0] != [sys.stdin]:
-            connection, _ = listening.accept()
-            if os.fork() == 0:
-                listening.close()
-                _serve(connection)
-            connection.close()
+    _be_ready([module for module in modules if "=" not in module])
+    listening = _listen(name)
+    words = dict(module.split("=") for module in modules if "=" in module)
+    waiting = {_listen(f"{name}-{word}"): named.split(",") for word, named in words.items()}
+    print("ready", flush=True)
+    while sys.stdin not in (ready := select.select([listening, *waiting, sys.stdin], [], [])[0]):
+        if listening in ready:
+            _accept(listening, others=tuple(waiting))
+            continue
+        called = next(one for one in waiting if one in ready)
+        called_for = waiting.pop(called)
+        if os.fork():
+            called.close()
+            continue
+        for one in (listening, *waiting):
+            one.close()
+        listening, waiting = called, {}
+        _be_ready(called_for)
+
+
+def _listen(name: str) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind("\0" + name)
+    listening.listen(64)
+    return listening
+
+
+def _be_ready(modules: Sequence[str]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a module may wait for a process of its own
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nothing:  # torchao names the devices that it has not found
+        os.dup2(nothing.fileno(), 2)
+    preload_libraries(modules)
+    sys.stderr.flush()
+    os.dup2(stderr, 2)
+    os.close(stderr)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the commands
+
+
+def _accept(listening: socket.socket, *, others: Sequence[socket.socket]) -> None:
+    connection, _ = listening.accept()
+    if os.fork() == 0:
+        for one in (listening, *others):
+            one.close()
+        _serve(connection)
+    connection.close()
 
 
 def preload() -> None:
@@ -60,6 +101,16 @@ def preload() -> None:
 
 def _nothing() -> None:
     pass
+
+
+def preload_libraries(modules: Sequence[str]) -> None:
+    """Import them as far as they are installed. DeepSpeed sets a variable of the environment, which is put back."""
+    environment = dict(os.environ)
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def preload_commands() -> None:
@@ -99,11 +150,21 @@ def _be_the_command(asked: dict[str, Any], descriptors: Any) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.update(asked["env"])
+
+    def command() -> int:
+        _enter(**asked.get("within") or {})
+        if asked.get("forks"):
+            fork_interpreters()
+        os.chdir(asked["cwd"])
+        return _run(asked["script"], asked["argv"])
+
+    _run_and_leave(command)
+
+
+def _run_and_leave(function: Callable[[], int]) -> NoReturn:
     code = 1
     try:
-        _enter(**asked.get("within") or {})
-        os.chdir(asked["cwd"])
-        code = _run(asked["script"], asked["argv"])
+        code = function()
     except SystemExit as leaving:
         if isinstance(leaving.code, str):
             print(leaving.code, file=sys.stderr)
@@ -150,6 +211,145 @@ def _run(script: str | None, argv: list[str]) -> int:
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")
     return 0
+
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+
+
+def fork_interpreters() -> None:
+    """Let each `sys.executable -m MODULE …` that this process starts be a fork of what this process is now.
+
+    Importing torch takes an interpreter 4 s of CPU. To the system and to subprocess the fork is a child of this
+    process: a process between them makes it and ends, and meanwhile this one adopts orphans. It has the arguments, the
+    environment, the descriptors, the directory, the session and the signals that a new interpreter would have. What it
+    does not do is to import.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = os.getpid()
+    if os.fork() == 0:
+        ours.close()
+        _serve_interpreters(theirs, command)
+    theirs.close()
+    execute_child: Any = vars(subprocess.Popen)["_execute_child"]
+    names = list(inspect.signature(execute_child).parameters)[1:]
+    process_wide = threading.Lock()
+
+    def start(self: Any, *args: Any) -> None:
+        how = dict(zip(names, args, strict=True))
+        if os.getpid() != command or not _is_module(how):
+            return execute_child(self, *args)
+        with process_wide, _held_back() as mask:
+            _prctl(PR_SET_CHILD_SUBREAPER, 1)
+            socket.send_fds(ours, [json.dumps(_interpreter(how, mask)).encode()], _descriptors(how))
+            self.pid = int(ours.recv(LONGEST))
+            _prctl(PR_SET_CHILD_SUBREAPER, 0)
+        self._child_created = True
+        return self._close_pipe_fds(*(how[name] for name in PIPES))
+
+    subprocess.Popen._execute_child = start  # type: ignore[attr-defined]
+
+
+def _is_module(how: dict[str, Any]) -> bool:
+    """Whether this is a module for a new interpreter, as fork_interpreters can make one."""
+    ordinary = how["close_fds"] and not how["shell"] and how["preexec_fn"] is None and how["executable"] is None
+    own = all(how[name] is None for name in ("gid", "gids", "uid")) and how["umask"] < 0
+    words = [] if isinstance(how["args"], (str, bytes, os.PathLike)) else list(how["args"])
+    return ordinary and own and words[:1] == [sys.executable] and "-m" in words[1:3]
+
+
+def _interpreter(how: dict[str, Any], mask: list[int]) -> dict[str, Any]:
+    words = list(how["args"])
+    number = words.index("-m")
+    ignored = [one for one in signal.valid_signals() if signal.getsignal(one) is signal.SIG_IGN]
+    return {
+        "module": words[number + 1],
+        "argv": words[number + 2 :],
+        "options": words[1:number],
+        "cwd": str(Path.cwd() / (how["cwd"] or "")),
+        "env": dict(os.environ if how["env"] is None else how["env"]),
+        "numbers": [0, 1, 2, *how["pass_fds"]],
+        "session": how["start_new_session"],
+        "group": how["process_group"],
+        "ignored": ignored,
+        "mask": mask,
+    }
+
+
+def _descriptors(how: dict[str, Any]) -> list[int]:
+    own = (how["p2cread"], how["c2pwrite"], how["errwrite"])
+    return [*(number if given == -1 else given for number, given in enumerate(own)), *how["pass_fds"]]
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[list[int]]:
+    """Block all signals; those that were blocked before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield [int(one) for one in before]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve_interpreters(connection: socket.socket, command: int) -> NoReturn:
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+        signal.signal(number, signal.SIG_IGN)  # those to the command's group
+    with open(os.devnull, "r+b") as nothing:
+        for descriptor in range(3):  # a pipe ends when the command has left it
+            os.dup2(nothing.fileno(), descriptor)
+    while os.getppid() == command:
+        request, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 253)
+        if not request:
+            break
+        between = os.fork()
+        if between == 0:
+            if os.fork():
+                os._exit(0)
+            while os.getppid() != command:
+                time.sleep(0.0005)
+            connection.send(str(os.getpid()).encode())
+            _run_and_leave(partial(_be_an_interpreter, json.loads(request), descriptors))
+        os.waitpid(between, 0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+    os._exit(0)
+
+
+def _be_an_interpreter(asked: dict[str, Any], descriptors: list[int]) -> int:
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN if number in asked["ignored"] else signal.SIG_DFL)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
+    if signal.SIGINT not in asked["ignored"]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asked["session"]:
+        os.setsid()
+    elif asked["group"] >= 0:
+        os.setpgid(0, asked["group"])
+    aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 512) for descriptor in descriptors]
+    for descriptor, wanted in zip(aside, asked["numbers"], strict=True):
+        os.dup2(descriptor, wanted)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor not in asked["numbers"]:
+            with contextlib.suppress(OSError):  # that of the list itself
+                os.close(descriptor)
+    os.chdir(asked["cwd"])
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    first = [] if "-P" in asked["options"] else [os.getcwd()]
+    sys.path[:] = [*first, *given, *(path for path in sys.path if path not in before)]
+    sys.argv = ["-m", *asked["argv"]]
+    sys.modules.pop(asked["module"], None)  # the program is another one than the module of this name
+    signal.pthread_sigmask(signal.SIG_SETMASK, asked["mask"])
+    runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,19 @@ import json, os, socket, sys
 script = sys.argv[1] if SCRIPT else None
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.connect("\\0NAME")
-asked = {"script": script, "argv": sys.argv[1 + SCRIPT:], "cwd": os.getcwd(), "env": dict(os.environ)}
+place = {"cwd": os.getcwd(), "env": dict(os.environ), "forks": SCRIPT or "launch=nodes" in sys.argv}
+asked = {"script": script, "argv": sys.argv[1 + SCRIPT:], **place}
 socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
 connection.recv(1024)
 code = json.loads(connection.recv(1024))["code"]
 sys.exit(code if code >= 0 else 128 - code)
+"""
+PYTEST = """\
+import sys
+import pytest
+sys.path[0] = ""
+known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins were imported before pytest could rewrite them
+sys.exit(pytest.main([*known, *sys.argv[1:]]))
 """
 PAGES = [page for page in MARKDOWN if COMMANDS.search(page.read_text())]
 
@@ -60,7 +68,7 @@ def write_executable(path: Path, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def environment(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The variables of the shell, in which `runner` and programs are forks of a process of the environment."""
+    """The variables of the shell, in which `runner`, pytest and programs are forks of a process of the environment."""
     told = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}  # stdout and stderr in the order of a terminal
     variables = installed.variables() | told
     zygote = Zygote(installed.bin / "python", variables)
@@ -70,6 +78,8 @@ def environment(installed: Installed, tmp_path_factory: pytest.TempPathFactory) 
     write_executable(shims / "runner", forked.replace("SCRIPT", "False"))
     write_executable(shims / "program", forked.replace("SCRIPT", "True"))
     write_executable(shims / "python", f"#!/bin/sh\n{program}\n")
+    (shims / "as_pytest.py").write_text(PYTEST)
+    write_executable(shims / "pytest", f'#!/bin/sh\nexec {shims}/program {shims}/as_pytest.py "$@"\n')
     yield variables | {"PATH": f"{shims}:{variables['PATH']}"}
     zygote.close()
 

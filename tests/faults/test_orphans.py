@@ -99,7 +99,7 @@ def test_a_failed_rank_leaves_no_pickled_traceback(runner: Callable[..., Ended],
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     failing = ("loss._target_=user_hooks.points.failing_loss", "+loss.rank='1'", f"launch.fork={fork}")
-    ended = runner("train", "points", *failing, *PAIR, code=1, env={"TMPDIR": str(temporary)})
+    ended = runner("train", "points", *failing, *PAIR, code=1, env={"TMPDIR": str(temporary)}, forks=True)
     assert "ZeroDivisionError: the hook divides by zero" in ended.stderr
     assert not list(temporary.glob("pytorch-errorfile-*"))
     assert not [path for path in Path(tempfile.gettempdir()).glob("pytorch-errorfile-*") if _is_of(path, tmp_path)]

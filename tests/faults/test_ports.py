@@ -45,7 +45,8 @@ def node(project: Path, zygote: Zygote, tmp_path: Path) -> Iterator[Callable[...
     nodes: list[Started] = []
 
     def start(*argv: str, host: str) -> Started:
-        nodes.append(zygote.start(list(argv), cwd=project, scratch=tmp_path, env={}, within={"host": host}))
+        within = {"host": host}
+        nodes.append(zygote.start(list(argv), cwd=project, scratch=tmp_path, env={}, within=within, forks=True))
         return nodes[-1]
 
     yield start

@@ -118,7 +118,7 @@ def leaks(root: Path, ended: Ended, *, secrets: tuple[str, ...] = SECRETS) -> It
     ids=["one", "forked", "started"],
 )
 def test_hooks_receive_what_no_file_holds(runner: Callable[..., Ended], ranks: tuple[str, ...]) -> None:
-    ended = runner("train", "points", *GIVEN, *SHORT, *ranks, "tracker=[tensorboard]", env=ENVIRONMENT)
+    ended = runner("train", "points", *GIVEN, *SHORT, *ranks, "tracker=[tensorboard]", env=ENVIRONMENT, forks=True)
     run = ended.run_dir.path
     for rank in range(2 if ranks else 1):
         assert received(run, rank) == [digest(TYPED), digest(IN_A_FILE), digest(URL)]

@@ -13,7 +13,7 @@ from tests.conftest import Zygote
 
 @pytest.fixture
 def launch(tmp_path: Path, zygote: Zygote) -> Iterator[Launcher]:
-    """Start a launching process in the test's directory."""
+    """Start a launching process in the test's directory; its new interpreters are forks unless forks=False."""
     launches: list[Launch] = []
 
     def start(**options: Any) -> Launch:
@@ -27,11 +27,15 @@ def launch(tmp_path: Path, zygote: Zygote) -> Iterator[Launcher]:
 
 @pytest.fixture
 def node(project: Path, zygote: Zygote, tmp_path: Path) -> Iterator[StartNode]:
-    """Start the command as one machine would: node("train", "points", …, host="a"); see tests/zygote.py."""
+    """Start the command as one machine would: node("train", "points", …, host="a"); see tests/zygote.py.
+
+    Its ranks, which are new interpreters, are forks unless forks=False.
+    """
     nodes: list[Node] = []
 
-    def start(*argv: str, **within: str) -> Node:
-        nodes.append(Node(zygote.start(list(argv), cwd=project, scratch=tmp_path, env={}, within=within)))
+    def start(*argv: str, forks: bool = True, **within: str) -> Node:
+        started = zygote.start(list(argv), cwd=project, scratch=tmp_path, env={}, within=within, forks=forks)
+        nodes.append(Node(started))
         return nodes[-1]
 
     yield start

@@ -28,6 +28,7 @@ class Launch:
         at: int = 5,
         steps: int = 20,
         timeout_s: float = 1800,
+        forks: bool = True,
         **options: Any,
     ) -> None:
         path.mkdir(exist_ok=True)
@@ -41,6 +42,7 @@ class Launch:
             scratch=path.parent,
             env={"PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(HERE)]), "TIMEOUT_S": str(timeout_s)},
             script=HERE / "launcher.py",
+            forks=forks and not options.get("fork", True),
         )
 
     def wait_for_step(self, step: int) -> None:

@@ -13,7 +13,7 @@ from runner.world.environment import environment, for_one_machine
 
 @pytest.mark.parametrize(("processes", "fork"), [(1, True), (2, True), (2, False)])
 def test_a_run_ends_well_and_says_nothing(launch: Launcher, processes: int, fork: bool) -> None:
-    run = launch(processes=processes, mode="train", fork=fork)
+    run = launch(processes=processes, mode="train", fork=fork, forks=False)
     assert run.end() == (0, "", "")
     assert run.run_dir.read_status()["state"] == "done"
     assert len(run.rank_pids()) == processes

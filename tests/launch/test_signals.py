@@ -160,7 +160,7 @@ def test_a_signal_to_the_whole_tree_stops_at_a_step_boundary(
 @pytest.mark.fault("a signal to the whole tree while ranks start", "it is not lost")
 @FORK
 def test_a_signal_to_the_whole_tree_while_ranks_start_is_not_lost(launch: Launcher, fork: bool) -> None:
-    run = launch(processes=2, mode="train", steps=10_000, fork=fork)
+    run = launch(processes=2, mode="train", steps=10_000, fork=fork, forks=False)
     run.wait_until(run.rank_pids, "first rank")
     run.send_to_all(signal.SIGTERM)
     assert run.end(20)[0] == 130
@@ -209,7 +209,7 @@ def test_a_failure_is_told_at_once_although_ranks_handle_sigterm(launch: Launche
 
 @FORK
 def test_ctrl_c_while_ranks_start_leaves_none(launch: Launcher, fork: bool) -> None:
-    run = launch(processes=2, mode="train", steps=10_000, fork=fork)
+    run = launch(processes=2, mode="train", steps=10_000, fork=fork, forks=False)
     run.wait_until(run.rank_pids, "first rank")
     run.interrupt_group()
     assert run.end(5)[0] == 130

@@ -1,5 +1,6 @@
 """Real ranks for tests: a function run in several forked processes on gloo, bounded in time."""
 
+import gc
 import os
 import pickle
 import socket
@@ -24,7 +25,8 @@ from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.fsdp import FSDP
 from runner.strategy.single import Single
 from runner.world.group import join_group
-from tests.zygote import preload
+from tests.conftest import LIBRARIES_OF
+from tests.zygote import preload, preload_libraries
 
 STRATEGIES = (Single, DDP, FSDP, DeepSpeed)
 
@@ -71,8 +73,8 @@ def on_ranks(
 
     Unless `axes` says otherwise, the mesh is that of the first strategy among the arguments, or all ranks are replicas.
     """
-    _preload()
     strategy = next((arg for arg in args if isinstance(arg, STRATEGIES)), DDP())
+    _preload(isinstance(strategy, DeepSpeed))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -97,10 +99,12 @@ def on_ranks(
 
 
 @cache
-def _preload() -> None:
-    """Once, rather than in every rank."""
+def _preload(deepspeed: bool) -> None:
+    """Once, rather than in every rank; the import of DeepSpeed takes 0.6 s of CPU."""
     with warnings.catch_warnings(action="ignore"):
         preload()
+        if deepspeed:
+            preload_libraries(LIBRARIES_OF["deepspeed"])
 
 
 def _start(rank: int, axes: Axes, port: int, function: Callable[..., Any], args: tuple[Any, ...], path: Path) -> int:
@@ -109,6 +113,7 @@ def _start(rank: int, axes: Axes, port: int, function: Callable[..., Any], args:
         return pid
     answer = failure = None
     try:
+        gc.freeze()  # DeepSpeed collects garbage, which would copy every page of the tests' process
         os.environ |= {
             "RANK": str(rank),
             "WORLD_SIZE": str(axes.size(axes.names)),

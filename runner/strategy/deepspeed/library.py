@@ -51,8 +51,9 @@ def load(world: World) -> ModuleType:
             "Start the run in a process of its own (launch.fork=false)."
         )
     _redirect_logger()
-    # Otherwise it compiles an operator that only inference uses: 40 s the first time, and it needs a compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Otherwise it compiles an operator that only inference uses: 40 s the first time, and it needs a compiler. Nothing
+    # else is looked up there, and to read the attribute would probe all operators, which runs the compiler as well.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     # DeepSpeed calls them by names that torch has deprecated, several times a step.
     warnings.filterwarnings("ignore", message="`torch.distributed.(all_gather|reduce_scatter)_[a-z_]*` is deprecated")
     library: ModuleType = deepspeed

@@ -68,7 +68,7 @@ def test_two_nodes_are_the_run_of_two_processes_and_no_file_of_it_holds_the_secr
     pair: Pair, project: Path, runner: Callable[..., Any]
 ) -> None:
     common = ("train", "points", "strategy=ddp", "batch.micro_items=3")
-    ends = [each.end() for each in pair(*common)]
+    ends = [each.end() for each in pair(*common, forks=False)]
     together = run_dir_of(ends)
     alone = runner(*common, "hardware.processes=2").run_dir
     assert losses(together) == losses(alone)
@@ -254,7 +254,7 @@ def test_every_strategy_trains_over_two_hosts_as_in_two_processes(
 
 @needs_root
 def test_a_directory_that_is_not_shared_is_refused(pair: Pair, node: StartNode, project: Path) -> None:
-    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.join_s=10", "strategy=ddp")
+    where = ("launch=nodes", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.join_s=5", "strategy=ddp")
     hidden = project / "outputs"
     hidden.mkdir()
     nodes = [
