@@ -142,7 +142,7 @@ class Stage(_PipelineStageBase):
     def _roots(self, number: int, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Any]:
         """Where backward begins, with the gradients that have arrived there."""
         if self.is_last:
-            return outputs, tuple(map(torch.ones_like, outputs))
+            return outputs, (None,)  # a scalar
         trained = [tensor for tensor, one in zip(outputs, self._sends[number], strict=True) if one.trained]
         pairs = [
             (tensor, gradient)

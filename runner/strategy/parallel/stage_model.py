@@ -20,7 +20,7 @@ from runner.protocols import Loss, MicroBatch
 from runner.strategy.common.forward_loss import outputs_in_evaluation
 from runner.strategy.parallel.outline import Hook, Outline, Record, called_again, hide, output_again
 from runner.strategy.parallel.split import Cut
-from runner.strategy.parallel.stand_in import Absent, absent_leaves, fake_of, present
+from runner.strategy.parallel.stand_in import Absent, absent_leaves, fake_of, present, replace_absent
 from runner.world.seeds import mix, seed_rank, seed_torch
 
 Change = Callable[[Any, Any], tuple[Any, Any]]
@@ -56,7 +56,7 @@ class StageModel(Module):
         self.index = index
         self.is_first, self.is_last = index == 0, index == cut.num_stages - 1
         self._cut, self._loss, self._device = cut, loss, device
-        self._visit: Visit | None = None
+        self._visits: list[Visit] = []  # the one that is going on, if there is one
 
     def forward(self, micro_batch: MicroBatch, visit: Visit) -> Any:
         """What the next stage receives or, on the last stage, what the loss hook returns.
@@ -64,7 +64,7 @@ class StageModel(Module):
         Raises:
             HookError: the hook uses what other stages have.
         """
-        self._visit = visit
+        self._visits.append(visit)
         visit.begun = self.is_first
         seed_rank(visit.seed, self._device)
         try:
@@ -73,7 +73,7 @@ class StageModel(Module):
         except _Ended as end:
             return end.tensors
         finally:
-            self._visit = None
+            self._visits.clear()
         if not (visit.begun and self.is_last):
             raise HookError("the loss hook returned before all stages of the pipeline had begun.")
         _check_present(result)
@@ -96,23 +96,26 @@ class StageModel(Module):
                 _before(module, self._end(name))
 
     def _now(self) -> Visit:
-        if self._visit is None:
+        if not self._visits:
             raise HookError("a stage of a pipeline can only be called by the loss hook.")
-        return self._visit
+        return self._visits[0]
 
     def _begin(self, name: str) -> Change:
         def begin(args: Any, kwargs: Any) -> Any:
             visit = self._now()
             if visit.begun:
                 raise HookError(called_again(name, self.index))
-            expected = visit.record.carried[self.index - 1]
-            found = absent_leaves((args, kwargs))
-            assert [at for at, _ in found] == [one.number for one in expected], (found, expected)
-            for (_, leaf), tensor in zip(found, visit.arrived, strict=True):
-                leaf.arrived = tensor
+            tensors = iter(visit.arrived)
+
+            def take(leaf: Absent) -> Tensor:
+                leaf.arrived = next(tensors)
+                return leaf.arrived
+
+            filled = replace_absent((args, kwargs), take)
+            assert next(tensors, None) is None, visit.record.carried[self.index - 1]
             visit.begun = True
             seed_torch(mix(visit.seed, self.index), self._device)  # dropout differs from that of the other stages
-            return present((args, kwargs))
+            return filled
 
         return begin
 
