@@ -2,58 +2,29 @@
 
 Every rank runs it by itself, once for each new combination of shapes, and so knows which tensors to expect and what to
 compute from shapes alone. What cannot be cut is found here, on all ranks, before anything is sent.
+
+Two kinds of tensors pass: the arguments of the module at which a stage begins; and what a module has returned that a
+later stage uses in another way, such as the logits of a router that its loss is computed from.
 """
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Module
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch
+from runner.strategy.parallel.carried import Carried, Origin, Output, Progress, Record, Source, add_sources
 from runner.strategy.parallel.split import Cut
-from runner.strategy.parallel.stand_in import Absent, Where, absent_leaves, fake_of
+from runner.strategy.parallel.stand_in import Absent, Finished, absent_leaves, all_parameters, fake_of
+from runner.world.seeds import host_generators_kept
 
 Hook = Callable[[Module, Any, int], Loss | Tensor]
-
-
-class Carried(NamedTuple):
-    """A tensor that one stage sends to the next."""
-
-    number: int
-    """Among the leaves of the arguments of the module at which the next stage begins."""
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    trained: bool
-    """Whether a gradient comes back."""
-
-
-class Output(NamedTuple):
-    """What a module returned."""
-
-    leaves: list[Any]
-    """Absent tensors, and whatever else there was."""
-    spec: TreeSpec
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run of the hook found."""
-
-    carried: list[list[Carried]] = field(default_factory=list)
-    """The tensors that each stage after the first receives."""
-    outputs: dict[str, list[Output]] = field(default_factory=dict)
-    """What each call of a piece returned, by its name."""
-
-
-class _Finished(BaseException):
-    """The last stage has begun: what follows is its own."""
 
 
 @final
@@ -70,7 +41,7 @@ class Outline:
             loss: the user's hook.
         """
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._where = Where()
+        self._where = Progress(cut.num_stages)
         self._model = copy_modules(model)
         self._cut, self._loss = cut, loss
         self._records: dict[Any, Record] = {}
@@ -80,8 +51,7 @@ class Outline:
                 path = f"{name}.{key}" if name else key
                 if tensor is not None and path in holders:
                     fake = fake_of(self.mode, tensor, tensor.device)
-                    absent = Absent.of(fake, trained=tensor.requires_grad, held=holders[path], where=self._where)
-                    hide(module, key, absent)
+                    hide(module, key, self._weight(path, fake, tensor, holders[path]))
             if name in cut.pieces and any(path.startswith(f"{name}.") for path in holders):
                 self._watch(name, module)
             if name in cut.begins:
@@ -98,18 +68,32 @@ class Outline:
             self._records[key] = self._run(micro_batch, training)
         return self._records[key]
 
+    def _weight(self, path: str, fake: FakeTensor, tensor: Tensor, held: frozenset[int]) -> Absent:
+        """What stands for a parameter or buffer."""
+        everywhere = len(held) == self._cut.num_stages
+        origin: Origin = frozenset() if everywhere else f"{path} is not on that stage"
+        return Absent.of(fake, trained=tensor.requires_grad, held=held, where=self._where, origin=origin)
+
     def _run(self, micro_batch: MicroBatch, training: bool) -> Record:
-        self._record, self._where.stage = Record(), 0
+        self._record, where = Record(), self._where
+        where.start()
         self._model.train(training)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), host_generators_kept(), all_parameters(self._model):
             try:
-                self._loss(self._model, *micro_batch)
-            except _Finished:
-                return self._record
-        raise HookError(
-            f"the loss hook does not call {self._cut.begins[self._where.stage]}, at which stage "
-            f"{self._where.stage + 1} of the pipeline begins. Name a module that its model calls: strategy.split."
-        )
+                result = self._loss(self._model, *micro_batch)
+            except Finished:
+                result = None
+        if not where.is_last:
+            raise HookError(
+                f"the loss hook does not call {self._cut.begins[where.stage]}, at which stage "
+                f"{where.stage + 1} of the pipeline begins. Name a module that its model calls: strategy.split."
+            )
+        for _, leaf in absent_leaves(result):
+            if leaf.held is not None and where.stage not in leaf.held:
+                where.need(leaf.origin, "the loss hook returns what another stage of the pipeline has")
+        where.check_unchanged()
+        add_sources(self._record, where.needed, self._cut.pieces)
+        return self._record
 
     def _begin(self, name: str) -> Any:
         number = self._cut.begins.index(name)
@@ -124,33 +108,59 @@ class Outline:
             for _, leaf in found:
                 leaf.held = frozenset({number + 1})
             self._where.stage = number + 1
-            if number + 2 == self._cut.num_stages:
-                raise _Finished
 
         return begin
 
     def _watch(self, name: str, module: Module) -> None:
         """Record what a piece returns, which is absent wherever the piece is."""
-        where = self._where
+        where, stage = self._where, self._cut.pieces[name]
 
-        def absent(value: Any) -> Any:
-            if not isinstance(value, Tensor) or isinstance(value, Absent):
-                return value
-            fake = value if isinstance(value, FakeTensor) else fake_of(self.mode, value, value.device)
-            return Absent.of(fake, trained=value.requires_grad, held=frozenset({where.stage}), where=where)
+        def enter(module: Module, args: Any, kwargs: Any) -> None:
+            if where.stage != stage:
+                raise HookError(
+                    called_again(name, stage)
+                    if name in self._record.outputs
+                    else called_elsewhere(name, stage, where.stage)
+                )
+            where.inside = name
 
-        def note(module: Module, args: Any, kwargs: Any, output: Any) -> Any:
-            output = tree_map(absent, output)
+        def leave(module: Module, args: Any, kwargs: Any, output: Any) -> Any:
+            where.inside = ""
+            call = len(self._record.outputs.setdefault(name, []))
             leaves, spec = tree_flatten(output)
-            self._record.outputs.setdefault(name, []).append(Output(leaves, spec))
-            return output
+            for number, leaf in enumerate(leaves):
+                if isinstance(leaf, Tensor):
+                    leaves[number] = self._returned(leaf, Source(name, call, number))
+            self._record.outputs[name].append(Output(leaves, spec))
+            return tree_unflatten(leaves, spec)
 
-        module.register_forward_hook(note, with_kwargs=True)
+        module.register_forward_pre_hook(enter, with_kwargs=True)
+        module.register_forward_hook(leave, with_kwargs=True)
+
+    def _returned(self, value: Tensor, source: Source) -> Absent:
+        """A tensor that a piece returns."""
+        if not isinstance(value, Absent):
+            fake = value if isinstance(value, FakeTensor) else fake_of(self.mode, value, value.device)
+            here = frozenset({self._where.stage})
+            value = Absent.of(fake, trained=value.requires_grad, held=here, where=self._where)
+        value.origin = frozenset({source})
+        return value
 
 
-def output_again(output: Output) -> Any:
-    """What a module returned, with new absent tensors of the same shapes."""
-    leaves = [Absent.of(one.fake, trained=one.trained) if isinstance(one, Absent) else one for one in output.leaves]
+def output_again(output: Output, arrived: Mapping[int, Tensor]) -> Any:
+    """What a module returned, with new absent tensors of the same shapes.
+
+    Args:
+        arrived: those that are not absent here, by the number of the leaf.
+    """
+    leaves = [
+        one
+        if not isinstance(one, Absent)
+        else arrived[number]
+        if number in arrived
+        else Absent.of(one.fake, trained=one.trained)
+        for number, one in enumerate(output.leaves)
+    ]
     return tree_unflatten(leaves, output.spec)
 
 
@@ -174,6 +184,15 @@ def called_again(name: str, stage: int) -> str:
         f"{name}, of stage {stage} of the pipeline, is called twice for one micro-batch. A loss hook may "
         "call its model once, and a model may go through its blocks once. Use strategy.pipeline=1, or call the model "
         "on both inputs together."
+    )
+
+
+def called_elsewhere(name: str, stage: int, now: int) -> str:
+    """The message about a module that another stage calls than the one that has it."""
+    return (
+        f"{name} belongs to stage {stage} of the pipeline, since the model defines it there, but is called on stage "
+        f"{now}. Define modules in the order in which they are called, or let the stages begin elsewhere: "
+        "strategy.split."
     )
 
 

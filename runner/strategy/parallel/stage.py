@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.nn import Module
 
-from runner.strategy.parallel.outline import Carried
+from runner.strategy.parallel.carried import Carried
 
 Compute = Callable[[int, Sequence[Tensor]], tuple[Tensor, ...]]
 """The forward of a micro-batch, by its number in the step: from what has arrived to what the next stage receives."""

@@ -6,21 +6,21 @@ stage begins, the forward ends.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch
 from runner.strategy.common.forward_loss import outputs_in_evaluation
-from runner.strategy.parallel.outline import Hook, Outline, Record, called_again, hide, output_again
+from runner.strategy.parallel.carried import Carried, Record, Source
+from runner.strategy.parallel.outline import Hook, Outline, called_again, called_elsewhere, hide, output_again
 from runner.strategy.parallel.split import Cut
-from runner.strategy.parallel.stand_in import Absent, absent_leaves, fake_of, present, replace_absent
+from runner.strategy.parallel.stand_in import Absent, absent_leaves, all_parameters, fake_of, present
 from runner.world.seeds import mix, seed_rank, seed_torch
 
 Change = Callable[[Any, Any], tuple[Any, Any]]
@@ -38,12 +38,28 @@ class _Ended(BaseException):
 class Visit:
     """One forward of a stage."""
 
-    def __init__(self, record: Record, arrived: Sequence[Tensor], seed: int) -> None:
+    def __init__(self, record: Record, arriving: Sequence[Carried], arrived: Sequence[Tensor], seed: int) -> None:
+        """Hold what has arrived.
+
+        Args:
+            record: what passes between stages.
+            arriving: what the stage receives; empty for the first one.
+            arrived: the same, with values.
+            seed: of the micro-batch.
+        """
         self.record = record
-        self.arrived = arrived
         self.seed = seed
         self.begun = False
         self.calls: Counter[str] = Counter()
+        self.arguments: dict[int, Tensor] = {}
+        """Those of the module at which the stage begins, by the number of the leaf."""
+        self.sources: dict[Source, Tensor] = {}
+        """What modules have returned, on this stage or an earlier one, that later stages use."""
+        for one, tensor in zip(arriving, arrived, strict=True):
+            if isinstance(one.at, int):
+                self.arguments[one.at] = tensor
+            else:
+                self.sources[one.at] = tensor
 
 
 @final
@@ -68,7 +84,7 @@ class StageModel(Module):
         visit.begun = self.is_first
         seed_rank(visit.seed, self._device)
         try:
-            with _all_parameters(self.model):
+            with all_parameters(self.model):
                 result = self._loss(self.model, micro_batch.batch, micro_batch.items)
         except _Ended as end:
             return end.tensors
@@ -89,11 +105,15 @@ class StageModel(Module):
             if not held.get(name, True):
                 module._compiled_call_impl = self._absent(name)  # instead of the module's forward and all hooks
             elif name in held:
-                _before(module, lambda args, kwargs: present((args, kwargs)))
+                _around(module, lambda args, kwargs: present((args, kwargs)), self._note(name))
             if not self.is_first and name == self._cut.begins[self.index - 1]:
-                _before(module, self._begin(name))
+                _around(module, self._begin(name))
             if not self.is_last and name == self._cut.begins[self.index]:
-                _before(module, self._end(name))
+                _around(module, self._end(name))
+
+    def visit(self, record: Record, arrived: Sequence[Tensor], seed: int) -> Visit:
+        """A forward of this stage, given what has arrived from the one before."""
+        return Visit(record, [] if self.is_first else record.carried[self.index - 1], arrived, seed)
 
     def _now(self) -> Visit:
         if not self._visits:
@@ -105,17 +125,14 @@ class StageModel(Module):
             visit = self._now()
             if visit.begun:
                 raise HookError(called_again(name, self.index))
-            tensors = iter(visit.arrived)
-
-            def take(leaf: Absent) -> Tensor:
-                leaf.arrived = next(tensors)
-                return leaf.arrived
-
-            filled = replace_absent((args, kwargs), take)
-            assert next(tensors, None) is None, visit.record.carried[self.index - 1]
+            leaves, spec = tree_flatten((args, kwargs))
+            for number, tensor in visit.arguments.items():
+                if isinstance(absent := leaves[number], Absent):
+                    absent.arrived = tensor
+                leaves[number] = tensor
             visit.begun = True
             seed_torch(mix(visit.seed, self.index), self._device)  # dropout differs from that of the other stages
-            return filled
+            return tree_unflatten(leaves, spec)
 
         return begin
 
@@ -126,7 +143,7 @@ class StageModel(Module):
                 raise HookError(f"{name}, at which stage {self.index + 1} begins, is called before stage {self.index}.")
             leaves, tensors = tree_leaves(present((args, kwargs))), []
             for one in visit.record.carried[self.index]:
-                tensor = leaves[one.number]
+                tensor = leaves[one.at] if isinstance(one.at, int) else visit.sources[one.at]
                 if isinstance(tensor, Absent) or (tuple(tensor.shape), tensor.dtype) != (one.shape, one.dtype):
                     raise HookError(
                         f"{name} gets a tensor {list(tensor.shape)} of {tensor.dtype}, where {list(one.shape)} of "
@@ -134,26 +151,41 @@ class StageModel(Module):
                         "must not depend on values in its shapes."
                     )
                 assert one.trained or not tensor.requires_grad, f"{name}: no gradient would come back"
-                tensors.append(tensor.clone() if tensor._is_view() else tensor)  # zero-bubble detaches it in place
+                # Zero-bubble schedules detach it in place, which a view or what has arrived does not allow.
+                passed_on = tensor._is_view() or (tensor.is_leaf and tensor.requires_grad)
+                tensors.append(tensor.clone() if passed_on else tensor)
             raise _Ended(tuple(tensors))
 
         return end
 
+    def _note(self, name: str) -> Callable[[Any], None]:
+        """Keep what a piece of this stage returns, if a later stage uses it."""
+
+        def note(output: Any) -> None:
+            wanted = self._now().record.sources
+            if not wanted:
+                return
+            visit = self._now()
+            call = visit.calls[name]
+            visit.calls[name] += 1
+            for number, leaf in enumerate(tree_leaves(output)):
+                if (source := Source(name, call, number)) in wanted:
+                    visit.sources[source] = leaf
+
+        return note
+
     def _absent(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            visit = self._now()
+            visit, stage = self._now(), self._cut.pieces[name]
             outputs = visit.record.outputs.get(name, ())
             number = visit.calls[name]
             if number and visit.begun:
-                raise HookError(called_again(name, self._cut.pieces[name]))
+                raise HookError(called_again(name, stage))
             if visit.begun or number >= len(outputs):
-                raise HookError(
-                    f"{name} belongs to stage {self._cut.pieces[name]} of the pipeline, since the model defines it "
-                    f"there, but is called on stage {self.index}. Define modules in the order in which they are "
-                    "called, or let the stages begin elsewhere: strategy.split."
-                )
+                raise HookError(called_elsewhere(name, stage, self.index))
             visit.calls[name] += 1
-            return output_again(outputs[number])
+            arrived = {source.leaf: tensor for source, tensor in visit.sources.items() if source[:2] == (name, number)}
+            return output_again(outputs[number], arrived)
 
         return call
 
@@ -170,36 +202,21 @@ def remove_absent(model: Module, outline: Outline, absent: Mapping[str, Tensor],
         hide(model.get_submodule(owner), key, Absent.of(fake, trained=tensor.requires_grad))
 
 
-def _before(module: Module, change: Change) -> None:
-    """Change the arguments of a module before anything else sees them: a compiler or what gathers its shards."""
-    compiled = module._compiled_call_impl
-    if compiled is None:
-        module.register_forward_pre_hook(lambda _, args, kwargs: change(args, kwargs), with_kwargs=True, prepend=True)
-        return
+def _around(module: Module, change: Change, note: Callable[[Any], None] = lambda _: None) -> None:
+    """Change the arguments of a module before anything else sees them: a compiler or what gathers its shards.
+
+    Args:
+        note: gets what the module returns.
+    """
+    inner: Callable[..., Any] = module._compiled_call_impl or module._call_impl
 
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = change(args, kwargs)
-        return compiled(*args, **kwargs)
+        output = inner(*args, **kwargs)
+        note(output)
+        return output
 
     module._compiled_call_impl = call
-
-
-@contextmanager
-def _all_parameters(model: Module) -> Iterator[None]:
-    """Let a hook that looks at all parameters (to add their norms, say) see that some are not here."""
-
-    def named_parameters(prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
-        yield from Module.named_parameters(model, prefix, recurse, remove_duplicate)
-        for name, module in model.named_modules(prefix=prefix):
-            for key, value in vars(module).items():
-                if isinstance(value, Absent):
-                    yield f"{name}.{key}" if name else key, value
-
-    model.__dict__["named_parameters"] = named_parameters
-    try:
-        yield
-    finally:
-        del model.__dict__["named_parameters"]
 
 
 def _check_present(result: Loss | Tensor) -> None:

@@ -164,6 +164,7 @@ def by_hand(world: Any) -> Any:
         else:
             schedule.step(target=targets, losses=losses)
         for parameter in half.parameters():
+            assert parameter.grad is not None
             parameter.grad /= (targets != BOUNDARY).sum()
         optimizer.step()
         optimizer.zero_grad()
