@@ -8,7 +8,8 @@ later stage uses in another way, such as the logits of a router that its loss is
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch
 from runner.strategy.parallel.carried import Carried, Origin, Output, Progress, Record, Source, add_sources
+from runner.strategy.parallel.expert_modules import expert_modules
 from runner.strategy.parallel.split import Cut
 from runner.strategy.parallel.stand_in import Absent, Finished, absent_leaves, all_parameters, fake_of
 from runner.world.seeds import host_generators_kept
@@ -31,7 +33,15 @@ Hook = Callable[[Module, Any, int], Loss | Tensor]
 class Outline:
     """A model without values, which is run to see what it passes on."""
 
-    def __init__(self, model: Module, cut: Cut, holders: Mapping[str, frozenset[int]], loss: Hook) -> None:
+    def __init__(
+        self,
+        model: Module,
+        cut: Cut,
+        holders: Mapping[str, frozenset[int]],
+        loss: Hook,
+        *,
+        experts: Sequence[str] = (),
+    ) -> None:
         """Copy the modules of a model; its parameters and buffers are not copied.
 
         Args:
@@ -39,6 +49,7 @@ class Outline:
             cut: where the stages begin.
             holders: the stages that have each parameter and buffer, by name.
             loss: the user's hook.
+            experts: patterns of the names of modules that hold experts; empty = those of `runner.model.experts`.
         """
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._where = Progress(cut.num_stages)
@@ -56,6 +67,8 @@ class Outline:
                 self._watch(name, module)
             if name in cut.begins:
                 module.register_forward_pre_hook(self._begin(name), with_kwargs=True, prepend=True)
+        for _, module in expert_modules(self._model, experts):
+            module.forward = partial(_like_tokens, module)  # the sizes of the experts' groups depend on values
 
     def of(self, micro_batch: MicroBatch, *, training: bool) -> Record:
         """What passes between stages for a micro-batch of these shapes.
@@ -194,6 +207,12 @@ def called_elsewhere(name: str, stage: int, now: int) -> str:
         f"{now}. Define modules in the order in which they are called, or let the stages begin elsewhere: "
         "strategy.split."
     )
+
+
+def _like_tokens(module: Module, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """What has the shape of what experts return, and a gradient if theirs has one."""
+    own = [one for owner in module.modules() for one in vars(owner).values() if isinstance(one, Absent)]
+    return sum((one.sum() for one in own), tokens * weights.sum())
 
 
 def _outline(leaf: Any) -> Any:

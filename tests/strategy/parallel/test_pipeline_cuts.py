@@ -11,10 +11,11 @@ from torch.nn import Module
 
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch, StepBatches
+from runner.strategy.fsdp.settings import ShardSettings
 from runner.strategy.parallel import Parallel
 from runner.strategy.parallel.carried import Record
 from runner.strategy.parallel.outline import Outline
-from runner.strategy.parallel.place_stages import _stage
+from runner.strategy.parallel.place_stages import StageSettings, _stage
 from runner.strategy.parallel.schedule import PipelineSettings, Schedule
 from runner.strategy.parallel.split import cut_model, holders_of, split_faults
 from runner.world.solo import SoloWorld
@@ -259,7 +260,10 @@ def last_of_two(build: Callable[[], Module], loss: Any) -> Any:
     holders = holders_of(model, cut)
     given = builder(build=build, optimizer=torch.optim.SGD, loss=loss)
     outline = Outline(model, cut, holders, given.loss)
-    stage = _stage(model, 1, cut, holders, outline, given, SoloWorld(CPU), None)
+    undivided = StageSettings(
+        pipelining=PipelineSettings(), shards=ShardSettings(), sharing=None, plan=None, experts=None, expert_modules=[]
+    )
+    stage = _stage(model, 1, cut, holders, outline, given, SoloWorld(CPU), undivided)
     rows = torch.ones(3, WIDTH)
     micro_batch = MicroBatch((rows, rows[:, :1]), 3)
     record = outline.of(micro_batch, training=True)
