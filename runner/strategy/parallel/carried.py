@@ -1,6 +1,6 @@
 """What passes from stage to stage of a pipeline, and where a tensor that is needed on a later stage comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
@@ -26,9 +26,12 @@ class Carried(NamedTuple):
     """A leaf of the arguments of the module at which the next stage begins, by its number; or what a module returned
     that a later stage uses otherwise."""
     shape: tuple[int, ...]
+    """The whole shape, which this rank may have a part of."""
     dtype: torch.dtype
     trained: bool
     """Whether a gradient comes back."""
+    part: tuple[int, ...] | None = None
+    """If it is split by sequence among tensor ranks, the shape of this rank's part, which is what passes."""
 
 
 class Output(NamedTuple):
@@ -111,19 +114,24 @@ def origin_of(origins: list[Origin], progress: Progress, *, drawn: bool) -> Orig
     return reason or frozenset[Source]().union(*(one for one in origins if not isinstance(one, str)))
 
 
-def add_sources(record: Record, needed: Mapping[Source, int], stage_of: Mapping[str, int]) -> None:
+def add_sources(
+    record: Record,
+    needed: Mapping[Source, int],
+    stage_of: Mapping[str, int],
+    carried: Callable[[Source, Any], Carried],
+) -> None:
     """Let what modules have returned pass through all stages up to the last one that needs it.
 
     Args:
         needed: the last stage that uses each.
         stage_of: the stage of a piece.
+        carried: how an absent tensor passes.
     """
     for source in sorted(needed):
         leaf = record.outputs[source.piece][source.call].leaves[source.leaf]
-        carried = Carried(source, tuple(leaf.fake.shape), leaf.fake.dtype, leaf.trained)
         record.sources.add(source)
         for stage in range(stage_of[source.piece] + 1, needed[source] + 1):
-            record.carried[stage - 1].append(carried)
+            record.carried[stage - 1].append(carried(source, leaf))
 
 
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]

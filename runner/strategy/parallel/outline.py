@@ -10,7 +10,7 @@ later stage uses in another way, such as the logits of a router that its loss is
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from runner.strategy.parallel.expert_modules import expert_modules
 from runner.strategy.parallel.split import Cut
 from runner.strategy.parallel.stand_in import Absent, Finished, absent_leaves, all_parameters, fake_of
 from runner.world.seeds import host_generators_kept
+
+if TYPE_CHECKING:
+    from runner.strategy.parallel.tensor import TensorPlan
 
 Hook = Callable[[Module, Any, int], Loss | Tensor]
 
@@ -41,6 +44,7 @@ class Outline:
         loss: Hook,
         *,
         experts: Sequence[str] = (),
+        plan: "TensorPlan | None" = None,
     ) -> None:
         """Copy the modules of a model; its parameters and buffers are not copied.
 
@@ -50,6 +54,7 @@ class Outline:
             holders: the stages that have each parameter and buffer, by name.
             loss: the user's hook.
             experts: patterns of the names of modules that hold experts; empty = those of `runner.model.experts`.
+            plan: how weight matrices are split; None if they are not.
         """
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._where = Progress(cut.num_stages)
@@ -67,6 +72,10 @@ class Outline:
                 self._watch(name, module)
             if name in cut.begins:
                 module.register_forward_pre_hook(self._begin(name), with_kwargs=True, prepend=True)
+        self._parts = None if plan is None else plan.sequence
+        if plan is not None and self._parts is not None:
+            for module, is_split in plan.outputs(self._model):
+                module.register_forward_hook(partial(_mark, is_split))
         for _, module in expert_modules(self._model, experts):
             module.forward = partial(_like_tokens, module)  # the sizes of the experts' groups depend on values
 
@@ -105,8 +114,14 @@ class Outline:
             if leaf.held is not None and where.stage not in leaf.held:
                 where.need(leaf.origin, "the loss hook returns what another stage of the pipeline has")
         where.check_unchanged()
-        add_sources(self._record, where.needed, self._cut.pieces)
+        add_sources(self._record, where.needed, self._cut.pieces, self._carried)
         return self._record
+
+    def _carried(self, at: int | Source, leaf: Absent) -> Carried:
+        """How a tensor passes from stage to stage."""
+        shape = tuple(leaf.fake.shape)
+        part = self._parts.shape(shape) if leaf.is_split and self._parts is not None else None
+        return Carried(at, shape, leaf.fake.dtype, leaf.trained, part)
 
     def _begin(self, name: str) -> Any:
         number = self._cut.begins.index(name)
@@ -115,9 +130,7 @@ class Outline:
             if self._where.stage != number:
                 raise HookError(called_again(name, number + 1))
             found = absent_leaves((args, kwargs))
-            self._record.carried.append(
-                [Carried(at, tuple(leaf.fake.shape), leaf.fake.dtype, leaf.trained) for at, leaf in found]
-            )
+            self._record.carried.append([self._carried(at, leaf) for at, leaf in found])
             for _, leaf in found:
                 leaf.held = frozenset({number + 1})
             self._where.stage = number + 1
@@ -207,6 +220,12 @@ def called_elsewhere(name: str, stage: int, now: int) -> str:
         f"{now}. Define modules in the order in which they are called, or let the stages begin elsewhere: "
         "strategy.split."
     )
+
+
+def _mark(is_split: bool, module: Module, args: Any, output: Any) -> None:
+    """Note whether what a module returns is split by sequence."""
+    for _, leaf in absent_leaves(output):
+        leaf.is_split = is_split
 
 
 def _like_tokens(module: Module, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

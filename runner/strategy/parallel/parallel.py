@@ -139,8 +139,6 @@ class Parallel:
     def _pipeline_faults(self) -> Iterable[Fault]:
         """Report keys that a pipeline does not support."""
         rule = "with strategy.pipeline"
-        if self.sequence_parallel:
-            yield Fault(key="strategy.sequence_parallel", message=f"true does not work {rule} yet. Use false.")
         if self.shards.build is Build.RANK_0:
             yield Fault(key="strategy.build", message=f"rank_0 has no stage of another rank. Use every_rank {rule}.")
         if self.shards.sync_each_round:

@@ -171,7 +171,9 @@ class PlacedStages:
                 arrived = result
                 if before != root.index - 1:
                     expected = record.carried[root.index - 1]
-                    arrived = [torch.empty(one.shape, dtype=one.dtype, device=self._device) for one in expected]
+                    arrived = [
+                        torch.empty(one.part or one.shape, dtype=one.dtype, device=self._device) for one in expected
+                    ]
                     _wait(stage.start(dist.irecv, arrived, root.index - 1))
             result = root(micro_batch, root.visit(record, arrived, seed))
             before = root.index

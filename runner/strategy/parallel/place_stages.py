@@ -76,7 +76,7 @@ def place_stages(builder: Builder, world: World, given: StageSettings) -> Placed
     holders = holders_of(model, cut)
     shapes = {name: tuple(tensor.shape) for name, tensor in distinct_tensors(model)}
     trained = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
-    outline = Outline(model, cut, holders, builder.loss, experts=given.expert_modules)
+    outline = Outline(model, cut, holders, builder.loss, experts=given.expert_modules, plan=given.plan)
     own = settings.stages_of(pipeline.rank, pipeline.size)
     if given.sharing is not None:
         _check_can_be_sharded(holders, trained, own)
@@ -147,7 +147,8 @@ def _stage(
     remove_absent(tree, outline, absent, world.device)
     tree.to(world.device)
     given.divide(tree, builder)
-    root = StageModel(tree, index, cut, builder.loss, world.device)
+    parts = None if given.plan is None else given.plan.sequence
+    root = StageModel(tree, index, cut, builder.loss, world.device, parts)
     root.install(held)
     return root
 

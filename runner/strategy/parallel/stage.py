@@ -95,7 +95,7 @@ class Stage(_PipelineStageBase):
         trained = [one for one in self._receives[mb_index] if one.trained]
         answers = self._answers.pop(mb_index)
         return tuple(
-            torch.zeros(one.shape, dtype=one.dtype, device=self.device) if gradient is None else gradient
+            torch.zeros(one.part or one.shape, dtype=one.dtype, device=self.device) if gradient is None else gradient
             for one, gradient in zip(trained, answers, strict=True)
         )
 
@@ -156,7 +156,7 @@ class Stage(_PipelineStageBase):
         return [dist.P2POp(operation, tensor.detach().contiguous(), peer, self.group) for tensor in tensors]
 
     def _empty(self, wanted: Sequence[Carried]) -> list[Any]:
-        return [torch.empty(one.shape, dtype=one.dtype, device=self.device) for one in wanted]
+        return [torch.empty(one.part or one.shape, dtype=one.dtype, device=self.device) for one in wanted]
 
     def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: `begin_step` has all that is needed."""

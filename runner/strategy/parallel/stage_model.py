@@ -11,6 +11,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -19,6 +20,7 @@ from runner.protocols import Loss, MicroBatch
 from runner.strategy.common.forward_loss import outputs_in_evaluation
 from runner.strategy.parallel.carried import Carried, Record, Source
 from runner.strategy.parallel.outline import Hook, Outline, called_again, called_elsewhere, hide, output_again
+from runner.strategy.parallel.sequence import SequenceParts
 from runner.strategy.parallel.split import Cut
 from runner.strategy.parallel.stand_in import Absent, absent_leaves, all_parameters, fake_of, present
 from runner.world.seeds import mix, seed_rank, seed_torch
@@ -66,12 +68,20 @@ class Visit:
 class StageModel(Module):
     """The loss hook and a stage's part of the model as one module, which can be sharded."""
 
-    def __init__(self, model: Module, index: int, cut: Cut, loss: Hook, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Module,
+        index: int,
+        cut: Cut,
+        loss: Hook,
+        device: torch.device,
+        parts: SequenceParts | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.index = index
         self.is_first, self.is_last = index == 0, index == cut.num_stages - 1
-        self._cut, self._loss, self._device = cut, loss, device
+        self._cut, self._loss, self._device, self._parts = cut, loss, device, parts
         self._visits: list[Visit] = []  # the one that is going on, if there is one
 
     def forward(self, micro_batch: MicroBatch, visit: Visit) -> Any:
@@ -106,6 +116,8 @@ class StageModel(Module):
                 module._compiled_call_impl = self._absent(name)  # instead of the module's forward and all hooks
             elif name in held:
                 _around(module, lambda args, kwargs: present((args, kwargs)), self._note(name))
+                if not any(True for _ in module.parameters()):
+                    _let_shapes_pass(module)
             if not self.is_first and name == self._cut.begins[self.index - 1]:
                 _around(module, self._begin(name))
             if not self.is_last and name == self._cut.begins[self.index]:
@@ -113,7 +125,12 @@ class StageModel(Module):
 
     def visit(self, record: Record, arrived: Sequence[Tensor], seed: int) -> Visit:
         """A forward of this stage, given what has arrived from the one before."""
-        return Visit(record, [] if self.is_first else record.carried[self.index - 1], arrived, seed)
+        arriving = [] if self.is_first else record.carried[self.index - 1]
+        whole = [
+            tensor if one.part is None or self._parts is None else self._parts.whole(tensor, one.shape)
+            for one, tensor in zip(arriving, arrived, strict=True)
+        ]
+        return Visit(record, arriving, whole, seed)
 
     def _now(self) -> Visit:
         if not self._visits:
@@ -141,22 +158,38 @@ class StageModel(Module):
             visit = self._now()
             if not visit.begun:
                 raise HookError(f"{name}, at which stage {self.index + 1} begins, is called before stage {self.index}.")
-            leaves, tensors = tree_leaves(present((args, kwargs))), []
-            for one in visit.record.carried[self.index]:
-                tensor = leaves[one.at] if isinstance(one.at, int) else visit.sources[one.at]
-                if isinstance(tensor, Absent) or (tuple(tensor.shape), tensor.dtype) != (one.shape, one.dtype):
-                    raise HookError(
-                        f"{name} gets a tensor {list(tensor.shape)} of {tensor.dtype}, where {list(one.shape)} of "
-                        f"{one.dtype} were expected from the shapes of the batch: stage {self.index} of the pipeline "
-                        "must not depend on values in its shapes."
-                    )
-                assert one.trained or not tensor.requires_grad, f"{name}: no gradient would come back"
-                # Zero-bubble schedules detach it in place, which a view or what has arrived does not allow.
-                passed_on = tensor._is_view() or (tensor.is_leaf and tensor.requires_grad)
-                tensors.append(tensor.clone() if passed_on else tensor)
+            leaves = tree_leaves(present((args, kwargs)))
+            tensors = [
+                self._sent(name, leaves[one.at] if isinstance(one.at, int) else visit.sources[one.at], one)
+                for one in visit.record.carried[self.index]
+            ]
             raise _Ended(tuple(tensors))
 
         return end
+
+    def _sent(self, name: str, tensor: Tensor, expected: Carried) -> Tensor:
+        """What passes to the next stage, which begins at this module.
+
+        Raises:
+            HookError: it is not what was expected.
+        """
+        if isinstance(tensor, Absent) or (tuple(tensor.shape), tensor.dtype) != (expected.shape, expected.dtype):
+            raise HookError(
+                f"{name} gets a tensor {list(tensor.shape)} of {tensor.dtype}, where {list(expected.shape)} of "
+                f"{expected.dtype} were expected from the shapes of the batch: stage {self.index} of the pipeline "
+                "must not depend on values in its shapes."
+            )
+        if (expected.part is None) == isinstance(tensor, DTensor):
+            found, wanted = ("divided", "whole") if expected.part is None else ("whole", "divided")
+            raise HookError(
+                f"{name} gets a tensor {list(tensor.shape)} that is {found} among tensor ranks, where it was expected "
+                f"to be {wanted} by the tensor plan. Let the stages begin elsewhere: strategy.split."
+            )
+        assert expected.trained or not tensor.requires_grad, f"{name}: no gradient would come back"
+        if self._parts is not None and isinstance(tensor, DTensor):
+            tensor = self._parts.part(tensor)
+        # Zero-bubble schedules detach it in place, which a view or what has arrived does not allow.
+        return tensor.clone() if tensor._is_view() or (tensor.is_leaf and tensor.requires_grad) else tensor
 
     def _note(self, name: str) -> Callable[[Any], None]:
         """Keep what a piece of this stage returns, if a later stage uses it."""
@@ -215,6 +248,19 @@ def _around(module: Module, change: Change, note: Callable[[Any], None] = lambda
         output = inner(*args, **kwargs)
         note(output)
         return output
+
+    module._compiled_call_impl = call
+
+
+def _let_shapes_pass(module: Module) -> None:
+    """Keep the hooks of a module without weights, such as those of a tensor plan, from what has no values."""
+    inner = module._compiled_call_impl
+    assert inner is not None
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if absent_leaves((args, kwargs)):
+            return module.forward(*args, **kwargs)
+        return inner(*args, **kwargs)
 
     module._compiled_call_impl = call
 

@@ -45,6 +45,8 @@ class Absent(Tensor):
     """Of the run that it belongs to; None where nobody asks."""
     origin: Origin
     """How other stages could know its values."""
+    is_split: bool
+    """Whether tensor ranks have parts of it, split by sequence."""
     arrived: Tensor | None
     """The tensor that has taken its place."""
 
@@ -56,13 +58,14 @@ class Absent(Tensor):
         held: frozenset[int] | None = None,
         where: Progress | None = None,
         origin: Origin = "",
+        is_split: bool = False,
     ) -> "Absent":
         """An absent tensor with this shape, dtype and device."""
         absent: Absent = Tensor._make_wrapper_subclass(
             Absent, tuple(fake.shape), strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
         absent.fake, absent.trained, absent.held, absent.progress = fake, trained, held, where
-        absent.origin, absent.arrived = origin, None
+        absent.origin, absent.is_split, absent.arrived = origin, is_split, None
         return absent
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -98,6 +101,7 @@ def _by_shapes(func: Any, leaves: list[Tensor], absent: "list[Absent]", args: An
     # Whatever the grad mode: the forward of an autograd.Function runs without. A gradient that nobody needs is 0.
     trained = any(one.trained if isinstance(one, Absent) else one.requires_grad for one in leaves)
     fakes = {id(one.fake): one for one in absent}
+    is_split = any(one.is_split for one in absent)
     versions = [one.fake._version for one in absent]
     draws = Draws()
     args, kwargs = tree_map(_for_shapes, (args, kwargs))
@@ -125,7 +129,7 @@ def _by_shapes(func: Any, leaves: list[Tensor], absent: "list[Absent]", args: An
         if id(value) in fakes:
             return fakes[id(value)]  # in place, or the tensor itself
         needs = trained and value.is_floating_point()
-        return Absent.of(value, trained=needs, held=held, where=where, origin=origin)
+        return Absent.of(value, trained=needs, held=held, where=where, origin=origin, is_split=is_split)
 
     return tree_map(back, result)
 

@@ -18,6 +18,7 @@ from tests.strategy.parallel.small_gpt import (
     CPU,
     GPT,
     GPT2,
+    SEQUENCE,
     Case,
     alone,
     assert_as_alone,
@@ -51,11 +52,13 @@ def exhaustive(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
+SEQUENTIAL = GPT._replace(plan=GPT.plan | SEQUENCE)
 LAYOUTS = [
     (GPT, {"shard": 1}, 1, Clip()),
     (GPT2, {"shard": 1}, 3, CLIP),
     (GPT, {"shard": 1, "tensor": 2}, 3, CLIP),
     (GPT2, {"shard": 2}, 3, CLIP),
+    (SEQUENTIAL, {"shard": 1, "tensor": 2, "sequence_parallel": True}, 3, CLIP),
     exhaustive(GPT, {"shard": 1}, 3, CLIP),
     exhaustive(GPT, {"shard": 2, "shards": UNITS}, 3, CLIP),
     exhaustive(GPT, {"shard": 2, "shards": UNITS}, 1, Clip()),
@@ -88,6 +91,7 @@ SCHEDULES = [
     exhaustive(DEEP, "zero_bubble", 1, 6, {"shard": 2, "shards": UNITS}),
     exhaustive(DEEP, "interleaved_1f1b", 2, 3, {"shard": 1, "tensor": 2}),
     exhaustive(DEEP, "zero_bubble", 1, 3, {"shard": 1, "tensor": 2}),
+    exhaustive(SEQUENTIAL._replace(build=DEEP.build), "zero_bubble_v", 2, 6, {"tensor": 2, "sequence_parallel": True}),
     exhaustive(DEEP, "1f1b", 1, 6, {"shard": 1, "pipeline": 4}),
     exhaustive(DEEP_GPT2, "1f1b", 1, 12, {"shard": 1, "pipeline": 4}),
     exhaustive(DEEPER, "interleaved_1f1b", 2, 4, {"shard": 1, "pipeline": 4}),
@@ -108,7 +112,8 @@ def assert_stages_as_alone(
 ) -> None:
     """Losses within 1e-6; weights within the rounding of fp32 sums in another order."""
     expected = alone(case, num_micro_batches, clip, steps)
-    ranks = math.prod(map(int, (part.pipeline, part.tensor, part.shard, part.replicate)))
+    sizes = (part.pipeline, part.tensor, part.shard, part.replicate)
+    ranks = math.prod(int(size) for size in sizes if size != "auto")
     args = (part, case, num_micro_batches, clip, steps)
     for found in on_ranks(ranks, train, *args, scratch=scratch, axes=part.axes(ranks)):
         assert_as_alone(found, expected)
