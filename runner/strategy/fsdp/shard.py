@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import Shard
 from torch.nn import Module, Parameter
 
@@ -56,14 +56,19 @@ def shard(
         The units in the model's order of modules: the root, if it is one, first.
     """
     _check_can_be_sharded(root)
+    whole: set[Parameter] = set()
     for module, (mesh, placement) in apart.items():
+        if mesh.size() == 1 and not isinstance(plan.offload, CPUOffloadPolicy):
+            # A unit of one rank would copy its parameters for each forward and each backward, to no purpose.
+            whole |= set(module.to(mesh.device_type).parameters())
+            continue
         own = replace(plan, mesh=mesh, placement=placement)
-        _fully_shard([module], units, own, owners={module}, is_root=False)
+        _fully_shard([module], units, own, owners={module}, is_root=False, whole=whole)
     for group in units.groups:
         if group := [module for module in group if module not in apart and module not in roots]:
-            _fully_shard(group, units, plan, owners=set(group), is_root=False)
+            _fully_shard(group, units, plan, owners=set(group), is_root=False, whole=whole)
     for module in roots:
-        _fully_shard([module], units, plan, owners={None}, is_root=module is root)
+        _fully_shard([module], units, plan, owners={None}, is_root=module is root, whole=whole)
     sharded: list[FSDPModule] = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for unit in sharded:
         unit.set_gradient_divide_factor(1.0)
@@ -73,11 +78,22 @@ def shard(
 
 
 def _fully_shard(
-    group: list[Module], units: Units, plan: ShardingPlan, *, owners: set[Module | None], is_root: bool
+    group: list[Module],
+    units: Units,
+    plan: ShardingPlan,
+    *,
+    owners: set[Module | None],
+    is_root: bool,
+    whole: set[Parameter],
 ) -> None:
     """Shard a group of modules as one unit. The root is not freed after its forward, since backward needs it at once,
     and its inputs, the batch, are not cast.
+
+    Args:
+        owners: those of the shared parameters that belong to this unit.
+        whole: parameters that are not sharded.
     """
+    shared = {parameter for parameter, owner in units.owner_of_shared.items() if owner not in owners}
     policy = MixedPrecisionPolicy(
         param_dtype=plan.param_dtype,
         reduce_dtype=plan.reduce_dtype,
@@ -90,7 +106,7 @@ def _fully_shard(
         reshard_after_forward=plan.free_after_forward and not is_root,
         mp_policy=policy,
         offload_policy=plan.offload,
-        ignored_params={parameter for parameter, owner in units.owner_of_shared.items() if owner not in owners},
+        ignored_params=shared | whole,
     )
 
 

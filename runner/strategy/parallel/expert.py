@@ -43,7 +43,7 @@ class ExpertPlan:
         The plan has been checked by `expert_faults`.
         """
         mesh = self._mesh[Axis.EXPERT]
-        for _, module in expert_modules(model, self._patterns):
+        for _, module in self._modules(model):
             for owner in module.modules():
                 split_parameters(owner, mesh, weight=Shard(0), bias=Shard(0))
             experts = cast("StackedExperts", module)
@@ -55,7 +55,12 @@ class ExpertPlan:
         names = tuple(axis for axis in (Axis.REPLICATE, Axis.SHARD) if axis in (self._mesh.mesh_dim_names or ()))
         mesh, ranks = self._mesh[names], self._mesh[Axis.SHARD].size()
         own = Apart(mesh, lambda parameter: Shard(shard_dim(cast("DTensor", parameter).to_local().shape, ranks)))
-        return {module: own for _, module in expert_modules(model, self._patterns)}
+        return {module: own for _, module in self._modules(model)}
+
+    def _modules(self, model: Module) -> Iterator[tuple[str, Module]]:
+        """The modules of experts that this rank has a part of: those of other stages of a pipeline have no weights."""
+        found = expert_modules(model, self._patterns)
+        return ((name, module) for name, module in found if any(True for _ in module.parameters()))
 
 
 def sharing_mesh(mesh: DeviceMesh) -> DeviceMesh:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from runner.config.run_spec import RunSpec
+    from runner.strategy.parallel.expert import ExpertPlan
     from runner.strategy.parallel.pipeline import PlacedStages
     from runner.strategy.parallel.tensor import TensorPlan
     from runner.strategy.parallel.trainable import PlacedParts
@@ -78,7 +79,7 @@ class Parallel:
             yield Fault(key="strategy.expert_modules", message=rule)
         yield from self.pipelining.faults(spec, axes.size([Axis.PIPELINE]))
         if axes.size([Axis.PIPELINE]) > 1:
-            yield from self._pipeline_faults(axes)
+            yield from self._pipeline_faults()
 
     def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
         """Check the tensor plan, the experts, and that the model has the classes that become units."""
@@ -135,13 +136,9 @@ class Parallel:
         }
         return dict.fromkeys(Axis, 1) | {axis: _size(axis, value) for axis, value in given.items()}
 
-    def _pipeline_faults(self, axes: Axes) -> Iterable[Fault]:
+    def _pipeline_faults(self) -> Iterable[Fault]:
         """Report keys that a pipeline does not support."""
         rule = "with strategy.pipeline"
-        if axes.size([Axis.EXPERT]) > 1:
-            yield Fault(key="strategy.expert", message=f"{self.expert} does not work {rule} yet. Use 1.")
-        if self.sequence_parallel:
-            yield Fault(key="strategy.sequence_parallel", message=f"true does not work {rule} yet. Use false.")
         if self.shards.build is Build.RANK_0:
             yield Fault(key="strategy.build", message=f"rank_0 has no stage of another rank. Use every_rank {rule}.")
         if self.shards.sync_each_round:
@@ -169,18 +166,19 @@ class Parallel:
     def _place_stages(self, builder: Builder, world: World) -> "tuple[PlacedParts, PlacedStages]":
         """This rank's stages, each split, recomputed, compiled and sharded as a model would be."""
         from runner.strategy.parallel.expert import sharing_mesh
-        from runner.strategy.parallel.place_stages import place_stages
+        from runner.strategy.parallel.place_stages import StageSettings, place_stages
         from runner.strategy.parallel.trainable import PlacedParts
 
         plan, builder = self._tensor_plan(builder, world)
-        stages = place_stages(
-            builder,
-            world,
-            settings=self.pipelining,
+        given = StageSettings(
+            pipelining=self.pipelining,
             shards=self.shards,
             sharing=sharing_mesh(world.mesh()) if world.axes.data_ranks > 1 else None,
             plan=plan,
+            experts=self._expert_plan(world),
+            expert_modules=self.expert_modules,
         )
+        stages = place_stages(builder, world, given)
         return PlacedParts(stages, nullcontext if plan is None else plan.computing), stages
 
     def _tensor_plan(self, builder: Builder, world: World) -> "tuple[TensorPlan | None, Builder]":
@@ -193,6 +191,12 @@ class Parallel:
         plan = TensorPlan(self.tensor_plan, mesh, sequence_parallel=self.sequence_parallel)
         return plan, replace(builder, loss=plan.whole_loss(builder.loss))
 
+    def _expert_plan(self, world: World) -> "ExpertPlan | None":
+        """Which experts are where, if ranks divide them."""
+        from runner.strategy.parallel.expert import ExpertPlan
+
+        return ExpertPlan(self.expert_modules, world.mesh()) if world.axes.size([Axis.EXPERT]) > 1 else None
+
     def _place_parts(self, builder: Builder, world: World) -> "tuple[PlacedParts, NoSync]":
         """Build the model, split it by tensor plan and experts, recompute, compile, shard: in torchtitan's order.
 
@@ -202,12 +206,12 @@ class Parallel:
         from runner.strategy.common.loss_module import LossModule
         from runner.strategy.common.named_state import unchanged
         from runner.strategy.fsdp.trainable import PlacedShards
-        from runner.strategy.parallel.expert import ExpertPlan, sharing_mesh
+        from runner.strategy.parallel.expert import sharing_mesh
         from runner.strategy.parallel.trainable import PlacedParts
 
         axes = world.axes
         plan, builder = self._tensor_plan(builder, world)
-        experts = ExpertPlan(self.expert_modules, world.mesh()) if axes.size([Axis.EXPERT]) > 1 else None
+        experts = self._expert_plan(world)
 
         def build() -> "Module":
             model = builder.build_model()

@@ -1,6 +1,6 @@
 """Tensor parallelism (Shoeybi et al. 2019) and sequence parallelism (Korthikanti et al. 2022), by torch's styles."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast, final
 
@@ -22,6 +22,7 @@ from torch.nn import Module, Parameter
 from runner.model.local_part import local_part
 from runner.protocols import Loss
 from runner.strategy.parallel.packed import Packed, in_rank_order
+from runner.strategy.parallel.sequence import SEQUENCE, SequenceParts
 from runner.strategy.parallel.stand_in import is_elsewhere
 from runner.strategy.parallel.styles import (
     Planned,
@@ -34,9 +35,6 @@ from runner.strategy.parallel.styles import (
     planned,
     tied_parameters,
 )
-
-SEQUENCE = 1
-"""The dimension of activations that sequence parallelism splits: [items, length, features]."""
 
 
 @final
@@ -81,6 +79,20 @@ class TensorPlan:
             for name in others:
                 owner, _, key = name.rpartition(".")
                 model.get_submodule(owner).register_parameter(key, shared)
+
+    @property
+    def sequence(self) -> SequenceParts | None:
+        """How activations between split modules are split; None if they are whole."""
+        return SequenceParts(self._mesh) if self._sequence_parallel else None
+
+    def outputs(self, model: Module) -> Iterator[tuple[Module, bool]]:
+        """The modules of the plan, and whether with sequence_parallel the output of each is split by sequence."""
+        for pattern, text in plan_of(model, self._plan).items():
+            style = planned(text).style
+            if style is not Style.DIVIDE:
+                split = style in (Style.ROWWISE, Style.SEQUENCE, Style.REPLICATE)
+                for _, module in matching(model, pattern):
+                    yield module, split or (style is Style.COLWISE_GATHER_OUTPUT and isinstance(module, nn.Embedding))
 
     def as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of a parameter (itself, or one of its optimizer) as checkpoints store it."""
