@@ -68,7 +68,7 @@ class FullCheckpointer:
             self._world,
             saved,
             self._retention,
-            write=lambda world, partial: write_gathered(world, partial, to_names(state)),
+            write=lambda world, partial, _: write_gathered(world, partial, to_names(state)),
         )
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:

@@ -14,7 +14,6 @@ from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Progress, State, World
 from runner.storage.history import History
-from runner.storage.names import to_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +35,8 @@ class Sharded:
     """Save when the run ends."""
     retention: Retention = flattened(Retention)
     """Which committed checkpoints are kept."""
+    link_frozen: bool = True
+    """Hard-link the files of frozen parameters that have not changed since the newest checkpoint; false = copies."""
     asynchronous: bool = False
     """Save from a copy in host memory while training goes on. A failure is raised by a later poll, save or wait."""
 
@@ -78,21 +79,15 @@ class ShardedCheckpointer:
         if self._part.asynchronous:
             self._save_later(state, progress, metrics)
             return
-        rank_files = self._rank_files()
+        write = self._rank_files().live(self._world, self._history.checkpoints, state)
         saved = SaveMetadata(values=state.values, progress=progress, metrics=metrics)
-        save_into(
-            self._history,
-            self._world,
-            saved,
-            self._retention,
-            write=lambda world, partial: rank_files.write(world, partial, to_names(state)),
-        )
+        save_into(self._history, self._world, saved, self._retention, write=write)
 
     def _save_later(self, state: "State[Tensor]", progress: Progress, metrics: Mapping[str, float]) -> None:
         """Copy what the next step changes; a thread on each rank does the rest."""
         self._background.wait()
         saved = SaveMetadata(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
-        write = self._rank_files().stage(self._world, self._history.checkpoints, to_names(state))
+        write = self._rank_files().stage(self._world, self._history.checkpoints, state)
         self._background.start(
             lambda: save_into(self._history, self._background_world, saved, self._retention, write=write)
         )
@@ -101,7 +96,7 @@ class ShardedCheckpointer:
         """Made when first needed, since it imports torch.distributed.checkpoint."""
         from runner.checkpoint.rank_files import RankFiles
 
-        self._made = self._made or RankFiles()
+        self._made = self._made or RankFiles(link_frozen=self._part.link_frozen)
         return self._made
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
@@ -111,7 +106,7 @@ class ShardedCheckpointer:
             CheckpointError: as `save`.
         """
         if self._part.asynchronous and self._made is None:
-            self._rank_files().prepare(self._world, self._history.checkpoints, to_names(state()))
+            self._rank_files().prepare(self._world, self._history.checkpoints, state())
         # Another rank may know of a failure first: agree on it, then wait until every rank has it.
         if self._part.asynchronous and self._world.any(self._background.failed):
             self._background.wait()

@@ -32,6 +32,8 @@ class State(Generic[T]):
     values: dict[str, Any] = field(default_factory=dict)
     replicas: dict[int, "State[T]"] = field(default_factory=dict)
     """By a rank's index along the independent axes: what these ranks hold that others do not. It has no values."""
+    frozen: dict[str, set[str]] = field(default_factory=dict)
+    """By model: its parameters that no optimizer trains, which a checkpoint need not write again. Not stored."""
 
 
 MODEL = "model"

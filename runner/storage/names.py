@@ -47,6 +47,11 @@ def from_names(tensors: Mapping[str, T]) -> State[T]:
     return state
 
 
+def frozen_names(state: State[T]) -> set[str]:
+    """The frozen parameters by their names in a file. What only a replica holds is not among them."""
+    return {f"{_prefix(model)}model.{name}" for model, names in state.frozen.items() for name in names}
+
+
 def _names(state: State[T]) -> Iterator[tuple[str, T]]:
     for model, tensors in state.models.items():
         yield from ((f"{_prefix(model)}model.{name}", tensor) for name, tensor in tensors.items())
