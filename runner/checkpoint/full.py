@@ -74,5 +74,8 @@ class FullCheckpointer:
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
         """Do nothing: saves are synchronous."""
 
+    def finish_copy(self, *, after_forward: bool) -> None:
+        """Do nothing: saves are synchronous."""
+
     def wait(self) -> None:
         """Do nothing: saves are synchronous."""

@@ -13,10 +13,10 @@ from torch import Tensor
 from runner.checkpoint.linking import link_payload
 from runner.checkpoint.plan import PlanCache, RankPlan, describe
 from runner.checkpoint.save import Earlier, Written
-from runner.checkpoint.staging import Staging
+from runner.checkpoint.stage import Stage
 from runner.checkpoint.writer import Payload, write_payload
 from runner.protocols import State, World
-from runner.storage.names import frozen_names, to_names
+from runner.storage.names import names_in_files, to_names
 from runner.storage.rank0 import write_error
 
 Write = Callable[[World, Path, Earlier], Written]
@@ -30,7 +30,7 @@ class RankFiles:
     def __init__(self, *, link_frozen: bool) -> None:
         self._link_frozen = link_frozen
         self._plan = PlanCache()
-        self._staging = Staging()
+        self._stage = Stage()
 
     def live(self, world: World, path: Path, state: State[Tensor]) -> Write:
         """Plan to write a state, which must not change before it is written. Collective.
@@ -39,7 +39,7 @@ class RankFiles:
             CheckpointError: a rank holds something that cannot be stored.
         """
         planned = self._plan.plan(world, to_names(state), path)
-        return self._write(planned, planned.tensor, frozen_names(state))
+        return self._write(planned, planned.tensor, state)
 
     def prepare(self, world: World, path: Path, state: State[Tensor]) -> None:
         """Make the plan and allocate memory for a copy, so that `stage` only has to copy. Collective.
@@ -47,10 +47,10 @@ class RankFiles:
         Raises:
             CheckpointError: a rank holds something that cannot be stored.
         """
-        self._staging.reserve(self._plan.plan(world, to_names(state), path).pieces)
+        self._stage.reserve(self._plan.plan(world, to_names(state), path).pieces)
 
     def stage(self, world: World, path: Path, state: State[Tensor]) -> Write:
-        """Copy what every rank is to write to host memory. Collective.
+        """Start to copy what every rank is to write to host memory; `finish_copy` finishes it. Collective.
 
         Returns:
             Writes the copies. To be called before the next `stage`.
@@ -59,10 +59,20 @@ class RankFiles:
             CheckpointError: a rank holds something that cannot be stored.
         """
         planned = self._plan.plan(world, to_names(state), path)
-        copies = self._staging.copy(planned.pieces, planned.tensors())
-        return self._write(planned._replace(state={}), copies.__getitem__, frozen_names(state))
+        copies = self._stage.copy(planned, at_once=names_in_files(state, state.buffers))
+        return self._write(planned._replace(state={}), copies.__getitem__, state)
 
-    def _write(self, planned: RankPlan, contents: Callable[[int], Tensor], frozen: Collection[str]) -> Write:
+    def finish_copy(self, *, after_forward: bool) -> None:
+        """As `Checkpointer.finish_copy`, after `stage`."""
+        self._stage.finish(after_forward=after_forward)
+
+    def torn(self) -> Sequence[str]:
+        """Wait for `finish_copy` in another thread; which copies of this rank cannot be used, by name."""
+        return self._stage.snapshot.torn()
+
+    def _write(self, planned: RankPlan, contents: Callable[[int], Tensor], state: State[Tensor]) -> Write:
+        frozen = names_in_files(state, state.frozen)
+
         def write(world: World, path: Path, earlier: Earlier) -> Written:
             earlier = earlier if self._link_frozen else Earlier(path, {})
             return _write(world, path, planned, contents, frozen=frozen, earlier=earlier)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from runner.engine.listeners import Listeners
 from runner.engine.replicas import ReplicaReader, divide_by_replica
@@ -67,7 +66,10 @@ class Training:
         """Models, optimizers, schedules, position, callbacks, and the generators of this rank. Collective."""
         state = self.trainable.state_dict()
         state.callbacks |= self.listeners.tensors(self.trainable)
-        state.frozen = {name: _frozen(model) for name, model in self.trainable.models.items()}
+        for name, model in self.trainable.models.items():
+            trained = {parameter: one.requires_grad for parameter, one in model.named_parameters()}
+            state.frozen[name] = {parameter for parameter, is_trained in trained.items() if not is_trained}
+            state.buffers[name] = state.models.get(name, {}).keys() - trained.keys()
         divide_by_replica(state, self.replicas, models=self.trainable.models.keys())
         state.rng[self.random_world.rank] = rng_state(self.random_world.device)
         state.values |= {
@@ -110,10 +112,6 @@ class Training:
                     raise ValueError(str(error)) from error
         else:  # more ranks than wrote it: the additional ones get a seed of their own
             seed_all(mix(self.seed, self.random_world.rank, self.step))
-
-
-def _frozen(model: Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 @contextmanager

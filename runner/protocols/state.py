@@ -34,6 +34,8 @@ class State(Generic[T]):
     """By a rank's index along the independent axes: what these ranks hold that others do not. It has no values."""
     frozen: dict[str, set[str]] = field(default_factory=dict)
     """By model: its parameters that no optimizer trains, which a checkpoint need not write again. Not stored."""
+    buffers: dict[str, set[str]] = field(default_factory=dict)
+    """By model: its persistent buffers, which a forward may change. Not stored."""
 
 
 MODEL = "model"
@@ -79,6 +81,16 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state; an empty state means a fresh start."""
+        ...
+
+
+@runtime_checkable
+class Swappable(Protocol):
+    """A tensor whose elements may be on a disk."""
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether each access reads them into memory, which only the thread that trains may do."""
         ...
 
 

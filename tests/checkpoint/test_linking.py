@@ -19,8 +19,6 @@ from runner.storage.export import export_weights
 from runner.storage.integrity import verify_everything
 from runner.world.solo import SoloWorld
 from tests.checkpoint.conftest import OnTwoRanks
-from tests.conftest import Ended
-from tests.parity.options import INDEPENDENT, STRATEGIES, placed, tensors
 from tests.storage.states import opened, state_of
 
 FROZEN = "rank_0.frozen.safetensors"
@@ -162,43 +160,6 @@ def test_where_no_link_is_possible_the_base_is_written(
 @pytest.mark.parametrize("when", ["at_once", "later"])
 def test_shards_of_two_ranks_are_linked(when: str, tmp_path: Path, on_two_ranks: OnTwoRanks) -> None:
     on_two_ranks("frozen", tmp_path / when)
-
-
-ADAPTED = ["train", "points", "model._target_=user_hooks.points.build_adapted_model"]
-
-
-def test_a_run_of_adapters_writes_its_base_once_and_continues_bit_by_bit(runner: Callable[..., Ended]) -> None:
-    whole = runner(*ADAPTED, "checkpoint.link_frozen=false")
-    part = runner(*ADAPTED, "run.stop_at_step=8")
-    resumed = runner("resume", str(part.run_dir.path), "run.stop_at_step=null")
-    assert resumed.metrics() == whole.metrics()
-    paths, copies = ([one.run_dir.checkpoints / f"step_{step}" for step in (4, 8, 10)] for one in (resumed, whole))
-    assert [len({inode(path) for path in each}) for each in (paths, copies)] == [1, 3]
-    for path, copy in zip(paths, copies, strict=True):
-        assert [(path / name).read_bytes() == (copy / name).read_bytes() for name in (FROZEN, TRAINED)] == [True, True]
-
-
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        pytest.param(one, marks=() if one in ("fsdp", "deepspeed_zero3") else (pytest.mark.exhaustive,))
-        for one in STRATEGIES
-        if one not in ("single", *INDEPENDENT)
-    ],
-)
-def test_every_strategy_links_its_part_of_the_base(runner: Callable[..., Ended], strategy: str) -> None:
-    """Written by two processes, then by one: what another strategy wrote is not linked to, and read all the same."""
-    pair = runner(*ADAPTED, *placed(strategy, 2), "run.stop_at_step=8")
-    before, after = ({file.name: file for file in (pair.run_dir.checkpoints / f"step_{n}").iterdir()} for n in (4, 8))
-    linked = [name for name, file in after.items() if file.stat().st_ino == before[name].stat().st_ino]
-    assert linked
-    assert set(linked) == {name for name in after if name.endswith(".frozen.safetensors")}
-    alone = runner("resume", str(pair.run_dir.path), "run.stop_at_step=null", *placed("single", 1))
-    last = alone.run_dir.checkpoints / "step_10"
-    assert {file.stat().st_nlink for file in last.iterdir()} == {1}
-    verify_everything(last)
-    base = [tensors(alone, step) for step in (4, 8, 10)]
-    assert all(torch.equal(one[name], base[0][name]) for one in base for name in one if ".base." in name)
 
 
 def test_an_export_of_a_linked_checkpoint_is_whole(save: Callable[..., Path], tmp_path: Path) -> None:
