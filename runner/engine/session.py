@@ -99,6 +99,7 @@ class Session:
         listeners = self.training.listeners
         self.activity.enter(STEP)
         if listeners.around_steps:
+            self.checkpointer.finish_copy(after_forward=False)
             with listeners.around_step(self):
                 loss, update = self._step(batches, measure=measure)
         else:
@@ -121,6 +122,7 @@ class Session:
             self.num_skipped += 1
             diagnose_skipped(training, batches, self.world, self.run_dir)
             return loss, SKIPPED
+        self.checkpointer.finish_copy(after_forward=True)
         update = training.trainable.update(measure=measure)
         if update.stepped:
             training.advance()

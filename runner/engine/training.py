@@ -69,6 +69,10 @@ class Training:
         """Models, optimizers, schedules, position, callbacks, and the generators of this rank. Collective."""
         state = self.trainable.state_dict()
         state.callbacks |= self.listeners.tensors(self.trainable)
+        for name, model in self.trainable.models.items():
+            trained = {parameter: one.requires_grad for parameter, one in model.named_parameters()}
+            state.frozen[name] = {parameter for parameter, is_trained in trained.items() if not is_trained}
+            state.buffers[name] = state.models.get(name, {}).keys() - trained.keys()
         divide_by_replica(state, self.replicas, models=self.trainable.models.keys())
         state.rng[self.random_world.rank] = rng_state(self.random_world.device)
         state.values |= {
