@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
+from runner.config.of_blocks import Compiled
 from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Placed, Trainable, World
@@ -79,7 +80,7 @@ class Parallel:
             rule = "names modules to divide by experts, but strategy.expert=1. Set strategy.expert, or []."
             yield Fault(key="strategy.expert_modules", message=rule)
         if axes.size([Axis.CONTEXT]) > 1:
-            yield from self._context_faults(axes)
+            yield from self._context_faults(spec, axes)
         yield from self.pipelining.faults(spec, axes.size([Axis.PIPELINE]))
         if axes.size([Axis.PIPELINE]) > 1:
             yield from self._pipeline_faults(axes)
@@ -144,12 +145,14 @@ class Parallel:
         }
         return dict.fromkeys(Axis, 1) | {axis: _size(axis, value) for axis, value in given.items()}
 
-    def _context_faults(self, axes: Axes) -> Iterable[Fault]:
+    def _context_faults(self, spec: "RunSpec", axes: Axes) -> Iterable[Fault]:
         """Report keys that parts of sequences do not support."""
         rule = "with strategy.context"
         for axis in (Axis.EXPERT, Axis.PIPELINE):
             if axes.size([axis]) > 1:
                 yield Fault(key=f"strategy.{axis}", message=f"{axes.size([axis])} does not work {rule} yet. Use 1.")
+        if (what := spec.compile.what) is not Compiled.NONE:
+            yield Fault(key="compile.what", message=f"{what.value} does not work {rule} yet. Use none.")
         if self.sequence_parallel:
             rule = "true divides sequences among tensor ranks, too. Use false with strategy.context."
             yield Fault(key="strategy.sequence_parallel", message=rule)

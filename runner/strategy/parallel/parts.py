@@ -68,7 +68,7 @@ class _OfPart(torch.autograd.Function):
 class _Replicated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, mesh: DeviceMesh) -> DTensor:
-        return DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
+        return DTensor.from_local(tensor.detach(), mesh, [Replicate()], run_check=False)
 
     @staticmethod
     def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None]:
@@ -119,4 +119,6 @@ def _summand(gradient: DTensor) -> Tensor:
 def _divided(part: Tensor, mesh: DeviceMesh, dim: int, length: int) -> DTensor:
     shape = torch.Size((*part.shape[:dim], length, *part.shape[dim + 1 :]))
     strides = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(part.contiguous(), mesh, [Shard(dim)], run_check=False, shape=shape, stride=strides)
+    return DTensor.from_local(
+        part.detach().contiguous(), mesh, [Shard(dim)], run_check=False, shape=shape, stride=strides
+    )
