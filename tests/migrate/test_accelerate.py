@@ -105,6 +105,15 @@ CASES = {
         "strategy=hsdp strategy.shard_size=2 hardware.processes=8",
         "parallelism_config.parallelism_config_tp_size",
     ),
+    "context": (
+        "distributed_type: FSDP\nnum_processes: 8\nfsdp_config:\n  fsdp_version: 2\n"
+        "  fsdp_reshard_after_forward: false\nparallelism_config:\n  parallelism_config_dp_replicate_size: 2\n"
+        "  parallelism_config_dp_shard_size: 1\n  parallelism_config_cp_size: 4\n"
+        "  parallelism_config_cp_comm_strategy: alltoall\n  parallelism_config_cp_backend: torch",
+        "strategy=parallel strategy.replicate=2 strategy.shard=auto strategy.context=4 "
+        "strategy.sharding=shard_grad_op hardware.processes=8",
+        "parallelism_config.parallelism_config_cp_comm_strategy",
+    ),
     "zero_3": (
         "distributed_type: DEEPSPEED\nmixed_precision: bf16\nnum_processes: 2\ndeepspeed_config:\n  zero_stage: 3\n"
         "  offload_optimizer_device: cpu\n  offload_param_device: cpu\n  gradient_accumulation_steps: 4\n"
@@ -218,6 +227,11 @@ PARALLEL = {
         "overlap_cpu_optimizer_d2h_h2d use_precision_aware_optimizer no_load_optim no_save_optim eod_mask_loss "
         "decoder_last_pipeline_num_layers "
         "attention_backend attention_dropout hidden_dropout attention_softmax_in_fp32 use_rotary_position_embeddings",
+    ),
+    "parts_of_sequences": (
+        "distributed_type: MEGATRON_LM\nnum_processes: 4\nmegatron_lm_config:\n  megatron_lm_context_parallel_size: 2",
+        "strategy=parallel strategy.replicate=auto strategy.shard=1 strategy.context=2 hardware.processes=4",
+        "",
     ),
     "recomputed_otherwise": (
         "distributed_type: MEGATRON_LM\nnum_processes: 2\nmegatron_lm_config:\n  megatron_lm_tp_degree: 2\n"

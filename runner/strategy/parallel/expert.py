@@ -66,13 +66,15 @@ class ExpertPlan:
 def sharing_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The ranks that share what is not experts, after those that hold replicas of it if there are any.
 
-    Ranks that hold different experts read different items, so they are shards like those along `shard`.
+    Ranks that hold different experts read different items, so they are shards like those along `shard`. Ranks that have
+    different parts of a sequence have summands of the same gradients, so they share them as well.
     """
-    axes = [axis for axis in (Axis.REPLICATE, Axis.SHARD) if axis in (mesh.mesh_dim_names or ())]
-    if Axis.EXPERT not in (mesh.mesh_dim_names or ()):
-        return mesh[tuple(map(str, axes))]
-    sharers = mesh[Axis.SHARD, Axis.EXPERT]._flatten(SHARERS)
-    return DeviceMesh._concatenate([mesh[Axis.REPLICATE], sharers]) if Axis.REPLICATE in axes else sharers
+    names = [axis for axis in (Axis.REPLICATE, *SHARERS) if axis in (mesh.mesh_dim_names or ())]
+    sharing = [axis for axis in names if axis in SHARERS]
+    if len(sharing) == 1:
+        return mesh[tuple(map(str, names))]
+    sharers = mesh[tuple(map(str, sharing))]._flatten("_".join(sharing))
+    return DeviceMesh._concatenate([mesh[Axis.REPLICATE], sharers]) if Axis.REPLICATE in names else sharers
 
 
 def shard_dim(shape: Sequence[int], ranks: int) -> int:

@@ -1,6 +1,6 @@
 """Tensor parallelism (Shoeybi et al. 2019) and sequence parallelism (Korthikanti et al. 2022), by torch's styles."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast, final
 
@@ -20,7 +20,6 @@ from torch.distributed.tensor.placement_types import Placement
 from torch.nn import Module, Parameter
 
 from runner.model.local_part import local_part
-from runner.protocols import Loss
 from runner.strategy.parallel.packed import Packed, in_rank_order
 from runner.strategy.parallel.sequence import SEQUENCE, SequenceParts
 from runner.strategy.parallel.stand_in import is_elsewhere
@@ -102,22 +101,6 @@ class TensorPlan:
     def computing(self) -> AbstractContextManager[Any]:
         """The context of every forward and backward."""
         return loss_parallel() if self._has_loss_parallel else nullcontext()
-
-    def whole_loss(self, loss: Callable[..., Loss | Tensor]) -> Callable[..., Loss | Tensor]:
-        """The loss hook, with plain tensors in its result whatever the model returned."""
-
-        def hook(*arguments: Any) -> Loss | Tensor:
-            result = loss(*arguments)
-            if not isinstance(result, Loss):
-                mean: Tensor = _whole(result)
-                return mean
-            return result._replace(
-                total=_whole(result.total),
-                metrics={name: (_whole(total), _whole(count)) for name, (total, count) in result.metrics.items()},
-                outputs={name: _whole(values) for name, values in result.outputs.items()},
-            )
-
-        return hook
 
     def _pack(self, name: str, module: Module, parts: int) -> None:
         """Put the rows of a module's weights in the order of the ranks."""
@@ -225,11 +208,6 @@ def split_parameters(module: Module, mesh: DeviceMesh, *, weight: Placement, bia
         placement = bias if parameter.ndim == 1 else weight
         split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
         module.register_parameter(name, Parameter(split, requires_grad=parameter.requires_grad))
-
-
-def _whole(value: Any) -> Any:
-    """A plain tensor, which is no view: fully_shard hangs a hook on the loss."""
-    return value.full_tensor().clone() if isinstance(value, DTensor) else value
 
 
 @torch.no_grad()
