@@ -113,6 +113,7 @@ class Session:
     def _step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         training = self.training
         if training.turns is not None:
+            self.checkpointer.finish_copy(after_forward=False)  # the first of several updates is not the last forward's
             loss, update = take_turns(training, batches, self.guard, self.world, measure=measure)
             if update.stepped:
                 training.advance()
