@@ -217,6 +217,10 @@ def test_one_process_does_what_a_loop_by_hand_does(games: Path, runner: Run, rec
     for name, model in hand.models.items():
         for key, weight in model.state_dict().items():
             assert_close(stored[f"{name}.model.{key}"], weight, atol=2e-6, rtol=0)
+    if recipe == "taught":  # what does not change is one file in all checkpoints
+        frozen = [path.stat().st_ino for path in ended.run_dir.checkpoints.glob("step_*/rank_0.frozen.safetensors")]
+        assert len(frozen) == 3
+        assert len({*frozen}) == 1
     rates = {key: rate for key, rate in values(ended.run_dir.path)[0].items() if key.startswith("train/lr")}
     assert (
         rates
