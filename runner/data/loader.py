@@ -92,11 +92,6 @@ def worker_output(loader: DataLoader[Any]) -> Iterator[Any]:
         raise
 
 
-def as_it_is(value: Any) -> Any:
-    """Collate nothing: workers hand out what is collated already."""
-    return value
-
-
 def fetch_function(dataset: Any, options: LoaderOptions, *, seed: int) -> Callable[[list[int], int], Any]:
     """From indices and their epoch to the batch on the device.
 

@@ -4,16 +4,16 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils import worker as torch_worker
 
-from runner.data.loader import BeginWorker, as_it_is, worker_output
-from runner.data.packing import packed, unpacked
+from runner.data.loader import BeginWorker, worker_output
 from runner.data.shards import BEGINNING, START, Mark, Place, ShardReader
+from runner.data.transfer import Sender
 from runner.errors import DataError
 from runner.protocols import LoaderOptions
 from runner.world.seeds import host_generators_kept
@@ -93,7 +93,7 @@ class _Chunk:
     """What a worker sends: consecutive items of a shard, or that it is still skipping."""
 
     shard: int
-    items: bytes = b""
+    items: list[Any] = field(default_factory=list)
     mark: Mark = START
     """Before the items."""
     ends: bool = False
@@ -153,7 +153,7 @@ class _Chunks(IterableDataset[Any]):
                 ends = len(items) < self._chunk_items
                 if ends:
                     live.remove(number)
-                yield _Chunk(shard=number, items=packed(items), mark=mark, ends=ends)
+                yield _Chunk(shard=number, items=items, mark=mark, ends=ends)
 
 
 @final
@@ -164,7 +164,7 @@ class _Worker:
         loader: DataLoader[Any] = DataLoader(
             chunks,
             batch_size=None,
-            collate_fn=as_it_is,
+            collate_fn=Sender(),
             num_workers=1,
             prefetch_factor=options.prefetch,
             generator=torch.Generator(),  # else it draws from the rank's own
@@ -200,10 +200,10 @@ class _Shard:
         """How many of the items come before each later mark."""
 
     def open_next(self) -> None:
-        """Unpack a chunk."""
+        """Have the items of a chunk come next."""
         chunk = self.inbox.popleft()
         self.marks.append((len(self.items), chunk.mark))
-        self.items += unpacked(chunk.items)
+        self.items += chunk.items
         self.ended = chunk.ends
 
     def take(self, num_items: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A batch on its way from a loader worker to its rank: in one message, or in shared memory that is used again.
+"""Batches and items on their way from a loader worker to its rank: in a message, or in shared memory used again.
 
 Torch makes a file of shared memory for each tensor of each batch. The system zeroes its pages when they are first
 written, which takes ten times as long as copying a tensor into pages that are there.
@@ -112,20 +112,27 @@ class _Pickler(ForkingPickler):
     def reducer_override(self, value: Any) -> Any:
         if type(value) is not Tensor or not _is_plain(value):
             return NotImplemented
-        plain = value.resolve_conj().resolve_neg().flatten().view(torch.uint8)
-        buffer = pickle.PickleBuffer(plain.numpy().data)
-        return _tensor, (buffer, value.dtype, value.shape)
+        value = value.resolve_conj().resolve_neg()
+        dims = None if value.is_contiguous() else sorted(range(value.dim()), key=value.stride, reverse=True)
+        rows = value if dims is None else value.permute(dims).contiguous()
+        buffer = pickle.PickleBuffer(rows.flatten().view(torch.uint8).numpy().data)
+        return _tensor, (buffer, value.dtype, rows.shape, dims)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether bytes, dtype and shape are all of a tensor."""
+    """Whether the numbers and how they lie are all of a tensor."""
     return (
         tensor.device.type == "cpu"
         and tensor.layout is torch.strided
         and not (tensor.requires_grad or tensor.is_quantized)
-        and tensor.is_contiguous()
     )
 
 
-def _tensor(plain: Bytes, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-    return torch.from_numpy(plain).view(dtype).view(shape)
+def _tensor(plain: Bytes, dtype: torch.dtype, shape: torch.Size, dims: list[int] | None) -> Tensor:
+    """A tensor of these bytes.
+
+    Args:
+        dims: of the tensor, in the order in which they are in memory; None = in their own.
+    """
+    rows = torch.from_numpy(plain).view(dtype).view(shape)
+    return rows if dims is None else rows.permute([dims.index(dim) for dim in range(len(dims))])

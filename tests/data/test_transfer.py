@@ -39,7 +39,9 @@ def test_a_batch_arrives_as_it_was(size: int) -> None:
         "bf16": row.to(torch.bfloat16),
         "complex": torch.complex(row, -row),
         "conjugate": torch.complex(row, -row).conj(),
-        "turned": torch.stack([row, -row]).t(),
+        "turned": torch.stack([row, -row, row]).reshape(3, 1, -1).permute(2, 0, 1),
+        "every_other": row[::2],
+        "repeated": torch.tensor(1.5).expand(3),
         "weights": torch.ones(2, requires_grad=True),
         "sparse": torch.eye(2).to_sparse(),
     }
