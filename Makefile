@@ -5,7 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# In a clean clone mypy takes a minute of one core, while pytest starts its workers.
+BESIDE_TYPES := scripts/beside.sh "$(BIN)/mypy"
 # Constraints stand on every install line: without them pip may fetch another torch.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # DeepSpeed is built from source by a setup.py that imports torch: it must find this torch, not one of its own.
@@ -18,24 +20,28 @@ SITE ?= build/docs
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' runner/__init__.py)
 SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --doctree-dir build/doctrees
 
-.PHONY: demo test test-all lint docs docs-links bench release clean
+.PHONY: demo test test-all lint style types docs docs-links bench release clean
 
 demo: $(VENV)/installed-demo  ## train the digits recipe to the end
 	scripts/demo.sh $(BIN)
 
-test: lint  ## format, lint and types, then the whole suite but what is exhaustive
+test: style  ## format and lint, then the whole suite but what is exhaustive, and types beside it
 	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
 	@scripts/language_server.sh $(VENV)/yaml-language-server
-	$(PYTEST) -m "not exhaustive"
+	$(BESIDE_TYPES) $(PYTEST) -m "not exhaustive"
 
-test-all: lint  ## the same with all of the suite; the matrices are a file each, so that its cells are handed out
+test-all: style  ## the same with all of the suite; the matrices are a file each, so that its cells are handed out
 	@scripts/system_packages.sh $(SYSTEM_PACKAGES)
 	@scripts/language_server.sh $(VENV)/yaml-language-server
-	$(PYTEST) --dist worksteal
+	$(BESIDE_TYPES) $(PYTEST) --dist worksteal
 
-lint: $(VENV)/installed-dev  ## format, lint and types
+lint: style types  ## format, lint and types
+
+style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/installed-docs  ## the documentation as a site; every warning and every link that leads nowhere is an error
