@@ -10,7 +10,8 @@ loading to raw bytes read into existing memory. The state is a model's parameter
 is on the disk when the clock stops. Memory is the peak resident size of a separate process, minus that after building
 the state. Files are read from the page cache. The first round, which includes imports, is not counted.
 
-Then, with checkpoint.asynchronous=true: how long save() blocks the caller, compared with a copy of the state's tensors.
+Then, with checkpoint.asynchronous=true: how long save() blocks the caller and the update after it waits, with a pause
+of a second between them in place of a forward; compared with a copy of the tensors of the state.
 The first save is compared with a copy into memory that is touched for the first time, each in a process of its own,
 since memory that a process had before is allocated faster; later saves are compared with a copy into existing memory.
 
@@ -42,6 +43,7 @@ from runner.world.solo import SoloWorld
 
 Tensors = dict[str, Tensor]
 WIDTH = 1024
+FORWARD_S = 1.0  # of a pause in place of a forward and backward
 ALONE = SoloWorld(torch.device("cpu"))
 
 
@@ -274,6 +276,9 @@ def blocked(first: str, gigabytes: float, path: Path, rounds: int) -> tuple[list
             if kind == "save":
                 progress = Progress(step=step, position=step)
                 checkpointer.save(from_names(tensors), progress=progress, metrics={})
+                time.sleep(FORWARD_S)
+                checkpointer.finish_copy(after_forward=True)
+                begin += FORWARD_S
             elif copies:
                 for name, tensor in tensors.items():
                     copies[name].copy_(tensor)

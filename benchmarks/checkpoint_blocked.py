@@ -48,7 +48,7 @@ def spec_of(strategy: str) -> RunSpec:
     """The spec of the measured run."""
     overrides = [
         f"strategy={strategy}", "hardware=cpu", "hardware.processes=2", "model._target_=mlp.build_tower",
-        "~model.hidden", "optimizer=adamw", "checkpoint=sharded", "checkpoint.asynchronous=true",
+        "~model.hidden", "optimizer=adamw", "optimizer.lr=1e-6", "checkpoint=sharded", "checkpoint.asynchronous=true",
         "checkpoint.keep_last=1",
     ]  # fmt: skip
     return compose(find(str(RECIPE)), overrides).read()

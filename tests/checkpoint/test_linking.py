@@ -83,6 +83,7 @@ def test_a_linked_checkpoint_equals_one_with_copies(save: Callable[..., Path], w
     assert [name for name in linked if linked[name] != written[name]] == ["manifest.json"]
 
 
+@pytest.mark.fault("the checkpoint is deleted to whose file another one is linked", "the other one is whole")
 def test_the_base_lives_until_the_last_checkpoint_with_it(save: Callable[..., Path], world: SoloWorld) -> None:
     base = torch.randn(1000)
     first, second = save(1, base), save(2, base, retention=Retention(keep_last=1))
@@ -113,6 +114,7 @@ def test_a_file_of_another_size_is_not_linked_to(save: Callable[..., Path], worl
     assert_holds(save(2, base), world, 2, base)
 
 
+@pytest.mark.fault("a file that several checkpoints are linked to is corrupted", "each of them is refused by name")
 def test_what_is_corrupted_in_a_common_file_is_found_in_each(save: Callable[..., Path], world: SoloWorld) -> None:
     base = torch.randn(1000)
     first, second = save(1, base), save(2, base)
@@ -146,6 +148,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
         subprocess.run(["umount", str(path)], check=True)
 
 
+@pytest.mark.fault("a file system without links between two checkpoints", "frozen parameters are written again")
 def test_where_no_link_is_possible_the_base_is_written(
     save: Callable[..., Path], world: SoloWorld, elsewhere: Callable[[Path], None]
 ) -> None:
