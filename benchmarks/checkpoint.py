@@ -3,15 +3,20 @@
     python benchmarks/checkpoint.py                          # about three minutes
     python benchmarks/checkpoint.py --gigabytes 0.1 --rounds 3 --dir /some/disk
     python benchmarks/checkpoint.py --blocked                # only how long a background save blocks the loop
+    python benchmarks/checkpoint.py --frozen                 # only checkpoints of adapters on a frozen base
 
 Prints medians over the rounds as ratios, and the fastest round in seconds: saving to raw bytes written and fsynced,
 loading to raw bytes read into existing memory. The state is a model's parameters and Adam's state for each. Everything
 is on the disk when the clock stops. Memory is the peak resident size of a separate process, minus that after building
 the state. Files are read from the page cache. The first round, which includes imports, is not counted.
 
-Then, with checkpoint.asynchronous=true: how long save() blocks the caller, compared with a copy of the state's tensors.
+Then, with checkpoint.asynchronous=true: how long save() blocks the caller and the update after it waits, with a pause
+of a second between them in place of a forward; compared with a copy of the tensors of the state.
 The first save is compared with a copy into memory that is touched for the first time, each in a process of its own,
 since memory that a process had before is allocated faster; later saves are compared with a copy into existing memory.
+
+With --frozen, the state is a frozen base of that size and adapters that have a hundredth of it with Adam's moments. The
+first save writes both, the second one hashes the base and links to the file that the first has written.
 """
 
 import argparse
@@ -38,6 +43,7 @@ from runner.world.solo import SoloWorld
 
 Tensors = dict[str, Tensor]
 WIDTH = 1024
+FORWARD_S = 1.0  # of a pause in place of a forward and backward
 ALONE = SoloWorld(torch.device("cpu"))
 
 
@@ -217,6 +223,42 @@ def report(
         )
 
 
+def measure_frozen(gigabytes: float, rounds: int, where: Path) -> None:
+    """Save adapters on a frozen base twice, in alternation with raw bytes of both and of the adapters alone."""
+    base = {f"model.base.{name}": one for name, one in build_state(gigabytes).items() if one.numel() > 1}
+    adapters = build_state(gigabytes / 100)
+    times: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        for way in turn(["raw", "raw adapters", "saves"], number):
+            path = where / f"frozen_{number}"
+            if way == "saves":
+                found = dict(zip(("first save", "second save"), two_saves(path, base, adapters), strict=True))
+            else:
+                found = {way: seconds(save_raw, path, adapters if way == "raw adapters" else {**base, **adapters})}
+            remove(path)
+            for name, took in found.items() if number else ():
+                times.setdefault(name, []).append(took)
+    print(f"adapters of {gigabytes / 100:.3f} GB with moments on a frozen base of {gigabytes} GB; medians of {rounds}")
+    for way, mine in sorted(times.items()):
+        ratio = statistics.median(one / raw for one, raw in zip(mine, times["raw"], strict=True))
+        print(f"{way:26}{statistics.median(mine):8.3f} s   ratio {ratio:6.2f}")
+
+
+def two_saves(path: Path, base: Tensors, adapters: Tensors) -> tuple[float, float]:
+    """Seconds of the first and of the second checkpoint of a run."""
+    state = from_names({**base, **adapters})
+    state.frozen = {"model": {name.removeprefix("model.") for name in base}}
+    checkpointer = Sharded().open(path, ALONE)
+
+    def save(*_: object) -> None:
+        checkpointer.save(state, progress=Progress(step=len(took) + 1, position=0), metrics={})
+
+    took: list[float] = []
+    took += [seconds(save, path, {})]
+    took += [seconds(save, path, {})]
+    return took[0], took[1]
+
+
 def blocked(first: str, gigabytes: float, path: Path, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of saves and of plain copies in alternation, in this process; the one named first begins.
 
@@ -234,6 +276,9 @@ def blocked(first: str, gigabytes: float, path: Path, rounds: int) -> tuple[list
             if kind == "save":
                 progress = Progress(step=step, position=step)
                 checkpointer.save(from_names(tensors), progress=progress, metrics={})
+                time.sleep(FORWARD_S)
+                checkpointer.finish_copy(after_forward=True)
+                begin += FORWARD_S
             elif copies:
                 for name, tensor in tensors.items():
                     copies[name].copy_(tensor)
@@ -270,6 +315,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dir", default=None, help="where to write; default: the temporary directory")
     parser.add_argument("--blocked", action="store_true", help="measure only the background save")
+    parser.add_argument("--frozen", action="store_true", help="measure only checkpoints of adapters on a frozen base")
     parser.add_argument("--child", nargs=3, metavar=("WAY", "KIND", "PATH"), help="internal: a process of its own")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -281,6 +327,9 @@ def main() -> None:
         child(way, kind, Path(path), options.gigabytes)
         return
     with tempfile.TemporaryDirectory(dir=options.dir) as where:
+        if options.frozen:
+            measure_frozen(options.gigabytes, options.rounds, Path(where))
+            return
         if not options.blocked:
             measure(options.gigabytes, options.rounds, Path(where))
         measure_blocked(options.gigabytes, max(1, options.rounds // 2), Path(where))

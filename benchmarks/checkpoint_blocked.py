@@ -4,28 +4,32 @@
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_blocked.py --dir /dev/shm ddp fsdp  # some
 
 Two processes train a model of 84 million weights with AdamW for one step, wait for three seconds, in which a run would
-continue training, and then alternate saves with checkpoint.asynchronous=true and copies. The time of a save includes
-everything that the strategy does to name and partition its state. A copy is of every tensor on the rank, on both ranks
-at once. The first copy goes into fresh memory, in another pair of processes than the first save; later copies reuse the
-memory of the last. Prints the slower rank's medians and their ratio.
+continue training, and then alternate saves with checkpoint.asynchronous=true and copies. After a save, a step is taken,
+during whose forward and backward the copy of the state is finished. How long a save blocks is the time of `save`, with
+everything that the strategy does to name and partition its state, and of the wait before the update. A copy is of every
+tensor on the rank, on both ranks at once. The first copy goes into fresh memory, in another pair of processes than the
+first save; later copies reuse the memory of the last. Prints the slower rank's medians and their ratio, and by how much
+the forward and backward beside the copy are longer than without: on as many cores as processes, by the copy's CPU time.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from checkpoint_ranks import RANKS, clean, in_ranks, local, seconds
+from checkpoint_ranks import RANKS, clean, in_ranks, local
 from torch import Tensor
 
 from runner.composition.compose import compose
 from runner.composition.find_recipe import find
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
+from runner.data.source import endless
 from runner.engine.session import Session, open_session
 from runner.storage.names import to_names
 from runner.strategy.deepspeed.flat_range import FlatRange
@@ -44,7 +48,7 @@ def spec_of(strategy: str) -> RunSpec:
     """The spec of the measured run."""
     overrides = [
         f"strategy={strategy}", "hardware=cpu", "hardware.processes=2", "model._target_=mlp.build_tower",
-        "~model.hidden", "optimizer=adamw", "checkpoint=sharded", "checkpoint.asynchronous=true",
+        "~model.hidden", "optimizer=adamw", "optimizer.lr=1e-6", "checkpoint=sharded", "checkpoint.asynchronous=true",
         "checkpoint.keep_last=1",
     ]  # fmt: skip
     return compose(find(str(RECIPE)), overrides).read()
@@ -93,20 +97,42 @@ def alternate(session: Session, world: GroupWorld, first: str) -> Times:
         training = session.training
         session.checkpointer.save(training.state_dict(), progress=training.progress, metrics={})
 
-    times: Times = {"save": [], "copy": []}
+    batches = next(endless(session.training.source))
+    forward = partial(session.trainable.forward_backward, batches)
+    finish = partial(session.checkpointer.finish_copy, after_forward=True)
+    times: Times = {"save": [], "copy": [], "beside": [], "alone": []}
     for _ in range(SAVES):
         for kind in ("save", "copy") if first == "save" else ("copy", "save"):
             session.checkpointer.wait()  # what was under way neither counts nor disturbs
-            times[kind].append(max(seconds(world, save if kind == "save" else copy)))
-            session.training.step += 1
+            if kind == "save":
+                saving, beside, finishing = in_turn(world, save, forward, finish)
+                times["save"].append(saving + finishing)
+                times["beside"].append(beside)
+            else:
+                copying, alone = in_turn(world, copy, forward)
+                times["copy"].append(copying)
+                times["alone"].append(alone)
+            session.trainable.update(measure=False)
+            session.training.advance()
     session.checkpointer.wait()
     return times
+
+
+def in_turn(world: GroupWorld, *actions: Callable[[], object]) -> list[float]:
+    """Seconds of each action in turn on the slower rank; all start together."""
+    taken: list[float] = []
+    world.barrier()
+    for action in actions:
+        begin = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - begin)
+    return [max(of_ranks) for of_ranks in zip(*world.gather_objects(taken), strict=True)]
 
 
 def measure(strategy: str, rounds: int, where: Path) -> None:
     """Run processes in turn, in which either the save or the copy is the first to touch fresh memory."""
     firsts: Times = {"save": [], "copy": []}
-    later: Times = {"save": [], "copy": []}
+    later: Times = {"save": [], "copy": [], "beside": [], "alone": []}
     axes = spec_of(strategy).strategy.axes(RANKS)
     for _ in range(rounds):
         for first in ("save", "copy"):
@@ -117,6 +143,8 @@ def measure(strategy: str, rounds: int, where: Path) -> None:
     for name, found in (("first", firsts), ("later", later)):
         save_s, copy_s = (statistics.median(found[kind]) for kind in ("save", "copy"))
         print(f"{strategy:18}{name}   save {save_s:6.3f} s   copy {copy_s:6.3f} s   ratio {save_s / copy_s:5.2f}")
+    beside_s, alone_s = (statistics.median(later[kind]) for kind in ("beside", "alone"))
+    print(f"{strategy:18}forward and backward beside a copy {beside_s:6.3f} s, alone {alone_s:6.3f} s")
 
 
 def main() -> None:

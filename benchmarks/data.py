@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from runner.data.indexed import IndexedSource
 from runner.data.lengths import lengths_of
@@ -47,18 +47,21 @@ class Items(Dataset[torch.Tensor]):
         return self._one * index
 
 
+def loader_options(workers: int) -> LoaderOptions:
+    """Those that a DataLoader has if it is told nothing else."""
+    collate = torch.utils.data.default_collate
+    return LoaderOptions(collate=collate, device=CPU, workers=workers, prefetch=2, pin_memory=False)
+
+
 def source(dataset: Any, *, workers: int = 0) -> IndexedSource:
     """Our reading of a dataset, in steps of one micro-batch."""
-    loader = LoaderOptions(
-        collate=torch.utils.data.default_collate, device=CPU, workers=workers, prefetch=2, pin_memory=False
-    )
     request = SourceRequest(
         step_items=BATCH,
         micro_items=BATCH,
         world=SoloWorld(CPU),
         seed=0,
         order=ShuffledOption(),
-        loader=loader,
+        loader=loader_options(workers),
     )
     return IndexedSource(dataset, RankSteps.of(Shuffled(len(dataset), seed=0), request), request)
 
@@ -98,19 +101,29 @@ def resume(repeats: int) -> None:
 
 
 def reading(repeats: int) -> None:
-    """Our steps beside the batches of a DataLoader with the same settings."""
+    """Our steps beside the batches of a DataLoader with the same dataset, collate, workers and prefetch."""
     print("reading, items a second                                  DataLoader     ours    ratio")
-    for size, what, num_items in ((8, "small", 20_000), (50_000, "large", 2_000)):
+    num_small, num_large = 20_000, 2_000
+    # Twice the items that are read: both read ahead until the end of the measurement.
+    numbers = torch.arange(2.0 * num_small * 8).reshape(-1, 8)
+    datasets: dict[str, tuple[Any, int]] = {
+        "small items (32 bytes)": (Items(2 * num_small, 8), num_small),
+        "large items (200000 bytes)": (Items(2 * num_large, 50_000), num_large),
+        "TensorDataset (32 bytes and 4)": (TensorDataset(numbers, numbers[:, 0]), num_small),
+        "NumPy array (32 bytes)": (numbers.numpy(), num_small),
+    }
+    for what, (dataset, num_items) in datasets.items():
         for workers in (0, 2):
-            dataset = Items(num_items, size)
             loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers)
             steps = num_items // BATCH
             theirs, ours = alternate(
                 repeats, partial(drained, loader, steps), partial(drained, source(dataset, workers=workers), steps)
             )
             rates = steps * BATCH / theirs, steps * BATCH / ours
-            name = f"{what} items ({4 * size} bytes), {workers} workers"
-            print(f"{name:55} {rates[0]:11,.0f} {rates[1]:8,.0f} {rates[1] / rates[0]:8.2f}", flush=True)
+            print(
+                f"{f'{what}, {workers} workers':55} {rates[0]:11,.0f} {rates[1]:8,.0f} {rates[1] / rates[0]:8.2f}",
+                flush=True,
+            )
 
 
 class Stream(IterableDataset[torch.Tensor]):
@@ -130,29 +143,45 @@ class Stream(IterableDataset[torch.Tensor]):
 
 
 def streams(repeats: int) -> None:
-    """A stream of tiny items, as one or in shards, beside a DataLoader of it."""
-    print("reading a stream of items of 32 bytes                     us an item    ratio")
-    steps = 150
-    stream = Stream(steps * BATCH, 8)
-    loader = LoaderOptions(
-        collate=torch.utils.data.default_collate, device=CPU, workers=0, prefetch=2, pin_memory=False
-    )
+    """A stream, as one or in shards, beside a DataLoader of it."""
+    print("reading a stream                                          us an item    ratio")
+    for size, workers, steps in ((8, 0, 150), (8, 1, 600), (50_000, 1, 60)):
+        print(f"items of {4 * size} bytes, {workers} workers")
+        stream = Stream(2 * steps * BATCH, size)
+        loader, options = DataLoader(stream, batch_size=BATCH, num_workers=workers), loader_options(workers)
+        ways: dict[str, Iterable[Any]] = {
+            "DataLoader": loader,
+            "ours": StreamSteps(StreamChoice(stream, shard=False), options),
+            "ours, in 16 shards": StreamSteps(stream, options),
+            "ours, draws=False": StreamSteps(StreamChoice(stream, shard=False, draws=False), options),
+            "ours, in 16 shards, draws=False": StreamSteps(StreamChoice(stream, draws=False), options),
+        }
+        medians = alternate(repeats, *(partial(drained, way, steps) for way in ways.values()))
+        for name, median in zip(ways, medians, strict=True):
+            line = f"{name:55} {1e6 * median / (steps - 1) / BATCH:12.1f} {median / medians[0]:8.2f}"
+            print(line, flush=True)
 
-    def ours(dataset: Any) -> float:
+
+class StreamSteps:
+    """Our steps of a stream, from its beginning whenever they are asked for."""
+
+    def __init__(self, dataset: Any, options: LoaderOptions) -> None:
+        self._dataset = dataset
+        self._options = options
+
+    def __iter__(self) -> Iterator[Any]:
         world = SoloWorld(CPU)
-        opened = StreamedSource(
-            dataset, "train", step_items=BATCH, micro_items=BATCH, world=world, seed=0, options=loader
+        return iter(
+            StreamedSource(
+                self._dataset,
+                "train",
+                step_items=BATCH,
+                micro_items=BATCH,
+                world=world,
+                seed=0,
+                options=self._options,
+            )
         )
-        return drained(opened, steps)
-
-    ways = {
-        "DataLoader": lambda: drained(DataLoader(stream, batch_size=BATCH), steps),
-        "ours": lambda: ours(StreamChoice(stream, shard=False)),
-        "ours, in 16 shards": lambda: ours(stream),
-    }
-    medians = alternate(repeats, *ways.values())
-    for name, median in zip(ways, medians, strict=True):
-        print(f"{name:55} {1e6 * median / (steps - 1) / BATCH:12.1f} {median / medians[0]:8.2f}")
 
 
 def drained(loader: Iterable[Any], count: int) -> float:

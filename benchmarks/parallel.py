@@ -1,6 +1,6 @@
 """CPU time of a step along each axis of strategy=parallel, beside a hand-written loop with the same parts of torch.
 
-python benchmarks/parallel.py [--turns 9] [--steps 20] [tensor shard pipeline]
+python benchmarks/parallel.py [--turns 9] [--steps 20] [tensor shard expert pipeline]
 
 Two processes. The two loops take turns, each with its own model; both must end with the same weights, to the bit.
 """
@@ -9,26 +9,31 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+from runner.model.experts import Experts, Groups, MixtureOfExperts
 from runner.optimizer.sgd import SGD
 from runner.protocols import Axis, Loss, MicroBatch, StepBatches
 from runner.strategy.fsdp import FSDP
 from runner.strategy.fsdp.settings import ShardSettings
+from runner.strategy.fsdp.wrap import Wrap
 from runner.strategy.parallel import Parallel
 from runner.strategy.parallel.schedule import PipelineSettings
 from tests.strategy.ranks import builder, model_of, on_ranks
 
 RANKS, WIDTH, DEPTH, ITEMS, MICRO_BATCHES = 2, 256, 4, 64, 4
+EXPERTS, TOP_K = 8, 2
 RATE = 1e-3
 Step = Callable[[], None]
 Loop = tuple[Step, Callable[[], list[Tensor]]]
@@ -49,6 +54,25 @@ class Block(nn.Module):
         return found
 
 
+class Mixed(nn.Module):
+    """A mixture of experts with a residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.mixture = MixtureOfExperts(width=WIDTH, hidden=2 * WIDTH, num_experts=EXPERTS, top_k=TOP_K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.mixture(self.norm(x)).output
+        return found
+
+
+def build_mixtures() -> nn.Sequential:
+    """Mixtures with the same weights on every rank."""
+    torch.manual_seed(0)
+    return nn.Sequential(*(Mixed() for _ in range(DEPTH)))
+
+
 def build() -> nn.Sequential:
     """Blocks with the same weights on every rank."""
     torch.manual_seed(0)
@@ -66,9 +90,9 @@ def items(part: int, parts: int) -> list[Tensor]:
     return list(everything.chunk(parts)[part].chunk(MICRO_BATCHES))
 
 
-def by_strategy(world: Any, part: Any) -> Loop:
+def by_strategy(world: Any, part: Any, model: Callable[[], nn.Module] = build) -> Loop:
     """The strategy's step."""
-    given = builder(build=build, optimizer=partial(SGD(lr=RATE).build, items=1), loss=loss)
+    given = builder(build=model, optimizer=partial(SGD(lr=RATE).build, items=1), loss=loss)
     trainable = part.prepare(given, world)
     readers = world.along(*world.axes.data)
     batches = StepBatches([MicroBatch(one, len(one)) for one in items(readers.rank, readers.size)], ITEMS)
@@ -115,6 +139,56 @@ def shard_by_hand(world: Any) -> Loop:
         return [local(one) for one in model.parameters()]
 
     return step, weights
+
+
+@final
+class HandExperts(nn.Module):
+    """This rank's experts, with tokens sent to those of the others."""
+
+    def __init__(self, whole: Experts, world: Any) -> None:
+        super().__init__()
+        self.group, self.ranks = world.mesh().get_group(Axis.EXPERT), world.size
+        self.num_own = EXPERTS // world.size
+        own = slice(world.rank * self.num_own, (world.rank + 1) * self.num_own)
+        self.gate_up, self.down = nn.Parameter(whole.gate_up[own].detach()), nn.Parameter(whole.down[own].detach())
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        groups = Groups(chosen, num_experts=EXPERTS)
+        arriving = all_to_all_single(groups.counts, None, None, self.group)
+        sizes = torch.stack([groups.counts, arriving]).view(2, self.ranks, self.num_own)
+        sent, received = sizes.sum(dim=2).tolist()
+        rows = all_to_all_single_autograd(x[groups.tokens], received, sent, self.group)
+        by_expert = torch.arange(self.num_own).repeat(self.ranks).repeat_interleave(arriving).argsort(stable=True)
+        offsets = sizes[1].sum(dim=0).cumsum(0, dtype=torch.int32)
+        gate, up = F.grouped_mm(rows[by_expert], self.gate_up.transpose(1, 2), offs=offsets).chunk(2, dim=-1)
+        outputs = F.grouped_mm(F.silu(gate) * up, self.down.transpose(1, 2), offs=offsets)
+        in_order = torch.empty_like(outputs).index_copy(0, by_expert, outputs)
+        return groups.combine(all_to_all_single_autograd(in_order, sent, received, self.group), weights)
+
+
+def expert_by_hand(world: Any) -> Loop:
+    """Experts by all_to_all_single_autograd; what is not experts is sharded by fully_shard."""
+    model: Any = build_mixtures()
+    mesh = world.mesh()[Axis.EXPERT]
+    for block in model:
+        block.mixture.experts = HandExperts(block.mixture.experts, world)
+    root: Any = fully_shard(model, mesh=mesh, ignored_params={*expert_parameters(model)})
+    root.set_gradient_divide_factor(1.0)
+    root.set_force_sum_reduction_for_comms(True)
+    step, _ = trained(model, items(world.rank, world.size), last=root.set_requires_gradient_sync)
+
+    def weights() -> list[Tensor]:
+        root.reshard()
+        return [local(one) for one in model.parameters()]
+
+    return step, weights
+
+
+def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The stacked weights."""
+    for module in model.modules():
+        if isinstance(module, HandExperts):
+            yield from module.parameters()
 
 
 def trained(model: nn.Module, micro_batches: list[Tensor], last: Callable[[bool], None] | None = None) -> Loop:
@@ -164,6 +238,7 @@ def pipeline_by_hand(world: Any) -> Loop:
 
 UNITS = ShardSettings(wrap_classes=["Block"], sync_buffers=False)
 PLAN = {"*.widen": "colwise", "*.narrow": "rowwise"}
+MODELS = {"expert": build_mixtures}
 AXES: dict[str, tuple[Any, Callable[[Any], Loop]]] = {
     "tensor": (Parallel(tensor=2, shard=1, tensor_plan=PLAN), tensor_by_hand),
     "shard": (Parallel(shard=2, shards=UNITS), shard_by_hand),
@@ -171,6 +246,7 @@ AXES: dict[str, tuple[Any, Callable[[Any], Loop]]] = {
         Parallel(shard=2, shards=UNITS),
         partial(by_strategy, part=FSDP(settings=UNITS)),
     ),
+    "expert": (Parallel(expert=2, shard=1, shards=ShardSettings(wrap=Wrap.NONE, sync_buffers=False)), expert_by_hand),
     "pipeline": (Parallel(pipeline=2, shard=1, pipelining=PipelineSettings()), pipeline_by_hand),
 }
 
@@ -178,7 +254,7 @@ AXES: dict[str, tuple[Any, Callable[[Any], Loop]]] = {
 def measure(world: Any, axis: str, turns: int, steps: int) -> list[tuple[float, float]]:
     """Milliseconds of CPU time a step in each turn, of the strategy and of the loop by hand."""
     part, by_hand = AXES[axis]
-    ours, theirs = by_strategy(world, part), by_hand(world)
+    ours, theirs = by_strategy(world, part, MODELS.get(axis, build)), by_hand(world)
     times = []
     for number in range(turns + 1):
         taken = []
@@ -198,7 +274,7 @@ def measure(world: Any, axis: str, turns: int, steps: int) -> list[tuple[float, 
 def main() -> None:
     """Print a row for each axis."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("axes", nargs="*", help="tensor, shard, pipeline; all by default")
+    parser.add_argument("axes", nargs="*", help="tensor, shard, expert, pipeline; all by default")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()

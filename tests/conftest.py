@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from runner.config.run_dir import RunDir
@@ -47,6 +48,10 @@ def pytest_configure() -> None:
     """Commands that tests start hear Ctrl-C: a job in a shell's background ignores it, and hands that down."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # How long an example takes to draw or to run says how busy the machine is.
+    slow = hypothesis.HealthCheck.too_slow
+    hypothesis.settings.register_profile("runner", deadline=None, suppress_health_check=[slow])
+    hypothesis.settings.load_profile("runner")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ def test_a_recipe_of_strangers_is_not_imported_unless_that_is_said(
     with pytest.raises(SpecError, match="is outside the working directory"):
         compose(recipe, own)
     assert "stranger_code" not in sys.modules
-    assert compose(recipe, own, imports=True).model.target == "stranger_code.build"
+    found = compose(recipe, own, imports=True).model
+    assert found is not None
+    assert found.target == "stranger_code.build"
     monkeypatch.delitem(sys.modules, "stranger_code")
 
 

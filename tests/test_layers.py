@@ -30,6 +30,7 @@ LAYERS = (
         "order",
         "schedule",
     },
+    {"teams"},
     {"engine"},
     {"worker"},
     {"launch", "composition", "migrate"},
@@ -43,7 +44,7 @@ OPTION_ROOMS = LAYERS[4]
 COMMON_WORDS = {"none", "cpu"}  # `device.type == "cpu"` asks where a tensor's bytes are, not for an option
 CLOSED_BY_TYPES = (
     # A part is checked beside the whole spec, and a spec holds parts: the protocols name RunSpec, and it names them.
-    {"runner.protocols*", "runner.config.run_spec"},
+    {"runner.protocols*", "runner.config.run_spec", "runner.config.models"},
 )
 """Circles that only annotations close (`if TYPE_CHECKING`)."""
 MAX_LINES = 300

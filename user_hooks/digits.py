@@ -18,6 +18,12 @@ def build_model(*, width: int = 32) -> nn.Module:
 
 def build_data() -> Data:
     """Load the images: four fifths for training, one fifth for evaluation, the same split in every run."""
+    images = load_images()
+    return Data(train=Digits(*images["train"]), eval=Digits(*images["eval"]), collate=identity)
+
+
+def load_images() -> dict[str, tuple[Tensor, Tensor]]:
+    """Images [n, 1, 8, 8] and labels [n] of both sets."""
     try:
         from sklearn.datasets import load_digits  # here, because `runner check` imports this file without it
     except ModuleNotFoundError as missing:
@@ -26,7 +32,7 @@ def build_data() -> Data:
     images = images.float().view(-1, 1, 8, 8) / 16  # pixel values are 0 to 16
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order.tensor_split([len(labels) // 5])
-    return Data(train=Digits(images[train], labels[train]), eval=Digits(images[test], labels[test]), collate=identity)
+    return {"train": (images[train], labels[train]), "eval": (images[test], labels[test])}
 
 
 def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:

@@ -68,10 +68,13 @@ class FullCheckpointer:
             self._world,
             saved,
             self._retention,
-            write=lambda world, partial: write_gathered(world, partial, to_names(state)),
+            write=lambda world, partial, _: write_gathered(world, partial, to_names(state)),
         )
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
+        """Do nothing: saves are synchronous."""
+
+    def finish_copy(self, *, after_forward: bool) -> None:
         """Do nothing: saves are synchronous."""
 
     def wait(self) -> None:

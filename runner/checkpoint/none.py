@@ -44,5 +44,8 @@ class NoCheckpointer:
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
         """Do nothing."""
 
+    def finish_copy(self, *, after_forward: bool) -> None:
+        """Do nothing."""
+
     def wait(self) -> None:
         """Do nothing."""

@@ -4,7 +4,7 @@ Importing torch.distributed.checkpoint takes half a second, so this file is impo
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -23,6 +23,7 @@ from torch.nn import Parameter
 from runner.checkpoint.writer import Piece, file_order
 from runner.errors import CheckpointError
 from runner.protocols import World
+from runner.protocols.state import Swappable
 from runner.storage.format import SAFETENSORS_TYPES, Chunk, TensorMetadata
 from runner.storage.memory import dtype_name
 from runner.storage.torch_errors import translated
@@ -43,15 +44,16 @@ class RankPlan(NamedTuple):
         """Type and place of each item."""
         return [_piece(item) for item in self.items]
 
-    def tensors(self) -> Iterator[Tensor]:
-        """The contents of each item, in live memory."""
-        return (self.tensor(number) for number in range(len(self.items)))
-
     def tensor(self, number: int) -> Tensor:
         """The contents of one item, in live memory."""
         data = find_state_dict_object(self.state, self.items[number].index)
         assert isinstance(data, Tensor)
         return data
+
+    def is_swapped(self, number: int) -> bool:
+        """Whether `tensor` reads one item from a disk."""
+        whole = self.state[self.items[number].index.fqn]
+        return isinstance(whole, Swappable) and whole.is_swapped
 
 
 @final

@@ -1,10 +1,11 @@
 """What all options that save share: opening the directory, committing, deleting what is not kept."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.checkpoint.retention import Retention
 from runner.config import provenance
@@ -17,8 +18,18 @@ from runner.storage.history import History, last_serial
 from runner.storage.rank0 import on_rank_0
 
 logger = logging.getLogger(__name__)
+SHARED = re.compile(r".+\.frozen\.safetensors")
+"""The names of payload files that a later checkpoint may have in common with an earlier one."""
 Written = tuple[Mapping[str, TensorMetadata], Mapping[str, File]]
 """The metadata of all tensors (empty on ranks other than 0), and every payload file by name."""
+
+
+class Earlier(NamedTuple):
+    """The newest committed checkpoint, as a later one may link to its files."""
+
+    directory: Path
+    files: Mapping[str, File]
+    """Its shared files, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,26 +71,35 @@ def save_into(
     saved: SaveMetadata,
     retention: Retention,
     *,
-    write: Callable[[World, Path], Written],
+    write: Callable[[World, Path, Earlier], Written],
 ) -> None:
     """Write a checkpoint, commit it, then delete those that retention does not keep. Collective.
 
     Args:
-        write: writes the tensors into the directory that it is given. Collective.
+        write: writes the tensors into the directory that it is given, or links to files of the earlier checkpoint.
+            Collective.
 
     Raises:
         CheckpointError: the checkpoint could not be written, and the newest one is still there; or it is committed, but
             the evaluation did not measure the metric that keep_best compares.
     """
     checkpoints = history.checkpoints
-    partial = on_rank_0(world, lambda: begin(checkpoints, saved.progress.step), path=checkpoints)
+    begun = on_rank_0(world, lambda: (begin(checkpoints, saved.progress.step), _earlier(history)), path=checkpoints)
+    partial, earlier = begun
     try:
-        metadata, payloads = write(world, partial)
+        metadata, payloads = write(world, partial, earlier)
         on_rank_0(world, lambda: _commit(history, partial, world.size, saved, metadata, payloads), path=partial)
     except CheckpointError:
         on_rank_0(world, lambda: discard(partial), path=partial)
         raise
     on_rank_0(world, lambda: _retain(history, saved.metrics, retention), path=checkpoints)
+
+
+def _earlier(history: History) -> Earlier:
+    for path, manifest in history.manifests().items():
+        if isinstance(manifest, Manifest):
+            return Earlier(path, {name: file for name, file in manifest.files.items() if SHARED.fullmatch(name)})
+    return Earlier(history.checkpoints, {})
 
 
 def _commit(

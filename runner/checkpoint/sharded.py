@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Progress, State, World
 from runner.storage.history import History
-from runner.storage.names import to_names
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from runner.checkpoint.rank_files import RankFiles
     from runner.config.run_spec import RunSpec
+
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -36,8 +39,10 @@ class Sharded:
     """Save when the run ends."""
     retention: Retention = flattened(Retention)
     """Which committed checkpoints are kept."""
+    link_frozen: bool = True
+    """Hard-link the files of frozen parameters that have not changed since the newest checkpoint; false = copies."""
     asynchronous: bool = False
-    """Save from a copy in host memory while training goes on. A failure is raised by a later poll, save or wait."""
+    """Save while training goes on, from a copy that is made during the next forward. Raises in a later poll or save."""
 
     def __post_init__(self) -> None:
         check_cadence(every_steps=self.every_steps, every_minutes=self.every_minutes)
@@ -68,6 +73,7 @@ class ShardedCheckpointer:
         self._background_world = background_world
         self._background = Background()
         self._made: RankFiles | None = None
+        self._copying = False
 
     def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Commit a checkpoint, then delete those that retention does not keep; in the background if asynchronous.
@@ -78,30 +84,33 @@ class ShardedCheckpointer:
         if self._part.asynchronous:
             self._save_later(state, progress, metrics)
             return
-        rank_files = self._rank_files()
+        write = self._rank_files().live(self._world, self._history.checkpoints, state)
         saved = SaveMetadata(values=state.values, progress=progress, metrics=metrics)
-        save_into(
-            self._history,
-            self._world,
-            saved,
-            self._retention,
-            write=lambda world, partial: rank_files.write(world, partial, to_names(state)),
-        )
+        save_into(self._history, self._world, saved, self._retention, write=write)
 
     def _save_later(self, state: "State[Tensor]", progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Copy what the next step changes; a thread on each rank does the rest."""
-        self._background.wait()
+        """Copy what the next forward changes; a thread on each rank copies the rest during the forward, and writes."""
+        self.wait()
         saved = SaveMetadata(values=copy.deepcopy(state.values), progress=progress, metrics=dict(metrics))
-        write = self._rank_files().stage(self._world, self._history.checkpoints, to_names(state))
-        self._background.start(
-            lambda: save_into(self._history, self._background_world, saved, self._retention, write=write)
-        )
+        rank_files = self._rank_files()
+        self._copying = True
+        write = rank_files.stage(self._world, self._history.checkpoints, state)
+
+        def commit() -> None:
+            world = self._background_world
+            if torn := sorted({name for names in world.gather_objects(rank_files.torn()) for name in names}):
+                rule = "a forward changed it for the first time, while it was copied; later saves copy it before that"
+                logger.warning("step_%d is not saved: %s: %s", progress.step, ", ".join(torn), rule)
+                return
+            save_into(self._history, world, saved, self._retention, write=write)
+
+        self._background.start(commit)
 
     def _rank_files(self) -> "RankFiles":
         """Made when first needed, since it imports torch.distributed.checkpoint."""
         from runner.checkpoint.rank_files import RankFiles
 
-        self._made = self._made or RankFiles()
+        self._made = self._made or RankFiles(link_frozen=self._part.link_frozen)
         return self._made
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
@@ -111,10 +120,16 @@ class ShardedCheckpointer:
             CheckpointError: as `save`.
         """
         if self._part.asynchronous and self._made is None:
-            self._rank_files().prepare(self._world, self._history.checkpoints, to_names(state()))
+            self._rank_files().prepare(self._world, self._history.checkpoints, state())
         # Another rank may know of a failure first: agree on it, then wait until every rank has it.
         if self._part.asynchronous and self._world.any(self._background.failed):
-            self._background.wait()
+            self.wait()
+
+    def finish_copy(self, *, after_forward: bool) -> None:
+        """Wait until the state of an asynchronous save is copied."""
+        if self._copying:
+            self._copying = False
+            self._rank_files().finish_copy(after_forward=after_forward)
 
     def wait(self) -> None:
         """Wait for a save in the background.
@@ -122,4 +137,5 @@ class ShardedCheckpointer:
         Raises:
             CheckpointError: as `save`.
         """
+        self.finish_copy(after_forward=False)
         self._background.wait()

@@ -1,6 +1,6 @@
 """Copies of tensors in host memory, so that training can go on while they are written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -37,21 +37,16 @@ class Staging:
 
         self._reserving.start(allocate)
 
-    def copy(self, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> list[Tensor]:
-        """Copy tensors to host memory. The copies are valid until the next call.
-
-        Args:
-            pieces: dtypes and shapes of the tensors.
-        """
+    def rooms(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Host memory for a copy of each piece. Valid until the next call, which gives out the same memory."""
         self._reserving.wait()
         *starts, end = _starts(pieces)
         if end > self._memory.numel():
             self._memory = torch.empty(end, dtype=torch.uint8)
-        copies = []
-        for piece, start, tensor in zip(pieces, starts, tensors, strict=True):
-            room = self._memory[start : start + size_of(piece)].view(DTYPES[piece.dtype]).view(piece.shape)
-            copies.append(room.copy_(tensor.detach()))
-        return copies
+        return [
+            self._memory[start : start + size_of(piece)].view(DTYPES[piece.dtype]).view(piece.shape)
+            for piece, start in zip(pieces, starts, strict=True)
+        ]
 
 
 def _starts(pieces: Sequence[Piece]) -> list[int]:

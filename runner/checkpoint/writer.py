@@ -54,7 +54,21 @@ def write_payload(directory: Path, name: str, pieces: Sequence[Piece], tensors: 
     if not pieces:
         return Payload({}, [])
     header, chunks = _layout(name, pieces)
-    digests = _write(directory / name, header, tensors)
+    return _payload(name, pieces, header, chunks, digests=_write(directory / name, header, tensors))
+
+
+def hash_payload(name: str, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Payload:
+    """What `write_payload` would return, without writing anything."""
+    if not pieces:
+        return Payload({}, [])
+    header, chunks = _layout(name, pieces)
+    digests = [digest for views in _batches(tensors) for digest in _hash(views)]
+    return _payload(name, pieces, header, chunks, digests=digests)
+
+
+def _payload(
+    name: str, pieces: Sequence[Piece], header: bytes, chunks: Sequence[Chunk], *, digests: Sequence[bytes]
+) -> Payload:
     whole = xxhash.xxh3_128(header + b"".join(digests)).hexdigest()
     file = File(bytes=chunks[-1].start + chunks[-1].bytes, xxh3_128=whole)
     stored = (chunk._replace(xxh3_128=digest.hex()) for chunk, digest in zip(chunks, digests, strict=True))

@@ -7,7 +7,7 @@ __all__ = ["DISTRIBUTION", "FOR_DEVELOPMENT", "declared", "how_to_install"]
 
 DISTRIBUTION = "hydra-runner"
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)[^;]*(?:;.*extra *== *['\"](?P<extra>[\w-]+)['\"])?")
-FOR_DEVELOPMENT = ("dev", "docs", "release", "test")
+FOR_DEVELOPMENT = ("dev", "docs", "peers", "release", "test")
 
 
 def declared() -> Iterator[tuple[str, str | None]]:

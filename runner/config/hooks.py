@@ -9,19 +9,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from runner.config.imports import NotFound, import_from, locate
+from runner.config.models import Hook
 from runner.config.parts import MISSING, TARGET, imports_any, shown
-from runner.config.run_spec import Hook
 from runner.config.secret import plain
 from runner.config.signatures import asks_for, binding_errors
 from runner.errors import Fault, HookError
 
-__all__ = ["OFFERED", "OPTIONAL", "POSITIONAL", "WORLD", "arguments_of", "asks", "faults_of", "hook_of", "resolve"]
+__all__ = [
+    "BATCH",
+    "OFFERED",
+    "OPTIONAL",
+    "POSITIONAL",
+    "WORLD",
+    "arguments_of",
+    "asks",
+    "asks_by_name",
+    "faults_of",
+    "hook_of",
+    "resolve",
+]
 
 POSITIONAL = {"model": 0, "data": 0, "loss": 2, "predict": 2}
 """Positional arguments that the engine passes to each hook: loss(model, batch, **arguments)."""
 OPTIONAL = ("predict",)
 """Hooks that a recipe need not have: `_target_: null`."""
 WORLD = "world"
+BATCH = "batch"
+"""What the batch is called in a hook that gets several models, each by its name."""
 OFFERED = (WORLD,)
 """Arguments that the engine gives to a hook that has a parameter of this name: `world`, the ranks of the run."""
 PARTIAL = "_partial_"
@@ -71,6 +85,11 @@ def asks(key: str, hook: Hook, import_roots: Sequence[str], argument: str = WORL
     return asks_for(resolve(Hook(target=hook.target), import_roots), argument, positional=POSITIONAL[key])
 
 
+def asks_by_name(hook: Hook, argument: str, import_roots: Sequence[str]) -> bool:
+    """Whether a hook that gets all of its arguments by name has a parameter of this name."""
+    return asks_for(resolve(Hook(target=hook.target), import_roots), argument)
+
+
 def _value(node: Any) -> Any:
     """An argument as the hook gets it: nested targets are built, everything else is passed as it is."""
     if isinstance(node, Mapping):
@@ -85,9 +104,20 @@ def _value(node: Any) -> Any:
 
 
 def faults_of(
-    node: Any, *, key: str, import_roots: Sequence[str], imports: Callable[[str], bool] = imports_any
+    node: Any,
+    *,
+    key: str,
+    import_roots: Sequence[str],
+    imports: Callable[[str], bool] = imports_any,
+    positional: int,
+    offered: Sequence[str] = OFFERED,
 ) -> Iterator[Fault]:
-    """The faults of a hook's section. Imports the modules that it names and that may be imported; calls nothing."""
+    """The faults of a hook's section. Imports the modules that it names and that may be imported; calls nothing.
+
+    Args:
+        positional: how many arguments the engine passes.
+        offered: what the engine gives to a parameter of this name.
+    """
     if not isinstance(node, Mapping):
         yield Fault(
             key=key,
@@ -100,7 +130,7 @@ def faults_of(
             message=f"is for arguments only: the engine calls the hook. Delete it: ~{key}.{PARTIAL}",
         )
     looking = _Looking(roots=import_roots, imports=imports)
-    yield from _callable_faults(node, key=key, positional=POSITIONAL[key], looking=looking, offered=OFFERED)
+    yield from _callable_faults(node, key=key, positional=positional, looking=looking, offered=offered)
 
 
 class _Looking(NamedTuple):

@@ -12,7 +12,7 @@ from runner.config.sections import Entry, default_values, entries, field_values,
 from runner.config.signatures import binding_errors
 from runner.errors import Fault
 
-__all__ = ["MISSING", "TARGET", "BuildResult", "build_part", "build_section", "imports_any", "shown"]
+__all__ = ["MISSING", "TARGET", "BuildResult", "build_part", "build_section", "build_sections", "imports_any", "shown"]
 
 MISSING = "???"
 """How Hydra writes a value that must still be given."""
@@ -74,7 +74,8 @@ def _build_inner(
     """The dataclass in a field; None if the field is a plain value or is not given as a mapping."""
     name = entry.field.name
     if entry.sections is not None:
-        return _build_each(entry.sections, values.get(name), key=f"{key}.{name}")
+        node = values.get(name)
+        return build_sections(entry.sections, node, key=f"{key}.{name}") if isinstance(node, Mapping) else None
     if entry.section is None:
         return None
     if entry.flattened is not None:
@@ -88,10 +89,10 @@ def _build_inner(
     return build_section(entry.section, node, key=f"{key}.{name}", defaults=given)
 
 
-def _build_each(cls: type[Any], node: Any, *, key: str) -> BuildResult[Any] | None:
-    """A dataclass for each name of a mapping; None if it is not given as a mapping of mappings."""
+def build_sections(cls: type[Any], node: Any, *, key: str) -> BuildResult[Any]:
+    """Build a dataclass for each name of a mapping of mappings."""
     if not isinstance(node, Mapping):
-        return None
+        return BuildResult(value=None, faults=[Fault(key=key, message=f"{shown(node)} must be a mapping of names.")])
     faults, built = [], {}
     for name, inner in node.items():
         if not isinstance(inner, Mapping):

@@ -8,10 +8,13 @@ from runner.config import hooks
 from runner.config.groups import GROUPS, MANY_GROUPS
 from runner.config.imports import import_from
 from runner.config.masking import collected, hidden, marked, revealed, scrubber
+from runner.config.model_rules import own_part_faults, several_faults
+from runner.config.models import Hook
 from runner.config.nearest import did_you_mean, listed
 from runner.config.of_blocks import ActivationCheckpointing, Blocks, Compile
 from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any, shown
 from runner.config.read_files import read_files
+from runner.config.read_models import MODELS, PHASES, hook_faults, is_left_out, read_models, taken_by
 from runner.config.rules import (
     BatchKeys,
     clip_faults,
@@ -23,7 +26,7 @@ from runner.config.rules import (
     run_faults,
     secret_faults,
 )
-from runner.config.run_spec import Batch, Eval, Guard, Hook, Loader, Log, Run, RunSpec, Sweep
+from runner.config.run_spec import Batch, Eval, Guard, Loader, Log, Run, RunSpec, Sweep
 from runner.config.secret import NO_SECRETS, Secret
 from runner.config.unknown import UNKNOWN, NotKnown, as_far_as_known
 from runner.errors import Fault, SpecError
@@ -50,7 +53,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "sweep": Sweep,
 }
 HOOKS = tuple(hooks.POSITIONAL)
-KNOWN = ("name", "version", *HOOKS, *SECTIONS, *GROUPS, *MANY_GROUPS)
+KNOWN = ("name", "version", *HOOKS, MODELS, PHASES, *SECTIONS, *GROUPS, *MANY_GROUPS)
 UNCHECKED = "The hooks, and the rules between parts, are checked once this is right."
 """The note of an error about names, types and ranges."""
 
@@ -135,6 +138,9 @@ def _read_without_hooks(reading: _Reading, *, check: bool) -> None:
         reading.take(key, None if misplaced else built.value, [*built.faults, *misplaced])
     for key in MANY_GROUPS:
         _read_many(reading, key)
+    several = read_models(reading.config, reading.built, reading.imports)
+    reading.take(MODELS, several.models, several.faults)
+    reading.take(PHASES, several.phases)
     if check:
         _read_files(reading)
         reading.config = marked(reading.config, origin=lambda _key: "a file that the recipe names")
@@ -148,6 +154,9 @@ def _read_hooks(reading: _Reading, *, check: bool) -> RunSpec:
     """What the second round begins with: the hooks, and with them the whole."""
     for key in HOOKS:
         _read_hook(reading, key, check=check)
+    if check:
+        names, roots = tuple(reading.built[MODELS]), reading.import_roots
+        reading.faults += hook_faults(reading.config, names, import_roots=roots, imports=reading.imports)
     return RunSpec(
         **{key: reading.built[key] for key in KNOWN},
         import_roots=reading.import_roots,
@@ -225,11 +234,12 @@ def _read_files_of(
 
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
-    node = reading.config.get(key, {})
-    if key in hooks.OPTIONAL and (not node or (isinstance(node, Mapping) and node.get(TARGET) is None)):
+    node, models = reading.config.get(key, {}), tuple(reading.built[MODELS])
+    if is_left_out(key, node, several=bool(models), in_phases=bool(reading.built[PHASES])):
         reading.built[key] = None
         return
-    found = hooks.faults_of(node, key=key, import_roots=reading.import_roots, imports=reading.imports)
+    roots, taken = reading.import_roots, taken_by(key, models)
+    found = hooks.faults_of(node, key=key, import_roots=roots, imports=reading.imports, **taken)
     faults = list(found) if check else []
     whole = isinstance(node, Mapping) and TARGET in node
     hook = hooks.hook_of(node) if whole else Hook(target=MISSING)
@@ -269,6 +279,8 @@ def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
     parts += [part for group in MANY_GROUPS for part in vars(spec)[group].values()]
     for part in parts:
         yield from as_far_as_known(lambda part=part: part.check(spec))  # type: ignore[misc]
+    yield from own_part_faults(spec)
+    yield from as_far_as_known(lambda: several_faults(spec))
     for rule in rules:
         yield from as_far_as_known(lambda rule=rule: rule(spec))  # type: ignore[misc]
 

@@ -13,6 +13,7 @@ from runner import durable
 from runner.config.damage import Damaged, list_of_objects, read_json, read_text, set_aside, warn
 from runner.config.records import last_values
 from runner.errors import DiskError
+from runner.protocols.state import MODEL
 
 RUNNING = "running"
 STATES = ("queued", RUNNING, "done", "failed", "preempted")
@@ -60,10 +61,9 @@ class RunDir:
         """What each failed rank left behind, one JSON file each."""
         return self.path / "failures"
 
-    @property
-    def model_config(self) -> Path:
+    def model_config(self, model: str) -> Path:
         """A transformers model's own configuration, of which an export makes config.json: see storage/pretrained.py."""
-        return self.path / "model_config.json"
+        return self.path / ("model_config.json" if model == MODEL else f"model_config.{model}.json")
 
     @property
     def guard(self) -> Path:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal
 
+from runner.config.models import OWN, Hook, NamedModel, TrainingPhase
 from runner.config.of_blocks import ActivationCheckpointing, Blocks, Compile
 from runner.config.secret import Secret
 from runner.protocols import (
@@ -25,16 +26,6 @@ from runner.protocols import (
 
 PREFIX = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 """What may stand before the slash and the name of a metric."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hook:
-    """One of the user's functions, and its arguments in the recipe. `config/hooks.py` finds it."""
-
-    target: str
-    """Dotted path of a callable: user_hooks.digits.build_model."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments; a nested mapping with a `_target_` of its own is built first."""
 
 
 class Cut(Enum):
@@ -200,11 +191,17 @@ class RunSpec:
     name: str
     version: str | None = None
     """Of the recipe, as its author counts."""
-    model: Hook
+    model: Hook | None
+    """None = there are several: `models`."""
     data: Hook
-    loss: Hook
+    loss: Hook | None
+    """None = each phase has its own, and nothing is evaluated."""
     predict: Hook | None = None
     """What `runner predict` writes; None = the outputs of the loss hook."""
+    models: Mapping[str, NamedModel] = field(default_factory=dict)
+    """By name, if there are several."""
+    phases: Mapping[str, TrainingPhase] = field(default_factory=dict)
+    """By name and in their order, if models are trained in turns."""
     batch: Batch
     run: Run
     loader: Loader
@@ -239,7 +236,14 @@ class RunSpec:
     def hooks(self) -> dict[str, Hook]:
         """The hooks that there are, by their keys."""
         found = {"model": self.model, "data": self.data, "loss": self.loss, "predict": self.predict}
+        found |= {f"models.{name}.model": one.model for name, one in self.models.items()}
+        found |= {f"phases.{name}.loss": one.loss for name, one in self.phases.items()}
         return {key: hook for key, hook in found.items() if hook is not None}
+
+    def of_model(self, name: str) -> "RunSpec":
+        """The declaration as one of several models sees it: as if there were no other."""
+        one = self.models[name]
+        return replace(self, model=one.model, models={}, phases={}, **{group: vars(one)[group] for group in OWN})
 
     @property
     def world_size(self) -> int:

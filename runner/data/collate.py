@@ -6,8 +6,21 @@ from typing import Any
 import numpy
 import torch
 from torch.utils.data import default_collate
+from torch.utils.data._utils import collate as torch_collate
 
 from runner.errors import DataError
+
+
+def collate_in_worker(items: list[Any]) -> Any:
+    """What `default_collate` returns, which in a worker would put each tensor into new shared memory."""
+    rules = torch_collate.default_collate_fn_map
+    return torch_collate.collate(items, collate_fn_map={**rules, torch.Tensor: _stacked})
+
+
+def _stacked(items: list[torch.Tensor], *, collate_fn_map: Any) -> Any:
+    if items[0].is_nested or items[0].layout is not torch.strided:
+        return torch_collate.collate_tensor_fn(items)  # which says what is wrong with them
+    return torch.stack(items)
 
 
 def collated(collate: Callable[[list[Any]], Any], items: list[Any], *, indices: Sequence[int] | None = None) -> Any:
@@ -22,7 +35,7 @@ def collated(collate: Callable[[list[Any]], Any], items: list[Any], *, indices: 
     try:
         batch = collate(items)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        difference = next(_differences(items), None) if collate is default_collate else None
+        difference = next(_differences(items), None) if collate in (default_collate, collate_in_worker) else None
         if difference is None:
             raise
         raise DataError(_unequal(*difference, indices)) from error

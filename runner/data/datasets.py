@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch.utils.data import DataLoader, IterableDataset
 
 from runner.config.run_spec import Eval
-from runner.data.loader import ReadsMany
+from runner.data.seeded import ReadsMany
 from runner.data.stream import Stream
 from runner.errors import DataError, HookError
 from runner.protocols import Data, OpensSource, World

@@ -5,16 +5,21 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, final, runtime_checkable
+from functools import cached_property
+from typing import Any, final
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from runner.data.collate import collated
+from runner.data.collate import collate_in_worker, collated
+from runner.data.gather import gather_function
+from runner.data.seeded import SeededItems, read_function
+from runner.data.transfer import Sender
 from runner.errors import DataError
 from runner.protocols import LoaderOptions, MicroBatch, MicroBatchIndices
 from runner.world.parent import end_with_parent
-from runner.world.seeds import host_generators_kept, mix, seed_host
+from runner.world.seeds import host_generators_kept
 
 DIED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
 """What torch says of a worker that ended without an error of its own."""
@@ -22,15 +27,6 @@ WAY_OUT = (
     "A loader worker died while it read items. If it was killed, memory usually ran out: lower loader.workers or "
     "loader.prefetch. With loader.workers=0 the rank reads the items itself, and its log shows where native code fails."
 )
-
-
-@runtime_checkable
-class ReadsMany(Protocol):
-    """A dataset that reads several items at once; torch's own loader asks for the same method."""
-
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        """The items, in this order."""
-        ...
 
 
 def load(
@@ -58,9 +54,9 @@ class WorkerLoader:
         self._options = options
         self._counts: deque[int] = deque()
         self._loader: DataLoader[Any] = DataLoader(
-            _SeededItems(dataset, options.collate, seed),  # type: ignore[arg-type]  # it has what torch asks of a Dataset
-            batch_sampler=_KeySampler(micro_batches, self._counts, len(dataset)),
-            collate_fn=as_it_is,
+            _SeededBatches(dataset, options.collate, seed=seed),  # type: ignore[arg-type]  # it has what torch asks for
+            batch_sampler=_Requests(micro_batches, self._counts),  # type: ignore[arg-type]
+            collate_fn=Sender(),
             num_workers=options.workers,
             prefetch_factor=options.prefetch,
             pin_memory=options.pin_memory,
@@ -81,41 +77,40 @@ def worker_output(loader: DataLoader[Any]) -> Iterator[Any]:
         DataError: no batch can be made of what a worker read.
         RuntimeError: a worker died. An error that it raised comes as it is, with the worker's own traceback.
     """
+    outputs = iter(loader)
+    assert isinstance(outputs, _MultiProcessingDataLoaderIter)
     try:
-        for output in loader:
+        for output in outputs:
             if isinstance(output, DataError):
                 raise output
             yield output
-    except RuntimeError as error:
+    except Exception as error:
+        # The error holds the iterator: garbage collection would end both, but first the queues by which workers end.
+        outputs._shutdown_workers()
         if DIED.search(str(error)):
             error.add_note(WAY_OUT)
         raise
 
 
-def as_it_is(value: Any) -> Any:
-    """Collate nothing: workers hand out what is collated already."""
-    return value
-
-
 def fetch_function(dataset: Any, options: LoaderOptions, *, seed: int) -> Callable[[list[int], int], Any]:
-    """From indices and their epoch to the batch on the device; by `__getitems__` where there is one, as in torch.
+    """From indices and their epoch to the batch on the device.
 
     A rank that reads for others seeds each item as workers do, and leaves its own generators as they are.
     """
-    collate, move = options.collate, options.move
     if options.reads_for > 1:
-        return _SeededItems(dataset, collate, seed).fetch_for_others
-    if isinstance(dataset, ReadsMany):
-        get_many = dataset.__getitems__
-    else:
-        get_one = dataset.__getitem__
-
-        def get_many(indices: list[int]) -> list[Any]:
-            return [get_one(index) for index in indices]
-
+        return _SeededBatches(dataset, options.collate, seed=seed).fetch_for_others
+    move, get_batch = options.move, _batch_function(dataset, options.collate)
     if move is None:
-        return lambda indices, epoch: collated(collate, get_many(indices), indices=indices)
-    return lambda indices, epoch: move(collated(collate, get_many(indices), indices=indices))
+        return lambda indices, epoch: get_batch(indices)
+    return lambda indices, epoch: move(get_batch(indices))
+
+
+def _batch_function(dataset: Any, collate: Callable[[list[Any]], Any]) -> Callable[[list[int]], Any]:
+    gather = gather_function(dataset) if collate is default_collate else None
+    if gather is not None:
+        return gather
+    get_many = read_function(dataset)
+    return lambda indices: collated(collate, get_many(indices), indices=indices)
 
 
 def micro_batch(items: list[Any], counted: int, options: LoaderOptions) -> MicroBatch:
@@ -146,59 +141,50 @@ class BeginWorker:
 
 
 @final
-class _KeySampler:
-    """Micro-batches as a batch sampler of keys; notes how many items of each count, for whoever reads the batches."""
+class _Requests:
+    """What torch's loader sends to its workers, in the place of a batch sampler's indices.
 
-    def __init__(self, micro_batches: Iterable[MicroBatchIndices], counts: deque[int], num_items: int) -> None:
+    Notes how many items of each micro-batch count, for whoever reads the batches.
+    """
+
+    def __init__(self, micro_batches: Iterable[MicroBatchIndices], counts: deque[int]) -> None:
         self._micro_batches = micro_batches
-        self._num_items = num_items
         self._counts = counts
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[list[int], int]]:
         self._counts.clear()
         for indices, items, epoch in self._micro_batches:
             self._counts.append(items)
-            yield [epoch * self._num_items + index for index in indices]
+            yield indices, epoch
 
 
 @final
-class _SeededItems:
-    """Batches of a dataset's items, indexed by keys: epoch × length + index. Random numbers depend on the key alone.
+class _SeededBatches:
+    """Batches of items whose random numbers depend on the item and its epoch alone."""
 
-    So neither the worker that reads an item matters, nor what it read before. A dataset that reads many items at once
-    draws for all of them from the key of the first.
-    """
-
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed: int) -> None:
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], *, seed: int) -> None:
         self._dataset = dataset
         self._collate = collate
-        self._num_items = len(dataset)
         self._seed = seed
-        self._gets_many = isinstance(dataset, ReadsMany)
 
-    def __getitems__(self, keys: list[int]) -> Any:
-        indices = [key % self._num_items for key in keys]
-        items = self._get_many(keys, indices)
+    @cached_property
+    def _fetch(self) -> Callable[[list[int], int], Any]:
+        """Made where it is used: a worker may be a new interpreter, which functions cannot be sent to."""
+        gather = gather_function(self._dataset) if self._collate is default_collate else None
+        if gather is not None:
+            return lambda indices, epoch: gather(indices)
+        collate = collate_in_worker if self._collate is default_collate else self._collate
+        items = SeededItems(self._dataset, seed=self._seed)
+        return lambda indices, epoch: collated(collate, items.read(indices, epoch), indices=indices)
+
+    def __getitems__(self, request: tuple[list[int], int]) -> Any:
+        """In a worker: what torch's loader asks of a dataset."""
         try:
-            return collated(self._collate, items, indices=indices)
+            return self._fetch(*request)
         except DataError as error:  # raised again in the rank: it explains itself without the worker's traceback
             return error
 
     def fetch_for_others(self, indices: list[int], epoch: int) -> Any:
-        """The batch, as a worker makes it."""
+        """In the rank: the batch that a worker makes. Its own generators are left as they are."""
         with host_generators_kept():
-            batch = self.__getitems__([epoch * self._num_items + index for index in indices])
-        if isinstance(batch, DataError):
-            raise batch
-        return batch
-
-    def _get_many(self, keys: list[int], indices: list[int]) -> list[Any]:
-        if self._gets_many:
-            seed_host(mix(self._seed, keys[0]))
-            many: list[Any] = self._dataset.__getitems__(indices)
-            return many
-        return [self._get(key, index) for key, index in zip(keys, indices, strict=True)]
-
-    def _get(self, key: int, index: int) -> Any:
-        seed_host(mix(self._seed, key))
-        return self._dataset[index]
+            return self._fetch(indices, epoch)

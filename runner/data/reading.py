@@ -3,16 +3,17 @@
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils import worker as torch_worker
 
-from runner.data.loader import BeginWorker, as_it_is, worker_output
-from runner.data.packing import packed, unpacked
+from runner.data.loader import BeginWorker, worker_output
 from runner.data.shards import BEGINNING, START, Mark, Place, ShardReader
+from runner.data.transfer import Sender
 from runner.errors import DataError
 from runner.protocols import LoaderOptions
 from runner.world.seeds import host_generators_kept
@@ -53,6 +54,7 @@ class ReadingHere:
     def __init__(self, readers: Mapping[int, ShardReader], epoch: int, places: Mapping[int, Place]) -> None:
         self._readers = readers
         self._places = places
+        self._kept = host_generators_kept if any(one.draws for one in readers.values()) else nullcontext
         self.skipped = 0
         with host_generators_kept():
             for number, place in places.items():
@@ -71,8 +73,8 @@ class ReadingHere:
         return True
 
     def read(self, wanted: Mapping[int, int]) -> dict[int, list[Any]]:
-        """Read them now. The rank's own generators are left as they are: which takes as long as seeding 30 items."""
-        with host_generators_kept():
+        """Read them now. The rank's own generators are left as they are."""
+        with self._kept():
             return {shard: self._readers[shard].read(num_items) for shard, num_items in wanted.items()}
 
     def mark(self, shard: int) -> Mark:
@@ -91,7 +93,7 @@ class _Chunk:
     """What a worker sends: consecutive items of a shard, or that it is still skipping."""
 
     shard: int
-    items: bytes = b""
+    items: list[Any] = field(default_factory=list)
     mark: Mark = START
     """Before the items."""
     ends: bool = False
@@ -151,7 +153,7 @@ class _Chunks(IterableDataset[Any]):
                 ends = len(items) < self._chunk_items
                 if ends:
                     live.remove(number)
-                yield _Chunk(shard=number, items=packed(items), mark=mark, ends=ends)
+                yield _Chunk(shard=number, items=items, mark=mark, ends=ends)
 
 
 @final
@@ -162,7 +164,7 @@ class _Worker:
         loader: DataLoader[Any] = DataLoader(
             chunks,
             batch_size=None,
-            collate_fn=as_it_is,
+            collate_fn=Sender(),
             num_workers=1,
             prefetch_factor=options.prefetch,
             generator=torch.Generator(),  # else it draws from the rank's own
@@ -198,10 +200,10 @@ class _Shard:
         """How many of the items come before each later mark."""
 
     def open_next(self) -> None:
-        """Unpack a chunk."""
+        """Have the items of a chunk come next."""
         chunk = self.inbox.popleft()
         self.marks.append((len(self.items), chunk.mark))
-        self.items += unpacked(chunk.items)
+        self.items += chunk.items
         self.ended = chunk.ends
 
     def take(self, num_items: int) -> list[Any]:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from inspect import signature
+from itertools import islice
 from typing import Any, Protocol, final, runtime_checkable
 
 from runner.errors import CheckpointError, DataError
-from runner.world.seeds import mix, seed_host
+from runner.world.seeds import DrawWatch, host_generators_kept, mix, mix_each, seed_host
 
 DEFAULT_SHARDS = 16
 """Shards of a stream that can be divided into more, up to 16 data ranks: their number must not depend on the ranks."""
@@ -166,15 +167,19 @@ class ShardReader:
 
     Random numbers that the stream draws depend on seed, epoch, shard and item alone. What it draws before its first
     item, for instance to shuffle its files, depends on the epoch: it is the same on all ranks, and after resuming.
+
+    A stream that is said not to draw is read without seeding, but for a check when its reading begins.
     """
 
-    def __init__(self, stream: Any, number: int, *, seed: int, use_state: bool = True) -> None:
+    def __init__(self, stream: Any, number: int, *, seed: int, use_state: bool = True, draws: bool = True) -> None:
         has_state = use_state and isinstance(stream, Stateful)
         # A copy: what another iteration was told to begin with does not matter to this one.
         self._stream = copy(stream) if has_state else stream
         self._has_state = has_state
         self._number = number
         self._seed = seed
+        self.draws = draws
+        """Whether the generators are seeded for each item."""
         self._epoch_seed = 0
         self._items: Iterator[Any] | None = None
         self._mark = START
@@ -193,19 +198,47 @@ class ShardReader:
         self._epoch_seed, self._items, self.index = mix(self._seed, epoch, self._number), None, self._mark.items
 
     def read(self, num_items: int) -> list[Any]:
-        """The next items; fewer if the epoch ends."""
+        """The next items; fewer if the epoch ends.
+
+        Raises:
+            DataError: the stream has drawn, which it was said not to do.
+        """
+        if self.draws:
+            found = self._read_seeded(num_items)
+        elif self._items is not None:
+            found = [*islice(self._items, num_items)]
+        else:
+            found = self._first_undrawn(num_items)
+        self.index += len(found)
+        return found
+
+    def _read_seeded(self, num_items: int) -> list[Any]:
         found: list[Any] = []
-        while len(found) < num_items:
+        for seed in mix_each(self._epoch_seed, self.index, range(num_items)):
             if self._items is None:
                 seed_host(self._epoch_seed)
                 self._items = iter(self._stream)
             else:
-                seed_host(mix(self._epoch_seed, self.index))
+                seed_host(seed)
             try:
                 found.append(next(self._items))
             except StopIteration:
                 break
-            self.index += 1
+        return found
+
+    def _first_undrawn(self, num_items: int) -> list[Any]:
+        """As it is read the first time in an epoch."""
+        with host_generators_kept():
+            watch = DrawWatch(self._epoch_seed)
+            watch.begin(torch_seed=self._epoch_seed)
+            self._items = iter(self._stream)
+            found = [*islice(self._items, num_items)]
+            drew = watch.drew()
+        if drew:
+            raise DataError(
+                f"the stream ({type(self._stream).__name__}) drew random numbers, which runner.data.stream.Stream(…, "
+                "draws=False) says that it does not: they would not be the same after resuming. Leave draws=False out."
+            )
         return found
 
     def skip(self, until: int, *, limit_s: float) -> bool:

@@ -20,6 +20,8 @@ class Stream:
     """Whether its own `shard` divides it among ranks, if it has one; else every rank reads it all and keeps its own."""
     state: bool = True
     """Whether its own `state_dict` resumes it, if it has one; else items are counted, and read again."""
+    draws: bool = True
+    """Whether it may draw from Python's, NumPy's or torch's global generators, which are seeded for each item then."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.dataset)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, final
 
+from runner.data.digest import digest
 from runner.data.loader import micro_batch
-from runner.data.packing import digest
 from runner.data.reading import Reading
 from runner.data.rotation import Rotation
 from runner.data.shards import Sharding

@@ -48,6 +48,7 @@ class StreamedSource:
                 f"loader.workers={options.workers} cannot start. Set loader.workers=0, or num_workers=0 in the hook."
             )
         self._stream = stream
+        self._draws = choice.draws
         self._has_state = choice.state and isinstance(stream, Stateful)
         self._name = name
         self._step_items = step_items
@@ -164,7 +165,7 @@ class StreamedSource:
         """
         shards = shards_of(self._stream, self._sharding, self._own)
         readers = {
-            number: ShardReader(shard, number, seed=self._seed, use_state=self._has_state)
+            number: ShardReader(shard, number, seed=self._seed, use_state=self._has_state, draws=self._draws)
             for number, shard in shards.items()
         }
         taken = {number: self._rotation.taken[number] for number in readers if not self._rotation.ended(number)}

@@ -12,11 +12,13 @@ from torch import Tensor
 from runner.config.run_dir import RunDir
 from runner.config.run_spec import RunSpec
 from runner.config.task import Task
-from runner.engine.build import builder_of, open_data
+from runner.engine.build import open_data
 from runner.engine.evaluate import prefixes
 from runner.engine.listeners import Listeners, build_listeners
+from runner.engine.models import Call
+from runner.engine.placing import place
 from runner.engine.trackers import NoTrackers
-from runner.protocols import Builder, Data, Placed, Progress, SavedState, State, Trackers, Trainable, World
+from runner.protocols import Data, Placed, Progress, SavedState, State, Trackers, Trainable, World
 from runner.storage.checkpoints import Checkpoints
 from runner.storage.exported import open_exported
 from runner.world.hook_ranks import HookRanks
@@ -27,12 +29,12 @@ INFERENCE_SEED = 3
 """Separates the seed of random numbers in forwards from other seeds derived from run.seed."""
 
 
-Change = Callable[[Builder, HookRanks], Builder]
+Replacement = Callable[[HookRanks], Call | None]
+"""Given the ranks that hooks may ask for, what is called in place of the loss hook; None = the loss hook."""
 
 
-def keep(builder: Builder, ranks: HookRanks) -> Builder:
-    """Change nothing."""
-    return builder
+def keep(ranks: HookRanks) -> None:
+    """Call the loss hook."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +68,20 @@ class Inference:
 
 @contextmanager
 def open_inference(
-    spec: RunSpec, task: Task, run_dir: RunDir, world: World, *, change: Change = keep
+    spec: RunSpec, task: Task, run_dir: RunDir, world: World, *, call: Replacement = keep
 ) -> Iterator[Inference]:
     """Build and restore everything. Collective.
 
     Args:
         run_dir: of the job.
-        change: given the run's builder and the ranks that hooks may ask for, the one to build with.
+        call: says what is called in place of the loss hook.
 
     Raises:
         HookError, ModelError, DataError: a hook returned something that cannot be used.
         CheckpointError: the weights are damaged, or those of another model.
     """
     ranks, data = open_data(replace(spec, eval=replace(spec.eval, every_steps=None)), world)
-    placed = spec.strategy.place(change(builder_of(spec, ranks), ranks), world)
+    placed = place(spec, ranks, world, call=call(ranks))
     listeners = build_listeners(spec.callback, ranks)
     progress = _restore(task, placed, listeners, world)
     seed_all(mix(spec.run.seed, INFERENCE_SEED, world.along(*world.axes.random).rank))

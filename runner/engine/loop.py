@@ -109,6 +109,7 @@ def _evaluate(session: Session, cadence: Cadence, passes: Passes) -> str:
     due = [one for one in every if cadence.evaluates_set(one.name, training.step)]
     if not due:
         return ""
+    session.checkpointer.finish_copy(after_forward=False)
     with training.listeners.around_eval(session), mean_weights(training.trainable, training.replicas):
         metrics = evaluate(training.trainable, due, session.spec, session.world, activity, passes=passes)
     activity.enter(Phase.CALLBACK)

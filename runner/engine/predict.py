@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from runner.config.run_spec import RunSpec
 from runner.config.task import Task
 from runner.data.datasets import is_stream, num_items, prediction_sets
 from runner.data.passes import Passes
-from runner.engine.build import micro_batch_hook
-from runner.engine.inference import Change, Inference, keep, open_inference
+from runner.engine.inference import Inference, Replacement, keep, open_inference
+from runner.engine.models import Call, hook_call
 from runner.engine.progress import open_progress
 from runner.engine.session import Stopping
 from runner.errors import DataError, HookError
 from runner.prediction.parts import Parts
-from runner.protocols import Builder, Loss, MicroBatchLoss, World
+from runner.protocols import Loss, MicroBatchLoss, World
 from runner.world.activity import Activity, Phase
 from runner.world.hook_ranks import HookRanks
 
@@ -38,7 +37,7 @@ def predict(task: Task, spec: RunSpec, run_dir: RunDir, world: World, stopping: 
     assert task.out is not None
     parts = Parts(Path(task.out)) if world.is_main else None
     done = world.broadcast_object(0 if parts is None else parts.items)
-    with open_inference(spec, task, run_dir, world, change=_predicting(spec)) as job:
+    with open_inference(spec, task, run_dir, world, call=_predicting(spec)) as job:
         name, dataset = _chosen(job, task)
         _refuse_stream(name, dataset)
         total = num_items(dataset, name)
@@ -58,14 +57,14 @@ def predict(task: Task, spec: RunSpec, run_dir: RunDir, world: World, stopping: 
             run_dir.write_status("preempted" if preempted else "done", step=job.progress.step, metrics={})
 
 
-def _predicting(spec: RunSpec) -> Change:
+def _predicting(spec: RunSpec) -> Replacement:
     """With the predict hook in the loss hook's place, which the strategy calls as it calls that one."""
     predict_hook = spec.predict
     if predict_hook is None:
         return keep
 
-    def change(builder: Builder, ranks: HookRanks) -> Builder:
-        call = micro_batch_hook("predict", predict_hook, spec, ranks)
+    def outputs(ranks: HookRanks) -> Call:
+        call = hook_call("predict", predict_hook, spec, ranks)
 
         def outputs_only(model: Module, batch: Any, items: int) -> Loss:
             outputs = call(model, batch, items)
@@ -76,9 +75,9 @@ def _predicting(spec: RunSpec) -> Change:
                 )
             return Loss(torch.zeros(()), 0, outputs=outputs)
 
-        return replace(builder, loss=outputs_only)
+        return outputs_only
 
-    return change
+    return outputs
 
 
 def _chosen(job: Inference, task: Task) -> tuple[str, Any]:

@@ -17,6 +17,7 @@ from runner.engine.non_finite.guard import StepGuard, open_guard
 from runner.engine.non_finite.skip import diagnose_skipped
 from runner.engine.trackers import NoTrackers, OpenTrackers, open_trackers
 from runner.engine.training import Training
+from runner.engine.turns import take_turns
 from runner.protocols import (
     Checkpointer,
     Data,
@@ -98,6 +99,7 @@ class Session:
         listeners = self.training.listeners
         self.activity.enter(STEP)
         if listeners.around_steps:
+            self.checkpointer.finish_copy(after_forward=False)
             with listeners.around_step(self):
                 loss, update = self._step(batches, measure=measure)
         else:
@@ -110,11 +112,18 @@ class Session:
 
     def _step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         training = self.training
+        if training.turns is not None:
+            self.checkpointer.finish_copy(after_forward=False)  # the first of several updates is not the last forward's
+            loss, update = take_turns(training, batches, self.guard, self.world, measure=measure)
+            if update.stepped:
+                training.advance()
+            return loss, update
         loss = training.trainable.forward_backward(batches)
         if not self.guard.allows(training.trainable, loss, self.world):
             self.num_skipped += 1
             diagnose_skipped(training, batches, self.world, self.run_dir)
             return loss, SKIPPED
+        self.checkpointer.finish_copy(after_forward=True)
         update = training.trainable.update(measure=measure)
         if update.stepped:
             training.advance()

@@ -14,6 +14,7 @@ from runner.engine.replicas import ReplicaReader, divide_by_replica
 from runner.errors import CheckpointError
 from runner.protocols import Progress, SavedState, Scheduler, Source, State, Trainable, World
 from runner.protocols.state import of_model
+from runner.teams.phases import Turns
 from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
 
 
@@ -26,6 +27,8 @@ class Training:
     """By the name of the model whose optimizer each one schedules."""
     source: Source
     listeners: Listeners
+    turns: Turns | None = None
+    """The updates of a step, in a run with phases."""
     random_world: World
     """The ranks that draw different random numbers."""
     seed: int
@@ -60,12 +63,16 @@ class Training:
 
     def forget(self) -> None:
         """Free models and optimizers to make room for others. The training cannot be used afterwards."""
-        del self.trainable, self.schedules
+        del self.trainable, self.schedules, self.turns
 
     def state_dict(self) -> State[Tensor]:
         """Models, optimizers, schedules, position, callbacks, and the generators of this rank. Collective."""
         state = self.trainable.state_dict()
         state.callbacks |= self.listeners.tensors(self.trainable)
+        for name, model in self.trainable.models.items():
+            trained = {parameter: one.requires_grad for parameter, one in model.named_parameters()}
+            state.frozen[name] = {parameter for parameter, is_trained in trained.items() if not is_trained}
+            state.buffers[name] = state.models.get(name, {}).keys() - trained.keys()
         divide_by_replica(state, self.replicas, models=self.trainable.models.keys())
         state.rng[self.random_world.rank] = rng_state(self.random_world.device)
         state.values |= {

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from runner.config import hooks
 from runner.config.imports import locate
+from runner.config.models import Hook
 from runner.config.parts import TARGET
-from runner.config.run_spec import Hook
 from runner.config.signatures import binding_errors
 from runner.errors import Fault
 from runner.metric.feeds import feed_faults, feeds_of

@@ -62,7 +62,11 @@ def model_faults(spec: RunSpec) -> list[Fault]:
 
     The hook is called in a fork of this process where that is safe, so that its side effects, such as registering names
     or starting threads, do not reach the run. Without such requirements it is not called.
+    What they require, one of several models must have.
     """
+    if spec.models:
+        first, *others = (model_faults(spec.of_model(name)) for name in spec.models)
+        return [fault for fault in first if all(fault.key in {one.key for one in found} for found in others)]
     checks = _checks(spec)
     if not checks:
         return []
@@ -72,6 +76,9 @@ def model_faults(spec: RunSpec) -> list[Fault]:
 
 def plan_of(spec: RunSpec) -> list[str]:
     """What the precision does to the model's layers, one line each; calls the model hook as `model_faults` does."""
+    if spec.models:
+        plans = {name: plan_of(spec.of_model(name)) for name in spec.models}
+        return [f"{name}: {line}" for name, lines in plans.items() for line in lines]
 
     def plan() -> list[str]:
         try:

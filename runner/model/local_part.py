@@ -4,6 +4,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+_WHOLE = (Tensor, Parameter)
+"""Types that need not be asked for their methods, which takes 20 µs."""
 
 
 @runtime_checkable
@@ -22,7 +26,9 @@ class Awaited(Protocol):
     arrived: Tensor | None
 
 
-@torch.no_grad()
 def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, or the tensor itself; shares its memory."""
-    return tensor.to_local() if isinstance(tensor, Sharded) else tensor
+    if type(tensor) in _WHOLE:
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local() if isinstance(tensor, Sharded) else tensor

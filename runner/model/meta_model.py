@@ -22,7 +22,7 @@ class MetaBuildError(Exception):
 
 
 def build_meta_model(spec: RunSpec, *, converted: bool = False) -> "Module":
-    """Call the model hook under the meta device.
+    """Call the model hook of a spec with one model under the meta device.
 
     Args:
         converted: also convert the model to the precision, as a run does.
@@ -33,6 +33,7 @@ def build_meta_model(spec: RunSpec, *, converted: bool = False) -> "Module":
     import torch
 
     hook, roots = spec.model, spec.import_roots
+    assert hook is not None
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # for example, that loading values has no effect

@@ -16,7 +16,10 @@ class Checkpointer(Protocol):
     """Saves the checkpoints of one run. All methods are collective."""
 
     def save(self, state: "State[Tensor]", *, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Commit a checkpoint, then delete old ones; possibly in the background, from a copy of the state."""
+        """Commit a checkpoint, then delete old ones; possibly in the background, from a copy of the state.
+
+        The copy may go on until `finish_copy` returns.
+        """
         ...
 
     def poll(self, state: "Callable[[], State[Tensor]]") -> None:
@@ -25,6 +28,16 @@ class Checkpointer(Protocol):
         Args:
             state: returns the state that a save would get now. The first call comes after the run's first step, so that
                 later saves can be prepared.
+        """
+        ...
+
+    def finish_copy(self, *, after_forward: bool) -> None:
+        """Called before anything but a forward and its backward changes the state that `save` was given.
+
+        Called in every step, so it must cost nothing if nothing is being copied. Not collective.
+
+        Args:
+            after_forward: since the last step, there was one forward and backward; otherwise none.
         """
         ...
 

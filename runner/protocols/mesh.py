@@ -38,7 +38,7 @@ class Axes:
     data: tuple[Axis, ...]
     """The axes along which the items of a step are split; ranks that differ only on other axes read the same items."""
     partial: tuple[Axis, ...] = ()
-    """Axes along which ranks compute different parts of the same items: stages of a pipeline, parts of a sequence."""
+    """Axes along which only some ranks have a loss, of all its items: stages of a pipeline."""
     independent: tuple[Axis, ...] = ()
     """Axes along which ranks take steps of their own: their weights differ between exchanges, and the result of a run
     depends on their number."""

@@ -32,6 +32,10 @@ class State(Generic[T]):
     values: dict[str, Any] = field(default_factory=dict)
     replicas: dict[int, "State[T]"] = field(default_factory=dict)
     """By a rank's index along the independent axes: what these ranks hold that others do not. It has no values."""
+    frozen: dict[str, set[str]] = field(default_factory=dict)
+    """By model: its parameters that no optimizer trains, which a checkpoint need not write again. Not stored."""
+    buffers: dict[str, set[str]] = field(default_factory=dict)
+    """By model: its persistent buffers, which a forward may change. Not stored."""
 
 
 MODEL = "model"
@@ -77,6 +81,16 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state; an empty state means a fresh start."""
+        ...
+
+
+@runtime_checkable
+class Swappable(Protocol):
+    """A tensor whose elements may be on a disk."""
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether each access reads them into memory, which only the thread that trains may do."""
         ...
 
 

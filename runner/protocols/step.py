@@ -28,6 +28,8 @@ class StepBatches(NamedTuple):
     """The micro-batches to accumulate; equally many on every rank."""
     items: int
     """Items of the whole step, over all ranks and micro-batches."""
+    rounds: "Sequence[StepBatches]" = ()
+    """The same, divided by round, where a phase updates its models several times in one step."""
 
 
 class MicroBatchLoss(NamedTuple):

@@ -21,7 +21,7 @@ from runner.runs.declared import Declared, Source, declaration
 
 __all__ = ["evaluate", "predict", "read_evaluation"]
 
-IDENTITY = ("model", "data", "loss", "predict")
+IDENTITY = ("model", "models", "data", "loss", "predict")
 """Sections that the parts of one prediction have in common; anything else may change between two attempts."""
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from runner.composition.overrides import Overridden, apply_overrides
@@ -22,9 +23,9 @@ from runner.storage.history import choose
 
 __all__ = ["resume"]
 
-IDENTITY = ("model", "data", "loss", "run.seed", "order")
-"""Keys, with all keys inside them, whose change makes it another run. So does a change of batch.items, also where it is
-derived, and of the number of replicas that take steps of their own."""
+IDENTITY = ("model", "models.*.model", "models.*.frozen", "phases", "data", "loss", "run.seed", "order")
+"""Keys, with all keys inside them, whose change makes it another run; `*` stands for any name. So does a change of
+batch.items, also where it is derived, and of the number of replicas that take steps of their own."""
 PLACE = ("name", "run.dir")
 """Keys that name the run's directory."""
 
@@ -145,7 +146,11 @@ def _steps_of(replicas: int) -> str:
 
 
 def _covered(key: str, keys: Sequence[str]) -> bool:
-    return any(key == other or key.startswith(f"{other}.") for other in keys)
+    parts = key.split(".")
+    return any(
+        len(other) <= len(parts) and all(fnmatchcase(*pair) for pair in zip(parts, other, strict=False))
+        for other in (one.split(".") for one in keys)
+    )
 
 
 def _refusal(key: str, change: str) -> Fault:

@@ -7,6 +7,7 @@ from runner.config.hooks import OPTIONAL, POSITIONAL
 from runner.config.imports import locate
 from runner.config.parts import TARGET
 from runner.config.read import GROUPS, MANY_GROUPS, SECTIONS
+from runner.config.read_models import SEVERAL
 from runner.schema.defaults import defaults_schema
 from runner.schema.project import Option, Project
 from runner.schema.sections import (
@@ -46,6 +47,9 @@ def section_node(section: str, project: Project) -> Schema:
     """The schema of a section or hook."""
     if section in SECTIONS:
         return section_schema(section, SECTIONS[section])
+    if section in SEVERAL:
+        each = section_schema(f"{section}.*", SEVERAL[section])
+        return {**mapping({}, closed=False), "additionalProperties": each}
     positional, optional = POSITIONAL[section], section in OPTIONAL
     return hook_schema(project.hooks[section], project.roots, positional=positional, optional=optional)
 
@@ -102,7 +106,7 @@ def _file(package: str, group: str, project: Project, recipe: Schema) -> Schema:
     if not package:
         return recipe
     more = _defaults(group, project)
-    if package not in (*SECTIONS, *POSITIONAL):
+    if package not in (*SECTIONS, *SEVERAL, *POSITIONAL):
         return {"type": "object", "properties": more}
     node = section_node(package, project)
     return {**node, "type": "object", "properties": {**node["properties"], **more}}

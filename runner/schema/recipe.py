@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from runner.config.read import GROUPS, HOOKS, MANY_GROUPS, SECTIONS
+from runner.config.read_models import SEVERAL
 from runner.schema.defaults import chooses, defaults_schema, includes
 from runner.schema.options import option_node, section_node
 from runner.schema.project import Option, Project
@@ -28,7 +29,7 @@ def recipe_schema(project: Project) -> Schema:
         "defaults": defaults_schema(project.choices, project.groups),
         "name": NAME,
         "version": VERSION,
-        **{section: section_node(section, project) for section in (*HOOKS, *SECTIONS)},
+        **{section: section_node(section, project) for section in (*HOOKS, *SEVERAL, *SECTIONS)},
         **{group: mapping({}, closed=False, description=_described(group, project)) for group in GROUPS},
         **{group: _many(group, project) for group in MANY_GROUPS},
         "hydra": {"description": "Settings of Hydra itself.", "type": "object"},

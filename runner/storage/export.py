@@ -22,24 +22,25 @@ from torch import Tensor
 
 from runner.durable import sync_directory, unfinished, write_new
 from runner.errors import CheckpointError
+from runner.protocols.state import MODEL
 from runner.storage.decode import OtherFormatError, decode_metadata
 from runner.storage.format import SAFETENSORS_TYPES, TensorMetadata
 from runner.storage.integrity import verify_sizes
 from runner.storage.memory import DTYPES, dtype_name, view_bytes
+from runner.storage.names import from_names
 from runner.storage.tensors import read_tensor
 
-__all__ = ["FLOATS", "export_weights", "fresh_directory", "model_tensors"]
+__all__ = ["FLOATS", "export_weights", "fresh_directory", "model_tensors", "models_in"]
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that floating tensors can be converted to."""
-MODEL = "model."  # what the names of the one model begin with: see runner.storage.names
 INDEX = "model.safetensors.index.json"
 OTHER_STEP = "Export another checkpoint of the run: --step N."
 CONVERTED_AT_ONCE = 1 << 20  # elements: 4 MiB in fp32, of which two copies fit a core's cache
 
 
-def model_tensors(checkpoint: Path, *, dtype: str | None) -> dict[str, TensorMetadata]:
-    """The model's tensors in a committed checkpoint, by the model's own names, with the dtypes of the export.
+def models_in(checkpoint: Path) -> dict[str, dict[str, TensorMetadata]]:
+    """The tensors of each model in a committed checkpoint, by the model's own names.
 
     Raises:
         CheckpointError: the checkpoint is corrupted.
@@ -50,20 +51,29 @@ def model_tensors(checkpoint: Path, *, dtype: str | None) -> dict[str, TensorMet
         raise CheckpointError(*error.args) from error
     except CheckpointError as error:
         raise CheckpointError(f"{error} {OTHER_STEP}") from error
+    return from_names(metadata).models
+
+
+def model_tensors(checkpoint: Path, *, dtype: str | None, model: str = MODEL) -> dict[str, TensorMetadata]:
+    """A model's tensors in a committed checkpoint, by the model's own names, with the dtypes of the export.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupted.
+    """
     return {
-        name.removeprefix(MODEL): one._replace(
-            dtype=dtype if dtype and DTYPES[one.dtype].is_floating_point else one.dtype
-        )
-        for name, one in metadata.items()
-        if name.startswith(MODEL)
+        name: one._replace(dtype=dtype if dtype and DTYPES[one.dtype].is_floating_point else one.dtype)
+        for name, one in models_in(checkpoint).get(model, {}).items()
     }
 
 
-def export_weights(checkpoint: Path, directory: Path, *, dtype: str | None, max_shard_bytes: int) -> None:
+def export_weights(
+    checkpoint: Path, directory: Path, *, dtype: str | None, max_shard_bytes: int, model: str = MODEL
+) -> None:
     """Write the model's weights into an existing directory.
 
     Args:
         dtype: of floating tensors, one of FLOATS; None = as stored.
+        model: the name of one of several.
         max_shard_bytes: limit for the tensors in one file; a larger tensor gets a file of its own.
 
     Raises:
@@ -71,7 +81,8 @@ def export_weights(checkpoint: Path, directory: Path, *, dtype: str | None, max_
             dtype.
         OSError: the directory cannot be written to.
     """
-    stored, exported = model_tensors(checkpoint, dtype=None), model_tensors(checkpoint, dtype=dtype)
+    stored = model_tensors(checkpoint, dtype=None, model=model)
+    exported = model_tensors(checkpoint, dtype=dtype, model=model)
     shards = _shards(exported, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):

@@ -3,6 +3,8 @@
     step_40/
         rank_0.safetensors …   tensors, one file for each rank that had any to write
                                (checkpoint=full: state.safetensors with all of them)
+        rank_0.frozen.safetensors …   frozen parameters, if there are any; possibly a hard link to the file of an
+                               earlier checkpoint, which is the same to a reader
         metadata.json          for each tensor: dtype, shape, and where its chunks are
         state.json             values, progress and metrics
         manifest.json          step, position, world size, and the size and hash of every other file; written last

@@ -1,5 +1,6 @@
 """Whether a committed checkpoint is intact, and what to do if it is not."""
 
+from functools import partial
 from pathlib import Path
 
 from runner.errors import CheckpointError
@@ -12,7 +13,7 @@ from runner.storage.decode import (
 )
 from runner.storage.format import METADATA, STATE, Manifest
 from runner.storage.names import from_names
-from runner.storage.payload import open_payload, read_verified
+from runner.storage.payload import open_payload, read_in_parallel, read_verified
 
 
 def verify_sizes(path: Path) -> Manifest:
@@ -41,5 +42,4 @@ def verify_everything(path: Path) -> None:
     decode_state(path, manifest.files[STATE])
     for name, chunks in chunks_by_file(metadata).items():
         with open_payload(path / name, chunks=chunks, expected=manifest.files[name]) as file:
-            for chunk in chunks:
-                read_verified(file, path / name, chunk)
+            read_in_parallel(chunks, partial(read_verified, file, path / name))

@@ -12,7 +12,7 @@ of optimizers are quoted: a dot becomes %2E and a percent sign %25. All other na
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -45,6 +45,16 @@ def from_names(tensors: Mapping[str, T]) -> State[T]:
     if odd := tensors.keys() ^ to_names(state).keys():  # a number or a quotation that `to_names` would write otherwise
         raise ValueError(f"{shown(min(odd))} is not the name of a tensor in a checkpoint.")
     return state
+
+
+def names_in_files(state: State[T], chosen: Mapping[str, Collection[str]]) -> set[str]:
+    """The names that tensors of the models have in a file, those of each replica included.
+
+    Args:
+        chosen: by model, the names of its tensors.
+    """
+    names = {f"{_prefix(model)}model.{name}" for model, names in chosen.items() for name in names}
+    return names.union(*({f"{REPLICA}{number}.{name}" for name in names} for number in state.replicas))
 
 
 def _names(state: State[T]) -> Iterator[tuple[str, T]]:

@@ -20,7 +20,7 @@ from torch.futures import Future
 from runner.storage.decode import chunks_by_file
 from runner.storage.format import Chunk, File, TensorMetadata
 from runner.storage.memory import DTYPES, is_contiguous_on_host, view_bytes
-from runner.storage.payload import open_payload, read_verified
+from runner.storage.payload import open_payload, read_in_parallel, read_verified
 
 
 @final
@@ -80,15 +80,22 @@ class TensorReader(StorageReader):
 
     def _read_file(self, name: str, wanted: Mapping[Chunk, list[ReadItem]], planner: LoadPlanner) -> None:
         path = self.path / name
+        # Here, since a strategy's tensors may not be asked for their memory by several threads.
+        targets = {chunk: [planner.resolve_tensor(item).detach() for item in items] for chunk, items in wanted.items()}
+
+        def read(chunk: Chunk) -> None:
+            self._read_chunk(file, path, chunk, wanted[chunk], targets[chunk])
+
         with open_payload(path, chunks=self._in_file[name], expected=self._files[name]) as file:
-            for chunk in sorted(wanted, key=lambda chunk: chunk.start):
-                self._read_chunk(file, path, chunk, wanted[chunk], planner)
+            read_in_parallel(sorted(wanted, key=lambda chunk: chunk.start), read)
+        for chunk, items in wanted.items():
+            for item, target in zip(items, targets[chunk], strict=True):
+                planner.commit_tensor(item, target)
 
     def _read_chunk(
-        self, file: BinaryIO, path: Path, chunk: Chunk, items: Sequence[ReadItem], planner: LoadPlanner
+        self, file: BinaryIO, path: Path, chunk: Chunk, items: Sequence[ReadItem], targets: Sequence[Tensor]
     ) -> None:
         dtype = DTYPES[self._metadata[items[0].storage_index.fqn].dtype]
-        targets = [planner.resolve_tensor(item).detach() for item in items]
         if len(items) == 1 and tuple(items[0].lengths) == chunk.shape and _same_layout(targets[0], dtype):
             read_verified(file, path, chunk, view_bytes(targets[0]))
         else:
@@ -96,8 +103,6 @@ class TensorReader(StorageReader):
             read_verified(file, path, chunk, view_bytes(whole))
             for item, target in zip(items, targets, strict=True):
                 target.copy_(_cut(whole, item))
-        for item, target in zip(items, targets, strict=True):
-            planner.commit_tensor(item, target)
 
 
 def _stored(one: TensorMetadata) -> TensorStorageMetadata:

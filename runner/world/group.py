@@ -155,6 +155,10 @@ class GroupWorld:
         """The same ranks with a new host-side group. Collective over the run."""
         return self._run.duplicate(self, UNREAD if in_thread else self._activity)
 
+    def with_axes(self, axes: Axes) -> "GroupWorld":
+        """All ranks of the run, with another mesh. Collective over the run."""
+        return self._run.with_axes(axes).world
+
     def _waiting(self) -> AbstractContextManager[None]:
         return self._activity.during(Phase.WAITING)
 
@@ -205,6 +209,16 @@ class _Run:
             names = tuple(str(name) for name in self._axes.names)
             self._mesh = init_device_mesh(self._device.type, self._axes.sizes, mesh_dim_names=names)
         return self._mesh
+
+    def with_axes(self, axes: Axes) -> "_Run":
+        return _Run(
+            self._device,
+            axes=axes,
+            backend=self._backend,
+            local_rank=self._local_rank,
+            timeout=self.timeout,
+            activity=self._activity,
+        )
 
     def duplicate(self, world: GroupWorld, activity: Activity) -> GroupWorld:
         key = next((axes for axes, created in self._along.items() if created is world), frozenset(self._axes.names))

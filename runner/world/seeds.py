@@ -2,9 +2,9 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import numpy
 import torch
@@ -24,11 +24,28 @@ def mix(*parts: int) -> int:
     """Mix numbers into one 63-bit seed: the same on every machine and release, unrelated for similar inputs."""
     state = 0
     for part in parts:
-        state = (state + _GAMMA + part) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
+        state = _mixed(state, part)
     return state >> 1
+
+
+def _mixed(state: int, part: int) -> int:
+    state = (state + _GAMMA + part) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)
+
+
+def mix_each(seed: int, first: int, offsets: Sequence[int]) -> list[int]:
+    """`mix(seed, first + offset)` of each offset; of 32 in a quarter of the time."""
+    if len(offsets) < 8:
+        return [mix(seed, first + offset) for offset in offsets]
+    state: Any = numpy.array(offsets, dtype=numpy.int64).view(numpy.uint64) + (
+        (_mixed(0, seed) + _GAMMA + first) & _MASK
+    )
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB
+    seeds: list[int] = ((state ^ (state >> 31)) >> 1).tolist()
+    return seeds
 
 
 def seed_all(seed: int) -> None:
@@ -43,9 +60,14 @@ def seed_host(seed: int) -> None:
 
     A tenth of the time that `seed_all` takes, which looks at every kind of device.
     """
+    seed_python(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+def seed_python(seed: int) -> None:
+    """Seed Python's and NumPy's generators: nine tenths of what `seed_host` takes."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
 
 
 def seed_rank(seed: int, device: torch.device) -> None:
@@ -63,6 +85,37 @@ def seed_torch(seed: int, device: torch.device) -> None:
 def _seed_device(seed: int, device: torch.device) -> None:
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+@final
+class DrawWatch:
+    """Tells whether generators of the host were used: Python's and NumPy's by the numbers that come next."""
+
+    def __init__(self, seed: int) -> None:
+        """Watch.
+
+        Args:
+            seed: of Python's and NumPy's while they are watched.
+        """
+        self._seed = seed
+        of_numpy = numpy.random.RandomState(seed % 2**32)
+        self._next = random.Random(seed).getrandbits(64), of_numpy.random_sample()
+        self._torch: Tensor | None = None
+
+    def begin(self, *, torch_seed: int | None = None) -> None:
+        """Seed them.
+
+        Args:
+            torch_seed: of torch's; None = it is not watched.
+        """
+        seed_python(self._seed)
+        self._torch = None if torch_seed is None else torch.default_generator.manual_seed(torch_seed).get_state()
+
+    def drew(self) -> bool:
+        """Whether any was used since; to be asked once, since it draws from them."""
+        if self._torch is not None and not torch.equal(self._torch, torch.default_generator.get_state()):
+            return True
+        return (random.getrandbits(64), numpy.random.random_sample()) != self._next
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from runner.checkpoint.full import Full
 from runner.checkpoint.sharded import Sharded, ShardedCheckpointer
 from runner.errors import CheckpointError
 from runner.protocols import Axes, Axis, Progress, State
+from runner.storage.integrity import verify_everything
 from runner.storage.names import to_names
 from runner.world.group import GroupWorld, join_group
 from tests.storage.states import latest, open_latest, opened, state_of
@@ -125,6 +126,28 @@ def poll_until_it_fails(checkpointer: ShardedCheckpointer, state: State[Tensor])
     while time.monotonic() < deadline:
         checkpointer.poll(lambda: state)
         time.sleep(0.01)
+
+
+def frozen(world: GroupWorld, directory: Path) -> None:
+    """Each rank links its shards of the frozen parameters, until one of them changes on one rank."""
+    checkpointer = Sharded(asynchronous=directory.name == "later").open(directory, world)
+    state = known_state(world)
+    state.frozen = {"model": {"0.weight", "0.bias", "1.weight", "1.bias"}}
+    name = f"rank_{world.rank}.frozen.safetensors"
+    inodes = []
+    for step in (1, 2, 3):
+        if step == 3 and world.rank == 1:
+            local(state.models["model"]["0.weight"])[-1, -1] += 1
+        checkpointer.save(state, progress=Progress(step=step, position=0), metrics={})
+        checkpointer.wait()
+        inodes.append((directory / f"checkpoints/step_{step}" / name).stat().st_ino)
+        verify_everything(directory / f"checkpoints/step_{step}")
+        read = known_state(world)
+        local(read.models["model"]["0.weight"]).zero_()
+        open_latest(directory, world).read(read)
+        assert torch.equal(local(read.models["model"]["0.weight"]), local(state.models["model"]["0.weight"]))
+    assert inodes[0] == inodes[1]
+    assert (inodes[1] == inodes[2]) == (world.rank == 0)
 
 
 def known_state(world: GroupWorld) -> State[Tensor]:
@@ -233,6 +256,7 @@ if __name__ == "__main__":
         replicated,
         one_fails,
         changes_between_saves,
+        frozen,
     )
     scenarios = {scenario.__name__: scenario for scenario in known}
     pids = [start(rank, scenarios[sys.argv[1]], Path(sys.argv[2])) for rank in range(WORLD_SIZE)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runner.config.hooks import resolve
-from runner.config.run_spec import Hook
+from runner.config.models import Hook
 from runner.errors import HookError
 
 

@@ -26,6 +26,7 @@ def test_a_right_configuration_becomes_typed(config: dict[str, Any], parts: Path
     plain: Any = spec.checkpoint
     assert (plain.rate, plain.color.value, plain.pair) == (0.001, "blue", (0.0, 1.0))
     assert spec.batch.micro_items == 12
+    assert spec.model is not None
     assert spec.model.target == "spec_parts.build_model"
     assert spec.model.arguments == {"width": 4}
     assert list(spec.tracker) == ["first"]
@@ -155,7 +156,9 @@ def test_every_fault_says_where_its_value_came_from(config: dict[str, Any], part
 
 def test_a_worker_reads_without_looking_at_hooks(config: dict[str, Any], tmp_path: Path) -> None:
     config["model"]["_target_"] = "spec_nowhere.build"
-    assert read(config, import_roots=[str(tmp_path)], check=False).model.target == "spec_nowhere.build"
+    found = read(config, import_roots=[str(tmp_path)], check=False).model
+    assert found is not None
+    assert found.target == "spec_nowhere.build"
 
 
 @pytest.mark.parametrize("group", ["hardware", "launch", "strategy"])

@@ -1,6 +1,6 @@
 """Loading items: the same ones in the rank itself and in workers, placed and counted."""
 
-import gc
+import multiprocessing
 import os
 import random
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from runner.data.loader import load
 from runner.data.order import Shuffled
 from runner.data.steps import RankSteps
 from runner.protocols import LoaderOptions
+from tests.data.batches import assert_same
 
 CPU = torch.device("cpu")
 
@@ -78,6 +79,38 @@ def test_readers_leave_the_ranks_own_generator_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+class Large:
+    """Items too large to be sent in the message that tells of them."""
+
+    def __len__(self) -> Any:
+        return 10
+
+    def __getitem__(self, index: Any) -> Any:
+        return torch.full((40_000,), float(index)), index
+
+
+class ManyPairs(Large):
+    def __getitem__(self, index: Any) -> Any:
+        return {"pair": numpy.array([index, -index])}
+
+    def __getitems__(self, indices: Any) -> Any:
+        return [self[index] for index in indices]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "dataset", [Large(), ManyPairs(), TensorDataset(torch.arange(20.0).reshape(10, 2), torch.arange(10))]
+)
+def test_batches_are_those_of_a_data_loader(dataset: Any, workers: Any) -> None:
+    for ranks, position, steps in ((1, 0, 4), (2, 4, 3), (4, 8, 2)) if workers == 0 else ((2, 4, 3),):
+        for rank in range(ranks):  # a step has 4 items, the last one of an epoch 2
+            micro_batches = _micro_batches(rank=rank, ranks=ranks, steps=steps, position=position)
+            expected = DataLoader(dataset, batch_sampler=[micro.indices for micro in micro_batches])
+            # As a list, so that all of them are in memory together: none may be in the place of another.
+            for micro_batch, batch in zip(_load(dataset, micro_batches, workers), expected, strict=True):
+                assert_same(micro_batch.batch, batch)
+
+
 class Dying(Squares):
     def __getitem__(self, index: Any) -> Any:
         os._exit(3)
@@ -94,6 +127,5 @@ def test_a_worker_that_died_is_told_and_one_that_raised_shows_its_own_traceback(
     (note,) = died.value.__notes__
     assert note.startswith("A loader worker died while it read items. If it was killed, memory usually ran out: lower")
     with pytest.raises(ZeroDivisionError, match=r"(?s)Original Traceback.*in __getitem__.*of the user's own"):
-        _load(Raising(), _micro_batches(), 1)
-    del died
-    gc.collect()  # the traceback holds the workers, which ignore the SIGTERM of an interpreter that ends
+        _load(Raising(), _micro_batches(), 2)
+    assert not multiprocessing.active_children(), "nobody waits for a worker that was never told to end"

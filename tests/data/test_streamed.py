@@ -184,6 +184,26 @@ class Epochs(Plain):
         self.numbers = tuple(range(10 * epoch, 10 * epoch + 4))
 
 
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), random.random, numpy.random.rand])
+def test_a_stream_that_draws_must_not_say_otherwise(draw: Any) -> None:
+    class Shuffling(Plain):
+        def __iter__(self) -> Iterator[int]:
+            draw()
+            yield from super().__iter__()
+
+    said = r"^the stream \(Shuffling\) drew random numbers, which .*draws=False\) says .*Leave draws=False out"
+    with pytest.raises(DataError, match=said):
+        next(iter(source(Stream(Shuffling(*range(25)), draws=False))))
+
+
+def test_a_stream_that_does_not_draw_is_read_alike_without_seeds() -> None:
+    for kind, (make, expected) in STREAMS.items():
+        before = random.getstate()
+        read = [*islice(source(Stream(make(), draws=False)), 2 * -(-len(expected) // 4))]
+        assert merged([read], micro_items=2) == steps_of(expected, 4, epochs=2), kind
+        assert random.getstate() == before
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_is_told_the_epoch(workers: int) -> None:
     opened = source(Epochs(), workers=workers)

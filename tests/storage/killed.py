@@ -24,14 +24,17 @@ from runner.storage.names import to_names
 from runner.world.solo import SoloWorld
 from tests.storage.states import open_latest, state_of
 
+BASE = torch.arange(100_000.0)
 WORLD = SoloWorld(torch.device("cpu"))
-OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "os.scandir"}
+OPERATIONS = {"open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "os.scandir"}
 
 
 def state_at(value: int) -> State[torch.Tensor]:
-    """2 MB that are full of one number."""
+    """2 MB that are full of one number, and frozen parameters that never change."""
     tensors = {"model.w": torch.full((500_000,), float(value)), "model.n": torch.tensor(value)}
-    return state_of(tensors, {"value": value})
+    state = state_of({**tensors, "model.base": torch.zeros(BASE.shape) if value < 0 else BASE}, {"value": value})
+    state.frozen = {"model": {"base"}}
+    return state
 
 
 def newest_value(run_dir: Path) -> int:
@@ -43,6 +46,7 @@ def newest_value(run_dir: Path) -> int:
     value = int(state.values["value"])
     assert torch.equal(to_names(state)["model.w"], torch.full((500_000,), float(value)))
     assert int(to_names(state)["model.n"]) == value
+    assert torch.equal(to_names(state)["model.base"], BASE)
     assert [one.name for one in saved.path.parent.iterdir() if "." in one.name] == [], "leftovers"
     return value
 

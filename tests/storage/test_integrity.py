@@ -10,13 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from runner.checkpoint.sharded import ShardedCheckpointer
 from runner.errors import CheckpointError
-from runner.protocols import State
+from runner.protocols import Progress, State
 from runner.storage.checkpoints import Checkpoints
 from runner.storage.decode import decode_manifest, decode_metadata
+from runner.storage.integrity import verify_everything
 from runner.storage.names import to_names
+from runner.storage.payload import TASK_BYTES
 from runner.storage.read import read_tensors
 from runner.world.solo import SoloWorld
+from tests.storage.states import state_of
 
 Save = Callable[..., Path]
 
@@ -42,6 +46,21 @@ def test_a_flipped_bit_names_file_tensor_and_older_commit(
         checkpoints.open(path).read(blank)
     fault = f"{path}/rank_0.safetensors is corrupted: tensor 'model.a' does not match its hash in metadata.json."
     assert str(caught.value) == f"{fault} {OLDER}"
+
+
+def test_of_several_corrupted_tensors_the_first_is_named(
+    checkpoints: Checkpoints, checkpointer: ShardedCheckpointer, tmp_path: Path
+) -> None:
+    """Each is larger than what one thread reads before it takes the next task, so two threads find them."""
+    tensors = {f"model.{name}": torch.zeros(TASK_BYTES // 4 + 1) for name in "abcdef"}
+    checkpointer.save(state_of(tensors), progress=Progress(step=1, position=0), metrics={})
+    path = tmp_path / "checkpoints/step_1"
+    size = tensors["model.a"].nbytes
+    for number in (1, 2, 5):  # from the end: e, d and a
+        flip(path / "rank_0.safetensors", -number * size - 1)
+    for read in (lambda: checkpoints.open(path).read(state_of(tensors)), lambda: verify_everything(path)):
+        with pytest.raises(CheckpointError, match=r"tensor 'model\.a' does not match its hash in metadata\.json"):
+            read()
 
 
 def test_a_flipped_bit_in_the_header_is_found(checkpoints: Checkpoints, save: Save, blank: State[Tensor]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runner.protocols import State
-from runner.storage.names import from_names, to_names
+from runner.storage.names import from_names, names_in_files, to_names
 
 WORDS = st.text(alphabet="ab.%2E_é/ ", max_size=6) | st.sampled_from(
     [
@@ -109,3 +109,13 @@ def test_a_callback_may_have_a_dot_in_its_name() -> None:
 def test_any_other_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"'{name}' is not the name of a tensor in a checkpoint\."):
         from_names({name: 1})
+
+
+def test_chosen_tensors_of_models_have_names_in_files_for_each_replica_too() -> None:
+    state: State[int] = State(replicas={0: State(), 1: State()})
+    chosen = {"model": {"base.weight"}, "teacher.one": {"bias"}}
+    own = {"model.base.weight", "teacher%2Eone.model.bias"}
+    assert names_in_files(state, chosen) == {
+        f"{prefix}{name}" for prefix in ("", "replica_0.", "replica_1.") for name in own
+    }
+    assert names_in_files(State(), {"model": set()}) == set()

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.checkpoint.rank_files import RankFiles
+from runner.checkpoint.save import Earlier, Written
+from runner.protocols import State
 from runner.storage.read import read_tensors
 from runner.strategy.common.boxed import Box
 from runner.strategy.deepspeed.flat_range import FlatRange, boxes
@@ -51,21 +53,27 @@ def test_a_range_of_a_matrix_is_the_end_of_a_row_whole_rows_and_the_beginning_of
 def test_what_one_cut_wrote_another_reads(tmp_path: Path, cut: int) -> None:
     """Written as a whole, read as two ranges; and back."""
     whole = torch.arange(30.0).view(5, 3, 2)
-    metadata, files = RankFiles().write(WORLD, tmp_path, {"w": whole})
+    metadata, files = written(tmp_path, whole)
     parts = [torch.zeros(cut), torch.zeros(30 - cut)]
     for part, start in zip(parts, (0, cut), strict=True):
         one = FlatRange(partial(_itself, part), shape=(5, 3, 2), start=start, length=len(part), dtype=torch.float32)
-        read_tensors(WORLD, tmp_path, {"w": one}, metadata=metadata, files=files)
+        read_tensors(WORLD, tmp_path, {"model.w": one}, metadata=metadata, files=files)
     assert torch.equal(torch.cat(parts), whole.flatten())
+
+
+def written(directory: Path, tensor: torch.Tensor) -> Written:
+    """Write a tensor under the name that it has as a parameter."""
+    state = State(models={"model": {"w": tensor}})
+    return RankFiles(link_frozen=True).live(WORLD, directory, state)(WORLD, directory, Earlier(directory, {}))
 
 
 def test_a_range_is_written_as_the_whole(tmp_path: Path) -> None:
     """One rank that owns all of a tensor, cut nowhere."""
     flat = torch.arange(6.0)
     one = FlatRange(lambda: flat, shape=(2, 3), start=0, length=6, dtype=torch.float32)
-    metadata, files = RankFiles().write(WORLD, tmp_path, {"w": one})
+    metadata, files = written(tmp_path, one)
     whole = torch.zeros(2, 3)
-    read_tensors(WORLD, tmp_path, {"w": whole}, metadata=metadata, files=files)
+    read_tensors(WORLD, tmp_path, {"model.w": whole}, metadata=metadata, files=files)
     assert torch.equal(whole, flat.view(2, 3))
     assert repr(one).startswith("FlatRange(shape=[2, 3]")
 

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dir", metavar="DIR", type=Path, help="directory of the run")
     add("--step", metavar="N", type=int, help="export the checkpoint of this step instead of the newest")
+    add("--model", metavar="NAME", help="which one, of a run with several models")
     add("--dtype", choices=DTYPES, help="convert floating-point tensors to this type")
     size = "split the weights into files of at most this size: 5GB, 500MB, 2GiB (default: 5GB)"
     add("--max-shard-size", metavar="SIZE", type=_bytes, default="5GB", help=size)

@@ -12,6 +12,7 @@ from runner.engine.build import build_training
 from runner.engine.non_finite.diagnose import Finding, diagnose
 from runner.engine.non_finite.guard import is_finite
 from runner.engine.session import Session, restore_latest
+from runner.engine.turns import turns_of
 from runner.errors import NonFiniteError
 from runner.world.seeds import load_rng_state, rng_state
 
@@ -27,7 +28,7 @@ def explain(session: Session, seen: int) -> NonFiniteError:
     """The error for step `seen`, just taken or skipped. Collective; the session cannot be used afterwards."""
     start = _rewind(session)
     logger.warning("step %d is not finite: repeating steps %d to %d to find the origin", seen, start + 1, seen)
-    findings = _replay(session, until=seen)
+    phase, findings = _replay(session, until=seen)
     step = session.training.step + 1
     if not findings:
         return NonFiniteError(
@@ -39,7 +40,8 @@ def explain(session: Session, seen: int) -> NonFiniteError:
         session.run_dir.note_guard(step, [finding._asdict() for finding in findings])
     first = findings[0]
     more = f" ({len(findings)} micro-batches are not; {session.run_dir.guard.name} lists all)" if findings[1:] else ""
-    return NonFiniteError(f"step {step} is not finite{more}. On {first}. {WAY_OUT}")
+    where = f"step {step} is not finite" + (f" in phase {phase}" if phase else "")
+    return NonFiniteError(f"{where}{more}. On {first}. {WAY_OUT}")
 
 
 def _rewind(session: Session) -> int:
@@ -52,20 +54,27 @@ def _rewind(session: Session) -> int:
     return session.training.step
 
 
-def _replay(session: Session, *, until: int) -> list[Finding]:
-    """Repeat steps until one is not finite, and diagnose it; training is then at the step before."""
-    training, trainable, world = session.training, session.training.trainable, session.world
+def _replay(session: Session, *, until: int) -> tuple[str, list[Finding]]:
+    """Repeat steps until one is not finite, and diagnose it; training is then at the step before.
+
+    Returns:
+        The phase of that step, if it has several, and what was found in it.
+    """
+    training, world = session.training, session.world
     scaled = session.spec.precision.scaler().scales
     steps = iter(training.source)
     while training.step < until:
         position = training.source.position
         batches = next(steps)
-        generators = rng_state(world.device)
-        loss = trainable.forward_backward(batches)
-        if not is_finite(trainable, loss, world, scaled=scaled):
-            trainable.discard()
-            load_rng_state(generators, world.device)
-            return diagnose(trainable, batches, plan_at(training.source, position), world)
-        if trainable.update(measure=False).stepped:
+        stepped = False
+        for phase, trainable, own in turns_of(training, batches):
+            generators = rng_state(world.device)
+            loss = trainable.forward_backward(own)
+            if not is_finite(trainable, loss, world, scaled=scaled):
+                trainable.discard()
+                load_rng_state(generators, world.device)
+                return phase, diagnose(trainable, own, plan_at(training.source, position), world)
+            stepped = trainable.update(measure=False).stepped or stepped
+        if stepped:
             training.advance()
-    return []
+    return "", []

@@ -45,6 +45,13 @@ def _degree(axis: str, *others: tuple[str, object]) -> Rule:
     return rule
 
 
+def _context(value: object, values: Values) -> Outcome:
+    others = ("megatron_lm_pp_degree", "megatron_lm_expert_model_parallel_size")
+    if whole(value) > 1 and any(size(values, name) > 1 for name in others):
+        return Outcome(remark="strategy.context does not go with strategy.pipeline or expert yet", is_missing=True)
+    return _degree("context")(value, values)
+
+
 def _sequence_parallelism(value: object, values: Values) -> Outcome:
     if size(values, "megatron_lm_tp_degree") == 1:
         yes_no(value)
@@ -88,9 +95,7 @@ MEGATRON = only_if(
         for name, rule in {
             "tp_degree": _degree("tensor"),
             "pp_degree": _degree("pipeline", ("strategy.schedule", "1f1b")),
-            "context_parallel_size": missing_unless(
-                1, "not there: sequence_parallel divides activations by sequence among tensor ranks", convert=whole
-            ),
+            "context_parallel_size": _context,
             "expert_model_parallel_size": _degree("expert"),
             **{name: missing_unless(False, remark, convert=yes_no) for name, remark in OFF_OR_MISSING.items()},
             "expert_tensor_parallel_size": missing_unless(

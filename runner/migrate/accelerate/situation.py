@@ -92,5 +92,6 @@ def sharding(values: Values) -> str:
 def is_sharded(values: Values) -> bool:
     """Whether an FSDP run shards anything."""
     replicas_only = size(values, "parallelism_config_dp_replicate_size") > 1
-    replicas_only = replicas_only and size(values, "parallelism_config_dp_shard_size") == 1
+    shares = ("parallelism_config_dp_shard_size", "parallelism_config_cp_size")
+    replicas_only = replicas_only and all(size(values, name) == 1 for name in shares)
     return sharding(values) != "NO_SHARD" and not replicas_only

@@ -48,6 +48,7 @@ ZERO = {stage: becomes(("strategy", f"deepspeed_zero{stage}")) for stage in (1, 
 NOT_SHARDED = "a sharding: this one is strategy=ddp"
 DEGREES = ("tp_degree", "pp_degree", "context_parallel_size", "expert_model_parallel_size")
 """The sizes of Megatron-LM's axes."""
+CONTEXT = "parallelism_config_cp_size"
 MODEL_PARALLEL = "{} is not there: all processes divide the items of a step among them, so batch.items stays"
 
 
@@ -86,6 +87,10 @@ def _fsdp(values: Values) -> Outcome:
         return REPLICAS
     frees, hybrid = WORDS.get(sharding(values), WORDS["FULL_SHARD"])
     replicas, shards = (size(values, f"parallelism_config_dp_{name}_size") for name in ("replicate", "shard"))
+    if (parts := size(values, CONTEXT)) > 1:
+        sizes = (("strategy.replicate", replicas), ("strategy.shard", "auto"), ("strategy.context", parts))
+        kept = () if frees else (("strategy.sharding", "shard_grad_op"),)
+        return becomes(("strategy", "parallel"), *sizes, *kept)
     if replicas > 1:
         return becomes(("strategy", SHARDED[frees, True]), ("strategy.shard_size", shards))
     return becomes(("strategy", SHARDED[frees, hybrid]))
@@ -195,8 +200,12 @@ def _replicate_size(value: object, values: Values) -> Outcome:
 def _shard_size(value: object, values: Values) -> Outcome:
     if whole(value) <= 1:
         return Outcome(remark="no group of ranks of its own, as by default")
-    hybrid = size(values, "parallelism_config_dp_replicate_size") > 1
+    hybrid = size(values, "parallelism_config_dp_replicate_size") > 1 or size(values, CONTEXT) > 1
     return strategy(values) if hybrid else Outcome(remark="strategy=fsdp shards over all processes")
+
+
+def _context_size(value: object, values: Values) -> Outcome:
+    return strategy(values) if whole(value) > 1 else Outcome(remark="one, as by default")
 
 
 PARALLELISM: dict[str, Rule] = {
@@ -207,21 +216,26 @@ PARALLELISM: dict[str, Rule] = {
         {
             "parallelism_config_dp_replicate_size": _replicate_size,
             "parallelism_config_dp_shard_size": _shard_size,
+            CONTEXT: _context_size,
         },
     ),
     **{
         f"parallelism_config_{name}_size": missing_unless(1, MODEL_PARALLEL.format(what), convert=whole)
         for name, what in (
             ("tp", "tensor parallelism"),
-            ("cp", "context parallelism"),
             ("sp", "sequence parallelism"),
         )
     },
+    "parallelism_config_cp_backend": needless("attention over parts of sequences is torch's"),
+    "parallelism_config_cp_comm_strategy": chooses(
+        {
+            "ALLGATHER": Outcome(remark="keys and values are gathered from all ranks"),
+            "ALLTOALL": Outcome(remark="keys and values are gathered instead of passed on", is_missing=True),
+        }
+    ),
     **{
         f"parallelism_config_{name}": needless("belongs to a parallelism that is not there")
         for name in (
-            "cp_backend",
-            "cp_comm_strategy",
             "sp_backend",
             "sp_seq_length",
             "sp_seq_length_is_variable",

@@ -87,7 +87,7 @@ def place_whole(builder: Builder, world: World) -> PlacedModule:
 
 def evaluation_losses(model: Module, forward: Forward, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
     """The loss of each micro-batch, with the model in evaluation mode and without gradients."""
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for micro_batch in micro_batches:
             with torch.no_grad():
                 loss = forward_loss(forward, micro_batch, takes_outputs=True)
@@ -95,7 +95,7 @@ def evaluation_losses(model: Module, forward: Forward, micro_batches: Iterable[M
 
 
 @contextmanager
-def _evaluation_mode(model: Module) -> Iterator[None]:
+def evaluation_mode(model: Module) -> Iterator[None]:
     """Switch to evaluation mode inside the block; afterwards each module returns to its previous mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

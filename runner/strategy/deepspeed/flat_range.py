@@ -50,22 +50,38 @@ class FlatRange(Boxed):
 
     @staticmethod
     def __new__(
-        cls, elements: Callable[[], Tensor], *, shape: Sequence[int], start: int, length: int, dtype: torch.dtype
+        cls,
+        elements: Callable[[], Tensor],
+        *,
+        shape: Sequence[int],
+        start: int,
+        length: int,
+        dtype: torch.dtype,
+        is_swapped: bool = False,
     ) -> "FlatRange":
         """Create a tensor of this shape and dtype without storage."""
         tensor: FlatRange = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype)
         return tensor
 
     def __init__(
-        self, elements: Callable[[], Tensor], *, shape: Sequence[int], start: int, length: int, dtype: torch.dtype
+        self,
+        elements: Callable[[], Tensor],
+        *,
+        shape: Sequence[int],
+        start: int,
+        length: int,
+        dtype: torch.dtype,
+        is_swapped: bool = False,
     ) -> None:
         """Set which elements the range has and how to get them.
 
         Args:
             elements: returns the range, [length], when it is read or written; live memory if it is to be loaded into.
             shape: of the full tensor.
+            is_swapped: the range is read from a disk for each call of `elements`.
         """
         self._elements = elements
+        self.is_swapped = is_swapped
         self._boxes = boxes(shape, start, start + length)
 
     def _part(self, box: Box) -> Tensor:

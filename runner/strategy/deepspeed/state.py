@@ -115,7 +115,14 @@ class NamedPartitions:
                 elements = flat.detach().narrow(0, partition.at, partition.length)
                 return elements.clone() if swaps_out else elements
 
-        return FlatRange(load, shape=partition.shape, start=partition.start, length=partition.length, dtype=dtype)
+        return FlatRange(
+            load,
+            shape=partition.shape,
+            start=partition.start,
+            length=partition.length,
+            dtype=dtype,
+            is_swapped=partition.is_swapped,
+        )
 
     def _collect(
         self, tensors: OptimizerTensors, numbers: dict[str, dict[str, Any]], name: str, partition: Partition

@@ -170,10 +170,12 @@ class ShardSettings:
         Returns:
             The units, the root first.
         """
+        from runner.model.named import Models
         from runner.strategy.fsdp.shard import prefetch, shard
 
         plan = self._plan(builder.precision, mesh, on_cpu=world.device.type == "cpu")
-        units = shard(root, self._units(model), plan, apart=apart or {})
+        roots = [*model.by_name.values()] if isinstance(model, Models) else [root]
+        units = shard(root, self._units(model), plan, roots=roots, apart=apart or {})
         prefetch(units, forward=self.forward_prefetch, backward=self.backward_prefetch)
         return units
 

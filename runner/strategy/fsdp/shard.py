@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import Shard
 from torch.nn import Module, Parameter
 
@@ -40,25 +40,35 @@ class ShardingPlan:
     """The dimension of each parameter that is divided; None = the first."""
 
 
-def shard(root: Module, units: Units, plan: ShardingPlan, *, apart: Mapping[Module, Apart]) -> list[FSDPModule]:
-    """Shard the model in place, innermost units first; parameters outside all units belong to the root.
+def shard(
+    root: Module, units: Units, plan: ShardingPlan, *, roots: Sequence[Module], apart: Mapping[Module, Apart]
+) -> list[FSDPModule]:
+    """Shard the model in place, innermost units first; parameters outside all units belong to a root.
 
     Gradients are summed over ranks, not averaged: the step divides once, by its count.
 
     Args:
+        root: what is called: the loss hook and what it calls.
+        roots: the outermost units: this module, or several models, which hooks of other models call, too.
         apart: modules that are units of their own, on other meshes.
 
     Returns:
-        The units, the root first, then in the model's order of modules.
+        The units in the model's order of modules: the root, if it is one, first.
     """
     _check_can_be_sharded(root)
+    whole: set[Parameter] = set()
     for module, (mesh, placement) in apart.items():
+        if mesh.size() == 1 and not isinstance(plan.offload, CPUOffloadPolicy):
+            # A unit of one rank would copy its parameters for each forward and each backward, to no purpose.
+            whole |= set(module.to(mesh.device_type).parameters())
+            continue
         own = replace(plan, mesh=mesh, placement=placement)
-        _fully_shard([module], units, own, owners={module}, is_root=False)
+        _fully_shard([module], units, own, owners={module}, is_root=False, whole=whole)
     for group in units.groups:
-        if group := [module for module in group if module not in apart]:
-            _fully_shard(group, units, plan, owners=set(group), is_root=False)
-    _fully_shard([root], units, plan, owners={None}, is_root=True)
+        if group := [module for module in group if module not in apart and module not in roots]:
+            _fully_shard(group, units, plan, owners=set(group), is_root=False, whole=whole)
+    for module in roots:
+        _fully_shard([module], units, plan, owners={None}, is_root=module is root, whole=whole)
     sharded: list[FSDPModule] = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for unit in sharded:
         unit.set_gradient_divide_factor(1.0)
@@ -68,11 +78,22 @@ def shard(root: Module, units: Units, plan: ShardingPlan, *, apart: Mapping[Modu
 
 
 def _fully_shard(
-    group: list[Module], units: Units, plan: ShardingPlan, *, owners: set[Module | None], is_root: bool
+    group: list[Module],
+    units: Units,
+    plan: ShardingPlan,
+    *,
+    owners: set[Module | None],
+    is_root: bool,
+    whole: set[Parameter],
 ) -> None:
     """Shard a group of modules as one unit. The root is not freed after its forward, since backward needs it at once,
     and its inputs, the batch, are not cast.
+
+    Args:
+        owners: those of the shared parameters that belong to this unit.
+        whole: parameters that are not sharded.
     """
+    shared = {parameter for parameter, owner in units.owner_of_shared.items() if owner not in owners}
     policy = MixedPrecisionPolicy(
         param_dtype=plan.param_dtype,
         reduce_dtype=plan.reduce_dtype,
@@ -85,7 +106,7 @@ def _fully_shard(
         reshard_after_forward=plan.free_after_forward and not is_root,
         mp_policy=policy,
         offload_policy=plan.offload,
-        ignored_params={parameter for parameter, owner in units.owner_of_shared.items() if owner not in owners},
+        ignored_params=shared | whole,
     )
 
 

@@ -5,21 +5,22 @@ from typing import TYPE_CHECKING
 
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Placed, Trainable, World
-from runner.strategy.fsdp import FSDP
 from runner.strategy.local_sgd.exchanges import Exchanges
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from runner.config.run_spec import RunSpec
+    from runner.strategy.fsdp import FSDP
     from runner.strategy.local_sgd.trainable import Named, Outer
 
 
 class OfReplicas:
     """What such strategies share; an option adds what replicas do when they exchange their weights. A base class."""
 
-    exchanges: Exchanges
-    replica: FSDP
+    if TYPE_CHECKING:  # fields of the option
+        exchanges: Exchanges
+        replica: FSDP
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """No faults: any number of replicas works, and a single one, too."""

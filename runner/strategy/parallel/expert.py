@@ -43,7 +43,7 @@ class ExpertPlan:
         The plan has been checked by `expert_faults`.
         """
         mesh = self._mesh[Axis.EXPERT]
-        for _, module in expert_modules(model, self._patterns):
+        for _, module in self._modules(model):
             for owner in module.modules():
                 split_parameters(owner, mesh, weight=Shard(0), bias=Shard(0))
             experts = cast("StackedExperts", module)
@@ -55,19 +55,26 @@ class ExpertPlan:
         names = tuple(axis for axis in (Axis.REPLICATE, Axis.SHARD) if axis in (self._mesh.mesh_dim_names or ()))
         mesh, ranks = self._mesh[names], self._mesh[Axis.SHARD].size()
         own = Apart(mesh, lambda parameter: Shard(shard_dim(cast("DTensor", parameter).to_local().shape, ranks)))
-        return {module: own for _, module in expert_modules(model, self._patterns)}
+        return {module: own for _, module in self._modules(model)}
+
+    def _modules(self, model: Module) -> Iterator[tuple[str, Module]]:
+        """The modules of experts that this rank has a part of: those of other stages of a pipeline have no weights."""
+        found = expert_modules(model, self._patterns)
+        return ((name, module) for name, module in found if any(True for _ in module.parameters()))
 
 
 def sharing_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The ranks that share what is not experts, after those that hold replicas of it if there are any.
 
-    Ranks that hold different experts read different items, so they are shards like those along `shard`.
+    Ranks that hold different experts read different items, so they are shards like those along `shard`. Ranks that have
+    different parts of a sequence have summands of the same gradients, so they share them as well.
     """
-    axes = [axis for axis in (Axis.REPLICATE, Axis.SHARD) if axis in (mesh.mesh_dim_names or ())]
-    if Axis.EXPERT not in (mesh.mesh_dim_names or ()):
-        return mesh[tuple(map(str, axes))]
-    sharers = mesh[Axis.SHARD, Axis.EXPERT]._flatten(SHARERS)
-    return DeviceMesh._concatenate([mesh[Axis.REPLICATE], sharers]) if Axis.REPLICATE in axes else sharers
+    names = [axis for axis in (Axis.REPLICATE, *SHARERS) if axis in (mesh.mesh_dim_names or ())]
+    sharing = [axis for axis in names if axis in SHARERS]
+    if len(sharing) == 1:
+        return mesh[tuple(map(str, names))]
+    sharers = mesh[tuple(map(str, sharing))]._flatten("_".join(sharing))
+    return DeviceMesh._concatenate([mesh[Axis.REPLICATE], sharers]) if Axis.REPLICATE in names else sharers
 
 
 def shard_dim(shape: Sequence[int], ranks: int) -> int:

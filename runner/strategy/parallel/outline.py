@@ -2,65 +2,50 @@
 
 Every rank runs it by itself, once for each new combination of shapes, and so knows which tensors to expect and what to
 compute from shapes alone. What cannot be cut is found here, on all ranks, before anything is sent.
+
+Two kinds of tensors pass: the arguments of the module at which a stage begins; and what a module has returned that a
+later stage uses in another way, such as the logits of a router that its loss is computed from.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Module
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch
+from runner.strategy.parallel.carried import Carried, Origin, Output, Progress, Record, Source, add_sources
+from runner.strategy.parallel.expert_modules import expert_modules
 from runner.strategy.parallel.split import Cut
-from runner.strategy.parallel.stand_in import Absent, Where, absent_leaves, fake_of
+from runner.strategy.parallel.stand_in import Absent, Finished, absent_leaves, all_parameters, fake_of
+from runner.world.seeds import host_generators_kept
+
+if TYPE_CHECKING:
+    from runner.strategy.parallel.tensor import TensorPlan
 
 Hook = Callable[[Module, Any, int], Loss | Tensor]
-
-
-class Carried(NamedTuple):
-    """A tensor that one stage sends to the next."""
-
-    number: int
-    """Among the leaves of the arguments of the module at which the next stage begins."""
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    trained: bool
-    """Whether a gradient comes back."""
-
-
-class Output(NamedTuple):
-    """What a module returned."""
-
-    leaves: list[Any]
-    """Absent tensors, and whatever else there was."""
-    spec: TreeSpec
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run of the hook found."""
-
-    carried: list[list[Carried]] = field(default_factory=list)
-    """The tensors that each stage after the first receives."""
-    outputs: dict[str, list[Output]] = field(default_factory=dict)
-    """What each call of a piece returned, by its name."""
-
-
-class _Finished(BaseException):
-    """The last stage has begun: what follows is its own."""
 
 
 @final
 class Outline:
     """A model without values, which is run to see what it passes on."""
 
-    def __init__(self, model: Module, cut: Cut, holders: Mapping[str, frozenset[int]], loss: Hook) -> None:
+    def __init__(
+        self,
+        model: Module,
+        cut: Cut,
+        holders: Mapping[str, frozenset[int]],
+        loss: Hook,
+        *,
+        experts: Sequence[str] = (),
+        plan: "TensorPlan | None" = None,
+    ) -> None:
         """Copy the modules of a model; its parameters and buffers are not copied.
 
         Args:
@@ -68,9 +53,11 @@ class Outline:
             cut: where the stages begin.
             holders: the stages that have each parameter and buffer, by name.
             loss: the user's hook.
+            experts: patterns of the names of modules that hold experts; empty = those of `runner.model.experts`.
+            plan: how weight matrices are split; None if they are not.
         """
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._where = Where()
+        self._where = Progress(cut.num_stages)
         self._model = copy_modules(model)
         self._cut, self._loss = cut, loss
         self._records: dict[Any, Record] = {}
@@ -80,12 +67,17 @@ class Outline:
                 path = f"{name}.{key}" if name else key
                 if tensor is not None and path in holders:
                     fake = fake_of(self.mode, tensor, tensor.device)
-                    absent = Absent.of(fake, trained=tensor.requires_grad, held=holders[path], where=self._where)
-                    hide(module, key, absent)
+                    hide(module, key, self._weight(path, fake, tensor, holders[path]))
             if name in cut.pieces and any(path.startswith(f"{name}.") for path in holders):
                 self._watch(name, module)
             if name in cut.begins:
                 module.register_forward_pre_hook(self._begin(name), with_kwargs=True, prepend=True)
+        self._parts = None if plan is None else plan.sequence
+        if plan is not None and self._parts is not None:
+            for module, is_split in plan.outputs(self._model):
+                module.register_forward_hook(partial(_mark, is_split))
+        for _, module in expert_modules(self._model, experts):
+            module.forward = partial(_like_tokens, module)  # the sizes of the experts' groups depend on values
 
     def of(self, micro_batch: MicroBatch, *, training: bool) -> Record:
         """What passes between stages for a micro-batch of these shapes.
@@ -98,18 +90,38 @@ class Outline:
             self._records[key] = self._run(micro_batch, training)
         return self._records[key]
 
+    def _weight(self, path: str, fake: FakeTensor, tensor: Tensor, held: frozenset[int]) -> Absent:
+        """What stands for a parameter or buffer."""
+        everywhere = len(held) == self._cut.num_stages
+        origin: Origin = frozenset() if everywhere else f"{path} is not on that stage"
+        return Absent.of(fake, trained=tensor.requires_grad, held=held, where=self._where, origin=origin)
+
     def _run(self, micro_batch: MicroBatch, training: bool) -> Record:
-        self._record, self._where.stage = Record(), 0
+        self._record, where = Record(), self._where
+        where.start()
         self._model.train(training)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), host_generators_kept(), all_parameters(self._model):
             try:
-                self._loss(self._model, *micro_batch)
-            except _Finished:
-                return self._record
-        raise HookError(
-            f"the loss hook does not call {self._cut.begins[self._where.stage]}, at which stage "
-            f"{self._where.stage + 1} of the pipeline begins. Name a module that its model calls: strategy.split."
-        )
+                result = self._loss(self._model, *micro_batch)
+            except Finished:
+                result = None
+        if not where.is_last:
+            raise HookError(
+                f"the loss hook does not call {self._cut.begins[where.stage]}, at which stage "
+                f"{where.stage + 1} of the pipeline begins. Name a module that its model calls: strategy.split."
+            )
+        for _, leaf in absent_leaves(result):
+            if leaf.held is not None and where.stage not in leaf.held:
+                where.need(leaf.origin, "the loss hook returns what another stage of the pipeline has")
+        where.check_unchanged()
+        add_sources(self._record, where.needed, self._cut.pieces, self._carried)
+        return self._record
+
+    def _carried(self, at: int | Source, leaf: Absent) -> Carried:
+        """How a tensor passes from stage to stage."""
+        shape = tuple(leaf.fake.shape)
+        part = self._parts.shape(shape) if leaf.is_split and self._parts is not None else None
+        return Carried(at, shape, leaf.fake.dtype, leaf.trained, part)
 
     def _begin(self, name: str) -> Any:
         number = self._cut.begins.index(name)
@@ -118,39 +130,63 @@ class Outline:
             if self._where.stage != number:
                 raise HookError(called_again(name, number + 1))
             found = absent_leaves((args, kwargs))
-            self._record.carried.append(
-                [Carried(at, tuple(leaf.fake.shape), leaf.fake.dtype, leaf.trained) for at, leaf in found]
-            )
+            self._record.carried.append([self._carried(at, leaf) for at, leaf in found])
             for _, leaf in found:
                 leaf.held = frozenset({number + 1})
             self._where.stage = number + 1
-            if number + 2 == self._cut.num_stages:
-                raise _Finished
 
         return begin
 
     def _watch(self, name: str, module: Module) -> None:
         """Record what a piece returns, which is absent wherever the piece is."""
-        where = self._where
+        where, stage = self._where, self._cut.pieces[name]
 
-        def absent(value: Any) -> Any:
-            if not isinstance(value, Tensor) or isinstance(value, Absent):
-                return value
-            fake = value if isinstance(value, FakeTensor) else fake_of(self.mode, value, value.device)
-            return Absent.of(fake, trained=value.requires_grad, held=frozenset({where.stage}), where=where)
+        def enter(module: Module, args: Any, kwargs: Any) -> None:
+            if where.stage != stage:
+                raise HookError(
+                    called_again(name, stage)
+                    if name in self._record.outputs
+                    else called_elsewhere(name, stage, where.stage)
+                )
+            where.inside = name
 
-        def note(module: Module, args: Any, kwargs: Any, output: Any) -> Any:
-            output = tree_map(absent, output)
+        def leave(module: Module, args: Any, kwargs: Any, output: Any) -> Any:
+            where.inside = ""
+            call = len(self._record.outputs.setdefault(name, []))
             leaves, spec = tree_flatten(output)
-            self._record.outputs.setdefault(name, []).append(Output(leaves, spec))
-            return output
+            for number, leaf in enumerate(leaves):
+                if isinstance(leaf, Tensor):
+                    leaves[number] = self._returned(leaf, Source(name, call, number))
+            self._record.outputs[name].append(Output(leaves, spec))
+            return tree_unflatten(leaves, spec)
 
-        module.register_forward_hook(note, with_kwargs=True)
+        module.register_forward_pre_hook(enter, with_kwargs=True)
+        module.register_forward_hook(leave, with_kwargs=True)
+
+    def _returned(self, value: Tensor, source: Source) -> Absent:
+        """A tensor that a piece returns."""
+        if not isinstance(value, Absent):
+            fake = value if isinstance(value, FakeTensor) else fake_of(self.mode, value, value.device)
+            here = frozenset({self._where.stage})
+            value = Absent.of(fake, trained=value.requires_grad, held=here, where=self._where)
+        value.origin = frozenset({source})
+        return value
 
 
-def output_again(output: Output) -> Any:
-    """What a module returned, with new absent tensors of the same shapes."""
-    leaves = [Absent.of(one.fake, trained=one.trained) if isinstance(one, Absent) else one for one in output.leaves]
+def output_again(output: Output, arrived: Mapping[int, Tensor]) -> Any:
+    """What a module returned, with new absent tensors of the same shapes.
+
+    Args:
+        arrived: those that are not absent here, by the number of the leaf.
+    """
+    leaves = [
+        one
+        if not isinstance(one, Absent)
+        else arrived[number]
+        if number in arrived
+        else Absent.of(one.fake, trained=one.trained)
+        for number, one in enumerate(output.leaves)
+    ]
     return tree_unflatten(leaves, output.spec)
 
 
@@ -175,6 +211,27 @@ def called_again(name: str, stage: int) -> str:
         "call its model once, and a model may go through its blocks once. Use strategy.pipeline=1, or call the model "
         "on both inputs together."
     )
+
+
+def called_elsewhere(name: str, stage: int, now: int) -> str:
+    """The message about a module that another stage calls than the one that has it."""
+    return (
+        f"{name} belongs to stage {stage} of the pipeline, since the model defines it there, but is called on stage "
+        f"{now}. Define modules in the order in which they are called, or let the stages begin elsewhere: "
+        "strategy.split."
+    )
+
+
+def _mark(is_split: bool, module: Module, args: Any, output: Any) -> None:
+    """Note whether what a module returns is split by sequence."""
+    for _, leaf in absent_leaves(output):
+        leaf.is_split = is_split
+
+
+def _like_tokens(module: Module, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """What has the shape of what experts return, and a gradient if theirs has one."""
+    own = [one for owner in module.modules() for one in vars(owner).values() if isinstance(one, Absent)]
+    return sum((one.sum() for one in own), tokens * weights.sum())
 
 
 def _outline(leaf: Any) -> Any:

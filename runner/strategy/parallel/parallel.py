@@ -6,18 +6,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
+from runner.config.of_blocks import Compiled
 from runner.config.sections import flattened
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Placed, Trainable, World
 from runner.strategy.fsdp.settings import Build, ShardSettings
 from runner.strategy.fsdp.wrap import Wrap
 from runner.strategy.parallel.schedule import PipelineSettings
-from runner.strategy.parallel.sizes import AUTO, axes_of
+from runner.strategy.parallel.sizes import AUTO, SHARERS, axes_of
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from runner.config.run_spec import RunSpec
+    from runner.strategy.parallel.expert import ExpertPlan
     from runner.strategy.parallel.pipeline import PlacedStages
     from runner.strategy.parallel.tensor import TensorPlan
     from runner.strategy.parallel.trainable import PlacedParts
@@ -44,6 +46,8 @@ class Parallel:
     """Ranks that hold different experts and read other items; what is not experts is sharded among them, too."""
     expert_modules: list[str] = field(default_factory=list)
     """Patterns of the names of modules that hold experts; empty = those of runner.model.experts."""
+    context: int | str = 1
+    """Ranks that compute parts of the same sequences, and share parameters as shards do."""
     pipeline: int | str = 1
     """Ranks that hold consecutive stages of the model, and pass micro-batches on to each other."""
     pipelining: PipelineSettings = flattened(PipelineSettings)
@@ -76,12 +80,15 @@ class Parallel:
         elif self.expert_modules:
             rule = "names modules to divide by experts, but strategy.expert=1. Set strategy.expert, or []."
             yield Fault(key="strategy.expert_modules", message=rule)
+        if axes.size([Axis.CONTEXT]) > 1:
+            yield from self._context_faults(spec, axes)
         yield from self.pipelining.faults(spec, axes.size([Axis.PIPELINE]))
         if axes.size([Axis.PIPELINE]) > 1:
-            yield from self._pipeline_faults(axes)
+            yield from self._pipeline_faults()
 
     def model_checks(self, spec: "RunSpec") -> "Iterable[Callable[[Module], Iterable[Fault]]]":
         """Check the tensor plan, the experts, and that the model has the classes that become units."""
+        from runner.strategy.parallel.context_blocks import context_faults
         from runner.strategy.parallel.expert_modules import expert_faults
         from runner.strategy.parallel.plan_faults import plan_faults
 
@@ -89,6 +96,9 @@ class Parallel:
         ranks, experts = axes.size([Axis.TENSOR]), axes.size([Axis.EXPERT])
         if ranks > 1:
             yield partial(plan_faults, plan=self.tensor_plan, ranks=ranks)
+        if axes.size([Axis.CONTEXT]) > 1:
+            plan = self.tensor_plan if ranks > 1 else None
+            yield partial(context_faults, classes=self.shards.wrap_classes, plan=plan)
         if experts > 1:
             shards = axes.size([Axis.SHARD])
             yield partial(expert_faults, patterns=self.expert_modules, ranks=experts, shards=shards)
@@ -130,18 +140,30 @@ class Parallel:
             Axis.REPLICATE: self.replicate,
             Axis.SHARD: self.shard,
             Axis.EXPERT: self.expert,
+            Axis.CONTEXT: self.context,
             Axis.TENSOR: self.tensor,
             Axis.PIPELINE: self.pipeline,
         }
         return dict.fromkeys(Axis, 1) | {axis: _size(axis, value) for axis, value in given.items()}
 
-    def _pipeline_faults(self, axes: Axes) -> Iterable[Fault]:
+    def _context_faults(self, spec: "RunSpec", axes: Axes) -> Iterable[Fault]:
+        """Report keys that parts of sequences do not support."""
+        rule = "with strategy.context"
+        for axis in (Axis.EXPERT, Axis.PIPELINE):
+            if axes.size([axis]) > 1:
+                yield Fault(key=f"strategy.{axis}", message=f"{axes.size([axis])} does not work {rule} yet. Use 1.")
+        if (what := spec.compile.what) is not Compiled.NONE:
+            yield Fault(key="compile.what", message=f"{what.value} does not work {rule} yet. Use none.")
+        if self.sequence_parallel:
+            rule = "true divides sequences among tensor ranks, too. Use false with strategy.context."
+            yield Fault(key="strategy.sequence_parallel", message=rule)
+        if self.shards.build is Build.RANK_0:
+            rule = "rank_0 sends weights to shards, but strategy.context shares them as well. Use every_rank."
+            yield Fault(key="strategy.build", message=rule)
+
+    def _pipeline_faults(self) -> Iterable[Fault]:
         """Report keys that a pipeline does not support."""
         rule = "with strategy.pipeline"
-        if axes.size([Axis.EXPERT]) > 1:
-            yield Fault(key="strategy.expert", message=f"{self.expert} does not work {rule} yet. Use 1.")
-        if self.sequence_parallel:
-            yield Fault(key="strategy.sequence_parallel", message=f"true does not work {rule} yet. Use false.")
         if self.shards.build is Build.RANK_0:
             yield Fault(key="strategy.build", message=f"rank_0 has no stage of another rank. Use every_rank {rule}.")
         if self.shards.sync_each_round:
@@ -169,32 +191,40 @@ class Parallel:
     def _place_stages(self, builder: Builder, world: World) -> "tuple[PlacedParts, PlacedStages]":
         """This rank's stages, each split, recomputed, compiled and sharded as a model would be."""
         from runner.strategy.parallel.expert import sharing_mesh
-        from runner.strategy.parallel.place_stages import place_stages
+        from runner.strategy.parallel.place_stages import StageSettings, place_stages
         from runner.strategy.parallel.trainable import PlacedParts
 
         plan, builder = self._tensor_plan(builder, world)
-        stages = place_stages(
-            builder,
-            world,
-            settings=self.pipelining,
+        given = StageSettings(
+            pipelining=self.pipelining,
             shards=self.shards,
             sharing=sharing_mesh(world.mesh()) if world.axes.data_ranks > 1 else None,
             plan=plan,
+            experts=self._expert_plan(world),
+            expert_modules=self.expert_modules,
         )
+        stages = place_stages(builder, world, given)
         return PlacedParts(stages, nullcontext if plan is None else plan.computing), stages
 
     def _tensor_plan(self, builder: Builder, world: World) -> "tuple[TensorPlan | None, Builder]":
         """The plan for weight matrices, if tensor ranks split them, and a builder with a loss hook that fits it."""
         from runner.strategy.parallel.tensor import TensorPlan
+        from runner.strategy.parallel.whole_loss import whole_loss
 
         if world.axes.size([Axis.TENSOR]) == 1:
             return None, builder
         mesh = world.mesh()[Axis.TENSOR]
         plan = TensorPlan(self.tensor_plan, mesh, sequence_parallel=self.sequence_parallel)
-        return plan, replace(builder, loss=plan.whole_loss(builder.loss))
+        return plan, replace(builder, loss=whole_loss(builder.loss))
+
+    def _expert_plan(self, world: World) -> "ExpertPlan | None":
+        """Which experts are where, if ranks divide them."""
+        from runner.strategy.parallel.expert import ExpertPlan
+
+        return ExpertPlan(self.expert_modules, world.mesh()) if world.axes.size([Axis.EXPERT]) > 1 else None
 
     def _place_parts(self, builder: Builder, world: World) -> "tuple[PlacedParts, NoSync]":
-        """Build the model, split it by tensor plan and experts, recompute, compile, shard: in torchtitan's order.
+        """Build the model, split it by tensor plan and experts, divide its sequences, recompute, compile, shard.
 
         Returns:
             The parts, and what all micro-batches of a step but the last leave out.
@@ -202,12 +232,16 @@ class Parallel:
         from runner.strategy.common.loss_module import LossModule
         from runner.strategy.common.named_state import unchanged
         from runner.strategy.fsdp.trainable import PlacedShards
-        from runner.strategy.parallel.expert import ExpertPlan, sharing_mesh
+        from runner.strategy.parallel.context import ContextPlan
+        from runner.strategy.parallel.expert import sharing_mesh
         from runner.strategy.parallel.trainable import PlacedParts
 
         axes = world.axes
+        context = ContextPlan(world.mesh()[Axis.CONTEXT]) if axes.size([Axis.CONTEXT]) > 1 else None
+        if context is not None:
+            builder = replace(builder, loss=context.whole_loss(builder.loss))
         plan, builder = self._tensor_plan(builder, world)
-        experts = ExpertPlan(self.expert_modules, world.mesh()) if axes.size([Axis.EXPERT]) > 1 else None
+        experts = self._expert_plan(world)
 
         def build() -> "Module":
             model = builder.build_model()
@@ -215,12 +249,14 @@ class Parallel:
                 plan.apply(model)
             if experts is not None:
                 experts.apply(model)
+            if context is not None:
+                context.apply(model, self.shards.wrap_classes)
             builder.recompute(model)
             builder.compile(model)
             return model
 
         as_stored = unchanged if plan is None else plan.as_stored
-        if axes.data_ranks > 1:
+        if axes.size(SHARERS) > 1 or axes.data_ranks > 1:
             sharing = sharing_mesh(world.mesh())
             apart = None if experts is None else experts.apart
             shards, units = self.shards.place_shards(build, builder, world, sharing, as_stored=as_stored, apart=apart)
@@ -229,7 +265,7 @@ class Parallel:
             root = LossModule(build().to(world.device), builder.loss)
             shards = PlacedShards(root, [], builder, world, sync_buffers=False, as_stored=as_stored)
             no_sync = nullcontext
-        computing = nullcontext if plan is None else plan.computing
+        computing = next((part.computing for part in (context, plan) if part is not None), nullcontext)
         return PlacedParts(shards, computing), no_sync
 
 

@@ -19,7 +19,7 @@ from runner.strategy.parallel.outline import Outline
 from runner.strategy.parallel.schedule import PipelineSettings
 from runner.strategy.parallel.shared import SharedParameters
 from runner.strategy.parallel.stage import Stage
-from runner.strategy.parallel.stage_model import StageModel, Visit
+from runner.strategy.parallel.stage_model import StageModel
 from runner.world.seeds import seed_rank
 
 MAX_SEED = 2**62
@@ -113,10 +113,11 @@ class PlacedStages:
         """
         micro_batches, losses = batches.micro_batches, []
         seeds = _seeds(len(micro_batches) + 1)
-        records = [self._outline.of(one, training=True) for one in micro_batches]
+        with self._autocast:
+            records = [self._outline.of(one, training=True) for one in micro_batches]
 
         def compute(stage: Stage, root: StageModel, number: int, arrived: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            visit = Visit(records[number], arrived, seeds[number])
+            visit = root.visit(records[number], arrived, seeds[number])
             micro_batch = micro_batches[number]
             with self._autocast:
                 if not root.is_last:
@@ -170,9 +171,11 @@ class PlacedStages:
                 arrived = result
                 if before != root.index - 1:
                     expected = record.carried[root.index - 1]
-                    arrived = [torch.empty(one.shape, dtype=one.dtype, device=self._device) for one in expected]
+                    arrived = [
+                        torch.empty(one.part or one.shape, dtype=one.dtype, device=self._device) for one in expected
+                    ]
                     _wait(stage.start(dist.irecv, arrived, root.index - 1))
-            result = root(micro_batch, Visit(record, arrived, seed))
+            result = root(micro_batch, root.visit(record, arrived, seed))
             before = root.index
             if not root.is_last and root.index + 1 not in [other.index for other in self._roots]:
                 _wait(pending)  # the micro-batch before has been taken by now, or there would be no room for this one

@@ -1,8 +1,8 @@
 """Builds the stages of a rank: its part of the model, with the initial weights that one process would have."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch.nn import Module, Parameter
@@ -23,27 +23,51 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
+    from runner.strategy.parallel.expert import ExpertPlan
     from runner.strategy.parallel.tensor import TensorPlan
 
 
-def place_stages(
-    builder: Builder,
-    world: World,
-    *,
-    settings: PipelineSettings,
-    shards: ShardSettings,
-    sharing: "DeviceMesh | None",
-    plan: "TensorPlan | None",
-) -> PlacedStages:
-    """Build this rank's stages: split by the tensor plan, recompute, compile, shard. Collective.
+@final
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """How a model is divided along all axes of a run with a pipeline."""
 
-    Args:
-        settings: how the model is cut.
-        shards: how the stages are sharded.
-        sharing: the ranks that share a stage or replicate it; None if it is on one rank.
-        plan: how weight matrices are split; None if they are not.
-    """
-    pipeline = world.along(Axis.PIPELINE)
+    pipelining: PipelineSettings
+    """How it is cut into stages."""
+    shards: ShardSettings
+    """How the stages are sharded."""
+    sharing: "DeviceMesh | None"
+    """The ranks that share a stage or replicate it; None if it is on one rank."""
+    plan: "TensorPlan | None"
+    """How weight matrices are split; None if they are not."""
+    experts: "ExpertPlan | None"
+    """How experts are divided; None if they are not."""
+    expert_modules: Sequence[str]
+    """Patterns of the names of modules that hold experts; empty = those of `runner.model.experts`."""
+
+    def divide(self, tree: Module, builder: Builder) -> None:
+        """Divide what there is of a model by the plans; recompute and compile its blocks."""
+        if self.plan is not None:
+            self.plan.apply(tree)
+        if self.experts is not None:
+            self.experts.apply(tree)
+        builder.recompute(tree)
+        builder.compile(tree)
+
+    def shard(self, root: StageModel, builder: Builder, world: World) -> "list[FSDPModule]":
+        """Shard a stage, if there is somebody to share it with."""
+        if self.sharing is None:
+            return []
+        apart = {} if self.experts is None else self.experts.apart(root.model)
+        units = self.shards.shard_module(root, root.model, builder, world, self.sharing, apart=apart)
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)  # every micro-batch of the step needs it again
+        return units
+
+
+def place_stages(builder: Builder, world: World, given: StageSettings) -> PlacedStages:
+    """Build this rank's stages: split by the plans, recompute, compile, shard. Collective."""
+    pipeline, settings = world.along(Axis.PIPELINE), given.pipelining
     model = builder.build_model()
     num_stages = pipeline.size * settings.stages_per_rank
     if faults := list(split_faults(model, num_stages=num_stages, split=settings.split)):
@@ -52,22 +76,23 @@ def place_stages(
     holders = holders_of(model, cut)
     shapes = {name: tuple(tensor.shape) for name, tensor in distinct_tensors(model)}
     trained = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
-    outline = Outline(model, cut, holders, builder.loss)
+    outline = Outline(model, cut, holders, builder.loss, experts=given.expert_modules, plan=given.plan)
     own = settings.stages_of(pipeline.rank, pipeline.size)
+    if given.sharing is not None:
+        _check_can_be_sharded(holders, trained, own)
+    trees = [model] if len(own) == 1 else [copy_modules(model) for _ in own]
+    roots = [
+        _stage(tree, index, cut, holders, outline, builder, world, given)
+        for index, tree in zip(own, trees, strict=True)
+    ]
+    units = [unit for root in roots for unit in given.shard(root, builder, world)]
+    here = trees[0] if len(own) == 1 else _together(model, trees, holders, own, world)
+    held = {name for name, _ in distinct_tensors(here)}
     ranks_of = {
         name: tuple(sorted({settings.rank_of(stage, pipeline.size) for stage in holders[name]})) for name in trained
     }
-    if sharing is not None:
-        _check_can_be_sharded(holders, trained, own)
-    trees = [model] if len(own) == 1 else [copy_modules(model) for _ in own]
-    roots, units = [], []
-    for index, tree in zip(own, trees, strict=True):
-        roots.append(_stage(tree, index, cut, holders, outline, builder, world, plan))
-        units += _shard(roots[-1], shards, builder, world, sharing)
-    here = trees[0] if len(own) == 1 else _together(model, trees, holders, own, world)
-    held = {name for name, _ in distinct_tensors(here)}
+    as_stored: AsStored = unchanged if given.plan is None else given.plan.as_stored
     elsewhere = {name: shape for name, shape in shapes.items() if name not in held}
-    as_stored: AsStored = unchanged if plan is None else plan.as_stored
     return PlacedStages(
         PlacedModule(here, builder, world.device, as_stored=as_stored, elsewhere=elsewhere),
         roots,
@@ -78,7 +103,7 @@ def place_stages(
         builder,
         world,
         num_stages=num_stages,
-        sync_buffers=sharing is not None and shards.sync_buffers,
+        sync_buffers=given.sharing is not None and given.shards.sync_buffers,
         trained=trained,
     )
 
@@ -110,7 +135,7 @@ def _stage(
     outline: Outline,
     builder: Builder,
     world: World,
-    plan: "TensorPlan | None",
+    given: StageSettings,
 ) -> StageModel:
     """A stage on this rank's device, not sharded yet."""
     tensors = _named_tensors(tree)
@@ -121,25 +146,11 @@ def _stage(
     }
     remove_absent(tree, outline, absent, world.device)
     tree.to(world.device)
-    if plan is not None:
-        plan.apply(tree)
-    builder.recompute(tree)
-    builder.compile(tree)
-    root = StageModel(tree, index, cut, builder.loss, world.device)
+    given.divide(tree, builder)
+    parts = None if given.plan is None else given.plan.sequence
+    root = StageModel(tree, index, cut, builder.loss, world.device, parts)
     root.install(held)
     return root
-
-
-def _shard(
-    root: StageModel, shards: ShardSettings, builder: Builder, world: World, sharing: "DeviceMesh | None"
-) -> "list[FSDPModule]":
-    """Shard a stage, if there is somebody to share it with."""
-    if sharing is None:
-        return []
-    units = shards.shard_module(root, root.model, builder, world, sharing)
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)  # every micro-batch of the step needs it again
-    return units
 
 
 def _together(

@@ -9,11 +9,9 @@ AUTO = "auto"
 ORDER = (Axis.PIPELINE, Axis.REPLICATE, Axis.SHARD, Axis.EXPERT, Axis.CONTEXT, Axis.TENSOR)
 """Outermost first, as torchtitan has it: those that communicate most are neighbours."""
 DATA = (Axis.REPLICATE, Axis.SHARD, Axis.EXPERT)
-PARTIAL = (Axis.PIPELINE, Axis.CONTEXT)
-
-
-SHARERS = "_".join((Axis.SHARD, Axis.EXPERT))
-"""The name of shard and expert as one dimension: the ranks that share what is not divided by experts."""
+PARTIAL = (Axis.PIPELINE,)
+SHARERS = (Axis.SHARD, Axis.EXPERT, Axis.CONTEXT)
+"""The axes along which ranks share what is not divided by experts; neighbours in the mesh."""
 
 
 def axes_in(name: str) -> list[Axis]:
@@ -53,7 +51,7 @@ def _way_out(sizes: Mapping[Axis, int | None], fixed: int, num_ranks: int, left:
     else:
         rule = f"the sizes {product} = {fixed} are not the {num_ranks} ranks"
     ways = []
-    for axis in (Axis.SHARD, Axis.REPLICATE, Axis.EXPERT, Axis.TENSOR, Axis.PIPELINE):
+    for axis in (Axis.SHARD, Axis.REPLICATE, Axis.EXPERT, Axis.CONTEXT, Axis.TENSOR, Axis.PIPELINE):
         size = sizes[axis]
         others = fixed // (size or 1)
         if size is not None and num_ranks % others == 0 and num_ranks // others != size:

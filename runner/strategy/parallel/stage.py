@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.nn import Module
 
-from runner.strategy.parallel.outline import Carried
+from runner.strategy.parallel.carried import Carried
 
 Compute = Callable[[int, Sequence[Tensor]], tuple[Tensor, ...]]
 """The forward of a micro-batch, by its number in the step: from what has arrived to what the next stage receives."""
@@ -95,7 +95,7 @@ class Stage(_PipelineStageBase):
         trained = [one for one in self._receives[mb_index] if one.trained]
         answers = self._answers.pop(mb_index)
         return tuple(
-            torch.zeros(one.shape, dtype=one.dtype, device=self.device) if gradient is None else gradient
+            torch.zeros(one.part or one.shape, dtype=one.dtype, device=self.device) if gradient is None else gradient
             for one, gradient in zip(trained, answers, strict=True)
         )
 
@@ -142,7 +142,7 @@ class Stage(_PipelineStageBase):
     def _roots(self, number: int, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Any]:
         """Where backward begins, with the gradients that have arrived there."""
         if self.is_last:
-            return outputs, tuple(map(torch.ones_like, outputs))
+            return outputs, (None,)  # a scalar
         trained = [tensor for tensor, one in zip(outputs, self._sends[number], strict=True) if one.trained]
         pairs = [
             (tensor, gradient)
@@ -156,7 +156,7 @@ class Stage(_PipelineStageBase):
         return [dist.P2POp(operation, tensor.detach().contiguous(), peer, self.group) for tensor in tensors]
 
     def _empty(self, wanted: Sequence[Carried]) -> list[Any]:
-        return [torch.empty(one.shape, dtype=one.dtype, device=self.device) for one in wanted]
+        return [torch.empty(one.part or one.shape, dtype=one.dtype, device=self.device) for one in wanted]
 
     def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: `begin_step` has all that is needed."""

@@ -6,21 +6,23 @@ stage begins, the forward ends.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch
 from runner.strategy.common.forward_loss import outputs_in_evaluation
-from runner.strategy.parallel.outline import Hook, Outline, Record, called_again, hide, output_again
+from runner.strategy.parallel.carried import Carried, Record, Source
+from runner.strategy.parallel.outline import Hook, Outline, called_again, called_elsewhere, hide, output_again
+from runner.strategy.parallel.sequence import SequenceParts
 from runner.strategy.parallel.split import Cut
-from runner.strategy.parallel.stand_in import Absent, absent_leaves, fake_of, present
+from runner.strategy.parallel.stand_in import Absent, absent_leaves, all_parameters, fake_of, present
 from runner.world.seeds import mix, seed_rank, seed_torch
 
 Change = Callable[[Any, Any], tuple[Any, Any]]
@@ -38,25 +40,49 @@ class _Ended(BaseException):
 class Visit:
     """One forward of a stage."""
 
-    def __init__(self, record: Record, arrived: Sequence[Tensor], seed: int) -> None:
+    def __init__(self, record: Record, arriving: Sequence[Carried], arrived: Sequence[Tensor], seed: int) -> None:
+        """Hold what has arrived.
+
+        Args:
+            record: what passes between stages.
+            arriving: what the stage receives; empty for the first one.
+            arrived: the same, with values.
+            seed: of the micro-batch.
+        """
         self.record = record
-        self.arrived = arrived
         self.seed = seed
         self.begun = False
         self.calls: Counter[str] = Counter()
+        self.arguments: dict[int, Tensor] = {}
+        """Those of the module at which the stage begins, by the number of the leaf."""
+        self.sources: dict[Source, Tensor] = {}
+        """What modules have returned, on this stage or an earlier one, that later stages use."""
+        for one, tensor in zip(arriving, arrived, strict=True):
+            if isinstance(one.at, int):
+                self.arguments[one.at] = tensor
+            else:
+                self.sources[one.at] = tensor
 
 
 @final
 class StageModel(Module):
     """The loss hook and a stage's part of the model as one module, which can be sharded."""
 
-    def __init__(self, model: Module, index: int, cut: Cut, loss: Hook, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Module,
+        index: int,
+        cut: Cut,
+        loss: Hook,
+        device: torch.device,
+        parts: SequenceParts | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.index = index
         self.is_first, self.is_last = index == 0, index == cut.num_stages - 1
-        self._cut, self._loss, self._device = cut, loss, device
-        self._visit: Visit | None = None
+        self._cut, self._loss, self._device, self._parts = cut, loss, device, parts
+        self._visits: list[Visit] = []  # the one that is going on, if there is one
 
     def forward(self, micro_batch: MicroBatch, visit: Visit) -> Any:
         """What the next stage receives or, on the last stage, what the loss hook returns.
@@ -64,16 +90,16 @@ class StageModel(Module):
         Raises:
             HookError: the hook uses what other stages have.
         """
-        self._visit = visit
+        self._visits.append(visit)
         visit.begun = self.is_first
         seed_rank(visit.seed, self._device)
         try:
-            with _all_parameters(self.model):
+            with all_parameters(self.model):
                 result = self._loss(self.model, micro_batch.batch, micro_batch.items)
         except _Ended as end:
             return end.tensors
         finally:
-            self._visit = None
+            self._visits.clear()
         if not (visit.begun and self.is_last):
             raise HookError("the loss hook returned before all stages of the pipeline had begun.")
         _check_present(result)
@@ -89,30 +115,41 @@ class StageModel(Module):
             if not held.get(name, True):
                 module._compiled_call_impl = self._absent(name)  # instead of the module's forward and all hooks
             elif name in held:
-                _before(module, lambda args, kwargs: present((args, kwargs)))
+                _around(module, lambda args, kwargs: present((args, kwargs)), self._note(name))
+                if not any(True for _ in module.parameters()):
+                    _let_shapes_pass(module)
             if not self.is_first and name == self._cut.begins[self.index - 1]:
-                _before(module, self._begin(name))
+                _around(module, self._begin(name))
             if not self.is_last and name == self._cut.begins[self.index]:
-                _before(module, self._end(name))
+                _around(module, self._end(name))
+
+    def visit(self, record: Record, arrived: Sequence[Tensor], seed: int) -> Visit:
+        """A forward of this stage, given what has arrived from the one before."""
+        arriving = [] if self.is_first else record.carried[self.index - 1]
+        whole = [
+            tensor if one.part is None or self._parts is None else self._parts.whole(tensor, one.shape)
+            for one, tensor in zip(arriving, arrived, strict=True)
+        ]
+        return Visit(record, arriving, whole, seed)
 
     def _now(self) -> Visit:
-        if self._visit is None:
+        if not self._visits:
             raise HookError("a stage of a pipeline can only be called by the loss hook.")
-        return self._visit
+        return self._visits[0]
 
     def _begin(self, name: str) -> Change:
         def begin(args: Any, kwargs: Any) -> Any:
             visit = self._now()
             if visit.begun:
                 raise HookError(called_again(name, self.index))
-            expected = visit.record.carried[self.index - 1]
-            found = absent_leaves((args, kwargs))
-            assert [at for at, _ in found] == [one.number for one in expected], (found, expected)
-            for (_, leaf), tensor in zip(found, visit.arrived, strict=True):
-                leaf.arrived = tensor
+            leaves, spec = tree_flatten((args, kwargs))
+            for number, tensor in visit.arguments.items():
+                if isinstance(absent := leaves[number], Absent):
+                    absent.arrived = tensor
+                leaves[number] = tensor
             visit.begun = True
             seed_torch(mix(visit.seed, self.index), self._device)  # dropout differs from that of the other stages
-            return present((args, kwargs))
+            return tree_unflatten(leaves, spec)
 
         return begin
 
@@ -121,36 +158,67 @@ class StageModel(Module):
             visit = self._now()
             if not visit.begun:
                 raise HookError(f"{name}, at which stage {self.index + 1} begins, is called before stage {self.index}.")
-            leaves, tensors = tree_leaves(present((args, kwargs))), []
-            for one in visit.record.carried[self.index]:
-                tensor = leaves[one.number]
-                if isinstance(tensor, Absent) or (tuple(tensor.shape), tensor.dtype) != (one.shape, one.dtype):
-                    raise HookError(
-                        f"{name} gets a tensor {list(tensor.shape)} of {tensor.dtype}, where {list(one.shape)} of "
-                        f"{one.dtype} were expected from the shapes of the batch: stage {self.index} of the pipeline "
-                        "must not depend on values in its shapes."
-                    )
-                assert one.trained or not tensor.requires_grad, f"{name}: no gradient would come back"
-                tensors.append(tensor.clone() if tensor._is_view() else tensor)  # zero-bubble detaches it in place
+            leaves = tree_leaves(present((args, kwargs)))
+            tensors = [
+                self._sent(name, leaves[one.at] if isinstance(one.at, int) else visit.sources[one.at], one)
+                for one in visit.record.carried[self.index]
+            ]
             raise _Ended(tuple(tensors))
 
         return end
 
+    def _sent(self, name: str, tensor: Tensor, expected: Carried) -> Tensor:
+        """What passes to the next stage, which begins at this module.
+
+        Raises:
+            HookError: it is not what was expected.
+        """
+        if isinstance(tensor, Absent) or (tuple(tensor.shape), tensor.dtype) != (expected.shape, expected.dtype):
+            raise HookError(
+                f"{name} gets a tensor {list(tensor.shape)} of {tensor.dtype}, where {list(expected.shape)} of "
+                f"{expected.dtype} were expected from the shapes of the batch: stage {self.index} of the pipeline "
+                "must not depend on values in its shapes."
+            )
+        if (expected.part is None) == isinstance(tensor, DTensor):
+            found, wanted = ("divided", "whole") if expected.part is None else ("whole", "divided")
+            raise HookError(
+                f"{name} gets a tensor {list(tensor.shape)} that is {found} among tensor ranks, where it was expected "
+                f"to be {wanted} by the tensor plan. Let the stages begin elsewhere: strategy.split."
+            )
+        assert expected.trained or not tensor.requires_grad, f"{name}: no gradient would come back"
+        if self._parts is not None and isinstance(tensor, DTensor):
+            tensor = self._parts.part(tensor)
+        # Zero-bubble schedules detach it in place, which a view or what has arrived does not allow.
+        return tensor.clone() if tensor._is_view() or (tensor.is_leaf and tensor.requires_grad) else tensor
+
+    def _note(self, name: str) -> Callable[[Any], None]:
+        """Keep what a piece of this stage returns, if a later stage uses it."""
+
+        def note(output: Any) -> None:
+            wanted = self._now().record.sources
+            if not wanted:
+                return
+            visit = self._now()
+            call = visit.calls[name]
+            visit.calls[name] += 1
+            for number, leaf in enumerate(tree_leaves(output)):
+                if (source := Source(name, call, number)) in wanted:
+                    visit.sources[source] = leaf
+
+        return note
+
     def _absent(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            visit = self._now()
+            visit, stage = self._now(), self._cut.pieces[name]
             outputs = visit.record.outputs.get(name, ())
             number = visit.calls[name]
             if number and visit.begun:
-                raise HookError(called_again(name, self._cut.pieces[name]))
+                raise HookError(called_again(name, stage))
             if visit.begun or number >= len(outputs):
-                raise HookError(
-                    f"{name} belongs to stage {self._cut.pieces[name]} of the pipeline, since the model defines it "
-                    f"there, but is called on stage {self.index}. Define modules in the order in which they are "
-                    "called, or let the stages begin elsewhere: strategy.split."
-                )
+                raise HookError(called_elsewhere(name, stage, self.index))
             visit.calls[name] += 1
-            return output_again(outputs[number])
+            arrived = {source.leaf: tensor for source, tensor in visit.sources.items() if source[:2] == (name, number)}
+            return output_again(outputs[number], arrived)
 
         return call
 
@@ -167,36 +235,34 @@ def remove_absent(model: Module, outline: Outline, absent: Mapping[str, Tensor],
         hide(model.get_submodule(owner), key, Absent.of(fake, trained=tensor.requires_grad))
 
 
-def _before(module: Module, change: Change) -> None:
-    """Change the arguments of a module before anything else sees them: a compiler or what gathers its shards."""
-    compiled = module._compiled_call_impl
-    if compiled is None:
-        module.register_forward_pre_hook(lambda _, args, kwargs: change(args, kwargs), with_kwargs=True, prepend=True)
-        return
+def _around(module: Module, change: Change, note: Callable[[Any], None] = lambda _: None) -> None:
+    """Change the arguments of a module before anything else sees them: a compiler or what gathers its shards.
+
+    Args:
+        note: gets what the module returns.
+    """
+    inner: Callable[..., Any] = module._compiled_call_impl or module._call_impl
 
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = change(args, kwargs)
-        return compiled(*args, **kwargs)
+        output = inner(*args, **kwargs)
+        note(output)
+        return output
 
     module._compiled_call_impl = call
 
 
-@contextmanager
-def _all_parameters(model: Module) -> Iterator[None]:
-    """Let a hook that looks at all parameters (to add their norms, say) see that some are not here."""
+def _let_shapes_pass(module: Module) -> None:
+    """Keep the hooks of a module without weights, such as those of a tensor plan, from what has no values."""
+    inner = module._compiled_call_impl
+    assert inner is not None
 
-    def named_parameters(prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
-        yield from Module.named_parameters(model, prefix, recurse, remove_duplicate)
-        for name, module in model.named_modules(prefix=prefix):
-            for key, value in vars(module).items():
-                if isinstance(value, Absent):
-                    yield f"{name}.{key}" if name else key, value
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if absent_leaves((args, kwargs)):
+            return module.forward(*args, **kwargs)
+        return inner(*args, **kwargs)
 
-    model.__dict__["named_parameters"] = named_parameters
-    try:
-        yield
-    finally:
-        del model.__dict__["named_parameters"]
+    module._compiled_call_impl = call
 
 
 def _check_present(result: Loss | Tensor) -> None:

@@ -6,7 +6,8 @@ So nothing that is not here can be mistaken for a number. Where a stage begins, 
 sent take the place of those that are absent, wherever the model's forward holds them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
@@ -17,18 +18,18 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.utils._pytree import tree_leaves, tree_map
 
 from runner.errors import HookError
+from runner.strategy.parallel.carried import Draws, Origin, Progress, origin_of
+
+_PLAIN = frozenset({Tensor, Parameter, type(None), bool, int, float, str})
+"""Types of values that are no Absent and hold none."""
 
 
-@final
-class Where:
-    """How far the forward is that all stages run."""
-
-    def __init__(self) -> None:
-        self.stage = 0
+class Finished(BaseException):
+    """The last stage needs values: what follows is not seen."""
 
 
 @final
@@ -40,19 +41,31 @@ class Absent(Tensor):
     """Whether a gradient flows through it."""
     held: frozenset[int] | None
     """The stages that could know its values; None where nobody asks."""
-    progress: Where | None
+    progress: Progress | None
+    """Of the run that it belongs to; None where nobody asks."""
+    origin: Origin
+    """How other stages could know its values."""
+    is_split: bool
+    """Whether tensor ranks have parts of it, split by sequence."""
     arrived: Tensor | None
     """The tensor that has taken its place."""
 
     @staticmethod
     def of(
-        fake: FakeTensor, *, trained: bool, held: frozenset[int] | None = None, where: Where | None = None
+        fake: FakeTensor,
+        *,
+        trained: bool,
+        held: frozenset[int] | None = None,
+        where: Progress | None = None,
+        origin: Origin = "",
+        is_split: bool = False,
     ) -> "Absent":
         """An absent tensor with this shape, dtype and device."""
         absent: Absent = Tensor._make_wrapper_subclass(
             Absent, tuple(fake.shape), strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
-        absent.fake, absent.trained, absent.held, absent.progress, absent.arrived = fake, trained, held, where, None
+        absent.fake, absent.trained, absent.held, absent.progress = fake, trained, held, where
+        absent.origin, absent.is_split, absent.arrived = origin, is_split, None
         return absent
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -69,33 +82,7 @@ class Absent(Tensor):
         if not absent:
             args, kwargs = present((args, kwargs))
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
-        where = next((one.progress for one in absent if one.progress is not None), None)
-        if name != "__get__":
-            _check_written(name, args, kwargs)
-            _check_held(name, absent, where)
-        # Whatever the grad mode: the forward of an autograd.Function runs without. A gradient that nobody needs is 0.
-        trained = any(one.trained if isinstance(one, Absent) else one.requires_grad for one in leaves)
-        held = None if where is None else frozenset({where.stage})
-        fakes = {id(one.fake): one for one in absent}
-
-        def back(value: Any) -> Any:
-            if not isinstance(value, FakeTensor):
-                return value
-            if id(value) in fakes:
-                return fakes[id(value)]  # in place, or the tensor itself
-            return Absent.of(value, trained=trained and value.is_floating_point(), held=held, where=where)
-
-        args, kwargs = tree_map(_for_shapes, (args, kwargs))
-        try:
-            with torch.no_grad():
-                result = func(*args, **kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise HookError(
-                f"{name} needs the values of a tensor that another stage of the pipeline computes: control flow "
-                "cannot cross stages. Let the stages begin elsewhere (strategy.split), or use strategy.pipeline=1."
-            ) from error
-        return tree_map(back, result)
+        return _by_shapes(func, leaves, absent, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -104,8 +91,53 @@ class Absent(Tensor):
         raise NotImplementedError(f"{func}: an Absent has no values; functions of torch see it before they get here.")
 
 
+def _by_shapes(func: Any, leaves: list[Tensor], absent: "list[Absent]", args: Any, kwargs: Any) -> Any:
+    """What a function returns, as far as shapes go."""
+    name = getattr(func, "__name__", str(func))
+    where = next((one.progress for one in absent if one.progress is not None), None)
+    if name != "__get__":
+        _check_written(name, args, kwargs)
+        _check_held(name, absent, where)
+    # Whatever the grad mode: the forward of an autograd.Function runs without. A gradient that nobody needs is 0.
+    trained = any(one.trained if isinstance(one, Absent) else one.requires_grad for one in leaves)
+    fakes = {id(one.fake): one for one in absent}
+    is_split = any(one.is_split for one in absent)
+    versions = [one.fake._version for one in absent]
+    draws = Draws()
+    args, kwargs = tree_map(_for_shapes, (args, kwargs))
+    try:
+        with torch.no_grad(), nullcontext() if where is None else draws:
+            result = func(*args, **kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        if where is not None and where.is_last:
+            raise Finished from None
+        raise HookError(
+            f"{name} needs the values of a tensor that another stage of the pipeline computes: control flow "
+            "cannot cross stages. Let the stages begin elsewhere (strategy.split), or use strategy.pipeline=1."
+        ) from error
+    held: frozenset[int] | None = None
+    origin: Origin = ""
+    if where is not None:
+        held, origin = frozenset({where.stage}), origin_of([one.origin for one in absent], where, drawn=draws.any)
+        for one, version in zip(absent, versions, strict=True):
+            if one.fake._version != version and not isinstance(one.origin, str):
+                where.changed |= dict.fromkeys(one.origin, name)
+
+    def back(value: Any) -> Any:
+        if not isinstance(value, FakeTensor):
+            return value
+        if id(value) in fakes:
+            return fakes[id(value)]  # in place, or the tensor itself
+        needs = trained and value.is_floating_point()
+        return Absent.of(value, trained=needs, held=held, where=where, origin=origin, is_split=is_split)
+
+    return tree_map(back, result)
+
+
 def present(values: Any) -> Any:
     """The values, with those absent tensors replaced whose place another has taken."""
+    if not _any_absent(values):
+        return values
     return tree_map(
         lambda leaf: leaf.arrived if isinstance(leaf, Absent) and leaf.arrived is not None else leaf, values
     )
@@ -113,11 +145,45 @@ def present(values: Any) -> Any:
 
 def absent_leaves(values: Any) -> list[tuple[int, Absent]]:
     """The tensors in these values that are not here, with their number among all leaves."""
+    if not _any_absent(values):
+        return []
     return [
         (number, leaf)
         for number, leaf in enumerate(tree_leaves(values))
         if isinstance(leaf, Absent) and leaf.arrived is None
     ]
+
+
+def _any_absent(values: Any) -> bool:
+    """Whether there is an Absent among these values, in a tenth of the time that torch's functions over trees take."""
+    kind = type(values)
+    if kind in _PLAIN:
+        return False
+    if kind is Absent:
+        return True
+    if isinstance(values, tuple | list):
+        return any(map(_any_absent, values))
+    if isinstance(values, dict):
+        return any(map(_any_absent, values.values()))
+    return any(isinstance(leaf, Absent) for leaf in tree_leaves(values))
+
+
+@contextmanager
+def all_parameters(model: Module) -> Iterator[None]:
+    """Let a hook that looks at all parameters (to add their norms, say) see that some are not here."""
+
+    def named_parameters(prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
+        yield from Module.named_parameters(model, prefix, recurse, remove_duplicate)
+        for name, module in model.named_modules(prefix=prefix):
+            for key, value in vars(module).items():
+                if isinstance(value, Absent):
+                    yield f"{name}.{key}" if name else key, value
+
+    model.__dict__["named_parameters"] = named_parameters
+    try:
+        yield
+    finally:
+        del model.__dict__["named_parameters"]
 
 
 def is_elsewhere(module: Module) -> bool:
@@ -152,13 +218,17 @@ def _check_written(name: str, args: Any, kwargs: Any) -> None:
         )
 
 
-def _check_held(name: str, absent: Iterable[Absent], where: Where | None) -> None:
-    """Raise HookError if this stage could not know one of them."""
+def _check_held(name: str, absent: Iterable[Absent], where: Progress | None) -> None:
+    """Let what this stage does not know be carried to it.
+
+    Raises:
+        HookError: it cannot be.
+    """
     for one in absent:
         if where is not None and one.held is not None and where.stage not in one.held:
             stages = " and ".join(map(str, sorted(one.held)))
-            raise HookError(
-                f"{name} on stage {where.stage} of the pipeline takes a tensor {list(one.shape)} that stage {stages} "
-                "has, and that is not among the arguments of the module at which the stage begins. Pass it through "
-                "the blocks, or let the stages begin elsewhere: strategy.split."
+            where.need(
+                one.origin,
+                f"{name} on stage {where.stage} of the pipeline takes a tensor {list(one.fake.shape)} that stage "
+                f"{stages} has",
             )

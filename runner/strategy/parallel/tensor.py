@@ -1,6 +1,6 @@
 """Tensor parallelism (Shoeybi et al. 2019) and sequence parallelism (Korthikanti et al. 2022), by torch's styles."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast, final
 
@@ -20,8 +20,8 @@ from torch.distributed.tensor.placement_types import Placement
 from torch.nn import Module, Parameter
 
 from runner.model.local_part import local_part
-from runner.protocols import Loss
 from runner.strategy.parallel.packed import Packed, in_rank_order
+from runner.strategy.parallel.sequence import SEQUENCE, SequenceParts
 from runner.strategy.parallel.stand_in import is_elsewhere
 from runner.strategy.parallel.styles import (
     Planned,
@@ -34,9 +34,6 @@ from runner.strategy.parallel.styles import (
     planned,
     tied_parameters,
 )
-
-SEQUENCE = 1
-"""The dimension of activations that sequence parallelism splits: [items, length, features]."""
 
 
 @final
@@ -82,6 +79,20 @@ class TensorPlan:
                 owner, _, key = name.rpartition(".")
                 model.get_submodule(owner).register_parameter(key, shared)
 
+    @property
+    def sequence(self) -> SequenceParts | None:
+        """How activations between split modules are split; None if they are whole."""
+        return SequenceParts(self._mesh) if self._sequence_parallel else None
+
+    def outputs(self, model: Module) -> Iterator[tuple[Module, bool]]:
+        """The modules of the plan, and whether with sequence_parallel the output of each is split by sequence."""
+        for pattern, text in plan_of(model, self._plan).items():
+            style = planned(text).style
+            if style is not Style.DIVIDE:
+                split = style in (Style.ROWWISE, Style.SEQUENCE, Style.REPLICATE)
+                for _, module in matching(model, pattern):
+                    yield module, split or (style is Style.COLWISE_GATHER_OUTPUT and isinstance(module, nn.Embedding))
+
     def as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of a parameter (itself, or one of its optimizer) as checkpoints store it."""
         layout = self._packed.get(name)
@@ -90,22 +101,6 @@ class TensorPlan:
     def computing(self) -> AbstractContextManager[Any]:
         """The context of every forward and backward."""
         return loss_parallel() if self._has_loss_parallel else nullcontext()
-
-    def whole_loss(self, loss: Callable[..., Loss | Tensor]) -> Callable[..., Loss | Tensor]:
-        """The loss hook, with plain tensors in its result whatever the model returned."""
-
-        def hook(*arguments: Any) -> Loss | Tensor:
-            result = loss(*arguments)
-            if not isinstance(result, Loss):
-                mean: Tensor = _whole(result)
-                return mean
-            return result._replace(
-                total=_whole(result.total),
-                metrics={name: (_whole(total), _whole(count)) for name, (total, count) in result.metrics.items()},
-                outputs={name: _whole(values) for name, values in result.outputs.items()},
-            )
-
-        return hook
 
     def _pack(self, name: str, module: Module, parts: int) -> None:
         """Put the rows of a module's weights in the order of the ranks."""
@@ -213,11 +208,6 @@ def split_parameters(module: Module, mesh: DeviceMesh, *, weight: Placement, bia
         placement = bias if parameter.ndim == 1 else weight
         split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
         module.register_parameter(name, Parameter(split, requires_grad=parameter.requires_grad))
-
-
-def _whole(value: Any) -> Any:
-    """A plain tensor, which is no view: fully_shard hangs a hook on the loss."""
-    return value.full_tensor().clone() if isinstance(value, DTensor) else value
 
 
 @torch.no_grad()

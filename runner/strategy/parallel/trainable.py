@@ -31,7 +31,7 @@ from runner.strategy.parallel.tensor import parts_of_gradients
 if TYPE_CHECKING:
     from runner.strategy.parallel.pipeline import PlacedStages
 
-PARTS = (Axis.PIPELINE, Axis.SHARD, Axis.EXPERT, Axis.TENSOR)
+PARTS = (Axis.PIPELINE, Axis.SHARD, Axis.EXPERT, Axis.CONTEXT, Axis.TENSOR)
 """The axes along which the ranks hold different parts of the parameters that they train together."""
 
 

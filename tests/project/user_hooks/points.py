@@ -35,6 +35,31 @@ def build_model(width: int = 8, dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 2))
 
 
+class LowRank(nn.Module):
+    """A frozen layer and a trained update of rank 1, as Hu et al. (2021) add it.
+
+    `seen` is a buffer that each forward in training changes.
+    """
+
+    seen: Tensor
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, 1, bias=False)
+        self.up = nn.Linear(1, base.out_features, bias=False)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.seen += 1
+        return self.base(x) + self.up(self.down(x))
+
+
+def build_adapted_model(dropout: float = 0.0) -> nn.Module:
+    return nn.Sequential(LowRank(nn.Linear(2, 8)), nn.Tanh(), nn.Dropout(dropout), LowRank(nn.Linear(8, 2)))
+
+
 def build_by_value(dropout: float = 0.0) -> nn.Module:
     """As wide as a number that a tensor holds."""
     return build_model(int(torch.tensor(8).item()), dropout)

@@ -120,7 +120,9 @@ def steps_of(world: Any, trainable: Any, num_micro_batches: int, steps: int) -> 
 
 def mean(world: Any, losses: Any) -> Any:
     """The loss over all ranks and micro-batches."""
-    own = torch.stack([sum(loss.value.detach() for loss in losses), sum(loss.count for loss in losses)])
+    own = torch.zeros(2)  # on ranks of earlier stages of a pipeline, there are no losses
+    for loss in losses:
+        own += torch.stack([loss.value.detach() * loss.weight, torch.as_tensor(loss.count)])
     total, count = world.along(*world.axes.loss).sum(own)
     return (total / count).item()
 

@@ -39,6 +39,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "tensor 2": (2, [*PARALLEL, "strategy.tensor=2"]),
     "tensor 4": (4, [*PARALLEL, "strategy.tensor=4"]),
     "tensor 2 × shard 2": (4, [*PARALLEL, "strategy.tensor=2", "strategy.shard=2"]),
+    "context 2": (2, ["strategy=parallel", "strategy.context=2"]),
     "tensor 2 × replicate 2": (4, [*PARALLEL, "strategy.tensor=2", "strategy.shard=1", "strategy.replicate=2"]),
 }
 EVERYDAY = {("tensor 2", "single"), ("fsdp", "tensor 2"), ("tensor 2 × shard 2", "deepspeed_zero3")}

@@ -11,12 +11,13 @@ from torch.nn import Module
 
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch, StepBatches
+from runner.strategy.fsdp.settings import ShardSettings
 from runner.strategy.parallel import Parallel
-from runner.strategy.parallel.outline import Outline, Record
-from runner.strategy.parallel.place_stages import _stage
+from runner.strategy.parallel.carried import Record
+from runner.strategy.parallel.outline import Outline
+from runner.strategy.parallel.place_stages import StageSettings, _stage
 from runner.strategy.parallel.schedule import PipelineSettings, Schedule
 from runner.strategy.parallel.split import cut_model, holders_of, split_faults
-from runner.strategy.parallel.stage_model import Visit
 from runner.world.solo import SoloWorld
 from tests.strategy.parallel.small_gpt import CPU, Case, alone, prepare, step_batches, train
 from tests.strategy.ranks import builder, on_ranks
@@ -59,6 +60,55 @@ class Skips(Blocks):
         for block in self.blocks:
             y = block(y).tanh()
         return self.head(y + stem)
+
+
+class SkipsFar(Blocks):
+    """Uses in the head what comes out of every block, as the losses of routers are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, heard = self.stem(x), []
+        for block in self.blocks:
+            x = block(x).tanh()
+            heard.append(x)
+        return self.head(x) + torch.stack(heard).square().mean(dim=(0, 2)).unsqueeze(-1)
+
+
+class SkipsAtRandom(Blocks):
+    """Uses in the head what the stem has computed and a function at random has changed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = stem = nn.functional.dropout(self.stem(x), 0.5)
+        for block in self.blocks:
+            x = block(x).tanh()
+        return self.head(x + stem)
+
+
+class SkipsChanged(Blocks):
+    """Uses in the head what the stem has computed, after changing it in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x)
+        x = stem.mul_(2)
+        for block in self.blocks:
+            x = block(x).tanh()
+        return self.head(x + stem)
+
+
+class Remembering(nn.Linear):
+    """A block that keeps a loss of its own as an attribute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        self.own_loss = x.square().mean()
+        return x
+
+
+class Remembers(Blocks):
+    """Has such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Remembering(WIDTH, WIDTH) for _ in range(4))
 
 
 class Branches(Blocks):
@@ -135,6 +185,12 @@ def with_penalty(model: Module, batch: tuple[Tensor, Tensor]) -> Loss:
     return Loss(total + sum(weight.square().sum() for weight in model.parameters()), count)
 
 
+def with_remembered(model: Any, batch: tuple[Tensor, Tensor]) -> Loss:
+    """A hook that adds what the blocks have kept."""
+    total, count, *_ = squared(model, batch)
+    return Loss(total + sum(block.own_loss for block in model.blocks), count)
+
+
 def noisy(model: Module, batch: tuple[Tensor, Tensor]) -> Loss:
     """A hook that draws noise, adds it to the input, and lets the model find it."""
     inputs, _ = batch
@@ -181,6 +237,12 @@ def test_the_activation_before_a_block_is_carried_with_its_shape() -> None:
     ("build", "loss", "message"),
     [
         (Branches, squared, "control flow cannot cross stages"),
+        (HeadFirst, squared, "head belongs to stage 0 of the pipeline, since the model defines it there"),
+        (Blocks, twice, "called twice for one micro-batch"),
+        (Blocks, with_penalty, "stage 0 has, and stem.weight is not on that stage. Pass it through the blocks"),
+        (Remembers, with_remembered, r"takes a tensor \[\] that stage 0 has, and blocks.0 does not return it"),
+        (SkipsAtRandom, squared, "drawn at random outside the modules that have weights"),
+        (SkipsChanged, squared, "mul_ changes in place what stem returned, which a later stage"),
         (lambda: Blocks().requires_grad_(False), lambda model, batch: model.stem(batch[0]), "does not call blocks"),
     ],
 )
@@ -198,10 +260,14 @@ def last_of_two(build: Callable[[], Module], loss: Any) -> Any:
     holders = holders_of(model, cut)
     given = builder(build=build, optimizer=torch.optim.SGD, loss=loss)
     outline = Outline(model, cut, holders, given.loss)
-    stage = _stage(model, 1, cut, holders, outline, given, SoloWorld(CPU), None)
+    undivided = StageSettings(
+        pipelining=PipelineSettings(), shards=ShardSettings(), sharing=None, plan=None, experts=None, expert_modules=[]
+    )
+    stage = _stage(model, 1, cut, holders, outline, given, SoloWorld(CPU), undivided)
     rows = torch.ones(3, WIDTH)
     micro_batch = MicroBatch((rows, rows[:, :1]), 3)
-    return stage(micro_batch, Visit(outline.of(micro_batch, training=True), [torch.ones(3, WIDTH)], 0))
+    record = outline.of(micro_batch, training=True)
+    return stage(micro_batch, stage.visit(record, [torch.ones(3, WIDTH)], 0))
 
 
 def test_the_last_stage_computes_the_loss_from_what_has_arrived() -> None:
@@ -213,23 +279,30 @@ def test_the_last_stage_computes_the_loss_from_what_has_arrived() -> None:
     assert last_of_two(Blocks, squared).total.detach() == expected.detach()
 
 
+def test_what_modules_have_returned_passes_through_all_stages_up_to_the_last_that_uses_it() -> None:
+    record = outlined(SkipsFar, num_stages=4)
+    extra = [[one.at[:1] for one in carried if not isinstance(one.at, int)] for carried in record.carried]
+    blocks = [(f"blocks.{number}",) for number in range(4)]
+    assert record.carried[0][0].shape == (3, WIDTH)
+    assert extra == [blocks[:1], blocks[:2], blocks[:2]]  # what blocks.2 returned is where stage 3 begins
+
+
 @pytest.mark.parametrize(
-    ("build", "loss", "message"),
+    ("build", "schedule", "split"),
     [
-        (Skips, squared, "depends on weights or activations of other stages"),
-        (HeadFirst, squared, "head belongs to stage 0 of the pipeline, since the model defines it there"),
-        (Blocks, twice, "called twice for one micro-batch"),
-        (Blocks, with_penalty, "depends on weights or activations of other stages"),
+        (ResidualOutside, "1f1b", ["blocks.1"]),
+        (OwnParameter, "1f1b", ["blocks.1"]),
+        (OwnGradient, "1f1b", ["blocks.1"]),
+        (Skips, "1f1b", ["blocks.1"]),
+        (SkipsFar, "interleaved_1f1b", ["blocks.1", "blocks.2", "blocks.3"]),
+        (SkipsFar, "zero_bubble_v", ["blocks.1", "blocks.2", "blocks.3"]),
     ],
 )
-def test_what_the_last_stage_lacks_is_told_by_it(build: Callable[[], Module], loss: Any, message: str) -> None:
-    with pytest.raises(HookError, match=message):
-        last_of_two(build, loss)
-
-
-@pytest.mark.parametrize("build", [ResidualOutside, OwnParameter, OwnGradient])
-def test_what_the_forward_holds_and_shares_reaches_every_stage(build: Callable[[], Module], tmp_path: Path) -> None:
-    part, case = part_of(split=["blocks.1"]), case_of(build)
+def test_what_the_forward_holds_and_shares_reaches_every_stage(
+    build: Callable[[], Module], schedule: str, split: list[str], tmp_path: Path
+) -> None:
+    settings = PipelineSettings(schedule=Schedule(schedule), stages_per_rank=(len(split) + 1) // 2, split=split)
+    part, case = Parallel(pipeline=2, shard=1, pipelining=settings), case_of(build)
     expected = alone(case, 2, steps=2)
     for found in on_ranks(2, train, part, case, 2, None, 2, scratch=tmp_path, axes=part.axes(2)):
         assert found.losses == pytest.approx(expected.losses, rel=1e-6)

@@ -17,11 +17,13 @@ from tests.strategy.parallel.small_gpt import GPT
 from tests.strategy.ranks import builder
 from user_hooks.pydoc_lm import build_model
 
-RANKS, REPLICATE, SHARD, TENSOR = 4096, 8, 32, 16
+RANKS, REPLICATE, SHARD, CONTEXT, TENSOR = 4096, 8, 8, 4, 16
+SHARERS = SHARD * CONTEXT
 WIDTH, DEPTH = 4096, 2
 PART = Parallel(
     replicate=REPLICATE,
     shard="auto",
+    context=CONTEXT,
     tensor=TENSOR,
     tensor_plan=GPT.plan,
     shards=ShardSettings(wrap_classes=["Block"], sync_buffers=False),
@@ -62,14 +64,14 @@ def wide() -> Any:
         return build_model(width=WIDTH, depth=DEPTH, heads=32)
 
 
-def expected(name: str, whole: tuple[int, ...], shard: int, tensor: int) -> tuple[int, ...]:
-    """First split among tensor ranks, which must be even; then its rows among shards, the last ones fewer."""
+def expected(name: str, whole: tuple[int, ...], sharer: int, tensor: int) -> tuple[int, ...]:
+    """First split among tensor ranks, which must be even; then its rows among shards × context, the last ones fewer."""
     shape = list(whole)
     for end, dim in SPLIT.items():
         if name.endswith(end):
             shape[dim] //= TENSOR
-    rows = -(-shape[0] // SHARD)
-    shape[0] = max(min(rows, shape[0] - shard * rows), 0)
+    rows = -(-shape[0] // SHARERS)
+    shape[0] = max(min(rows, shape[0] - sharer * rows), 0)
     return tuple(shape)
 
 
@@ -79,6 +81,7 @@ def test_4096_ranks_have_their_places_and_shapes() -> None:
     assert dict(zip(axes.names, axes.sizes, strict=True)) == {
         Axis.REPLICATE: REPLICATE,
         Axis.SHARD: SHARD,
+        Axis.CONTEXT: CONTEXT,
         Axis.TENSOR: TENSOR,
     }
     assert axes.data_ranks == REPLICATE * SHARD
@@ -86,14 +89,15 @@ def test_4096_ranks_have_their_places_and_shapes() -> None:
         ranks = [0, 1, 15, 16, 511, 512, 2048, 4095]
         found = dict(zip(ranks, pool.map(seen_by, ranks, chunksize=1), strict=True))
     for rank, seen in found.items():
-        replica, rest = divmod(rank, SHARD * TENSOR)
-        shard, tensor = divmod(rest, TENSOR)
-        assert seen["at"] == {"replicate": replica, "shard": shard, "tensor": tensor}
+        replica, rest = divmod(rank, SHARERS * TENSOR)
+        sharer, tensor = divmod(rest, TENSOR)
+        shard, context = divmod(sharer, CONTEXT)
+        assert seen["at"] == {"replicate": replica, "shard": shard, "context": context, "tensor": tensor}
         for name, whole in seen["whole"].items():
-            assert seen["shapes"][name] == expected(name, whole, shard, tensor), (rank, name)
+            assert seen["shapes"][name] == expected(name, whole, sharer, tensor), (rank, name)
     for name, whole in found[0]["whole"].items():
         held = sum(
-            math.prod(expected(name, whole, shard, tensor)) for shard in range(SHARD) for tensor in range(TENSOR)
+            math.prod(expected(name, whole, sharer, tensor)) for sharer in range(SHARERS) for tensor in range(TENSOR)
         )
         copies = 1 if any(map(name.endswith, SPLIT)) else TENSOR
         assert held == copies * math.prod(whole), f"all parts of {name} are not the whole"

@@ -1,0 +1,89 @@
+"""What a strategy needs of one model: how it is built, its optimizer, and its hooks."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch.nn import Module
+
+from runner.config import hooks
+from runner.config.models import Hook
+from runner.config.run_spec import RunSpec
+from runner.errors import HookError, ModelError
+from runner.model.shape import apply_compile, apply_recompute
+from runner.protocols import Builder
+from runner.protocols.state import MODEL
+from runner.world.hook_ranks import HookRanks
+from runner.world.seeds import seed_all
+
+See = Callable[[Module, str], None]
+"""Given a model as its hook returned it, and its name."""
+Call = Callable[[Any, Any, int], Any]
+"""A hook, given the model (or several by name), a batch, and how many of its items count."""
+
+
+def look_at_nothing(model: Module, name: str) -> None:
+    """Look at a model, and do nothing."""
+
+
+def builder_of(spec: RunSpec, ranks: HookRanks, *, see: See = look_at_nothing) -> Builder:
+    """The functions and options from which a strategy builds a run's only model and its optimizer.
+
+    Args:
+        ranks: given to hooks that ask for them.
+        see: called with the model as the hook returned it.
+    """
+    assert spec.loss is not None
+    return Builder(
+        build_model=partial(call_model, spec, ranks, lambda model: see(model, MODEL)),
+        recompute=partial(apply_recompute, spec=spec),
+        compile=partial(apply_compile, spec=spec),
+        build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
+        loss=hook_call("loss", spec.loss, spec, ranks),
+        precision=spec.precision,
+        clip=spec.clip,
+    )
+
+
+def hook_call(key: str, hook: Hook, spec: RunSpec, ranks: HookRanks) -> Call:
+    """A hook that is called with the model, or with those of several that it asks for by name.
+
+    Args:
+        key: of the hook in a recipe: loss or predict.
+    """
+    call = hooks.resolve(hook, spec.import_roots)
+    counting, filler = ranks.all, ranks.filler
+    if spec.models:
+        asked = [name for name in spec.models if hooks.asks_by_name(hook, name, spec.import_roots)]
+        wants_batch, wants_world = (
+            hooks.asks_by_name(hook, name, spec.import_roots) for name in (hooks.BATCH, hooks.WORLD)
+        )
+
+        def by_name(models: Mapping[str, Module], batch: Any, items: int) -> Any:
+            given: dict[str, Any] = {name: models[name] for name in asked}
+            if wants_batch:
+                given[hooks.BATCH] = batch
+            if wants_world:
+                given[hooks.WORLD] = counting if items else filler
+            return call(**given)
+
+        return by_name
+    if not hooks.asks(key, hook, spec.import_roots):
+        return lambda model, batch, items: call(model, batch)
+    return lambda model, batch, items: call(model, batch, world=counting if items else filler)
+
+
+def call_model(spec: RunSpec, ranks: HookRanks, see: Callable[[Module], None]) -> Module:
+    """Call the model hook with the same seed on every rank, so that initial weights are equal by construction."""
+    hook = spec.model
+    assert hook is not None
+    offered = {hooks.WORLD: ranks.all} if hooks.asks("model", hook, spec.import_roots) else {}
+    seed_all(spec.run.seed)
+    model = hooks.resolve(hook, spec.import_roots)(**offered)
+    if not isinstance(model, Module):
+        raise HookError(f"{hook.target} returned a {type(model).__name__}, but must return a torch.nn.Module.")
+    if not any(True for _ in model.parameters()):
+        raise ModelError(f"{hook.target} returned a model without parameters: there is nothing to train.")
+    see(model)
+    spec.precision.convert(model, spec.hardware)
+    return model

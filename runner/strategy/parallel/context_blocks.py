@@ -1,0 +1,55 @@
+"""Where sequences are divided among ranks, found in the model and checked before launch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from runner.config.nearest import listed
+from runner.errors import Fault
+from runner.model.blocks import own_classes
+from runner.strategy.parallel.styles import Style, plan_of, planned
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+LISTS = ("ModuleList", "Sequential")
+"""Containers whose members are blocks, if neither the recipe nor the model names classes."""
+
+
+def context_blocks(model: "Module", classes: Sequence[str]) -> "list[Module]":
+    """The modules at which sequences may be divided: the first that is called divides them.
+
+    Args:
+        classes: of blocks; empty = those that the model names, or else the members of its outermost lists of modules.
+    """
+    names = classes or own_classes(model)
+    return [module for module in model.modules() if type(module).__name__ in names] if names else list(_members(model))
+
+
+def context_faults(model: "Module", *, classes: Sequence[str], plan: Mapping[str, str] | None) -> Iterator[Fault]:
+    """Report a model without blocks, and a tensor plan whose outputs are split in two ways.
+
+    Args:
+        classes: as in `context_blocks`.
+        plan: how weights are split among tensor ranks; None = not at all.
+    """
+    if not context_blocks(model, classes):
+        rule = "sequences are divided where the first block begins, but the model has no lists of modules"
+        kinds = listed(dict.fromkeys(type(module).__name__ for module in model.children()))
+        way_out = f"Name the classes of its blocks in blocks.classes. It has: {kinds}."
+        yield Fault(key="strategy.context", message=f"{rule}. {way_out}")
+    for pattern, text in ({} if plan is None else plan_of(model, plan)).items():
+        try:
+            style = planned(text).style
+        except ValueError:
+            continue  # the plan's own check reports it
+        if style is Style.COLWISE_LOSS_PARALLEL:
+            rule = f"{pattern}: {style} splits logits that strategy.context has divided already. Use"
+            yield Fault(key="strategy.tensor_plan", message=f"{rule} {Style.COLWISE_GATHER_OUTPUT}.")
+
+
+def _members(model: "Module") -> "Iterator[Module]":
+    if type(model).__name__ in LISTS:
+        yield from model.children()
+        return
+    for child in model.children():
+        yield from _members(child)

@@ -1,0 +1,124 @@
+"""This rank's part of a tensor that is divided among ranks, as a plain tensor, and back.
+
+As DTensor's `to_local` and `from_local`, but the memory of parts and of their gradients is contiguous, as DTensor
+believes it to be: it takes the strides of the whole from those of a part, which is wrong where lengths do not divide.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+from runner.strategy.parallel.balance import in_order
+
+
+def part_of(whole: DTensor) -> Tensor:
+    """This rank's part of a tensor that is divided along one dimension."""
+    return cast("Tensor", _PartOf.apply(whole))  # type: ignore[no-untyped-call]
+
+
+def of_part(part: Tensor, mesh: DeviceMesh, *, dim: int, length: int) -> DTensor:
+    """The whole tensor, given this rank's part of it along a dimension of this length."""
+    return cast("DTensor", _OfPart.apply(part, mesh, dim, length))  # type: ignore[no-untyped-call]
+
+
+def replicated(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
+    """A tensor that every rank has; the gradient of each rank is a summand."""
+    if isinstance(tensor, DTensor):
+        return tensor
+    return cast("DTensor", _Replicated.apply(tensor, mesh))  # type: ignore[no-untyped-call]
+
+
+def summed(tensor: DTensor) -> DTensor:
+    """A tensor of which each rank has a summand, as one that every rank has. Collective."""
+    return cast("DTensor", _Summed.apply(tensor))  # type: ignore[no-untyped-call]
+
+
+def gathered(whole: DTensor) -> Tensor:
+    """All of a tensor, on every rank; their gradients are summed. Collective."""
+    return cast("Tensor", _Gathered.apply(whole))  # type: ignore[no-untyped-call]
+
+
+class _PartOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, whole: DTensor) -> Tensor:
+        ctx.dim = cast("Shard", whole.placements[0]).dim
+        ctx.mesh, ctx.length = whole.device_mesh, whole.shape[ctx.dim]
+        part = whole.to_local()
+        return part.view_as(part)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> DTensor:
+        return _divided(gradient, ctx.mesh, ctx.dim, ctx.length)
+
+
+class _OfPart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, mesh: DeviceMesh, dim: int, length: int) -> DTensor:
+        ctx.mesh, ctx.dim = mesh, dim
+        return _divided(part, mesh, dim, length)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None, None, None]:
+        return gradient.redistribute(ctx.mesh, [Shard(ctx.dim)]).to_local().contiguous(), None, None, None
+
+
+class _Replicated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, mesh: DeviceMesh) -> DTensor:
+        return DTensor.from_local(tensor.detach(), mesh, [Replicate()], run_check=False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None]:
+        return _summand(gradient), None
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, whole: DTensor) -> Tensor:
+        ctx.mesh, ctx.placement = whole.device_mesh, whole.placements[0]
+        tensor = whole.redistribute(ctx.mesh, [Replicate()]).to_local()
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> DTensor:
+        summands = DTensor.from_local(gradient.contiguous(), ctx.mesh, [Partial()], run_check=False)
+        summed = summands.redistribute(ctx.mesh, [ctx.placement])
+        if ctx.placement.is_replicate():
+            return summed
+        return _divided(summed.to_local(), ctx.mesh, ctx.placement.dim, gradient.shape[ctx.placement.dim])
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: DTensor) -> DTensor:
+        return tensor.redistribute(tensor.device_mesh, [Replicate()])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: DTensor) -> DTensor:
+        return gradient.redistribute(gradient.device_mesh, [Replicate()])
+
+
+def _summand(gradient: DTensor) -> Tensor:
+    """This rank's of the tensors whose sum over ranks is the gradient."""
+    mesh, placement = gradient.device_mesh, gradient.placements[0]
+    if placement == Partial():
+        return gradient.to_local()
+    if type(placement) is not Shard:
+        return gradient.redistribute(mesh, [Replicate()]).to_local() / mesh.size()
+    dim = placement.dim
+    mine = in_order(gradient.shape[dim], mesh.size(), mesh.get_local_rank())
+    part = gradient.to_local()
+    summand = part.new_zeros(gradient.shape)
+    summand.narrow(dim, mine.start, len(mine)).copy_(part)
+    return summand
+
+
+def _divided(part: Tensor, mesh: DeviceMesh, dim: int, length: int) -> DTensor:
+    shape = torch.Size((*part.shape[:dim], length, *part.shape[dim + 1 :]))
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        part.detach().contiguous(), mesh, [Shard(dim)], run_check=False, shape=shape, stride=strides
+    )

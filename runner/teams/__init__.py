@@ -1,0 +1,1 @@
+"""Several models in one run: each team, those that are updated together, is a trainable of one strategy."""
