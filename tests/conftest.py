@@ -1,5 +1,6 @@
 """What tests of whole runs share: the command, bounded in time, and a small project to run it in."""
 
+import contextlib
 import functools
 import json
 import os
@@ -32,16 +33,22 @@ DEEPSPEED = (
 LIBRARIES = ("torch._inductor.compile_fx", "sklearn.datasets", "torchmetrics")
 """What ranks of compiled models import, of digits, and of those with metrics: 1.5, 1.5 and 1.9 s of CPU."""
 LIBRARIES_OF = {
-    ("gpt2",): ("transformers.models.gpt2.modeling_gpt2",),
-    ("deepspeed", "digits", "metric", "compile"): (*LIBRARIES, *DEEPSPEED),
+    ("gpt2", "bert"): ("transformers.models.gpt2.modeling_gpt2", "transformers.models.bert.modeling_bert", *LIBRARIES),
+    ("deepspeed", "digits", "compile.", "metric=", "metric: [", "torchmetrics"): (*LIBRARIES, *DEEPSPEED),
 }
 """What the process has imported that forks commands with such a word. Forks of one that is smaller are faster."""
 
 
-def prepared_for(argv: Sequence[str]) -> str:
-    """The name of that process among those of LIBRARIES_OF; nothing = it has imported none of them."""
-    found = (words[0] for words in LIBRARIES_OF if any(word in one for one in argv for word in words))
-    return next((f"-{word}" for word in found), "")
+def prepared_for(argv: Sequence[str], cwd: Path) -> str:
+    """The first word of LIBRARIES_OF that the command, its recipe or its run has stands for that process."""
+    text = " ".join(argv)
+    for word in argv[1:2]:
+        for path in (cwd / "recipes" / f"{word}.yaml", cwd / word, cwd / word / "spec.yaml"):
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # a word that is no name of a file, or a file that is no text
+                text += path.read_text()
+    return next((words[0] for words in LIBRARIES_OF if any(word in text for word in words)), "")
 
 
 def pytest_configure() -> None:
@@ -161,7 +168,8 @@ class Zygote:
             output: a descriptor that is its stdout and stderr instead.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.connect("\0" + self.name + prepared_for(argv))
+        prepared = prepared_for(argv, cwd)
+        connection.connect(f"\0{self.name}-{prepared}" if prepared else f"\0{self.name}")
         place = {"cwd": str(cwd), "env": env, "within": within, "forks": forks}
         asked = {"script": str(script) if script else None, "argv": argv, **place}
         started = time.monotonic_ns()

@@ -30,7 +30,7 @@ FORKED = """\
 import json, os, socket, sys
 script = sys.argv[1] if SCRIPT else None
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-connection.connect("\\0NAME")
+connection.connect("\\0NAME" + ("-gpt2" if "bert" in sys.argv else ""))
 place = {"cwd": os.getcwd(), "env": dict(os.environ), "forks": SCRIPT or "launch=nodes" in sys.argv}
 asked = {"script": script, "argv": sys.argv[1 + SCRIPT:], **place}
 socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])

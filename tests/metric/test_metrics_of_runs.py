@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sklearn.metrics import f1_score, roc_auc_score
 
 from tests.conftest import Ended
 from tests.parity.options import placed
@@ -76,6 +75,8 @@ def measured(ended: Ended) -> dict[str, Any]:
 )
 def test_two_ranks_measure_what_one_does(runner: Callable[..., Ended], project: Path, strategies: Any) -> None:
     """Every micro-batch has the same shape on one rank and on two, so equal means equal to the last digit."""
+    from sklearn.metrics import f1_score, roc_auc_score  # 1.5 s of CPU, and memory that each fork copies
+
     alone = measured(runner(*TRAIN))
     kept = json.loads((project / "kept.json").read_text())
     for strategy in strategies:

@@ -1,19 +1,19 @@
 """The BERT of docs/evaluation.md: one result under every strategy, in its metrics and in its predictions."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 from pyarrow import parquet
-from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from tests.conftest import Ended
 from tests.docs.test_commands import CHECKOUT, FILE
 from tests.parity.options import placed
 
-pytest.importorskip("transformers", reason="pip install 'hydra-runner[transformers]'")
+pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="pip install 'hydra-runner[transformers]'")
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,8 @@ def test_two_ranks_train_measure_and_predict_as_one_process(
     runner: Callable[..., Ended], strategy: Any, project: Path
 ) -> None:
     """One micro-batch of 32 pairs in each step, or two of 16 that are padded to other lengths."""
+    from sklearn.metrics import accuracy_score, f1_score, log_loss  # 1.5 s of CPU, and memory that each fork copies
+
     alone, pair = trained(runner, "single"), trained(runner, strategy)
     assert {*pair} == {f"eval/{name}/{metric}" for name in ("short", "long") for metric in ("loss", "accuracy", "f1")}
     assert pair == pytest.approx(alone, abs=1e-4)  # twelve steps of AdamW; float32 sums in another order
