@@ -22,18 +22,26 @@ from runner.config.run_dir import RunDir
 from tests.installed import Installed, install_once
 
 CHECKOUT = Path(__file__).parent.parent
-LIBRARIES = ("sklearn.datasets", "torchmetrics")
-"""What recipes import that many tests run: 1.5 and 1.9 s of CPU, in each rank."""
+DEEPSPEED = (
+    "runner.strategy.deepspeed.engine", "runner.strategy.deepspeed.trainable", "deepspeed", "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer", "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3", "setuptools._distutils.core",
+    "torch._subclasses.schema_check_mode",
+)  # fmt: skip
+"""What ranks of DeepSpeed import: 2 s of CPU."""
+LIBRARIES = ("torch._inductor.compile_fx", "sklearn.datasets", "torchmetrics")
+"""What ranks of compiled models import, of digits, and of those with metrics: 1.5, 1.5 and 1.9 s of CPU."""
 LIBRARIES_OF = {
-    "deepspeed": (
-        "runner.strategy.deepspeed.engine", "runner.strategy.deepspeed.trainable", "deepspeed", "deepspeed.comm.mori",
-        "deepspeed.module_inject.auto_ep_layer", "deepspeed.runtime.superoffload.superoffload_stage3",
-        "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3", "setuptools._distutils.core",
-        "torch._subclasses.schema_check_mode",
-    ),
-    "gpt2": ("transformers.models.gpt2.modeling_gpt2",),
-}  # fmt: skip
-"""What each rank of commands imports that have such a word: 0.6 and 1.4 s of CPU."""
+    ("gpt2",): ("transformers.models.gpt2.modeling_gpt2",),
+    ("deepspeed", "digits", "metric", "compile"): (*LIBRARIES, *DEEPSPEED),
+}
+"""What the process has imported that forks commands with such a word. Forks of one that is smaller are faster."""
+
+
+def prepared_for(argv: Sequence[str]) -> str:
+    """The name of that process among those of LIBRARIES_OF; nothing = it has imported none of them."""
+    found = (words[0] for words in LIBRARIES_OF if any(word in one for one in argv for word in words))
+    return next((f"-{word}" for word in found), "")
 
 
 def pytest_configure() -> None:
@@ -117,13 +125,13 @@ class Zygote:
         self,
         python: str | Path = sys.executable,
         env: dict[str, str] | None = None,
-        libraries: Sequence[str] = LIBRARIES,
+        libraries: Sequence[str] = (),
     ) -> None:
         self.name = f"runner-tests-{os.getpid()}-{time.monotonic_ns()}"
         self._process = subprocess.Popen(
             [
                 *(python, str(CHECKOUT / "tests" / "zygote.py"), self.name, *libraries),
-                *(f"{word}={','.join(modules)}" for word, modules in LIBRARIES_OF.items()),
+                *(f"{words[0]}={','.join(modules)}" for words, modules in LIBRARIES_OF.items()),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -153,8 +161,7 @@ class Zygote:
             output: a descriptor that is its stdout and stderr instead.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        prepared = [f"-{word}" for word in LIBRARIES_OF if any(word in one for one in argv)]
-        connection.connect("\0" + self.name + "".join(prepared[:1]))
+        connection.connect("\0" + self.name + prepared_for(argv))
         place = {"cwd": str(cwd), "env": env, "within": within, "forks": forks}
         asked = {"script": str(script) if script else None, "argv": argv, **place}
         started = time.monotonic_ns()

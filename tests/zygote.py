@@ -10,7 +10,6 @@ the machine: the network namespace `host`, which `ip netns` has made, or an empt
 Python modules that it starts as new interpreters are forks, too; see `fork_interpreters`.
 """
 
-import array
 import contextlib
 import ctypes
 import fcntl
@@ -26,6 +25,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -46,19 +46,23 @@ def main(name: str, *modules: str) -> None:
     listening = _listen(name)
     words = dict(module.split("=") for module in modules if "=" in module)
     waiting = {_listen(f"{name}-{word}"): named.split(",") for word, named in words.items()}
+    commands: dict[int, tuple[int, socket.socket]] = {}
     print("ready", flush=True)
-    while sys.stdin not in (ready := select.select([listening, *waiting, sys.stdin], [], [])[0]):
+    while sys.stdin not in (ready := select.select([listening, *waiting, *commands, sys.stdin], [], [])[0]):
         if listening in ready:
-            _accept(listening, others=tuple(waiting))
+            _start(listening, commands, others=waiting)
+        for one in ready:
+            if one in commands:
+                _tell_the_end(one, *commands.pop(one))
+        called = next((one for one in waiting if one in ready), None)
+        if called is None:
             continue
-        called = next(one for one in waiting if one in ready)
         called_for = waiting.pop(called)
         if os.fork():
             called.close()
             continue
-        for one in (listening, *waiting):
-            one.close()
-        listening, waiting = called, {}
+        _forget(listening, commands, others=waiting)
+        listening = called
         _be_ready(called_for)
 
 
@@ -70,7 +74,6 @@ def _listen(name: str) -> socket.socket:
 
 
 def _be_ready(modules: Sequence[str]) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a module may wait for a process of its own
     stderr = os.dup(2)
     with open(os.devnull, "w") as nothing:  # torchao names the devices that it has not found
         os.dup2(nothing.fileno(), 2)
@@ -79,28 +82,50 @@ def _be_ready(modules: Sequence[str]) -> None:
     os.dup2(stderr, 2)
     os.close(stderr)
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the commands
 
 
-def _accept(listening: socket.socket, *, others: Sequence[socket.socket]) -> None:
+def _start(
+    listening: socket.socket, commands: dict[int, tuple[int, socket.socket]], *, others: dict[socket.socket, list[str]]
+) -> None:
+    """Start the command of a connection, and remember it by a descriptor that can be read when it has ended."""
     connection, _ = listening.accept()
-    if os.fork() == 0:
-        for one in (listening, *others):
-            one.close()
-        _serve(connection)
-    connection.close()
+    request, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 3)
+    if len(descriptors) == 3:  # otherwise, a client that gave up
+        pid = os.fork()
+        if pid == 0:
+            connection.close()
+            _forget(listening, commands, others=others)
+            _be_the_command(json.loads(request), descriptors)
+        with contextlib.suppress(OSError):  # a client that has gone
+            connection.send(json.dumps({"pid": pid}).encode())
+        commands[os.pidfd_open(pid)] = pid, connection
+    for descriptor in descriptors:  # a pipe ends when the command has left it
+        os.close(descriptor)
+
+
+def _tell_the_end(descriptor: int, pid: int, connection: socket.socket) -> None:
+    os.close(descriptor)
+    _, status = os.waitpid(pid, 0)
+    with connection, contextlib.suppress(OSError):  # a client that has gone
+        connection.send(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def _forget(
+    listening: socket.socket, commands: dict[int, tuple[int, socket.socket]], *, others: dict[socket.socket, list[str]]
+) -> None:
+    """What a fork has nothing to do with."""
+    for one in (listening, *others, *(connection for _, connection in commands.values())):
+        one.close()
+    for descriptor in commands:
+        os.close(descriptor)
+    commands.clear()
+    others.clear()
 
 
 def preload() -> None:
-    """Import what every rank imports before its first step, and what DeepSpeed and compiled models do: 4 s of CPU."""
-    import torch
-    import torch.distributed.checkpoint
-
-    torch.compile(_nothing)  # does not compile it yet
-
-
-def _nothing() -> None:
-    pass
+    """Import what every rank imports before its first step: 3 s of CPU."""
+    import torch._dynamo
+    import torch.distributed.checkpoint  # noqa: F401
 
 
 def preload_libraries(modules: Sequence[str]) -> None:
@@ -125,31 +150,13 @@ def preload_commands() -> None:
                 importlib.import_module(module.name)
 
 
-def _serve(connection: socket.socket) -> None:
-    """Start the command of a connection, and tell its end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    request, ancillary, _, _ = connection.recvmsg(LONGEST, socket.CMSG_SPACE(3 * array.array("i").itemsize))
-    descriptors = array.array("i", ancillary[0][2]) if ancillary else ()
-    if len(descriptors) != 3:
-        os._exit(1)  # a client that gave up
-    pid = os.fork()
-    if pid == 0:
-        connection.close()
-        _be_the_command(json.loads(request), descriptors)
-    for descriptor in descriptors:  # a pipe ends when the command has left it
-        os.close(descriptor)
-    connection.send(json.dumps({"pid": pid}).encode())
-    _, status = os.waitpid(pid, 0)
-    connection.send(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())
-    os._exit(0)
-
-
 def _be_the_command(asked: dict[str, Any], descriptors: Any) -> None:
     os.setsid()
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.update(asked["env"])
+    tempfile.tempdir = None  # found again, by this environment
 
     def command() -> int:
         _enter(**asked.get("within") or {})
@@ -338,6 +345,7 @@ def _be_an_interpreter(asked: dict[str, Any], descriptors: list[int]) -> int:
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ.clear()
     os.environ.update(asked["env"])
+    tempfile.tempdir = None  # found again, by this environment
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     first = [] if "-P" in asked["options"] else [os.getcwd()]
     sys.path[:] = [*first, *given, *(path for path in sys.path if path not in before)]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from runner.cli.verb import verb_names
-from tests.conftest import Zygote
+from tests.conftest import LIBRARIES, Zygote
 from tests.docs.console import Command, commands, script
 from tests.installed import Installed
 
@@ -71,7 +71,7 @@ def environment(installed: Installed, tmp_path_factory: pytest.TempPathFactory) 
     """The variables of the shell, in which `runner`, pytest and programs are forks of a process of the environment."""
     told = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}  # stdout and stderr in the order of a terminal
     variables = installed.variables() | told
-    zygote = Zygote(installed.bin / "python", variables)
+    zygote = Zygote(installed.bin / "python", variables, LIBRARIES)
     shims = tmp_path_factory.mktemp("shims")
     forked = f"#!{sys.executable} -IS\n" + FORKED.replace("NAME", zygote.name)
     program = f'case "$1" in programs/*) exec {shims}/program "$@";; *) exec {installed.bin}/python "$@";; esac'

@@ -121,7 +121,7 @@ def clocked(clock: Clock) -> Iterator[Zygote]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in clock.environment.items():
             patch.setenv(name, value)
-        zygote = Zygote(libraries=())
+        zygote = Zygote()
     yield zygote
     zygote.close()
 

@@ -3,17 +3,15 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from runner.errors import RunFailed
 from runner.runs.process import launch
-from tests.conftest import CHECKOUT
+from tests.conftest import Started, Zygote
 
 PROGRAM = """\
 import threading
@@ -28,19 +26,13 @@ except KeyboardInterrupt as stopped:
 
 
 @pytest.fixture
-def program(project: Path) -> subprocess.Popen[str]:
-    """A program that trains for ever; killed with all that it started if the test has not ended it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], cwd=project, env=environment, stdout=subprocess.PIPE, text=True
-    )
-
-
-@pytest.fixture(autouse=True)
-def ended(program: subprocess.Popen[str]) -> object:
-    yield
-    program.kill()
-    program.communicate(timeout=60)
+def program(project: Path, tmp_path: Path, zygote: Zygote) -> Iterator[Started]:
+    """A program that trains for ever, whose run is a fork, too; killed if the test has not ended it."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    started = zygote.start([], cwd=project, scratch=tmp_path, env={}, script=script, forks=True)
+    yield started
+    started.kill()
 
 
 def wait_for(what: Callable[[], bool], *, timeout_s: float = 120) -> None:
@@ -59,12 +51,12 @@ def state(run: Path) -> str:
     ("number", "said"), [(signal.SIGINT, "interrupted: interrupted after step"), (signal.SIGKILL, "")]
 )
 def test_the_run_stops_with_its_program_after_a_checkpoint(
-    program: subprocess.Popen[str], project: Path, number: signal.Signals, said: str
+    program: Started, project: Path, number: signal.Signals, said: str
 ) -> None:
     run = project / "run"
     wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0)
     program.send_signal(number)
-    output, _ = program.communicate(timeout=60)
+    output = program.wait(60).stdout
     wait_for(lambda: state(run) == "preempted", timeout_s=60)
     assert output.startswith(said)
     assert f"runner resume {run}" in output or number == signal.SIGKILL

@@ -18,7 +18,7 @@ from runner.selftest.bench import Bench
 from runner.selftest.checks import Check, Missing, checks_of
 from runner.selftest.places import HOST, Place, Way, find_places
 from runner.selftest.verdict import DiffersError
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, Zygote
 
 SOME: dict[str, list[str]] = {"ddp": [], "fsdp": [], "sad": ["it needs a device that is not here."]}
 
@@ -127,15 +127,19 @@ def test_the_command_leaves_nothing_behind(started: Any) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_it_and_its_run(started: Any, number: signal.Signals) -> None:
-    start, around = started
-    process = start("strategy", "--timeout", "200")
-    deadline = time.monotonic() + 200
-    while not list(around.glob("tmp/*/run_*/status.json")):  # a run is under way
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert output.endswith("interrupted\n")
-    assert list((around / "tmp").iterdir()) == []
+def test_an_interrupt_ends_it_and_its_run(tmp_path: Path, zygote: Zygote, number: signal.Signals) -> None:
+    temporary, words = tmp_path / "tmp", ["selftest", "strategy", "--timeout", "200"]
+    temporary.mkdir()
+    process = zygote.start(words, cwd=tmp_path, scratch=tmp_path, env={"TMPDIR": str(temporary)})
+    try:
+        deadline = time.monotonic() + 200
+        while not list(temporary.glob("*/run_*/status.json")):  # a run is under way
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        ended = process.wait(60)
+    finally:
+        process.kill()
+    assert ended.code == 130, ended.stderr
+    assert ended.stderr.endswith("interrupted\n")
+    assert list(temporary.iterdir()) == []

@@ -25,7 +25,7 @@ from runner.strategy.deepspeed import DeepSpeed
 from runner.strategy.fsdp import FSDP
 from runner.strategy.single import Single
 from runner.world.group import join_group
-from tests.conftest import LIBRARIES_OF
+from tests.conftest import DEEPSPEED
 from tests.zygote import preload, preload_libraries
 
 STRATEGIES = (Single, DDP, FSDP, DeepSpeed)
@@ -104,7 +104,7 @@ def _preload(deepspeed: bool) -> None:
     with warnings.catch_warnings(action="ignore"):
         preload()
         if deepspeed:
-            preload_libraries(LIBRARIES_OF["deepspeed"])
+            preload_libraries(DEEPSPEED)
 
 
 def _start(rank: int, axes: Axes, port: int, function: Callable[..., Any], args: tuple[Any, ...], path: Path) -> int:
