@@ -1,7 +1,7 @@
 """Builds what a spec describes: calls the hooks and lets the strategy place what they return."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -114,10 +114,10 @@ def builder_of(spec: RunSpec, ranks: HookRanks, *, see: Callable[[Module], None]
 
     Args:
         ranks: given to hooks that ask for them.
-        see: called with the model as the hook returned it.
+        see: called with the first model that the hook returns, as it returns it.
     """
     return Builder(
-        build_model=partial(_call_model, spec, ranks, see),
+        build_model=partial(_call_model, spec, ranks, iter([see])),
         recompute=partial(apply_recompute, spec=spec),
         compile=partial(apply_compile, spec=spec),
         build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
@@ -153,7 +153,7 @@ def _report_model(config_file: Path | None, model: Module) -> None:
         save_model_config(config_file, model)
 
 
-def _call_model(spec: RunSpec, ranks: HookRanks, see: Callable[[Module], None]) -> Module:
+def _call_model(spec: RunSpec, ranks: HookRanks, see: Iterator[Callable[[Module], None]]) -> Module:
     """Call the model hook with the same seed on every rank, so that initial weights are equal by construction."""
     offered = {hooks.WORLD: ranks.all} if hooks.asks("model", spec.model, spec.import_roots) else {}
     seed_all(spec.run.seed)
@@ -162,6 +162,6 @@ def _call_model(spec: RunSpec, ranks: HookRanks, see: Callable[[Module], None]) 
         raise HookError(f"{spec.model.target} returned a {type(model).__name__}, but must return a torch.nn.Module.")
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{spec.model.target} returned a model without parameters: there is nothing to train.")
-    see(model)
+    next(see, _ignore)(model)
     spec.precision.convert(model, spec.hardware)
     return model
