@@ -75,8 +75,13 @@ def hook_call(key: str, hook: Hook, spec: RunSpec, ranks: HookRanks) -> Call:
 
 def _first(see: Callable[[Module], None]) -> Callable[[Module], None]:
     """Look at the first model only: a strategy may build it more than once."""
-    once = iter([see])
-    return lambda model: next(once, lambda _: None)(model)
+    left = [see]
+
+    def look(model: Module) -> None:
+        if left:
+            left.pop()(model)
+
+    return look
 
 
 def call_model(spec: RunSpec, ranks: HookRanks, see: Callable[[Module], None]) -> Module:
