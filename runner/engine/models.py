@@ -31,11 +31,11 @@ def builder_of(spec: RunSpec, ranks: HookRanks, *, see: See = look_at_nothing) -
 
     Args:
         ranks: given to hooks that ask for them.
-        see: called with the model as the hook returned it.
+        see: called with the first model that the hook returns, as it returns it.
     """
     assert spec.loss is not None
     return Builder(
-        build_model=partial(call_model, spec, ranks, lambda model: see(model, MODEL)),
+        build_model=partial(call_model, spec, ranks, _first(lambda model: see(model, MODEL))),
         recompute=partial(apply_recompute, spec=spec),
         compile=partial(apply_compile, spec=spec),
         build_optimizer=partial(spec.optimizer.build, items=spec.batch.items),
@@ -71,6 +71,17 @@ def hook_call(key: str, hook: Hook, spec: RunSpec, ranks: HookRanks) -> Call:
     if not hooks.asks(key, hook, spec.import_roots):
         return lambda model, batch, items: call(model, batch)
     return lambda model, batch, items: call(model, batch, world=counting if items else filler)
+
+
+def _first(see: Callable[[Module], None]) -> Callable[[Module], None]:
+    """Look at the first model only: a strategy may build it more than once."""
+    left = [see]
+
+    def look(model: Module) -> None:
+        if left:
+            left.pop()(model)
+
+    return look
 
 
 def call_model(spec: RunSpec, ranks: HookRanks, see: Callable[[Module], None]) -> Module:

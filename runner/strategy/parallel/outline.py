@@ -42,6 +42,7 @@ class Outline:
         cut: Cut,
         holders: Mapping[str, frozenset[int]],
         loss: Hook,
+        device: torch.device,
         *,
         experts: Sequence[str] = (),
         plan: "TensorPlan | None" = None,
@@ -53,6 +54,7 @@ class Outline:
             cut: where the stages begin.
             holders: the stages that have each parameter and buffer, by name.
             loss: the user's hook.
+            device: that the stages compute on.
             experts: patterns of the names of modules that hold experts; empty = those of `runner.model.experts`.
             plan: how weight matrices are split; None if they are not.
         """
@@ -66,7 +68,7 @@ class Outline:
             for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 path = f"{name}.{key}" if name else key
                 if tensor is not None and path in holders:
-                    fake = fake_of(self.mode, tensor, tensor.device)
+                    fake = fake_of(self.mode, tensor, device)
                     hide(module, key, self._weight(path, fake, tensor, holders[path]))
             if name in cut.pieces and any(path.startswith(f"{name}.") for path in holders):
                 self._watch(name, module)

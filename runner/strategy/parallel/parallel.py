@@ -165,7 +165,8 @@ class Parallel:
         """Report keys that a pipeline does not support."""
         rule = "with strategy.pipeline"
         if self.shards.build is Build.RANK_0:
-            yield Fault(key="strategy.build", message=f"rank_0 has no stage of another rank. Use every_rank {rule}.")
+            way_out = "To build without memory for the others', use every_rank and strategy.build_own_stages=true."
+            yield Fault(key="strategy.build", message=f"rank_0 does not work {rule}, whose ranks differ. {way_out}")
         if self.shards.sync_each_round:
             way_out = "A pipeline reduces gradients after the last micro-batch: use false."
             yield Fault(key="strategy.sync_each_round", message=f"true does not work {rule}. {way_out}")

@@ -12,6 +12,7 @@ from runner.protocols import Axis, Builder, World
 from runner.strategy.common.named_state import AsStored, distinct_tensors, unchanged
 from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.fsdp.settings import ShardSettings
+from runner.strategy.parallel.build_own import build_own
 from runner.strategy.parallel.outline import Outline, copy_modules, hide
 from runner.strategy.parallel.pipeline import PlacedStages
 from runner.strategy.parallel.schedule import PipelineSettings
@@ -68,15 +69,12 @@ class StageSettings:
 def place_stages(builder: Builder, world: World, given: StageSettings) -> PlacedStages:
     """Build this rank's stages: split by the plans, recompute, compile, shard. Collective."""
     pipeline, settings = world.along(Axis.PIPELINE), given.pipelining
-    model = builder.build_model()
-    num_stages = pipeline.size * settings.stages_per_rank
-    if faults := list(split_faults(model, num_stages=num_stages, split=settings.split)):
-        raise SpecError(*faults)
-    cut = cut_model(model, num_stages=num_stages, split=settings.split)
+    model = _build(builder, settings, pipeline)
+    cut = _cut(model, settings, pipeline)
     holders = holders_of(model, cut)
     shapes = {name: tuple(tensor.shape) for name, tensor in distinct_tensors(model)}
     trained = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
-    outline = Outline(model, cut, holders, builder.loss, experts=given.expert_modules, plan=given.plan)
+    outline = Outline(model, cut, holders, builder.loss, world.device, experts=given.expert_modules, plan=given.plan)
     own = settings.stages_of(pipeline.rank, pipeline.size)
     if given.sharing is not None:
         _check_can_be_sharded(holders, trained, own)
@@ -102,10 +100,35 @@ def place_stages(builder: Builder, world: World, given: StageSettings) -> Placed
         settings,
         builder,
         world,
-        num_stages=num_stages,
+        num_stages=cut.num_stages,
         sync_buffers=given.sharing is not None and given.shards.sync_buffers,
         trained=trained,
     )
+
+
+def _build(builder: Builder, settings: PipelineSettings, pipeline: World) -> Module:
+    """The whole model on the host; or what this rank keeps of it, with the rest on the meta device."""
+    if not settings.build_own_stages:
+        return builder.build_model()
+
+    def own(model: Module) -> set[str]:
+        cut = _cut(model, settings, pipeline)
+        stages = set(settings.stages_of(pipeline.rank, pipeline.size))
+        return {name for name, holders in holders_of(model, cut).items() if holders & stages}
+
+    return build_own(builder.build_model, own)
+
+
+def _cut(model: Module, settings: PipelineSettings, pipeline: World) -> Cut:
+    """Where the stages begin.
+
+    Raises:
+        SpecError: the model cannot be cut so.
+    """
+    num_stages = pipeline.size * settings.stages_per_rank
+    if faults := list(split_faults(model, num_stages=num_stages, split=settings.split)):
+        raise SpecError(*faults)
+    return cut_model(model, num_stages=num_stages, split=settings.split)
 
 
 def with_same_groups(builder: Builder, trained: Mapping[str, bool]) -> Builder:

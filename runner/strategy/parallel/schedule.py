@@ -47,6 +47,8 @@ class PipelineSettings:
     """Stages on each pipeline rank."""
     split: list[str] = field(default_factory=list)
     """Modules at which the stages after the first begin; empty = balanced by parameters."""
+    build_own_stages: bool = False
+    """Have memory for the weights of a rank's own stages only while the model is built; the model hook runs twice."""
 
     def __post_init__(self) -> None:
         if self.stages_per_rank < 1:
@@ -64,6 +66,9 @@ class PipelineSettings:
         from runner.config.of_blocks import Compiled
 
         if ranks == 1:
+            if self.build_own_stages:
+                rule = "builds the stages of a pipeline, but strategy.pipeline=1. Set strategy.pipeline, or false."
+                yield Fault(key="strategy.build_own_stages", message=rule)
             return
         if not self.takes(spec.batch.accumulate, ranks):
             yield Fault(key="batch.micro_items", message=self._too_few(spec, ranks))

@@ -42,8 +42,13 @@ DEEPER = GPT._replace(build=partial(seeded_gpt, depth=8))
 
 
 def pipeline(case: Case, schedule: str = "1f1b", stages_per_rank: int = 1, **keys: Any) -> Parallel:
-    """The strategy with two pipeline ranks if the keys say nothing else, and the case's tensor plan."""
-    settings = PipelineSettings(schedule=Schedule(schedule), stages_per_rank=stages_per_rank)
+    """The strategy with two pipeline ranks if the keys say nothing else, and the case's tensor plan.
+
+    Stages are built without the weights of the others, which the weights at the end would show to be other ones.
+    """
+    settings = PipelineSettings(
+        schedule=Schedule(schedule), stages_per_rank=stages_per_rank, build_own_stages=schedule != "1f1b"
+    )
     return Parallel(**{"pipeline": 2, "pipelining": settings, "tensor_plan": dict(case.plan)} | keys)
 
 

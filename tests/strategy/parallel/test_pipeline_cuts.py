@@ -223,7 +223,7 @@ def outlined(build: Callable[[], Module], loss: Any = squared, num_stages: int =
     """What a model and a hook pass between stages."""
     model = build()
     cut = cut_model(model, num_stages=num_stages, split=[])
-    outline = Outline(model, cut, holders_of(model, cut), lambda model, batch, items: loss(model, batch))
+    outline = Outline(model, cut, holders_of(model, cut), lambda model, batch, items: loss(model, batch), CPU)
     rows = torch.ones(3, WIDTH)
     return outline.of(MicroBatch((rows, rows[:, :1]), 3), training=True)
 
@@ -259,7 +259,7 @@ def last_of_two(build: Callable[[], Module], loss: Any) -> Any:
     cut = cut_model(model, num_stages=2, split=[])
     holders = holders_of(model, cut)
     given = builder(build=build, optimizer=torch.optim.SGD, loss=loss)
-    outline = Outline(model, cut, holders, given.loss)
+    outline = Outline(model, cut, holders, given.loss, CPU)
     undivided = StageSettings(
         pipelining=PipelineSettings(), shards=ShardSettings(), sharing=None, plan=None, experts=None, expert_modules=[]
     )
