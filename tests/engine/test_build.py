@@ -91,10 +91,18 @@ def seeded_weights(seed: int) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
+NEIGHBOURS = ("fsdp_grad_op", "hsdp", "hsdp_grad_op", "deepspeed_zero1", "deepspeed_zero2", "diloco")
+"""Strategies that build a model as another one does: fsdp, deepspeed_zero3, local_sgd."""
+
 # ── Seeds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy",
+    [  # tests/parity/test_options.py compares the losses of all
+        pytest.param(name, marks=pytest.mark.exhaustive if name in NEIGHBOURS else ()) for name in STRATEGIES
+    ],
+)
 def test_the_first_weights_are_those_of_a_script_with_the_seed_of_the_run(
     train: Callable[..., Ended], strategy: str
 ) -> None:

@@ -148,14 +148,22 @@ def alone(runner: Callable[..., Ended], project: Path) -> Callable[[str], dict[i
     return run
 
 
-@pytest.mark.parametrize("kind", ["nan_loss", "nan_gradient"])
+@pytest.mark.parametrize(
+    ("kind", "strategies"),
+    [
+        ("nan_gradient", EVERYWHERE),
+        ("nan_loss", [("ddp", 2), ("deepspeed_zero2", 2)]),  # each has a gradient that is not finite, too
+        pytest.param("nan_loss", EVERYWHERE, marks=pytest.mark.exhaustive),
+    ],
+    ids=["nan_gradient", "nan_loss", "nan_loss everywhere"],
+)
 def test_every_strategy_leaves_the_same_steps_out_and_goes_on_as_one_process(
-    runner: Callable[..., Ended], alone: Callable[[str], dict[int, float]], kind: str
+    runner: Callable[..., Ended], alone: Callable[[str], dict[int, float]], kind: str, strategies: Any
 ) -> None:
     expected = alone(kind)
     assert sorted(expected) == list(range(1, STEPS + 1))
     assert len(steps_left_out(ranks=1)) >= 3, "several steps, or the test says little"
-    for strategy, ranks in EVERYWHERE:
+    for strategy, ranks in strategies:
         ended = runner(*TRAIN, SKIP, loss(kind), *where(strategy, ranks), timeout_s=120)
         assert noted(ended.run_dir.path) == steps_left_out(ranks), strategy
         assert ended.metrics()[-1]["guard/skipped_steps"] == len(steps_left_out(ranks)), strategy
