@@ -248,10 +248,20 @@ def _convolution(function: Callable[..., Tensor], x: DTensor, *arguments: Any, *
     return function(x.redistribute(x.device_mesh, [Replicate()]), *arguments, **options)
 
 
+def _dropout(function: Callable[..., Tensor], x: DTensor, *arguments: Any, **options: Any) -> Tensor:
+    """Of this rank's part, by its own generator, as dropout modules do it."""
+    placement = x.placements[0]
+    if type(placement) is not Shard:
+        return function(x, *arguments, **options)
+    part = function(part_of(x), *arguments, **options)
+    return of_part(part, x.device_mesh, dim=placement.dim, length=x.shape[placement.dim])
+
+
 _EXACT: dict[Any, Callable[..., Tensor]] = {
     F.conv1d: _convolution,
     F.conv2d: _convolution,
     F.cross_entropy: _exact_mean,
+    F.dropout: _dropout,
     F.nll_loss: _exact_mean,
     torch.cat: _cat,
 }

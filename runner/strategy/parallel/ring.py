@@ -13,11 +13,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.experimental._context_parallel import _attention as torch_ring
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runner.strategy.parallel.balance import exchange, in_order, to_balanced, to_order
 from runner.strategy.parallel.parts import gathered, of_part, part_of, replicated
 
 aten = torch.ops.aten
+KERNELS = {
+    kernel.value: kernel
+    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+}
+"""Those that ring attention has, by the numbers by which torch chooses them."""
 BATCHED = 4
 """Dimensions of what ring attention takes: [items, heads, length, features]."""
 
@@ -74,12 +80,13 @@ def attention(
     is_ring = is_causal and attn_mask is None and not dropout_p
     if is_ring and query.ndim == BATCHED and key.shape[dim] == query.shape[dim]:
         key, value = (one.redistribute(mesh, [Shard(dim)]) for one in (key, value))
-        return _balanced_ring(query, key, value, options)
+        if (mixed := _balanced_ring(query, key, value, options)) is not None:
+            return mixed
     return _over_whole_keys(query, key, value, attn_mask, is_causal, {"dropout_p": dropout_p, **options})
 
 
-def _balanced_ring(query: DTensor, key: DTensor, value: DTensor, options: dict[str, Any]) -> DTensor:
-    """Causal self-attention in which every rank has the same work."""
+def _balanced_ring(query: DTensor, key: DTensor, value: DTensor, options: dict[str, Any]) -> DTensor | None:
+    """Causal self-attention in which every rank has the same work; None if no kernel of the ring takes its tensors."""
     mesh, length = query.device_mesh, query.shape[2]
     group = mesh.get_group()
     plan = exchange(length, mesh.size(), mesh.get_local_rank(), query.device)
@@ -90,7 +97,13 @@ def _balanced_ring(query: DTensor, key: DTensor, value: DTensor, options: dict[s
         of_part(part.view(-1, *one.shape[1:]).permute(1, 2, 0, 3), mesh, dim=2, length=len(part) * mesh.size())
         for part, one in zip(parts, rows, strict=True)
     )
-    mixed = cast("DTensor", scaled_dot_product_attention(query, key, value, is_causal=True, **options))
+    choose: Any = torch._fused_sdp_choice
+    kernel = choose(query.to_local(), key.to_local(), value.to_local(), is_causal=True, **options)
+    if kernel not in KERNELS:
+        return None
+    # Another kernel would take these positions, which are balanced, for those of a sequence that is in order.
+    with sdpa_kernel(KERNELS[kernel]):
+        mixed = cast("DTensor", scaled_dot_product_attention(query, key, value, is_causal=True, **options))
     own = to_order(part_of(mixed).permute(2, 0, 1, 3), plan, group)
     return of_part(own.permute(1, 2, 0, 3), mesh, dim=2, length=length)
 

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runner import Loss
 from runner.errors import HookError
@@ -111,6 +113,7 @@ class Mixing(nn.Module):
         self.convolution = nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 1e-12)  # drops nothing
         normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
         return x + self.mixed(normed) + x.mean(1, keepdim=True)
 
@@ -188,45 +191,60 @@ def test_models_may_do_with_sequences_what_they_like(cases: dict[str, Case], tmp
 LENGTHS = (16, 9, 7, 2)
 
 
-def attended(world: Any) -> list[str]:
-    """Where attention over divided sequences, or its gradient, differs from that over whole ones."""
+def attended(world: Any) -> tuple[list[str], list[int]]:
+    """Where attention over divided sequences, or its gradient, differs from that over whole ones; and rings taken."""
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+    from torch.distributed.tensor.experimental._context_parallel import _attention as torch_ring
 
-    from runner.strategy.parallel.ring import attention, ring_attention
+    from runner.strategy.parallel import ring
 
     mesh = world.mesh()[Axis.CONTEXT]
-    wrong = []
-    for length in LENGTHS:
+    wrong, rings = [], []
+    own: Any = torch_ring
+    template = own._templated_ring_attention
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        rings.append(1)
+        return template(*arguments, **named)
+
+    own._templated_ring_attention = counted
+    for length, heads in product(LENGTHS, (4, 2)):
         torch.manual_seed(length)
         query, weight = torch.randn(2, 4, length, 8, requires_grad=True), torch.randn(2, 4, length, 8)
+        key, value = (torch.randn(2, heads, length, 8, requires_grad=True) for _ in range(2))
         mask = (torch.rand(2, 1, length, length) > 0.3) | torch.eye(length, dtype=torch.bool)
-        for options in ({"is_causal": True}, {"is_causal": False}, {"attn_mask": mask}, {"attn_mask": mask[:, :, :1]}):
-            for heads in (4, 2):
-                key, value = (torch.randn(2, heads, length, 8, requires_grad=True) for _ in range(2))
-                given: dict[str, Any] = {"enable_gqa": heads == 2, "scale": 0.5, **options}
-                whole = F.scaled_dot_product_attention(query, key, value, **given)
-                gradients = torch.autograd.grad((whole * weight).sum(), [query, key, value])
-                parts: Any = [
-                    distribute_tensor(one.detach(), mesh, [Shard(2)], src_data_rank=None)
-                    for one in (query, key, value, weight)
-                ]
-                of = [one.requires_grad_() for one in parts[:3]]
-                with ring_attention(mesh):
-                    found = attention(mesh, *of, **given)
-                    theirs = torch.autograd.grad((found * parts[3]).sum().full_tensor(), of)
-                both = zip((found, *theirs), (whole, *gradients), strict=True)
-                errors = [
-                    float((cast("DTensor", one).full_tensor() - other).detach().abs().max()) for one, other in both
-                ]
-                if max(errors) > 3e-6:  # sums of fp32 in another order
-                    wrong.append(f"{length} {given.keys()} {heads}: {errors}")
-    return wrong
+        ways: list[tuple[dict[str, Any], SDPBackend]] = [
+            ({"attn_mask": mask}, SDPBackend.FLASH_ATTENTION),
+            ({"attn_mask": mask[:, :, :1]}, SDPBackend.FLASH_ATTENTION),
+            ({"is_causal": False}, SDPBackend.FLASH_ATTENTION),
+            ({"is_causal": True}, SDPBackend.MATH),
+            ({"is_causal": True}, SDPBackend.FLASH_ATTENTION),
+        ]
+        for options, kernel in ways:
+            named: dict[str, Any] = {"enable_gqa": heads == 2, "scale": 0.5, **options}
+            whole = F.scaled_dot_product_attention(query, key, value, **named)
+            gradients = torch.autograd.grad((whole * weight).sum(), [query, key, value])
+            parts: Any = [
+                distribute_tensor(one.detach(), mesh, [Shard(2)], src_data_rank=None)
+                for one in (query, key, value, weight)
+            ]
+            of = [one.requires_grad_() for one in parts[:3]]
+            with ring.ring_attention(mesh), sdpa_kernel(kernel):
+                found = ring.attention(mesh, *of, **named)
+                theirs = torch.autograd.grad((found * parts[3]).sum().full_tensor(), of)
+            both = zip((found, *theirs), (whole, *gradients), strict=True)
+            errors = [float((cast("DTensor", one).full_tensor() - other).detach().abs().max()) for one, other in both]
+            if max(errors) > 3e-6:  # sums of fp32 in another order
+                wrong.append(f"{length} {options.keys()} {kernel} {heads}: {errors}")
+    return wrong, rings
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_attention_is_that_over_whole_sequences(ranks: int, tmp_path: Path) -> None:
     axes = Parallel(context=ranks).axes(ranks)
-    assert on_ranks(ranks, attended, scratch=tmp_path, axes=axes) == [[]] * ranks
+    for wrong, rings in on_ranks(ranks, attended, scratch=tmp_path, axes=axes):
+        assert wrong == []
+        assert len(rings) == 2 * len(LENGTHS)  # under a causal mask, where the kernel has a ring
 
 
 @given(length=st.integers(1, 60), ranks=st.integers(2, 7))
