@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from runner.errors import ModelError, SpecError
+from runner.errors import ModelError, RunnerError
 
 HOST = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def build_own(build_model: Callable[[], Module], own: Callable[[Module], Contain
 
         with _registering(place), _LooksLikeHost(), _DrawsForOthers():
             model = build_model()
-    except SpecError:
+    except RunnerError:
         raise
     except Exception as error:  # a user's function may raise anything on the meta device
         rule = "strategy.build_own_stages=true: the model cannot be built without the weights of other stages"

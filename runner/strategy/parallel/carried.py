@@ -1,6 +1,6 @@
 """What passes from stage to stage of a pipeline, and where a tensor that is needed on a later stage comes from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
@@ -93,6 +93,12 @@ class Progress:
             )
         for source in origin:
             self.needed[source] = max(self.stage, self.needed.get(source, 0))
+
+    def note_changed(self, origins: Iterable[Origin], function: str) -> None:
+        """Note that a function has changed tensors of these origins in place."""
+        for origin in origins:
+            if not isinstance(origin, str):
+                self.changed |= dict.fromkeys(origin, function)
 
     def check_unchanged(self) -> None:
         """Raise HookError if something that a later stage needs has been changed in place."""

@@ -108,9 +108,11 @@ def _by_shapes(func: Any, leaves: list[Tensor], absent: "list[Absent]", args: An
     try:
         with torch.no_grad(), nullcontext() if where is None else draws:
             result = func(*args, **kwargs)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        if where is not None and where.is_last:
+    except Exception as error:
+        if where is not None and where.is_last:  # which has the values: what comes of the loss need not have a shape
             raise Finished from None
+        if not isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+            raise
         raise HookError(
             f"{name} needs the values of a tensor that another stage of the pipeline computes: control flow "
             "cannot cross stages. Let the stages begin elsewhere (strategy.split), or use strategy.pipeline=1."
@@ -119,9 +121,8 @@ def _by_shapes(func: Any, leaves: list[Tensor], absent: "list[Absent]", args: An
     origin: Origin = ""
     if where is not None:
         held, origin = frozenset({where.stage}), origin_of([one.origin for one in absent], where, drawn=draws.any)
-        for one, version in zip(absent, versions, strict=True):
-            if one.fake._version != version and not isinstance(one.origin, str):
-                where.changed |= dict.fromkeys(one.origin, name)
+        changed = (one for one, version in zip(absent, versions, strict=True) if one.fake._version != version)
+        where.note_changed((one.origin for one in changed), name)
 
     def back(value: Any) -> Any:
         if not isinstance(value, FakeTensor):

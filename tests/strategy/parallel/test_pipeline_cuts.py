@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch, StepBatches
 from runner.strategy.fsdp.settings import ShardSettings
 from runner.strategy.parallel import Parallel
-from runner.strategy.parallel.carried import Record
+from runner.strategy.parallel.carried import Carried, Record
 from runner.strategy.parallel.outline import Outline
 from runner.strategy.parallel.place_stages import StageSettings, _stage
 from runner.strategy.parallel.schedule import PipelineSettings, Schedule
@@ -253,8 +254,8 @@ def test_what_cannot_be_cut_is_told_before_anything_is_sent(
         outlined(build, loss)
 
 
-def last_of_two(build: Callable[[], Module], loss: Any) -> Any:
-    """What the last stage makes of an activation that has arrived."""
+def stage_of_two(index: int, build: Callable[[], Module], loss: Any) -> Any:
+    """A stage in this process, and what passes between the two."""
     model = build()
     cut = cut_model(model, num_stages=2, split=[])
     holders = holders_of(model, cut)
@@ -263,11 +264,32 @@ def last_of_two(build: Callable[[], Module], loss: Any) -> Any:
     undivided = StageSettings(
         pipelining=PipelineSettings(), shards=ShardSettings(), sharing=None, plan=None, experts=None, expert_modules=[]
     )
-    stage = _stage(model, 1, cut, holders, outline, given, SoloWorld(CPU), undivided)
+    return _stage(model, index, cut, holders, outline, given, SoloWorld(CPU), undivided), outline
+
+
+def last_of_two(build: Callable[[], Module], loss: Any) -> Any:
+    """What the last stage makes of an activation that has arrived."""
+    stage, outline = stage_of_two(1, build, loss)
     rows = torch.ones(3, WIDTH)
     micro_batch = MicroBatch((rows, rows[:, :1]), 3)
     record = outline.of(micro_batch, training=True)
     return stage(micro_batch, stage.visit(record, [torch.ones(3, WIDTH)], 0))
+
+
+def test_an_activation_that_is_not_divided_as_planned_is_told() -> None:
+    stage, _ = stage_of_two(0, Blocks, squared)
+    planned = Carried(0, (3, WIDTH), torch.float32, True, part=(3, WIDTH // 2))
+    with pytest.raises(
+        HookError, match="that is whole on every tensor rank, but by the tensor plan it should be divid"
+    ):
+        stage._sent("blocks.2", torch.ones(3, WIDTH), planned)
+
+
+def test_stages_that_there_are_not_cannot_be_built_by_themselves() -> None:
+    part = Parallel(pipelining=PipelineSettings(build_own_stages=True))
+    spec: Any = SimpleNamespace(world_size=2)
+    (fault,) = part.check(spec)
+    assert fault.message.startswith("builds the stages of a pipeline, but strategy.pipeline=1.")
 
 
 def test_the_last_stage_computes_the_loss_from_what_has_arrived() -> None:
@@ -277,6 +299,19 @@ def test_the_last_stage_computes_the_loss_from_what_has_arrived() -> None:
     expected = (model.head(x) - 1).square().sum()
     torch.manual_seed(0)
     assert last_of_two(Blocks, squared).total.detach() == expected.detach()
+
+
+def with_values(model: Module, batch: tuple[Tensor, Tensor]) -> Loss:
+    """A hook that looks at the values of its loss, and computes with numpy."""
+    total, count, *_ = squared(model, batch)
+    assert total.item() >= 0
+    return Loss(total * float(total.detach().numpy() > 0), count)
+
+
+def test_a_hook_may_look_at_values_on_the_last_stage() -> None:
+    build = case_of(Blocks).build
+    assert outlined(build, with_values).carried == outlined(build).carried
+    assert last_of_two(build, with_values).total == last_of_two(build, squared).total
 
 
 def test_what_modules_have_returned_passes_through_all_stages_up_to_the_last_that_uses_it() -> None:

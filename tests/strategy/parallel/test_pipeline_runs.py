@@ -55,13 +55,20 @@ def test_a_run_goes_on_between_a_pipeline_and_one_process(runner: Callable[..., 
     ("options", "messages"),
     [
         (
-            ["batch.micro_items=12", "compile.what=model", "strategy.sync_each_round=true", "strategy.wrap=size"],
+            [
+                "batch.micro_items=12",
+                "compile.what=model",
+                "strategy.sync_each_round=true",
+                "strategy.wrap=size",
+                "strategy.build=rank_0",
+            ],
             [
                 "1 micro-batches make a step of a rank, but schedule=1f1b needs one for each of 2 pipeline ranks. Use "
                 "batch.micro_items=6 or 4 or 3, or strategy.schedule=gpipe.",
                 "model compiles a forward as a whole, but a pipeline cuts it",
                 "A pipeline reduces gradients after the last micro-batch",
                 "The modules around the blocks, which end early, would be units",
+                "use every_rank and strategy.build_own_stages=true",
             ],
         ),
         (["batch.micro_items=auto"], ["auto takes steps without the other ranks"]),
