@@ -162,6 +162,8 @@ class Coordinator:
         """Say that this node is done; node 0 waits until the others have left, since its store closes then."""
         with contextlib.suppress(NodeEnded):
             self._store.set(f"left/{self.node_rank}", True)
+            # The store does not answer when a value is set: without an answer, closing the connection could lose it.
+            self._store.has(f"left/{self.node_rank}")
             if self.node_rank == 0:
                 self._wait_for_others_to_leave()
 
