@@ -48,7 +48,7 @@ class PipelineSettings:
     split: list[str] = field(default_factory=list)
     """Modules at which the stages after the first begin; empty = balanced by parameters."""
     build_own_stages: bool = False
-    """Have memory for the weights of a rank's own stages only while the model is built; the model hook runs twice."""
+    """Free the weights of other stages while the model is built; the model hook runs twice."""
 
     def __post_init__(self) -> None:
         if self.stages_per_rank < 1:
