@@ -14,6 +14,7 @@ from runner.config.masking import below, collected, marked, scrubber, shown_over
 from runner.config.nearest import nearest_key
 from runner.config.parts import MISSING, TARGET, imports_any
 from runner.config.read import GROUPS, MANY_GROUPS, SECTIONS
+from runner.config.read_models import SEVERAL
 from runner.config.rules import range_of
 from runner.config.secret import MASK, Secret, is_reference
 from runner.config.source import find_function
@@ -45,6 +46,8 @@ TARGETS = Known(type="the dotted path of a function or class")
 OF_THE_RUN = {
     "name": Known(type="text without a slash", meaning="Name of the run, and part of the name of its directory."),
     "version": Known(type="text or null", meaning="Version of the recipe, recorded with each run."),
+    "models": Known(type="a mapping of names", meaning="Several models in place of `model`, each by its name."),
+    "phases": Known(type="a mapping of names", meaning="What a step does in turns, in place of one `loss`."),
 }
 
 
@@ -143,6 +146,9 @@ class _Explaining:
 
     def _known(self, name: str) -> dict[str, Known]:
         """What is known of the keys in one section."""
+        if name in SEVERAL and self._config[name]:
+            keys = keys_of(SEVERAL[name])
+            return {f"{name}.{one}.{key.name}": Known.of(key) for one in self._config[name] for key in keys}
         if name in OF_THE_RUN:
             return {name: OF_THE_RUN[name]}
         if name in SECTIONS:

@@ -52,25 +52,24 @@ def hook_call(key: str, hook: Hook, spec: RunSpec, ranks: HookRanks) -> Call:
         key: of the hook in a recipe: loss or predict.
     """
     call = hooks.resolve(hook, spec.import_roots)
-    counting, filler = ranks.all, ranks.filler
     if spec.models:
-        asked = [name for name in spec.models if hooks.asks_by_name(hook, name, spec.import_roots)]
-        wants_batch, wants_world = (
-            hooks.asks_by_name(hook, name, spec.import_roots) for name in (hooks.BATCH, hooks.WORLD)
-        )
-
-        def by_name(models: Mapping[str, Module], batch: Any, items: int) -> Any:
-            given: dict[str, Any] = {name: models[name] for name in asked}
-            if wants_batch:
-                given[hooks.BATCH] = batch
-            if wants_world:
-                given[hooks.WORLD] = counting if items else filler
-            return call(**given)
-
-        return by_name
+        return _call_by_name(call, hook, spec, ranks)
     if not hooks.asks(key, hook, spec.import_roots):
         return lambda model, batch, items: call(model, batch)
+    counting, filler = ranks.all, ranks.filler  # communicators are made for hooks that ask for them only
     return lambda model, batch, items: call(model, batch, world=counting if items else filler)
+
+
+def _call_by_name(call: Callable[..., Any], hook: Hook, spec: RunSpec, ranks: HookRanks) -> Call:
+    offered = (*spec.models, hooks.BATCH, hooks.WORLD)
+    asked = [name for name in offered if hooks.asks_by_name(hook, name, spec.import_roots)]
+    counting, filler = (ranks.all, ranks.filler) if hooks.WORLD in asked else (None, None)
+
+    def by_name(models: Mapping[str, Module], batch: Any, items: int) -> Any:
+        given = {**models, hooks.BATCH: batch, hooks.WORLD: counting if items else filler}
+        return call(**{name: given[name] for name in asked})
+
+    return by_name
 
 
 def _first(see: Callable[[Module], None]) -> Callable[[Module], None]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from runner.config.read import GROUPS, HOOKS, MANY_GROUPS, SECTIONS
+from runner.config.read_models import SEVERAL
 from runner.schema.values import STANDS_FOR_A_VALUE, Schema
 
 __all__ = ["chooses", "defaults_schema", "includes", "option_names"]
@@ -13,7 +14,7 @@ NESTED = f"{PREFIX}[^/ ]+/.+$"
 """A group inside another one, whose options are not listed."""
 OTHER_FILE = r"^optional |[/@$]"
 """A name that is not one of a file beside this one: group/option, a package, an interpolation."""
-OF_THE_RUN = f"{PREFIX}({'|'.join((*GROUPS, *MANY_GROUPS, *HOOKS, *SECTIONS))})$"
+OF_THE_RUN = f"{PREFIX}({'|'.join((*GROUPS, *MANY_GROUPS, *HOOKS, *SEVERAL, *SECTIONS))})$"
 """The groups of which an option sets one section; one of another group, such as experiment, may choose options."""
 
 

@@ -20,7 +20,7 @@ def test_a_value_is_explained_in_a_few_lines(runner: Runner) -> None:
         "run.steps = 7\n"
         "    set by      the command line: run.steps=7\n"
         "    instead of  5, recipes/tiny.yaml:8\n"
-        f"                ???, {_conf('base.yaml')}:41\n"
+        f"                ???, {_conf('base.yaml')}:45\n"
         "    type        a whole number\n"
         "    rule        at least 1\n"
         "    meaning     Optimizer steps of the whole run; schedules span them.\n"

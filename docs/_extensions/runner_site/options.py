@@ -147,7 +147,7 @@ def _foreign(group: str, adapter: type[Any]) -> Iterator[str]:
 def _sections(base: Page) -> Iterator[str]:
     yield "# Sections"
     yield "The keys that every recipe has, whatever its options. `null` means off, unless the key says otherwise."
-    yield "## name and version"
+    yield "## name, version, models and phases"
     for name, known in OF_THE_RUN.items():
         yield _key(name, base.content[name], known, base.comment(name), "recipe")
     yield "## Hooks"
