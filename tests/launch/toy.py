@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from runner.config.failure import describe, write_failure
 from runner.config.run_dir import RunDir
 from runner.world.activity import Activity, Phase
 from runner.world.stop import StopRequest
@@ -100,15 +100,6 @@ def _end(run_dir: RunDir, state: str, step: int, rank: int) -> None:
 
 
 def _tell(run_dir: RunDir, rank: int, error: Exception, start: int) -> None:
-    run_dir.failures.mkdir(exist_ok=True)
-    told = {
-        "rank": rank,
-        "time_ns": time.time_ns(),
-        "monotonic_ns": time.monotonic_ns(),
-        "start": start,
-        "step": run_dir.read_status()["step"],
-        "error": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    (run_dir.failures / f"{told['time_ns']}_rank_{rank}.json").write_text(json.dumps(told))
+    """In one rename: the launcher ends this rank when it hears of another one."""
+    step = run_dir.read_status()["step"]
+    write_failure(run_dir, describe(error, rank=rank, start=start, step=step))
