@@ -5,7 +5,7 @@ first; with `_partial_: true` it is not called but becomes a functools.partial.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from runner.config.imports import NotFound, import_from, locate
@@ -23,9 +23,9 @@ __all__ = [
     "WORLD",
     "arguments_of",
     "asks",
-    "asks_by_name",
     "faults_of",
     "hook_of",
+    "offered_by_name",
     "resolve",
 ]
 
@@ -76,18 +76,18 @@ def arguments_of(hook: Hook) -> dict[str, Any]:
     return {name: _value(value) for name, value in hook.arguments.items()}
 
 
-def asks(key: str, hook: Hook, import_roots: Sequence[str], argument: str = WORLD) -> bool:
+def asks(hook: Hook, import_roots: Sequence[str], argument: str = WORLD, *, positional: int = 0) -> bool:
     """Whether a hook has a parameter of this name, which the engine is to give it.
 
     Args:
-        key: of the hook: model, data or loss.
+        positional: how many arguments the engine passes before.
     """
-    return asks_for(resolve(Hook(target=hook.target), import_roots), argument, positional=POSITIONAL[key])
+    return asks_for(resolve(Hook(target=hook.target), import_roots), argument, positional=positional)
 
 
-def asks_by_name(hook: Hook, argument: str, import_roots: Sequence[str]) -> bool:
-    """Whether a hook that gets all of its arguments by name has a parameter of this name."""
-    return asks_for(resolve(Hook(target=hook.target), import_roots), argument)
+def offered_by_name(models: Iterable[str]) -> tuple[str, ...]:
+    """What a hook that gets several models may ask for: these, the batch and the ranks."""
+    return (*models, BATCH, WORLD)
 
 
 def _value(node: Any) -> Any:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from runner.config.hooks import asks_by_name
 from runner.config.models import OWN, teams
 from runner.config.nearest import listed
 from runner.config.run_spec import NonFinite, RunSpec
@@ -39,7 +38,6 @@ def several_faults(spec: RunSpec) -> Iterator[Fault]:
                     rule = f"differs from that of {team[0]}, which is updated together with {name}: one backward goes"
                     way_out = f"through both. Give both the same {group}, or update them in phases of their own."
                     yield Fault(key=f"models.{name}.{group}", message=f"{rule} {way_out}")
-    yield from _unused_faults(spec)
     for name, one in spec.models.items():
         yield from _axes_faults(spec, name, own=one.strategy is not spec.strategy)
     if spec.phases and spec.batch.auto:
@@ -48,17 +46,6 @@ def several_faults(spec: RunSpec) -> Iterator[Fault]:
     if spec.phases and spec.guard.non_finite is NonFinite.SKIP:
         rule = "skip leaves out a whole step, but earlier phases of a step have updated their models by then."
         yield Fault(key="guard.non_finite", message=f"{rule} Use stop or ignore.")
-
-
-def _unused_faults(spec: RunSpec) -> Iterator[Fault]:
-    """A fault for each loss hook that takes none of the models that it updates."""
-    updates = {f"phases.{name}.loss": (phase.loss, phase.updates) for name, phase in spec.phases.items()}
-    if spec.models and not updates and spec.loss is not None:
-        updates["loss"] = spec.loss, teams(spec.models, {})[0]
-    for key, (hook, names) in updates.items():
-        if not any(asks_by_name(hook, name, spec.import_roots) for name in names):
-            rule = f"{hook.target} takes none of the models that it updates. Give it a parameter called"
-            yield Fault(key=f"{key}._target_", message=f"{rule} {' or '.join(names)}.")
 
 
 def _axes_faults(spec: RunSpec, name: str, *, own: bool) -> Iterator[Fault]:

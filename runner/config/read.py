@@ -13,8 +13,8 @@ from runner.config.models import Hook
 from runner.config.nearest import did_you_mean, listed
 from runner.config.of_blocks import ActivationCheckpointing, Blocks, Compile
 from runner.config.parts import MISSING, TARGET, build_part, build_section, imports_any, shown
-from runner.config.read_files import read_files
-from runner.config.read_models import MODELS, PHASES, hook_faults, is_left_out, read_models, taken_by
+from runner.config.read_files import read_files_of
+from runner.config.read_models import SEVERAL, hook_faults, is_left_out, read_models, taken_by
 from runner.config.rules import (
     BatchKeys,
     clip_faults,
@@ -53,7 +53,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "sweep": Sweep,
 }
 HOOKS = tuple(hooks.POSITIONAL)
-KNOWN = ("name", "version", *HOOKS, MODELS, PHASES, *SECTIONS, *GROUPS, *MANY_GROUPS)
+KNOWN = ("name", "version", *HOOKS, *SEVERAL, *SECTIONS, *GROUPS, *MANY_GROUPS)
 UNCHECKED = "The hooks, and the rules between parts, are checked once this is right."
 """The note of an error about names, types and ranges."""
 
@@ -138,11 +138,13 @@ def _read_without_hooks(reading: _Reading, *, check: bool) -> None:
         reading.take(key, None if misplaced else built.value, [*built.faults, *misplaced])
     for key in MANY_GROUPS:
         _read_many(reading, key)
-    several = read_models(reading.config, reading.built, reading.imports)
-    reading.take(MODELS, several.models, several.faults)
-    reading.take(PHASES, several.phases)
     if check:
         _read_files(reading)
+    several = read_models(reading.config, reading.built, reading.imports, files=check)
+    reading.config = {**reading.config, **several.config}
+    reading.built |= several.built
+    reading.faults += several.faults
+    if check:
         reading.config = marked(reading.config, origin=lambda _key: "a file that the recipe names")
         reading.faults += as_far_as_known(lambda: run_faults(reading.built["run"]))
         reading.faults += as_far_as_known(lambda: eval_faults(reading.built["eval"], reading.built["metric"]))
@@ -155,8 +157,10 @@ def _read_hooks(reading: _Reading, *, check: bool) -> RunSpec:
     for key in HOOKS:
         _read_hook(reading, key, check=check)
     if check:
-        names, roots = tuple(reading.built[MODELS]), reading.import_roots
-        reading.faults += hook_faults(reading.config, names, import_roots=roots, imports=reading.imports)
+        roots, imports = reading.import_roots, reading.imports
+        reading.faults += as_far_as_known(
+            lambda: hook_faults(reading.config, reading.built, import_roots=roots, imports=imports)
+        )
     return RunSpec(
         **{key: reading.built[key] for key in KNOWN},
         import_roots=reading.import_roots,
@@ -216,26 +220,17 @@ def _read_many(reading: _Reading, group: str) -> None:
 def _read_files(reading: _Reading) -> None:
     """Put the content of files that parts name into the parts, and into the configuration that will be frozen."""
     reading.config = config = dict(reading.config)
-    _read_files_of(reading, GROUPS, reading.built, config)
+    reading.faults += read_files_of(GROUPS, reading.built, config)
     for group in MANY_GROUPS:
         parts = reading.built[group]
         if parts is not UNKNOWN and parts:
             config[group] = dict(config[group])
-            _read_files_of(reading, parts, parts, config[group], above=f"{group}.")
-
-
-def _read_files_of(
-    reading: _Reading, keys: Iterable[str], parts: dict[str, Any], nodes: dict[str, Any], *, above: str = ""
-) -> None:
-    for key in keys:
-        if parts[key] is not UNKNOWN:
-            parts[key], nodes[key], faults = read_files(parts[key], nodes[key], key=f"{above}{key}")
-            reading.faults += faults
+            reading.faults += read_files_of(parts, parts, config[group], above=f"{group}.")
 
 
 def _read_hook(reading: _Reading, key: str, *, check: bool) -> None:
-    node, models = reading.config.get(key, {}), tuple(reading.built[MODELS])
-    if is_left_out(key, node, several=bool(models), in_phases=bool(reading.built[PHASES])):
+    node, models = reading.config.get(key, {}), tuple(reading.built["models"])
+    if is_left_out(key, node, several=bool(models), in_phases=bool(reading.built["phases"])):
         reading.built[key] = None
         return
     roots, taken = reading.import_roots, taken_by(key, models)

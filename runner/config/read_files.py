@@ -1,14 +1,15 @@
 """Reads the files that parts name, once, before launch."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from runner.config.files import JsonFile
 from runner.config.sections import is_flattened
+from runner.config.unknown import UNKNOWN
 from runner.errors import Fault
 
-__all__ = ["ReadFiles", "read_files"]
+__all__ = ["ReadFiles", "read_files", "read_files_of"]
 
 
 class ReadFiles(NamedTuple):
@@ -49,3 +50,17 @@ def read_files(part: Any, node: Mapping[str, Any], *, key: str) -> ReadFiles:
             faults += inner.faults
     is_changed = any(vars(part)[name] is not value for name, value in changed.items())
     return ReadFiles(dataclasses.replace(part, **changed) if is_changed else part, node, faults)
+
+
+def read_files_of(keys: Iterable[str], parts: dict[str, Any], nodes: dict[str, Any], *, above: str = "") -> list[Fault]:
+    """Replace parts, and the nodes that they were built from, by those whose files have been read.
+
+    Args:
+        above: what stands before the keys, for the faults.
+    """
+    found: list[Fault] = []
+    for key in keys:
+        if parts[key] is not UNKNOWN:
+            parts[key], nodes[key], faults = read_files(parts[key], nodes[key], key=f"{above}{key}")
+            found += faults
+    return found

@@ -7,29 +7,27 @@ from typing import Any, NamedTuple, TypedDict
 
 from runner.config import hooks
 from runner.config.groups import GROUPS
-from runner.config.models import OWN, NamedModel, TrainingPhase
+from runner.config.models import OWN, Hook, NamedModel, TrainingPhase, teams
 from runner.config.nearest import did_you_mean, listed
 from runner.config.parts import MISSING, TARGET, build_part, build_sections, shown
+from runner.config.read_files import read_files_of
 from runner.config.unknown import UNKNOWN
 from runner.errors import Fault
 
 __all__ = [
-    "MODELS",
-    "PHASES",
     "SEVERAL",
     "ModelKeys",
     "PhaseKeys",
     "Several",
     "hook_faults",
     "is_left_out",
-    "offered",
     "read_models",
     "taken_by",
 ]
 
 MODELS = "models"
 PHASES = "phases"
-RESERVED = (hooks.BATCH, hooks.WORLD)
+RESERVED = hooks.offered_by_name(())
 """What the other parameters of a hook that gets several models are called."""
 BY_NAME = ("loss", "predict")
 """Hooks that get several models: each by its name, and the batch as `batch`."""
@@ -83,28 +81,35 @@ class Taken(TypedDict):
 class Several(NamedTuple):
     """The models and phases of a run; none in a run with one model."""
 
-    models: Mapping[str, NamedModel]
-    phases: Mapping[str, TrainingPhase]
+    built: Mapping[str, Mapping[str, Any]]
+    """`models` to NamedModel, and `phases` to TrainingPhase, each by name."""
+    config: Mapping[str, Any]
+    """The section `models` with the content of the files that it names; empty in a run with one model."""
     faults: Sequence[Fault]
 
 
-def read_models(config: Mapping[str, Any], shared: Mapping[str, Any], imports: Callable[[str], bool]) -> Several:
+def read_models(
+    config: Mapping[str, Any], shared: Mapping[str, Any], imports: Callable[[str], bool], *, files: bool
+) -> Several:
     """Build models and phases, without importing their hooks.
 
     Args:
         shared: the run's parts by group.
+        files: also read the files that the models' own parts name.
     """
     built = build_sections(ModelKeys, config.get(MODELS) or {}, key=MODELS)
     phased = build_sections(PhaseKeys, config.get(PHASES) or {}, key=PHASES)
     keys: Mapping[str, ModelKeys] = built.value or {}
     phase_keys: Mapping[str, PhaseKeys] = phased.value or {}
     faults = [*built.faults, *phased.faults]
-    models = {}
+    models, nodes = {}, {}
     for name, one in keys.items():
-        parts = {}
+        parts, nodes[name] = {}, dict(config[MODELS][name])
         for group in OWN:
             parts[group], wrong = _part(name, group, vars(one)[group], config, shared, imports)
             faults += wrong
+        own = [group for group in OWN if vars(one)[group]] if files else ()
+        faults += read_files_of(own, parts, nodes[name], above=f"{MODELS}.{name}.")
         models[name] = NamedModel(model=_hook(one.model), frozen=one.frozen, **parts)
     phases = {
         name: TrainingPhase(loss=_hook(one.loss), updates=tuple(one.updates), rounds=one.rounds)
@@ -112,30 +117,36 @@ def read_models(config: Mapping[str, Any], shared: Mapping[str, Any], imports: C
     }
     if not faults:
         faults += [*_name_faults(keys, config), *_phase_faults(keys, phase_keys)]
-    return Several(models, phases, faults)
+    return Several({MODELS: models, PHASES: phases}, {MODELS: nodes} if nodes else {}, faults)
 
 
 def hook_faults(
-    config: Mapping[str, Any], models: Sequence[str], *, import_roots: Sequence[str], imports: Callable[[str], bool]
+    config: Mapping[str, Any], built: Mapping[str, Any], *, import_roots: Sequence[str], imports: Callable[[str], bool]
 ) -> Iterator[Fault]:
-    """The faults of all hooks of models and phases. Imports them; calls nothing."""
+    """The faults of all hooks of models and phases. Imports those that may be; calls nothing.
+
+    Args:
+        built: the models and phases, and the run's only loss.
+    """
+    models, phases = built[MODELS], built[PHASES]
+    looking: dict[str, Any] = {"import_roots": import_roots, "imports": imports}
     for name in models:
-        yield from hooks.faults_of(
-            config[MODELS][name].get("model"),
-            key=f"{MODELS}.{name}.model",
-            import_roots=import_roots,
-            imports=imports,
-            positional=hooks.POSITIONAL["model"],
-        )
-    for name, node in (config.get(PHASES) or {}).items():
-        yield from hooks.faults_of(
-            node.get("loss"),
-            key=f"{PHASES}.{name}.loss",
-            import_roots=import_roots,
-            imports=imports,
-            positional=0,
-            offered=offered(models),
-        )
+        node, key = config[MODELS][name].get("model"), f"{MODELS}.{name}.model"
+        yield from hooks.faults_of(node, key=key, positional=hooks.POSITIONAL["model"], **looking)
+    for name, phase in phases.items():
+        node, key = config[PHASES][name].get("loss"), f"{PHASES}.{name}.loss"
+        found = [*hooks.faults_of(node, key=key, **taken_by("loss", [*models]), **looking)]
+        yield from found or _takes_none(phase.loss, phase.updates, key=key, **looking)
+    if models and not phases:
+        yield from _takes_none(built["loss"], teams(models, phases)[0], key="loss", **looking)
+
+
+def _takes_none(
+    hook: Hook, updated: Sequence[str], *, key: str, import_roots: Sequence[str], imports: Callable[[str], bool]
+) -> Iterator[Fault]:
+    if imports(hook.target) and not any(hooks.asks(hook, import_roots, name) for name in updated):
+        rule = f"{hook.target} takes none of the models that it updates. Give it a parameter called"
+        yield Fault(key=f"{key}.{TARGET}", message=f"{rule} {' or '.join(updated)}.")
 
 
 def is_left_out(key: str, node: Any, *, several: bool, in_phases: bool) -> bool:
@@ -150,16 +161,11 @@ def is_left_out(key: str, node: Any, *, several: bool, in_phases: bool) -> bool:
 def taken_by(key: str, models: Sequence[str]) -> Taken:
     """What the engine gives to one of the run's own hooks."""
     if models and key in BY_NAME:
-        return {"positional": 0, "offered": offered(models)}
+        return {"positional": 0, "offered": hooks.offered_by_name(models)}
     return {"positional": hooks.POSITIONAL[key], "offered": hooks.OFFERED}
 
 
-def offered(models: Sequence[str]) -> tuple[str, ...]:
-    """What a hook that gets several models can ask for by name."""
-    return (*models, *RESERVED)
-
-
-def _hook(node: Mapping[str, Any]) -> Any:
+def _hook(node: Mapping[str, Any]) -> Hook:
     return hooks.hook_of(node if TARGET in node else {TARGET: MISSING})
 
 

@@ -48,7 +48,7 @@ def _call_data(spec: RunSpec, world: World, ranks: HookRanks) -> Data:
     One that asks for the ranks is called on all of them at once: it says itself which goes first.
     """
     call = hooks.resolve(spec.data, spec.import_roots)
-    if hooks.asks("data", spec.data, spec.import_roots):
+    if hooks.asks(spec.data, spec.import_roots):
         seed_all(spec.run.seed)
         data = call(**{hooks.WORLD: ranks.all})
     else:

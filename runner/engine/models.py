@@ -54,15 +54,15 @@ def hook_call(key: str, hook: Hook, spec: RunSpec, ranks: HookRanks) -> Call:
     call = hooks.resolve(hook, spec.import_roots)
     if spec.models:
         return _call_by_name(call, hook, spec, ranks)
-    if not hooks.asks(key, hook, spec.import_roots):
+    if not hooks.asks(hook, spec.import_roots, positional=hooks.POSITIONAL[key]):
         return lambda model, batch, items: call(model, batch)
     counting, filler = ranks.all, ranks.filler  # communicators are made for hooks that ask for them only
     return lambda model, batch, items: call(model, batch, world=counting if items else filler)
 
 
 def _call_by_name(call: Callable[..., Any], hook: Hook, spec: RunSpec, ranks: HookRanks) -> Call:
-    offered = (*spec.models, hooks.BATCH, hooks.WORLD)
-    asked = [name for name in offered if hooks.asks_by_name(hook, name, spec.import_roots)]
+    offered = hooks.offered_by_name(spec.models)
+    asked = [name for name in offered if hooks.asks(hook, spec.import_roots, name)]
     counting, filler = (ranks.all, ranks.filler) if hooks.WORLD in asked else (None, None)
 
     def by_name(models: Mapping[str, Module], batch: Any, items: int) -> Any:
@@ -87,7 +87,7 @@ def call_model(spec: RunSpec, ranks: HookRanks, see: Callable[[Module], None]) -
     """Call the model hook with the same seed on every rank, so that initial weights are equal by construction."""
     hook = spec.model
     assert hook is not None
-    offered = {hooks.WORLD: ranks.all} if hooks.asks("model", hook, spec.import_roots) else {}
+    offered = {hooks.WORLD: ranks.all} if hooks.asks(hook, spec.import_roots) else {}
     seed_all(spec.run.seed)
     model = hooks.resolve(hook, spec.import_roots)(**offered)
     if not isinstance(model, Module):

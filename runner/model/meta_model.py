@@ -37,7 +37,7 @@ def build_meta_model(spec: RunSpec, *, converted: bool = False) -> "Module":
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # for example, that loading values has no effect
-            offered = {WORLD: _ranks(spec)} if asks("model", hook, roots) else {}
+            offered = {WORLD: _ranks(spec)} if asks(hook, roots) else {}
             model = resolve(hook, roots)(**offered)
             if converted:
                 spec.precision.convert(model, spec.hardware)

@@ -1,5 +1,6 @@
 """The sections `models` and `phases`: what is built of them, and every fault."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,8 @@ def test_phases_are_in_their_order(composed: Read) -> None:
         (["loss._target_=models_hooks.neither"], "loss._target_", "a parameter called left or right"),
         (["+loss.left=3"], "loss.left", "gets left from the runner"),
         ([PHASES[0]], "models.right", "is updated by no phase"),
+        ([*PHASES, "phases.first.loss._target_=models_hooks.boht"], "phases.first.loss._target_", "Did you mean both?"),
+        (["loss._target_=models_hooks.boht"], "loss._target_", "Did you mean both?"),
         ([*PHASES, "phases.first.updates=[lift]"], "phases.first.updates", "Did you mean left?"),
         ([*PHASES, "phases.first.updates=[]"], "phases.first.updates", "There are: left, right"),
         ([*PHASES, "phases.first.updates=[right,left]"], "phases.second.updates", "shares right with phases.first"),
@@ -136,3 +139,41 @@ def test_a_fault_names_the_model_and_a_way_out(composed: Read, overrides: list[s
         composed(*overrides)
     found = [fault.message for fault in caught.value.faults if fault.key == key]
     assert any(said in message for message in found), caught.value.faults
+
+
+def test_hooks_that_may_not_be_imported_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "unwanted_hooks.py").write_text("open('imported', 'w').close()\n" + HOOKS)
+    (tmp_path / "recipes" / "two.yaml").write_text(RECIPE.replace("models_hooks", "unwanted_hooks"))
+    for overrides in ((), [one.replace("models_hooks", "unwanted_hooks") for one in PHASES]):
+        assert list(compose(find("two"), overrides).read_without_imports().models) == ["left", "right"]
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_file_that_a_model_or_all_of_them_name_is_read_before_launch(composed: Read, tmp_path: Path) -> None:
+    for name, size in ("own", 1_000_000), ("shared", 2_000_000):
+        content = {"zero_optimization": {"stage": 2, "reduce_bucket_size": size}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    spec = composed(
+        "hardware=cpu",
+        "strategy=deepspeed_zero2",
+        "strategy.config_file=shared.json",
+        "+models.right.strategy.config_file=own.json",
+        *PHASES,
+    )
+    for file in tmp_path.glob("*.json"):
+        file.unlink()  # workers of a run, and those that resume it, need no file
+    strategies: list[Any] = [one.strategy for one in spec.models.values()]
+    read = [one.config_file.content["zero_optimization"]["reduce_bucket_size"] for one in strategies]
+    assert read == [2_000_000, 1_000_000]
+    frozen = [spec.config["strategy"], spec.config["models"]["right"]["strategy"]]
+    assert [node["config_file"]["content"]["zero_optimization"]["reduce_bucket_size"] for node in frozen] == [
+        2_000_000,
+        1_000_000,
+    ]
+
+
+def test_a_model_names_a_file_that_is_not_there(composed: Read) -> None:
+    with pytest.raises(SpecError, match=r"models\.right\.strategy\.config_file"):
+        composed("hardware=cpu", "strategy=deepspeed_zero2", "+models.right.strategy.config_file=nowhere.json", *PHASES)
