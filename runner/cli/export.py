@@ -7,7 +7,7 @@ from runner.config.nearest import did_you_mean, listed
 from runner.errors import Fault, SpecError
 from runner.protocols.state import MODEL
 from runner.runs.chosen import chosen_checkpoint
-from runner.storage.export import export_weights, fresh_directory, model_tensors, models_in
+from runner.storage.export import as_exported, export_weights, fresh_directory, models_in
 from runner.storage.pretrained import write_model_config
 
 __all__ = ["export"]
@@ -22,12 +22,13 @@ def export(found: argparse.Namespace) -> int:
     """
     run_dir = existing_run(found.dir)
     checkpoint = chosen_checkpoint(run_dir, found.step)
-    model = _chosen(found.model, [*models_in(checkpoint)])
+    models = models_in(checkpoint)
+    model = _chosen(found.model, [*models])
     folder = checkpoint.name if model == MODEL else f"{checkpoint.name}-{model}"
     out = (found.out or run_dir.path / "export" / folder).absolute()
     with fresh_directory(out) as partial:
         if not found.no_config:
-            tensors = model_tensors(checkpoint, dtype=found.dtype, model=model)
+            tensors = as_exported(models.get(model, {}), found.dtype)
             write_model_config(partial, run_dir.model_config(model), tensors)
         export_weights(checkpoint, partial, dtype=found.dtype, max_shard_bytes=found.max_shard_size, model=model)
     for file in sorted(out.iterdir()):

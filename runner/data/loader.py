@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from runner.data.collate import collate_in_worker, collated
-from runner.data.gather import gather_function
+from runner.data.gather import Gather, gather_function
 from runner.data.seeded import SeededItems, read_function
 from runner.data.transfer import Sender
 from runner.errors import DataError
@@ -106,11 +106,15 @@ def fetch_function(dataset: Any, options: LoaderOptions, *, seed: int) -> Callab
 
 
 def _batch_function(dataset: Any, collate: Callable[[list[Any]], Any]) -> Callable[[list[int]], Any]:
-    gather = gather_function(dataset) if collate is default_collate else None
+    gather = _gather_function(dataset, collate)
     if gather is not None:
         return gather
     get_many = read_function(dataset)
     return lambda indices: collated(collate, get_many(indices), indices=indices)
+
+
+def _gather_function(dataset: Any, collate: Callable[[list[Any]], Any]) -> Gather | None:
+    return gather_function(dataset) if collate is default_collate else None
 
 
 def micro_batch(items: list[Any], counted: int, options: LoaderOptions) -> MicroBatch:
@@ -170,7 +174,7 @@ class _SeededBatches:
     @cached_property
     def _fetch(self) -> Callable[[list[int], int], Any]:
         """Made where it is used: a worker may be a new interpreter, which functions cannot be sent to."""
-        gather = gather_function(self._dataset) if self._collate is default_collate else None
+        gather = _gather_function(self._dataset, self._collate)
         if gather is not None:
             return lambda indices, epoch: gather(indices)
         collate = collate_in_worker if self._collate is default_collate else self._collate

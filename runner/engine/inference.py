@@ -15,9 +15,9 @@ from runner.config.task import Task
 from runner.engine.build import open_data
 from runner.engine.evaluate import prefixes
 from runner.engine.listeners import Listeners, build_listeners
-from runner.engine.models import Call
 from runner.engine.placing import place
 from runner.engine.trackers import NoTrackers
+from runner.model.named import Call
 from runner.protocols import Data, Placed, Progress, SavedState, State, Trackers, Trainable, World
 from runner.storage.checkpoints import Checkpoints
 from runner.storage.exported import open_exported

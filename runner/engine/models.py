@@ -10,6 +10,7 @@ from runner.config import hooks
 from runner.config.models import Hook
 from runner.config.run_spec import RunSpec
 from runner.errors import HookError, ModelError
+from runner.model.named import Call
 from runner.model.shape import apply_compile, apply_recompute
 from runner.protocols import Builder
 from runner.protocols.state import MODEL
@@ -18,8 +19,6 @@ from runner.world.seeds import seed_all
 
 See = Callable[[Module, str], None]
 """Given a model as its hook returned it, and its name."""
-Call = Callable[[Any, Any, int], Any]
-"""A hook, given the model (or several by name), a batch, and how many of its items count."""
 
 
 def look_at_nothing(model: Module, name: str) -> None:

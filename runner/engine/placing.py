@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from runner.config.run_spec import RunSpec
-from runner.engine.models import Call, See, builder_of
+from runner.engine.models import See, builder_of
+from runner.model.named import Call
 from runner.protocols import Placed, Trainable, World
 from runner.teams.phases import Turns
 from runner.world.hook_ranks import HookRanks

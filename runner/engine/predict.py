@@ -16,10 +16,11 @@ from runner.config.task import Task
 from runner.data.datasets import is_stream, num_items, prediction_sets
 from runner.data.passes import Passes
 from runner.engine.inference import Inference, Replacement, keep, open_inference
-from runner.engine.models import Call, hook_call
+from runner.engine.models import hook_call
 from runner.engine.progress import open_progress
 from runner.engine.session import Stopping
 from runner.errors import DataError, HookError
+from runner.model.named import Call
 from runner.prediction.parts import Parts
 from runner.protocols import Loss, MicroBatchLoss, World
 from runner.world.activity import Activity, Phase

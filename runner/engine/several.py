@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 import xxhash
@@ -13,10 +13,10 @@ from torch.nn import Module, Parameter
 from runner.config.models import teams
 from runner.config.of_blocks import Compiled, Recompute
 from runner.config.run_spec import RunSpec
-from runner.engine.models import Call, See, call_model, hook_call, look_at_nothing
+from runner.engine.models import See, call_model, hook_call, look_at_nothing
 from runner.errors import Fault, SpecError
 from runner.model.blocks import block_faults
-from runner.model.named import Cast, Models, in_context
+from runner.model.named import Call, Cast, Models, in_context
 from runner.model.shape import apply_compile, apply_recompute
 from runner.protocols import Builder, Placed, Precision, Trainable, World
 from runner.teams.joint_optimizer import JointOptimizer
@@ -26,6 +26,8 @@ from runner.teams.trainable import SeveralTrainable
 from runner.world.hook_ranks import HookRanks
 from runner.world.other_mesh import with_axes
 from runner.world.seeds import mix
+
+P = TypeVar("P", bound=Placed)
 
 
 def prepare_several(spec: RunSpec, ranks: HookRanks, world: World, *, see: See) -> tuple[Trainable, Turns | None]:
@@ -80,11 +82,11 @@ class _Several:
         self._without_blocks: list[list[Fault]] = []  # by team
         self._precisions_differ = any(other != first for other in others)
 
-    def place_each(self, names: Iterable[str]) -> list[Team]:
+    def place_each(self, names: Iterable[str]) -> list[Team[Placed]]:
         """Place models without optimizers, each by its own strategy. Collective."""
         return [self._joined(Team((name,), self._strategy(name).place(*self._given((name,))))) for name in names]
 
-    def prepare_each(self, updated: Iterable[tuple[str, ...]]) -> list[Team]:
+    def prepare_each(self, updated: Iterable[tuple[str, ...]]) -> list[Team[Trainable]]:
         """Prepare models to be trained, those that are updated together as one. Collective."""
         return [self._joined(Team(names, self._strategy(names[0]).prepare(*self._given(names)))) for names in updated]
 
@@ -106,7 +108,7 @@ class _Several:
         )
         return builder, with_axes(self._world, axes)
 
-    def _joined(self, team: Team) -> Team:
+    def _joined(self, team: Team[P]) -> Team[P]:
         self.cast.join(team.placed.models)
         for name in team.names:
             if self._spec.models[name].frozen:

@@ -8,8 +8,8 @@ from torch.nn import Module
 
 from runner.protocols import Loss
 
-Call = Callable[[Mapping[str, Module], Any, int], Any]
-"""A hook that gets models by name: given all of them, a batch, and how many of its items count."""
+Call = Callable[[Any, Any, int], Any]
+"""A hook, given the model (or all of several by name), a batch, and how many of its items count."""
 
 
 @final

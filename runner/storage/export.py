@@ -30,7 +30,7 @@ from runner.storage.memory import DTYPES, dtype_name, view_bytes
 from runner.storage.names import from_names
 from runner.storage.tensors import read_tensor
 
-__all__ = ["FLOATS", "export_weights", "fresh_directory", "model_tensors", "models_in"]
+__all__ = ["FLOATS", "as_exported", "export_weights", "fresh_directory", "models_in"]
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that floating tensors can be converted to."""
@@ -54,15 +54,11 @@ def models_in(checkpoint: Path) -> dict[str, dict[str, TensorMetadata]]:
     return from_names(metadata).models
 
 
-def model_tensors(checkpoint: Path, *, dtype: str | None, model: str = MODEL) -> dict[str, TensorMetadata]:
-    """A model's tensors in a committed checkpoint, by the model's own names, with the dtypes of the export.
-
-    Raises:
-        CheckpointError: the checkpoint is corrupted.
-    """
+def as_exported(stored: Mapping[str, TensorMetadata], dtype: str | None) -> dict[str, TensorMetadata]:
+    """A model's tensors with the dtypes that they have in an export; None = as stored."""
     return {
         name: one._replace(dtype=dtype if dtype and DTYPES[one.dtype].is_floating_point else one.dtype)
-        for name, one in models_in(checkpoint).get(model, {}).items()
+        for name, one in stored.items()
     }
 
 
@@ -81,8 +77,8 @@ def export_weights(
             dtype.
         OSError: the directory cannot be written to.
     """
-    stored = model_tensors(checkpoint, dtype=None, model=model)
-    exported = model_tensors(checkpoint, dtype=dtype, model=model)
+    stored = models_in(checkpoint).get(model, {})
+    exported = as_exported(stored, dtype)
     shards = _shards(exported, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple, final
+from typing import Generic, NamedTuple, TypeVar, final
 
 from torch import Tensor
 from torch.nn import Module
@@ -12,19 +12,21 @@ from runner.protocols import MicroBatch, MicroBatchLoss, Placed, SavedState, Sta
 from runner.strategy.common.placed_module import evaluation_mode
 from runner.teams.state import SavedTeam, check_same_models, of_run
 
+P_co = TypeVar("P_co", bound=Placed, covariant=True)
 
-class Team(NamedTuple):
+
+class Team(NamedTuple, Generic[P_co]):
     """Models that one strategy has placed together."""
 
     names: tuple[str, ...]
-    placed: Placed
+    placed: P_co
 
 
 @final
 class SeveralPlaced:
     """All models of a run, by name."""
 
-    def __init__(self, teams: Sequence[Team], cast: Cast, *, evaluated: Call | None) -> None:
+    def __init__(self, teams: Sequence[Team[Placed]], cast: Cast, *, evaluated: Call | None) -> None:
         """Hold models that are placed already.
 
         Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import cast, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
 from runner.model.named import Call, Cast
-from runner.protocols import MicroBatch, MicroBatchLoss, SavedState, State, StepBatches, Trainable
+from runner.protocols import MicroBatch, MicroBatchLoss, Placed, SavedState, State, StepBatches, Trainable
 from runner.protocols.state import MODEL
 from runner.strategy.common.around import Around
 from runner.teams.joint_optimizer import JointOptimizer
@@ -22,15 +22,17 @@ from runner.teams.placed import SeveralPlaced, Team
 class SeveralTrainable(Around):
     """All models of a run. Its own step is that of the first team; `turns` has those of all phases."""
 
-    def __init__(self, trained: Sequence[Team], frozen: Sequence[Team], cast: Cast, evaluated: Call | None) -> None:
+    def __init__(
+        self, trained: Sequence[Team[Trainable]], frozen: Sequence[Team[Placed]], cast: Cast, evaluated: Call | None
+    ) -> None:
         """Hold models that are prepared already.
 
         Args:
-            trained: models that are updated together, with a trainable.
+            trained: models that are updated together.
             frozen: models without an optimizer.
             evaluated: the hook that evaluations call; None = there are none.
         """
-        super().__init__(_trainable(trained[0]))
+        super().__init__(trained[0].placed)
         self._trained = trained
         self._cast = cast
         self._placed = SeveralPlaced([*trained, *frozen], cast, evaluated=evaluated)
@@ -45,14 +47,14 @@ class SeveralTrainable(Around):
         """The optimizer of each model that is updated."""
         found: dict[str, torch.optim.Optimizer] = {}
         for team in self._trained:
-            optimizer = _trainable(team).optimizers[MODEL]
+            optimizer = team.placed.optimizers[MODEL]
             found |= optimizer.parts if isinstance(optimizer, JointOptimizer) else {team.names[0]: optimizer}
         return found
 
     @property
     def exchange_bytes(self) -> int:
         """What all teams exchange."""
-        return sum(_trainable(team).exchange_bytes for team in self._trained)
+        return sum(team.placed.exchange_bytes for team in self._trained)
 
     def turns(self, phases: Sequence[Phase], batches: StepBatches) -> Iterator[Turn]:
         """The updates of a step, each to be taken before the next one is asked for."""
@@ -63,14 +65,14 @@ class SeveralTrainable(Around):
             with ExitStack() as held:
                 for team in self._trained:
                     if team is not own:
-                        held.enter_context(_without_gradients(_trainable(team)))
+                        held.enter_context(_without_gradients(team.placed))
                 for each in rounds[len(rounds) - phase.rounds :]:
-                    yield Turn(phase.name, _OfAll(_trainable(own), self.models), each)
+                    yield Turn(phase.name, _OfAll(own.placed, self.models), each)
 
     def discard(self) -> None:
         """Drop the gradients of all models."""
         for team in self._trained:
-            _trainable(team).discard()
+            team.placed.discard()
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
         """Evaluate with all models."""
@@ -97,10 +99,6 @@ class _OfAll(Around):
     def models(self) -> Mapping[str, Module]:
         """Every model."""
         return self._models
-
-
-def _trainable(team: Team) -> Trainable:
-    return cast("Trainable", team.placed)
 
 
 @contextmanager

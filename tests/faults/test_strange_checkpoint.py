@@ -20,7 +20,7 @@ from runner.errors import CheckpointError
 from runner.protocols import Progress, State
 from runner.storage.checkpoints import Checkpoints
 from runner.storage.commit import recover
-from runner.storage.export import export_weights, model_tensors
+from runner.storage.export import export_weights, models_in
 from runner.storage.integrity import verify_everything
 from runner.world.solo import SoloWorld
 from tests.storage.forging import change_manifest, change_metadata, plant, plant_payload, sealed
@@ -79,7 +79,7 @@ def test_absurd_claims_are_refused_before_anything_is_allocated(checkpoint: Path
     said = refused(checkpoint)
     assert "metadata.json is corrupted: tensors['model.a'].chunks[0] is not a box within its tensor." in said
     with pytest.raises(CheckpointError, match=r"metadata.json is corrupted: .* Export another checkpoint"):
-        model_tensors(checkpoint, dtype=None)
+        models_in(checkpoint)
 
 
 def first(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from runner.checkpoint.sharded import Sharded
 from runner.errors import CheckpointError
 from runner.protocols import Progress
 from runner.storage.commit import begin, commit
-from runner.storage.export import export_weights, fresh_directory, model_tensors
+from runner.storage.export import export_weights, fresh_directory, models_in
 from runner.storage.format import METADATA, STATE, Chunk, File, Manifest, TensorMetadata, encode_metadata, encode_state
 from runner.storage.format import hash_of as xxh3
 from runner.world.solo import SoloWorld
@@ -194,7 +194,7 @@ def test_a_missing_file_is_told(saved: Save, tmp_path: Path) -> None:
     checkpoint = saved(FIVE)
     (checkpoint / "rank_0.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"rank_0.safetensors is missing. Export another checkpoint of the run"):
-        model_tensors(checkpoint, dtype=None)
+        models_in(checkpoint)
 
 
 def test_a_payload_that_cannot_be_read_is_told(tmp_path: Path) -> None:

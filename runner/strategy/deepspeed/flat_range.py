@@ -50,14 +50,7 @@ class FlatRange(Boxed):
 
     @staticmethod
     def __new__(
-        cls,
-        elements: Callable[[], Tensor],
-        *,
-        shape: Sequence[int],
-        start: int,
-        length: int,
-        dtype: torch.dtype,
-        is_swapped: bool = False,
+        cls, elements: Callable[[], Tensor], *, shape: Sequence[int], dtype: torch.dtype, **others: int
     ) -> "FlatRange":
         """Create a tensor of this shape and dtype without storage."""
         tensor: FlatRange = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype)

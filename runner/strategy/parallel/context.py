@@ -26,11 +26,10 @@ from runner.strategy.parallel.balance import in_order
 from runner.strategy.parallel.context_blocks import context_blocks
 from runner.strategy.parallel.parts import of_part, part_of, replicated, summed
 from runner.strategy.parallel.ring import attention, ring_attention, scaled_dot_product_attention
+from runner.strategy.parallel.sequence import SEQUENCE
 from runner.strategy.parallel.styles import is_transposed
 from runner.strategy.parallel.whole_loss import Hook, whole_result
 
-SEQUENCE = 1
-"""The dimension of activations that is divided: [items, length, features]."""
 ACTIVATION_DIMS = 3
 
 

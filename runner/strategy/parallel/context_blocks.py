@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 from runner.config.nearest import listed
 from runner.errors import Fault
 from runner.model.blocks import own_classes
+from runner.strategy.parallel.split import blocks_of
 from runner.strategy.parallel.styles import Style, plan_of, planned
 
 if TYPE_CHECKING:
     from torch.nn import Module
-
-LISTS = ("ModuleList", "Sequential")
-"""Containers whose members are blocks, if neither the recipe nor the model names classes."""
 
 
 def context_blocks(model: "Module", classes: Sequence[str]) -> "list[Module]":
@@ -22,7 +20,9 @@ def context_blocks(model: "Module", classes: Sequence[str]) -> "list[Module]":
         classes: of blocks; empty = those that the model names, or else the members of its outermost lists of modules.
     """
     names = classes or own_classes(model)
-    return [module for module in model.modules() if type(module).__name__ in names] if names else list(_members(model))
+    if names:
+        return [module for module in model.modules() if type(module).__name__ in names]
+    return [model.get_submodule(name) for name in blocks_of(model)]
 
 
 def context_faults(model: "Module", *, classes: Sequence[str], plan: Mapping[str, str] | None) -> Iterator[Fault]:
@@ -45,11 +45,3 @@ def context_faults(model: "Module", *, classes: Sequence[str], plan: Mapping[str
         if style is Style.COLWISE_LOSS_PARALLEL:
             rule = f"{pattern}: {style} splits logits that strategy.context has divided already. Use"
             yield Fault(key="strategy.tensor_plan", message=f"{rule} {Style.COLWISE_GATHER_OUTPUT}.")
-
-
-def _members(model: "Module") -> "Iterator[Module]":
-    if type(model).__name__ in LISTS:
-        yield from model.children()
-        return
-    for child in model.children():
-        yield from _members(child)

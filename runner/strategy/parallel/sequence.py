@@ -11,7 +11,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.placement_types import Placement
 
 SEQUENCE = 1
-"""The dimension of activations that sequence parallelism splits: [items, length, features]."""
+"""The dimension of activations by which sequences are divided: [items, length, features]."""
 
 
 @final

@@ -46,7 +46,7 @@ def cut_model(model: "Module", *, num_stages: int, split: Sequence[str]) -> Cut:
 def split_faults(model: "Module", *, num_stages: int, split: Sequence[str]) -> Iterator[Fault]:
     """Report names of `split` that are not modules or stand in another order, and models that cannot be balanced."""
     if not split:
-        blocks = list(_candidates(model))
+        blocks = list(blocks_of(model))
         if len(blocks) < num_stages:
             rule = f"the model has {len(blocks)} blocks at which one of {num_stages} stages could begin"
             children = listed([name for name, _ in model.named_children()])
@@ -86,18 +86,18 @@ def _pieces(model: "Module", begins: Sequence[str]) -> Iterator[tuple[str, int]]
     yield from walk(model, "")
 
 
-def _candidates(model: "Module", prefix: str = "") -> Iterator[str]:
-    """The members of the outermost chains."""
+def blocks_of(model: "Module", prefix: str = "") -> Iterator[str]:
+    """The names of the members of the outermost chains."""
     if type(model).__name__ in CHAINS:
         yield from (f"{prefix}{key}" for key, _ in model.named_children())
         return
     for key, child in model.named_children():
-        yield from _candidates(child, f"{prefix}{key}.")
+        yield from blocks_of(child, f"{prefix}{key}.")
 
 
 def _balanced(model: "Module", num_stages: int) -> tuple[str, ...]:
     """The candidates at which the stages after the first begin."""
-    candidates = list(_candidates(model))
+    candidates = list(blocks_of(model))
     sizes = [0] * (len(candidates) + 1)
     for name, cell in _pieces(model, candidates):
         sizes[cell] += sum(parameter.numel() for parameter in model.get_submodule(name).parameters())
