@@ -1,16 +1,18 @@
 """What reading costs: resuming at any depth, reading beside a DataLoader, and the padding that a cut saves.
 
-Ratios of alternating measurements in one process, medians.
+Ratios of alternating measurements, medians.
 
     python benchmarks/data.py                 # all
     python benchmarks/data.py resume reading  # some
 """
 
 import argparse
+import multiprocessing
 import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -26,6 +28,7 @@ from runner.data.stream import Stream as StreamChoice
 from runner.data.streamed import StreamedSource
 from runner.order.shuffled import Shuffled as ShuffledOption
 from runner.protocols import LoaderOptions, SourceRequest
+from runner.world.memory import keep_freed_blocks
 from runner.world.solo import SoloWorld
 from user_hooks.pydoc_pairs import PADDING, build_data, build_model, compute_loss
 
@@ -100,30 +103,55 @@ def resume(repeats: int) -> None:
     tracemalloc.stop()
 
 
+NUM_SMALL, NUM_LARGE = 20_000, 2_000
+
+
+def numbers() -> torch.Tensor:
+    return torch.arange(2.0 * NUM_SMALL * 8).reshape(-1, 8)
+
+
+DATASETS: dict[str, tuple[Callable[[], Any], int]] = {
+    "small items (32 bytes)": (lambda: Items(2 * NUM_SMALL, 8), NUM_SMALL),
+    "large items (200000 bytes)": (lambda: Items(2 * NUM_LARGE, 50_000), NUM_LARGE),
+    "TensorDataset (32 bytes and 4)": (lambda: TensorDataset(numbers(), numbers()[:, 0]), NUM_SMALL),
+    "NumPy array (32 bytes)": (lambda: numbers().numpy(), NUM_SMALL),
+}
+"""Each with the items that are read: half of it, since both read ahead until the end of the measurement."""
+
+
 def reading(repeats: int) -> None:
-    """Our steps beside the batches of a DataLoader with the same dataset, collate, workers and prefetch."""
+    """Our steps beside the batches of a DataLoader with the same dataset, collate, workers and prefetch.
+
+    Each measurement in a process of its own: what the system takes for memory differs between processes.
+    """
     print("reading, items a second                                  DataLoader     ours    ratio")
-    num_small, num_large = 20_000, 2_000
-    # Twice the items that are read: both read ahead until the end of the measurement.
-    numbers = torch.arange(2.0 * num_small * 8).reshape(-1, 8)
-    datasets: dict[str, tuple[Any, int]] = {
-        "small items (32 bytes)": (Items(2 * num_small, 8), num_small),
-        "large items (200000 bytes)": (Items(2 * num_large, 50_000), num_large),
-        "TensorDataset (32 bytes and 4)": (TensorDataset(numbers, numbers[:, 0]), num_small),
-        "NumPy array (32 bytes)": (numbers.numpy(), num_small),
-    }
-    for what, (dataset, num_items) in datasets.items():
+    for what, (_, num_items) in DATASETS.items():
         for workers in (0, 2):
-            loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers)
-            steps = num_items // BATCH
-            theirs, ours = alternate(
-                repeats, partial(drained, loader, steps), partial(drained, source(dataset, workers=workers), steps)
-            )
-            rates = steps * BATCH / theirs, steps * BATCH / ours
+            ways = [partial(in_new_process, read_s, what, workers, ours) for ours in (False, True)]
+            rates = [num_items / seconds for seconds in alternate(repeats, *ways)]
             print(
                 f"{f'{what}, {workers} workers':55} {rates[0]:11,.0f} {rates[1]:8,.0f} {rates[1] / rates[0]:8.2f}",
                 flush=True,
             )
+
+
+def in_new_process(measure: Callable[..., float], *arguments: Any) -> float:
+    """What a function returns in a new interpreter."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def read_s(what: str, workers: int, ours: bool) -> float:
+    """Seconds to read a dataset: by us, in a process set up as a run's, or by a DataLoader."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for workers: the default on Linux, but not in a new process
+    build, num_items = DATASETS[what]
+    dataset, steps = build(), num_items // BATCH
+    if ours:
+        keep_freed_blocks()
+        return alternate(3, partial(drained, source(dataset, workers=workers), steps))[0]
+    loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers)
+    return alternate(3, partial(drained, loader, steps))[0]
 
 
 class Stream(IterableDataset[torch.Tensor]):

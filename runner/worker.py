@@ -25,6 +25,7 @@ from runner.world.activity import Activity, Phase
 from runner.world.group import open_world
 from runner.world.handover import receive
 from runner.world.identity import find_identity
+from runner.world.memory import keep_freed_blocks
 
 LAUNCHER_FIRST_S = 60.0
 """How much longer torch waits in a collective than the launcher, which can name the rank that is missing."""
@@ -53,6 +54,7 @@ def work(spec_path: Path, stopping: Stopping, activity: Activity) -> None:
         timeout = timedelta(seconds=spec.hardware.timeout_s + LAUNCHER_FIRST_S)
         world = open_world(spec.hardware, axes, identity, timeout=timeout, activity=activity)
         activity.enter(Phase.BUILDING)
+        keep_freed_blocks()
         with _debugging(spec, world):
             # The session must be freed before its world closes: a DDP model's destructor has hung without a group.
             task = read_task(run_dir) if spec_path.name == JOB else None

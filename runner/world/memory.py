@@ -2,13 +2,17 @@
 
 import ctypes
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+M_TRIM_THRESHOLD = -1  # glibc's malloc.h
+M_MMAP_THRESHOLD = -3
 LARGE = 1 << 20  # bytes; larger blocks are mapped separately. glibc raises this to up to 32 MiB as blocks are freed
+LARGEST_KEPT = 1 << 25  # glibc allows no more
+TRIMMED_FROM = 1 << 17  # bytes that are free at the end of the heap: what glibc begins with
+KEPT = 1 << 30
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -24,6 +28,17 @@ def free_bytes(device: torch.device) -> int:
         return 0
 
 
+def keep_freed_blocks() -> None:
+    """Make the host's allocator keep up to 1 GiB of freed blocks of up to 32 MiB each, from now on.
+
+    A step frees as much as the next one allocates. By default glibc returns it to the system, or keeps it, depending on
+    what else lies where in memory; whatever it returns the system must zero and map again.
+
+    Does nothing for other C libraries.
+    """
+    _set_options({M_MMAP_THRESHOLD: LARGEST_KEPT, M_TRIM_THRESHOLD: KEPT})
+
+
 def return_large_blocks(device: torch.device) -> None:
     """Make the host's allocator return large blocks to the system when they are freed, from now on.
 
@@ -31,13 +46,17 @@ def return_large_blocks(device: torch.device) -> None:
     later one. A step on the CPU becomes a little slower, since its pages are mapped again. Does nothing for other
     devices or other C libraries.
     """
-    if device.type != "cpu":
-        return
+    if device.type == "cpu":
+        _set_options({M_MMAP_THRESHOLD: LARGE, M_TRIM_THRESHOLD: TRIMMED_FROM})
+
+
+def _set_options(options: Mapping[int, int]) -> None:
     try:
         set_option = ctypes.CDLL(None).mallopt
     except AttributeError:  # macOS, musl
         return
-    set_option(M_MMAP_THRESHOLD, LARGE)
+    for option, value in options.items():
+        set_option(option, value)
 
 
 def _free_on_host() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""What is left of the host's memory, and that large blocks go back to it."""
+"""What is left of the host's memory, and whether freed blocks go back to it."""
 
 import resource
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from runner.world.memory import free_bytes, return_large_blocks
+from runner.world.memory import free_bytes, keep_freed_blocks, return_large_blocks
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -34,12 +34,28 @@ def returning(rank: Any) -> None:
     assert data_bytes() - before < 16 * MIB
 
 
+def keeping(rank: Any) -> None:
+    keep_freed_blocks()
+    held = [torch.ones(1 << 18) for _ in range(16)]  # of 1 MiB
+    del held
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        batch = torch.stack([torch.ones(1 << 17) for _ in range(8)])  # 8 blocks of 512 KiB, and one of 4 MiB
+        del batch
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert pages < 200, "of 10 × 8 MiB, which are 20,480 pages"
+
+
 def test_a_limit_bounds_what_is_left() -> None:
     spawn(limited)
 
 
 def test_a_large_block_leaves_no_hole() -> None:
     spawn(returning)
+
+
+def test_what_a_step_frees_serves_the_next() -> None:
+    spawn(keeping)
 
 
 def test_of_a_device_without_numbers_nothing_is_known() -> None:
