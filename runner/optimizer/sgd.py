@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 from runner.errors import Fault
+from runner.optimizer.fused import fused_or_default
 from runner.optimizer.groups import check_patterns, group_checks, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
 
@@ -39,7 +40,7 @@ class SGD:
     base_items: int | None = None
     """The batch.items that `lr` was tuned for; needed if `scale_lr` is not none."""
     fused: bool | None = None
-    """Use torch's fused implementation; null = torch's default for the device, which is foreach on a GPU."""
+    """Use torch's fused implementation; null = where it is fastest: with momentum, on the CPU in float32."""
 
     def __post_init__(self) -> None:
         if not self.lr >= 0:
@@ -66,12 +67,13 @@ class SGD:
         import torch
 
         lr = scaled(self.lr, self.scale_lr, base_items=self.base_items, items=items)
+        groups = parameter_groups(named_parameters, lr=lr, no_decay=self.no_decay, groups=self.groups)
         return torch.optim.SGD(
-            parameter_groups(named_parameters, lr=lr, no_decay=self.no_decay, groups=self.groups),
+            groups,
             lr=lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
             dampening=self.dampening,
             weight_decay=self.weight_decay,
-            fused=self.fused,
+            fused=fused_or_default(self.fused, groups) if self.momentum else self.fused,
         )

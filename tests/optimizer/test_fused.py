@@ -1,11 +1,16 @@
-"""One kernel for all parameters, or torch's own choice: the same steps."""
+"""One kernel for all parameters, or a loop over them: the same steps. Which one a recipe gets that leaves it open."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from runner.optimizer.adamw import AdamW
 from runner.optimizer.sgd import SGD
@@ -25,19 +30,47 @@ def after_steps(part: Any) -> tuple[torch.optim.Optimizer, dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("part", [AdamW, SGD])
-def test_a_fused_optimizer_takes_the_steps_of_the_default(part: Any) -> None:
+def test_a_fused_optimizer_takes_the_steps_of_a_loop(part: Any) -> None:
     fused, weights = after_steps(part(lr=0.1, fused=True))
-    default, expected = after_steps(part(lr=0.1))
-    assert fused.defaults["fused"] is True
-    assert default.defaults["fused"] is None  # torch chooses: foreach on a GPU, a loop on the host
+    loop, expected = after_steps(part(lr=0.1, fused=False))
+    assert [one.defaults["fused"] for one in (fused, loop)] == [True, False]
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [AdamW, partial(SGD, momentum=0.9)])
+def test_it_is_fused_on_the_cpu_in_float32(part: Any) -> None:
+    def default_for(**kwargs: Any) -> Any:
+        model = nn.Linear(3, 2, **kwargs)
+        groups = [{"match": "bias", "lr_factor": 0.1}]
+        return part(groups=groups).build(model.named_parameters(), items=8).defaults["fused"]
+
+    assert default_for() is True
+    assert default_for(dtype=torch.bfloat16) is None
+    assert default_for(dtype=torch.float64) is None
+    assert default_for(device="meta") is None
+
+
+def test_without_momentum_a_kernel_saves_nothing() -> None:
+    assert SGD().build(nn.Linear(3, 2).named_parameters(), items=8).defaults["fused"] is None
+
+
+def test_a_kernel_takes_parameters_of_one_mesh() -> None:
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        meshes = [init_device_mesh("cpu", (2,), mesh_dim_names=(name,)) for name in ("shard", "tensor")]
+        parameters = [nn.Parameter(distribute_tensor(torch.ones(4), mesh)) for mesh in (meshes[0], *meshes)]
+        named = [*zip("abc", parameters, strict=True), ("d", nn.Parameter(torch.ones(4)))]
+        chosen = [AdamW().build(some, items=8).defaults["fused"] for some in (named[:2], named[1:3], named[2:])]
+    finally:
+        dist.destroy_process_group()
+    assert chosen == [True, None, None]
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_a_recipe_asks_for_it_by_a_key(runner: Callable[..., Ended], name: str) -> None:
     common = ["train", "points", f"optimizer={name}", "clip.norm=0.1"]
-    fused, default = (runner(*common, f"optimizer.fused={value}").metrics() for value in ("true", "null"))
+    fused, default = (runner(*common, f"optimizer.fused={value}").metrics() for value in ("true", "false"))
     assert losses(fused) == pytest.approx(losses(default), rel=1e-5)
 
 
