@@ -58,18 +58,22 @@ class KeyedPermutation:
             outside = outside[found[outside] >= self.num_items]
         return found
 
+    def _digits(self, numbers: Indices) -> tuple[Indices, Indices]:
+        high = numbers // self._low  # numpy.divmod takes ten times as long
+        return high, numbers - high * self._low
+
     def _forward(self, numbers: Indices) -> Indices:
-        high, low = numpy.divmod(numbers, self._low)
+        high, low = self._digits(numbers)
         for first, second in zip(self._keys[::2], self._keys[1::2], strict=True):
-            high = _wrapped(high + _below(self._high, low, first), self._high)
-            low = _wrapped(low + _below(self._low, high, second), self._low)
+            high = _wrapped(high + _below(self._high, low, self._low, first), self._high)
+            low = _wrapped(low + _below(self._low, high, self._high, second), self._low)
         return high * self._low + low
 
     def _backward(self, numbers: Indices) -> Indices:
-        high, low = numpy.divmod(numbers, self._low)
+        high, low = self._digits(numbers)
         for first, second in zip(self._keys[-2::-2], self._keys[::-2], strict=True):
-            low = _wrapped(low - _below(self._low, high, second) + self._low, self._low)
-            high = _wrapped(high - _below(self._high, low, first) + self._high, self._high)
+            low = _wrapped(low - _below(self._low, high, self._high, second) + self._low, self._low)
+            high = _wrapped(high - _below(self._high, low, self._low, first) + self._high, self._high)
         return high * self._low + low
 
 
@@ -79,8 +83,13 @@ def uniform(start: int, stop: int, *, seed: int) -> numpy.ndarray[Any, numpy.dty
     return (_mixed(places, numpy.uint64(mix(seed))) >> numpy.uint64(11)).astype(numpy.float64) * 2.0**-53
 
 
-def _below(radix: int, digits: Indices, key: numpy.uint64) -> Indices:
-    """A number in [0, radix) for each digit."""
+def _below(radix: int, digits: Indices, other_radix: int, key: numpy.uint64) -> Indices:
+    """A number in [0, radix) for each digit, which is in [0, other_radix)."""
+    if digits.size > 2 * other_radix:  # each digit stands there often: work out its number once
+        found: Indices = _below(radix, numpy.arange(other_radix), other_radix, key).take(
+            digits, mode="clip"
+        )  # numpy checks no bounds then
+        return found
     words = _mixed(digits.view(numpy.uint64), key) >> HALF
     words *= numpy.uint64(radix)
     words >>= HALF
@@ -98,5 +107,6 @@ def _mixed(words: Words, key: numpy.uint64) -> Words:
 
 def _wrapped(digits: Indices, radix: int) -> Indices:
     """Digits in [0, 2 × radix), reduced to [0, radix)."""
-    digits -= radix * (digits >= radix)
-    return digits
+    words = digits.view(numpy.uint64)
+    wrapped: Words = numpy.minimum(words, words - numpy.uint64(radix))  # what would be below 0 is very large
+    return wrapped.view(numpy.int64)

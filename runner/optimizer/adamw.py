@@ -70,5 +70,5 @@ class AdamW:
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            fused=fused_or_default(self.fused, groups),
+            fused=fused_or_default(self.fused, groups, takes_distributed=True),
         )

@@ -68,6 +68,7 @@ class SGD:
 
         lr = scaled(self.lr, self.scale_lr, base_items=self.base_items, items=items)
         groups = parameter_groups(named_parameters, lr=lr, no_decay=self.no_decay, groups=self.groups)
+        is_faster = self.momentum > 0
         return torch.optim.SGD(
             groups,
             lr=lr,
@@ -75,5 +76,5 @@ class SGD:
             nesterov=self.nesterov,
             dampening=self.dampening,
             weight_decay=self.weight_decay,
-            fused=fused_or_default(self.fused, groups) if self.momentum else self.fused,
+            fused=fused_or_default(self.fused, groups, takes_distributed=False, is_faster=is_faster),
         )

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from runner.errors import SpecError
 from runner.optimizer.adamw import AdamW
 from runner.optimizer.sgd import SGD
 from tests.conftest import Ended
@@ -62,9 +63,13 @@ def test_a_kernel_takes_parameters_of_one_mesh() -> None:
         parameters = [nn.Parameter(distribute_tensor(torch.ones(4), mesh)) for mesh in (meshes[0], *meshes)]
         named = [*zip("abc", parameters, strict=True), ("d", nn.Parameter(torch.ones(4)))]
         chosen = [AdamW().build(some, items=8).defaults["fused"] for some in (named[:2], named[1:3], named[2:])]
+        assert chosen == [True, None, None]
+        assert SGD(momentum=0.9).build(named[:2], items=8).defaults["fused"] is None
+        for impossible, some in ((AdamW(fused=True), named[2:]), (SGD(fused=True), named[:2])):
+            with pytest.raises(SpecError, match=r"optimizer\.fused: true: torch's .* Use null or false"):
+                impossible.build(some, items=8)
     finally:
         dist.destroy_process_group()
-    assert chosen == [True, None, None]
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
