@@ -4,7 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+# One more than the cores of a small machine: tests wait for timeouts and signals a quarter of their time.
+WORKERS ?= 3
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 # In a clean clone mypy takes a minute of one core, while pytest starts its workers.
 BESIDE_TYPES := scripts/beside.sh "$(BIN)/mypy"
