@@ -102,8 +102,21 @@ CASES = {
         "  parallelism_config_dp_shard_size: 2\n"
         "  parallelism_config_tp_size: 2\n  parallelism_config_cp_size: 1\n"
         "  parallelism_config_cp_comm_strategy: allgather",
-        "strategy=hsdp strategy.shard_size=2 hardware.processes=8",
-        "parallelism_config.parallelism_config_tp_size",
+        "strategy=parallel strategy.replicate=2 strategy.shard=auto strategy.tensor=2 hardware.processes=8",
+        "",
+    ),
+    "hybrid": (
+        "distributed_type: FSDP\nnum_processes: 4\nfsdp_config:\n  fsdp_version: 2\n"
+        "  fsdp_reshard_after_forward: true\nparallelism_config:\n  parallelism_config_dp_replicate_size: 2\n"
+        "  parallelism_config_dp_shard_size: 2\n  parallelism_config_tp_size: 1\n  parallelism_config_sp_size: 2",
+        "strategy=hsdp strategy.shard_size=2 hardware.processes=4",
+        "parallelism_config.parallelism_config_sp_size",
+    ),
+    "replicas of a divided model": (
+        "distributed_type: FSDP\nnum_processes: 4\nfsdp_config:\n  fsdp_version: 2\nparallelism_config:\n"
+        "  parallelism_config_dp_replicate_size: 2\n  parallelism_config_tp_size: 2",
+        "strategy=parallel strategy.replicate=2 strategy.shard=1 strategy.tensor=2 hardware.processes=4",
+        "",
     ),
     "context": (
         "distributed_type: FSDP\nnum_processes: 8\nfsdp_config:\n  fsdp_version: 2\n"

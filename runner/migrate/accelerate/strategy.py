@@ -48,8 +48,8 @@ ZERO = {stage: becomes(("strategy", f"deepspeed_zero{stage}")) for stage in (1, 
 NOT_SHARDED = "a sharding: this one is strategy=ddp"
 DEGREES = ("tp_degree", "pp_degree", "context_parallel_size", "expert_model_parallel_size")
 """The sizes of Megatron-LM's axes."""
-CONTEXT = "parallelism_config_cp_size"
-MODEL_PARALLEL = "{} is not there: all processes divide the items of a step among them, so batch.items stays"
+MODEL_AXES = {"parallelism_config_cp_size": "context", "parallelism_config_tp_size": "tensor"}
+"""The sizes of Accelerate's axes along which ranks read the same items, and what the axes are called here."""
 
 
 def strategy(values: Values) -> Outcome:
@@ -83,17 +83,22 @@ def _megatron(values: Values) -> Outcome:
 
 
 def _fsdp(values: Values) -> Outcome:
-    if not is_sharded(values):
-        return REPLICAS
+    is_whole = not is_sharded(values)
     frees, hybrid = WORDS.get(sharding(values), WORDS["FULL_SHARD"])
     replicas, shards = (size(values, f"parallelism_config_dp_{name}_size") for name in ("replicate", "shard"))
-    if (parts := size(values, CONTEXT)) > 1:
-        sizes = (("strategy.replicate", replicas), ("strategy.shard", "auto"), ("strategy.context", parts))
-        kept = () if frees else (("strategy.sharding", "shard_grad_op"),)
+    if axes := _model_axes(values):
+        sizes = (("strategy.replicate", replicas), ("strategy.shard", 1 if is_whole else "auto"), *axes)
+        kept = () if frees or is_whole else (("strategy.sharding", "shard_grad_op"),)
         return becomes(("strategy", "parallel"), *sizes, *kept)
+    if is_whole:
+        return REPLICAS
     if replicas > 1:
         return becomes(("strategy", SHARDED[frees, True]), ("strategy.shard_size", shards))
     return becomes(("strategy", SHARDED[frees, hybrid]))
+
+
+def _model_axes(values: Values) -> list[tuple[str, int]]:
+    return [(f"strategy.{axis}", parts) for name, axis in MODEL_AXES.items() if (parts := size(values, name)) > 1]
 
 
 def _by_sharding(name: str) -> Rule:
@@ -200,11 +205,11 @@ def _replicate_size(value: object, values: Values) -> Outcome:
 def _shard_size(value: object, values: Values) -> Outcome:
     if whole(value) <= 1:
         return Outcome(remark="no group of ranks of its own, as by default")
-    hybrid = size(values, "parallelism_config_dp_replicate_size") > 1 or size(values, CONTEXT) > 1
+    hybrid = size(values, "parallelism_config_dp_replicate_size") > 1 or _model_axes(values)
     return strategy(values) if hybrid else Outcome(remark="strategy=fsdp shards over all processes")
 
 
-def _context_size(value: object, values: Values) -> Outcome:
+def _model_size(value: object, values: Values) -> Outcome:
     return strategy(values) if whole(value) > 1 else Outcome(remark="one, as by default")
 
 
@@ -216,16 +221,12 @@ PARALLELISM: dict[str, Rule] = {
         {
             "parallelism_config_dp_replicate_size": _replicate_size,
             "parallelism_config_dp_shard_size": _shard_size,
-            CONTEXT: _context_size,
+            **dict.fromkeys(MODEL_AXES, _model_size),
         },
     ),
-    **{
-        f"parallelism_config_{name}_size": missing_unless(1, MODEL_PARALLEL.format(what), convert=whole)
-        for name, what in (
-            ("tp", "tensor parallelism"),
-            ("sp", "sequence parallelism"),
-        )
-    },
+    "parallelism_config_sp_size": missing_unless(
+        1, "DeepSpeed's is not there. strategy=parallel divides sequences: strategy.context", convert=whole
+    ),
     "parallelism_config_cp_backend": needless("attention over parts of sequences is torch's"),
     "parallelism_config_cp_comm_strategy": chooses(
         {
