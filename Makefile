@@ -4,8 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One more than the cores of a small machine: tests wait for timeouts and signals a quarter of their time.
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 # In a clean clone mypy takes a minute of one core, while pytest starts its workers.
 BESIDE_TYPES := scripts/beside.sh "$(BIN)/mypy"

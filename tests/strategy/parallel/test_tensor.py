@@ -45,7 +45,15 @@ LAYOUTS = [
     pytest.param(GPT2, {"tensor": 2, "shard": 1}, 2, 3, CLIP, id="gpt2: transposed, tied"),
     pytest.param(HEAD_SPLIT, {"tensor": 2, "sequence_parallel": True}, 2, 3, CLIP, id="sequence and loss in parallel"),
     pytest.param(GPT, {"tensor": 2, "shard": 2, "shards": UNITS}, 4, 3, CLIP, id="tensor × shard"),
-    pytest.param(GPT, {"tensor": 2, "shard": 1, "replicate": 2}, 4, 3, CLIP, id="tensor × replicate"),
+    pytest.param(
+        GPT,
+        {"tensor": 2, "shard": 1, "replicate": 2},
+        4,
+        3,
+        CLIP,
+        id="tensor × replicate",
+        marks=pytest.mark.exhaustive,
+    ),
     pytest.param(
         HEAD_SPLIT,
         {"tensor": 2, "shard": 2, "sequence_parallel": True},
