@@ -128,7 +128,7 @@ def reading(repeats: int) -> None:
     for what, (_, num_items) in DATASETS.items():
         for workers in (0, 2):
             ways = [partial(in_new_process, read_s, what, workers, ours) for ours in (False, True)]
-            rates = [num_items / seconds for seconds in alternate(repeats, *ways)]
+            rates = [num_items // BATCH * BATCH / seconds for seconds in alternate(repeats, *ways)]
             print(
                 f"{f'{what}, {workers} workers':55} {rates[0]:11,.0f} {rates[1]:8,.0f} {rates[1] / rates[0]:8.2f}",
                 flush=True,
@@ -147,11 +147,11 @@ def read_s(what: str, workers: int, ours: bool) -> float:
     multiprocessing.set_start_method("fork", force=True)  # for workers: the default on Linux, but not in a new process
     build, num_items = DATASETS[what]
     dataset, steps = build(), num_items // BATCH
+    batches: Iterable[Any] = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers)
     if ours:
         keep_freed_blocks()
-        return alternate(3, partial(drained, source(dataset, workers=workers), steps))[0]
-    loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers)
-    return alternate(3, partial(drained, loader, steps))[0]
+        batches = source(dataset, workers=workers)
+    return alternate(3, partial(drained, batches, steps))[0]
 
 
 class Stream(IterableDataset[torch.Tensor]):

@@ -83,12 +83,11 @@ def uniform(start: int, stop: int, *, seed: int) -> numpy.ndarray[Any, numpy.dty
     return (_mixed(places, numpy.uint64(mix(seed))) >> numpy.uint64(11)).astype(numpy.float64) * 2.0**-53
 
 
-def _below(radix: int, digits: Indices, other_radix: int, key: numpy.uint64) -> Indices:
-    """A number in [0, radix) for each digit, which is in [0, other_radix)."""
-    if digits.size > 2 * other_radix:  # each digit stands there often: work out its number once
-        found: Indices = _below(radix, numpy.arange(other_radix), other_radix, key).take(
-            digits, mode="clip"
-        )  # numpy checks no bounds then
+def _below(radix: int, digits: Indices, num_digits: int, key: numpy.uint64) -> Indices:
+    """A number in [0, radix) for each digit, which is in [0, num_digits)."""
+    if digits.size > 2 * num_digits:  # each stands there several times: its number is worked out once
+        numbers = _below(radix, numpy.arange(num_digits, dtype=numpy.int64), num_digits, key)
+        found: Indices = numbers.take(digits, mode="clip")  # the mode that checks no bounds
         return found
     words = _mixed(digits.view(numpy.uint64), key) >> HALF
     words *= numpy.uint64(radix)

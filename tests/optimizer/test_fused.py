@@ -75,8 +75,8 @@ def test_a_kernel_takes_parameters_of_one_mesh() -> None:
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_a_recipe_asks_for_it_by_a_key(runner: Callable[..., Ended], name: str) -> None:
     common = ["train", "points", f"optimizer={name}", "clip.norm=0.1"]
-    fused, default = (runner(*common, f"optimizer.fused={value}").metrics() for value in ("true", "false"))
-    assert losses(fused) == pytest.approx(losses(default), rel=1e-5)
+    fused, loop = (runner(*common, f"optimizer.fused={value}").metrics() for value in ("true", "false"))
+    assert losses(fused) == pytest.approx(losses(loop), rel=1e-5)
 
 
 def losses(lines: list[dict[str, float]]) -> list[float]:
