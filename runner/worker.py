@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  the first optimizer step needs it; a launcher that forks imports it once for all ranks
-
 from runner import log
 from runner.config import store
 from runner.config.failure import describe, encode_failure, write_failure

@@ -31,7 +31,7 @@ from runner.world.environment import environment
 from runner.world.stop import ENDING_SIGNALS, held_back
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
-# The first optimizer step imports torch._dynamo (0.9 CPU s); imported before the fork, every rank has it.
+# DistributedDataParallel and FSDP import torch._dynamo (0.9 CPU s); imported before the fork, every rank has it.
 PRELOAD = ("torch._dynamo",)
 
 

@@ -25,7 +25,7 @@ def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: boo
         RunFailed: a rank failed and no restart is left.
         Interrupted: a signal ended the run.
     """
-    # Imported here: both import torch (0.8 s), the agent torch._dynamo too, and `runner check` needs neither.
+    # Imported here: both import torch (0.8 s), which `runner check` does not need.
     hardware = spec.hardware
     variables = for_determinism(deterministic=spec.run.deterministic) | for_one_machine()
     with hand_over(spec.secrets) as place, environment(variables | place):

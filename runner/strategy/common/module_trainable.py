@@ -26,6 +26,7 @@ from runner.strategy.common.count_estimate import CountEstimate, EstimatedCount,
 from runner.strategy.common.forward_loss import as_total, at_least_one, check_has_gradient, forward_loss
 from runner.strategy.common.gradients import WHOLE, Gradients, all_finite
 from runner.strategy.common.named_state import add_optimizer_state, load_named_state, settings
+from runner.strategy.common.optimizer_step import OptimizerStep, without_dynamo
 from runner.strategy.common.placed_module import Forward, PlacedModule
 from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_dicts
 
@@ -70,7 +71,9 @@ class ModuleTrainable:
                 loss is summed over; they may change from step to step.
         """
         self._placed = placed
-        self._optimizer = builder.build_optimizer(placed.model.named_parameters())
+        with without_dynamo():
+            self._optimizer = builder.build_optimizer(placed.model.named_parameters())
+        self._optimizer_step = OptimizerStep(self._optimizer)
         self._forward = placed.forward if forward is None else placed.in_autocast(forward)
         self._no_sync = no_sync
         self._averaged = averaged
@@ -128,7 +131,7 @@ class ModuleTrainable:
         """Divide, clip, step, clear. Division is fused with the multiplication of clipping, if there is one."""
         update = self._divide_and_clip(measure) if measure or self._always_processes or not self._divided else STEPPED
         if update.stepped:
-            self._optimizer.step()
+            self._optimizer_step()
         self.discard()
         return update
 

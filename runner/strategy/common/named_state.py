@@ -15,6 +15,7 @@ from torch.nn import Module
 from runner.errors import CheckpointError
 from runner.protocols import SavedState, State, StoredTensor
 from runner.protocols.state import MODEL
+from runner.strategy.common.optimizer_step import without_dynamo
 
 OptimizerTensors = dict[str, dict[str, Tensor]]
 """By parameter name, then by the optimizer's own key."""
@@ -179,9 +180,9 @@ def _allocate(parameter: Tensor, stored: StoredTensor) -> Tensor:
 def _load_optimizer(model: Module, optimizer: torch.optim.Optimizer, slots: Mapping[str, dict[str, Any]]) -> None:
     """Load the state with the optimizer's own load_state_dict, which moves each tensor to the right device."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state_dict = optimizer.state_dict()
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state_dict["state"] = {
+    state = {
         index: slots[names[id(parameter)]] for index, parameter in enumerate(order) if names[id(parameter)] in slots
     }
-    optimizer.load_state_dict(state_dict)
+    with without_dynamo():
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
