@@ -139,15 +139,16 @@ def preload_libraries(modules: Sequence[str]) -> None:
 
 
 def preload_commands() -> None:
-    """Import the runner and Hydra: 0.1 s of CPU of each command."""
-    import hydra._internal.hydra  # noqa: F401
-
+    """Import the runner and Hydra, and compose once, which fills Hydra's own tables: 0.15 s of CPU of each command."""
     import runner
+    from runner.composition.compose import compose
+    from runner.composition.find_recipe import find
 
     for module in pkgutil.walk_packages(runner.__path__, f"{runner.__name__}."):
         if module.name != "runner.__main__":
             with contextlib.suppress(ImportError):  # an optional library is missing
                 importlib.import_module(module.name)
+    compose(find("digits"), [])
 
 
 def _be_the_command(asked: dict[str, Any], descriptors: Any) -> None:

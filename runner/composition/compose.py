@@ -4,7 +4,6 @@ This uses the compose API because @hydra.main takes twice as long (112 ms instea
 an output directory of its own.
 """
 
-import copy
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -73,8 +72,7 @@ def compose(
         try:
             return from_hydra(
                 recipe,
-                _without_hydra(config),
-                config.hydra,
+                *_without_hydra(config),
                 directories=directories,
                 faults=faults,
             )
@@ -147,11 +145,12 @@ def _line_of(key: str, recipe: Recipe) -> str:
     return place(recipe.path, parse(recipe.path).line(key))
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
-    job = copy.copy(config)
-    OmegaConf.set_struct(job, False)
-    del job["hydra"]
-    return job
+def _without_hydra(config: DictConfig) -> tuple[DictConfig, DictConfig]:
+    """The configuration without Hydra's own node, and that node."""
+    hydra = config.hydra
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config, hydra
 
 
 def _to_plain(config: DictConfig) -> tuple[dict[str, Any], list[Fault]]:

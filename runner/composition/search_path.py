@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from runner.composition.config_source import reading_with_libyaml
 from runner.composition.recipe import Recipe
 
 __all__ = ["extended_search_path", "initialized_hydra"]
@@ -32,7 +33,7 @@ def initialized_hydra(recipe: Recipe, directories: Sequence[Path]) -> Iterator[N
 
 @contextmanager
 def extended_search_path(directories: Sequence[Path]) -> Iterator[None]:
-    """Make Hydra search these directories, in order, after the primary config's own."""
+    """Make Hydra search these directories, in order, after the primary config's own, and read files with libyaml."""
 
     class RunnerSearchPath(SearchPathPlugin):
         """Appends the directories of one recipe."""
@@ -44,7 +45,8 @@ def extended_search_path(directories: Sequence[Path]) -> Iterator[None]:
     plugins = Plugins.instance()
     plugins.register(RunnerSearchPath)
     try:
-        yield
+        with reading_with_libyaml():
+            yield
     finally:
         # Hydra has no way to unregister a plugin. If this one stayed registered, recipes composed later in the same
         # process would search its directories too.
