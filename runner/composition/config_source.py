@@ -30,7 +30,7 @@ class LibyamlFiles(FileConfigSource):
         if not path.exists():
             raise ConfigLoadError(f"Config not found : {path}")
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_loader())  # noqa: S506  a subclass of yaml.SafeLoader
+        content = yaml.load(text, Loader=_loader())
         return ConfigResult(
             config=OmegaConf.create({} if content is None else content),
             path=f"{self.scheme()}://{self.path}",
@@ -40,13 +40,15 @@ class LibyamlFiles(FileConfigSource):
 
 
 def _loader() -> Any:
+    from yaml._yaml import CParser
+
     loader: Any = get_yaml_loader()
 
-    class Loader(yaml.cyaml.CParser, loader):  # type: ignore[misc]
-        """OmegaConf's loader, parsing in C: what a value means and which keys are refused is decided as before."""
+    class Loader(CParser, loader):  # type: ignore[misc]
+        """OmegaConf's loader, a yaml.SafeLoader: it decides what a value means and which keys are refused."""
 
         def __init__(self, stream: Any) -> None:
-            yaml.cyaml.CParser.__init__(self, stream)
+            CParser.__init__(self, stream)
             SafeConstructor.__init__(self)
             Resolver.__init__(self)
 
