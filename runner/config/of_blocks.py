@@ -42,6 +42,8 @@ class Compiled(Enum):
     """Each block; equal ones are compiled once."""
     MODEL = "model"
     """The whole model."""
+    STEP = "step"
+    """The whole step: forward, backward, clipping and the optimizer's update."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from runner.config.read_models import SEVERAL, hook_faults, is_left_out, read_mo
 from runner.config.rules import (
     BatchKeys,
     clip_faults,
+    compile_faults,
     divide,
     eval_faults,
     group_faults,
@@ -268,6 +269,7 @@ def _read_batch(reading: _Reading) -> None:
 def _checked(spec: RunSpec, rules: Sequence[Rule]) -> Iterator[Fault]:
     """Every part's own rules, then further ones."""
     yield from as_far_as_known(lambda: loader_faults(spec.loader, spec.batch))
+    yield from as_far_as_known(lambda: compile_faults(spec))
     if spec.launch is not UNKNOWN:
         yield from secret_faults(spec.launch, spec.secrets)
     parts = [vars(spec)[group] for group in GROUPS]

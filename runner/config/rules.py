@@ -5,16 +5,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from runner.config.nearest import did_you_mean
-from runner.config.run_spec import Batch, Cut, Eval, Loader, Reader, Run
+from runner.config.of_blocks import Compiled, Recompute
+from runner.config.run_spec import Batch, Cut, Eval, Loader, NonFinite, Reader, Run, RunSpec
 from runner.config.secret import Secret, is_reference
 from runner.errors import Fault
-from runner.protocols import Clip, HandsOverSecrets, Launcher
+from runner.protocols import Clip, CompilesSteps, HandsOverSecrets, Launcher, UpdatesInGraph
 
 __all__ = [
     "POSITIVE",
     "SMALLEST",
     "BatchKeys",
     "clip_faults",
+    "compile_faults",
     "divide",
     "eval_faults",
     "group_faults",
@@ -113,6 +115,37 @@ def loader_faults(loader: Loader, batch: Batch) -> Iterator[Fault]:
     if loader.source is Reader.RANK_0 and batch.auto:
         rule = "rank_0 cannot be used with batch.micro_items=auto: each rank tries by itself what fits into its memory."
         yield Fault(key="loader.source", message=f"{rule} Give batch.micro_items, or use each_rank.")
+
+
+def compile_faults(spec: RunSpec) -> Iterator[Fault]:
+    """What cannot be part of a step that is compiled as a whole."""
+    if spec.compile.what is not Compiled.STEP:
+        return
+    if spec.models:
+        yield _outside_the_step("models", "several models", "compile.what=model")
+        return
+    if not isinstance(spec.strategy, CompilesSteps):
+        what = "a strategy that exchanges gradients or parameters within a step"
+        yield _outside_the_step("strategy", what, "strategy=single, or compile.what=model")
+    if not isinstance(spec.optimizer, UpdatesInGraph):
+        yield _outside_the_step("optimizer", "this optimizer", "optimizer=adamw, optimizer=sgd or compile.what=model")
+    if spec.precision.scaler().scales:
+        yield _outside_the_step("precision", "a loss scale, which skips steps", "precision=bf16 or fp32")
+    if spec.activation_checkpointing.what is not Recompute.NONE:
+        what = "recomputation, which the compiler decides on itself"
+        yield _outside_the_step("activation_checkpointing.what", what, "none, or compile.what=blocks")
+    if spec.guard.non_finite is NonFinite.SKIP:
+        what = "a decision to skip it: the weights have changed when its gradient is known"
+        yield _outside_the_step("guard.non_finite", what, "stop or ignore")
+    if spec.batch.auto:
+        what = "a batch whose size is tried out with gradients alone"
+        yield _outside_the_step("batch.micro_items", what, "a number of items")
+
+
+def _outside_the_step(key: str, what: str, way_out: str) -> Fault:
+    return Fault(
+        key=key, message=f"compile.what=step compiles the whole step, which cannot contain {what}. Use {way_out}."
+    )
 
 
 def eval_faults(evaluation: Eval, metrics: Iterable[str]) -> Iterator[Fault]:

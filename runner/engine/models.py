@@ -8,11 +8,12 @@ from torch.nn import Module
 
 from runner.config import hooks
 from runner.config.models import Hook
+from runner.config.of_blocks import Compiled
 from runner.config.run_spec import RunSpec
 from runner.errors import HookError, ModelError
 from runner.model.named import Call
 from runner.model.shape import apply_compile, apply_recompute
-from runner.protocols import Builder
+from runner.protocols import Builder, StepGraphs, UpdatesInGraph
 from runner.protocols.state import MODEL
 from runner.world.hook_ranks import HookRanks
 from runner.world.seeds import seed_all
@@ -41,7 +42,18 @@ def builder_of(spec: RunSpec, ranks: HookRanks, *, see: See = look_at_nothing) -
         loss=hook_call("loss", spec.loss, spec, ranks),
         precision=spec.precision,
         clip=spec.clip,
+        step_graphs=_step_graphs(spec),
     )
+
+
+def _step_graphs(spec: RunSpec) -> StepGraphs | None:
+    """How whole steps are compiled, if the spec asks for it."""
+    if spec.compile.what is not Compiled.STEP:
+        return None
+    from runner.model.compiling import compile_function
+
+    assert isinstance(spec.optimizer, UpdatesInGraph)
+    return StepGraphs(partial(compile_function, part=spec.compile), spec.optimizer.graph_update())
 
 
 def hook_call(key: str, hook: Hook, spec: RunSpec, ranks: HookRanks) -> Call:

@@ -25,6 +25,7 @@ from runner.protocols import (
     Progress,
     StepBatches,
     StepLoss,
+    StepsAtOnce,
     Trainable,
     Update,
     World,
@@ -117,6 +118,11 @@ class Session:
             loss, update = take_turns(training, batches, self.guard, self.world, measure=measure)
             if update.stepped:
                 training.advance()
+            return loss, update
+        if isinstance(training.trainable, StepsAtOnce):
+            self.checkpointer.finish_copy(after_forward=False)
+            loss, update = training.trainable.take_step(batches, measure=measure)
+            training.advance()
             return loss, update
         loss = training.trainable.forward_backward(batches)
         if not self.guard.allows(training.trainable, loss, self.world):

@@ -1,6 +1,7 @@
-"""Applies torch.compile to modules in place; their classes and names do not change."""
+"""Applies torch.compile to modules in place, whose classes and names do not change, and to functions."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from torch.nn import Module
 
@@ -19,6 +20,19 @@ def compile_in_place(modules: Iterable[Module], part: Compile) -> None:
         raise SpecError(*faults)
     for module in modules:
         module.compile(backend=part.backend, mode=part.mode, dynamic=part.dynamic)
+
+
+def compile_function(function: Callable[..., Any], part: Compile) -> Callable[..., Any]:
+    """Compile a function as a single graph on its first call; it may contain a backward, by torch.autograd.grad."""
+    import torch._dynamo
+
+    torch._dynamo.config.trace_autograd_ops = True  # a graph is compiled again where it is another value
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__code__ = call.__code__.replace()  # torch keeps graphs by code object, and only some for each
+    return torch.compile(call, fullgraph=True, backend=part.backend, mode=part.mode, dynamic=part.dynamic)
 
 
 def compiler_faults(part: Compile) -> Iterator[Fault]:

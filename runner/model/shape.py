@@ -32,7 +32,7 @@ def apply_compile(model: Module, spec: RunSpec) -> None:
         SpecError: the model lacks the blocks that the spec names, or torch lacks the backend or mode.
     """
     part = spec.compile
-    if part.what is Compiled.NONE:
+    if part.what in (Compiled.NONE, Compiled.STEP):
         return
     from runner.model.compiling import compile_in_place
 

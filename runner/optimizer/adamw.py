@@ -8,6 +8,7 @@ from runner.errors import Fault
 from runner.optimizer.fused import fused_or_default
 from runner.optimizer.groups import check_patterns, group_checks, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
+from runner.protocols import GraphUpdate
 
 if TYPE_CHECKING:
     import torch
@@ -72,3 +73,9 @@ class AdamW:
             weight_decay=self.weight_decay,
             fused=fused_or_default(self.fused, groups, takes_distributed=True),
         )
+
+    def graph_update(self) -> GraphUpdate:
+        """The same inside a compiled graph."""
+        from runner.optimizer.in_graph import update_adamw
+
+        return update_adamw

@@ -8,6 +8,7 @@ from runner.errors import Fault
 from runner.optimizer.fused import fused_or_default
 from runner.optimizer.groups import check_patterns, group_checks, parameter_groups
 from runner.optimizer.scale import ScaleLR, check_scale, scaled
+from runner.protocols import GraphUpdate
 
 if TYPE_CHECKING:
     import torch
@@ -78,3 +79,9 @@ class SGD:
             weight_decay=self.weight_decay,
             fused=fused_or_default(self.fused, groups, takes_distributed=False, is_faster=is_faster),
         )
+
+    def graph_update(self) -> GraphUpdate:
+        """The same inside a compiled graph."""
+        from runner.optimizer.in_graph import update_sgd
+
+        return update_sgd

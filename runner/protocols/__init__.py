@@ -39,13 +39,13 @@ from runner.protocols.launch import HandsOverSecrets, Launch, Launcher
 from runner.protocols.media import Image, Table
 from runner.protocols.mesh import Axes, Axis
 from runner.protocols.metric import Meter, Metric
-from runner.protocols.optimizer import Optimizer, Schedule, Scheduler
+from runner.protocols.optimizer import GraphUpdate, Optimizer, Schedule, Scheduler, UpdatesInGraph
 from runner.protocols.part import ChecksModel, Part
 from runner.protocols.precision import Dtypes, Precision, Scaler
 from runner.protocols.run import Outcome, Run, Trackers
 from runner.protocols.state import Progress, SavedState, State, Stateful, StoredTensor
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
-from runner.protocols.strategy import Builder, Placed, Strategy, Trainable
+from runner.protocols.strategy import Builder, CompilesSteps, Placed, StepGraphs, StepsAtOnce, Strategy, Trainable
 from runner.protocols.tracker import (
     HasHandle,
     LogsArtifacts,
@@ -75,8 +75,10 @@ __all__ = [
     "Checkpointer",
     "ChecksModel",
     "Clip",
+    "CompilesSteps",
     "Data",
     "Dtypes",
+    "GraphUpdate",
     "HandsOverSecrets",
     "Hardware",
     "HasHandle",
@@ -117,8 +119,10 @@ __all__ = [
     "State",
     "Stateful",
     "StepBatches",
+    "StepGraphs",
     "StepLoss",
     "StepPlan",
+    "StepsAtOnce",
     "StoredTensor",
     "Strategy",
     "Table",
@@ -127,5 +131,6 @@ __all__ = [
     "Trackers",
     "Trainable",
     "Update",
+    "UpdatesInGraph",
     "World",
 ]

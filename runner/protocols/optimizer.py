@@ -1,11 +1,12 @@
 """The groups `optimizer` and `schedule`."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from runner.protocols.part import Part
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Parameter
     from torch.optim import Optimizer as TorchOptimizer
 
@@ -15,6 +16,19 @@ class Optimizer(Part, Protocol):
 
     def build(self, named_parameters: Iterable[tuple[str, "Parameter"]], *, items: int) -> "TorchOptimizer":
         """Build the optimizer over parameters by the model's names, for steps of this many items."""
+        ...
+
+
+GraphUpdate = Callable[["TorchOptimizer", "Mapping[Tensor, Tensor]", "Sequence[Tensor]"], None]
+"""Updates parameters and state in place, given the optimizer, gradients by parameter, and the rate of each group."""
+
+
+@runtime_checkable
+class UpdatesInGraph(Protocol):
+    """An optimizer whose update can be part of a compiled step."""
+
+    def graph_update(self) -> GraphUpdate:
+        """Return a function that torch.compile can trace; the state is what one step of the optimizer has made."""
         ...
 
 

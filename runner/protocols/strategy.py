@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from runner.protocols.hooks import Loss
 from runner.protocols.mesh import Axes
+from runner.protocols.optimizer import GraphUpdate
 from runner.protocols.part import Part
 from runner.protocols.precision import Precision
 from runner.protocols.state import SavedState, State
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
     from torch.optim import Optimizer as TorchOptimizer
+
+
+class StepGraphs(NamedTuple):
+    """What a strategy needs to compile a whole step."""
+
+    compile: "Callable[[Callable[..., Any]], Callable[..., Any]]"
+    """Compile a function as a single graph, on its first call."""
+    update: GraphUpdate
+    """The optimizer's update, inside a graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,8 @@ class Builder:
     """The user's loss hook, on a micro-batch: its batch, and how many of its items count."""
     precision: Precision
     clip: Clip
+    step_graphs: StepGraphs | None = None
+    """Compiles steps as a whole, for a strategy that says `compiles_steps`; None = do not."""
 
     def build_whole_model(self) -> "Module":
         """The model after `recompute` and `compile`, for strategies that do nothing in between."""
@@ -102,6 +114,22 @@ class Trainable(Placed, Protocol):
     def exchange_bytes(self) -> int:
         """Bytes of the buffers in which this rank exchanges gradients with others; 0 if gradients are views of them."""
         ...
+
+
+@runtime_checkable
+class StepsAtOnce(Protocol):
+    """A trainable that takes a whole step in one call. It can take one by its other methods as well."""
+
+    def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
+        """Forward, backward, division, clipping and update. With `measure`, return the norm, too. Collective."""
+        ...
+
+
+@runtime_checkable
+class CompilesSteps(Protocol):
+    """A strategy whose trainables step at once if `Builder.step_graphs` is given; for any other, that is a fault."""
+
+    compiles_steps: ClassVar[bool]
 
 
 class Strategy(Part, Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Trainable, World
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Single:
     """The plain module on one device."""
+
+    compiles_steps: ClassVar[bool] = True
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Report a fault if the run has more than one process."""
@@ -40,4 +42,10 @@ class Single:
         """The plain model and its optimizer."""
         from runner.strategy.common.module_trainable import ModuleTrainable
 
-        return ModuleTrainable(self.place(builder, world), builder, world)
+        placed = self.place(builder, world)
+        trainable = ModuleTrainable(placed, builder, world)
+        if builder.step_graphs is None:
+            return trainable
+        from runner.strategy.common.step_graph import GraphTrainable
+
+        return GraphTrainable(trainable, placed, builder, builder.step_graphs)

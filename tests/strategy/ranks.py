@@ -17,7 +17,7 @@ import torch
 from torch.nn import Module
 
 from runner.precision.fp32 import FP32
-from runner.protocols import Axes, Builder, Clip, Precision
+from runner.protocols import Axes, Builder, Clip, Precision, StepGraphs
 from runner.protocols.state import MODEL
 from runner.storage.names import to_names
 from runner.strategy.ddp import DDP
@@ -38,8 +38,9 @@ def builder(
     loss: Callable[..., Any],
     precision: Precision | None = None,
     clip: Clip | None = None,
+    step_graphs: StepGraphs | None = None,
 ) -> Builder:
-    """What a strategy builds from: no activation checkpointing, no compiler."""
+    """What a strategy builds from: no activation checkpointing, no compiled modules."""
     return Builder(
         build_model=build,
         recompute=lambda model: None,
@@ -48,6 +49,7 @@ def builder(
         loss=lambda model, batch, items: loss(model, batch),
         precision=precision or FP32(),
         clip=clip or Clip(),
+        step_graphs=step_graphs,
     )
 
 

@@ -1,0 +1,157 @@
+"""A step as one compiled graph: forward, backward, division, clipping and update. Accumulation adds a second graph."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from runner.errors import HookError
+from runner.protocols import Builder, MicroBatchLoss, SavedState, StepBatches, StepGraphs, StepLoss, Update
+from runner.protocols.step import MicroBatch
+from runner.strategy.common.around import Around
+from runner.strategy.common.forward_loss import at_least_one, forward_loss
+from runner.strategy.common.gradients import norm_of_whole
+from runner.strategy.common.module_trainable import ModuleTrainable
+from runner.strategy.common.placed_module import PlacedModule
+
+logger = logging.getLogger(__name__)
+WAY_OUT = "compile.what=model compiles the model alone, and leaves the loss hook as it is."
+
+
+@final
+class GraphTrainable(Around):
+    """Takes the steps of a trainable as graphs.
+
+    The very first step of a run is taken without: it makes the optimizer's state, and finds what is wrong with hooks.
+    """
+
+    def __init__(self, inner: ModuleTrainable, placed: PlacedModule, builder: Builder, graphs: StepGraphs) -> None:
+        """Compile nothing yet.
+
+        Args:
+            inner: the trainable whose steps these are.
+            placed: its model.
+            builder: provides the clipping.
+            graphs: compiles, and updates parameters inside a graph.
+        """
+        super().__init__(inner)
+        self._forward = placed.forward
+        self._clip = builder.clip
+        self._optimizer = next(iter(inner.optimizers.values()))
+        self._parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
+        device = self._parameters[0].device
+        self._rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self._optimizer.param_groups]
+        self._update_in_graph = graphs.update
+        self._accumulate = _Graph("a micro-batch", graphs.compile(self._add_gradients))
+        self._finish = _Graph("the step", graphs.compile(self._step))
+        self._sums: list[Tensor] = []  # of the gradients of a step's micro-batches but the last
+        self._weights: dict[float, Tensor] = {}  # of micro-batches, as tensors
+        self._begun = False
+
+    def load_state_dict(self, saved: SavedState) -> None:
+        """Continue from a checkpoint, which has the optimizer's state."""
+        super().load_state_dict(saved)
+        self._begun = True
+
+    def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
+        """Call the graphs. The step with `measure` is one of its own: a norm takes a tenth of a small step."""
+        if not self._begun:
+            self._begun = True
+            return self.forward_backward(batches), self.update(measure=measure)
+        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        *earlier, last = batches.micro_batches
+        if earlier and not self._sums:
+            self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+        losses: list[MicroBatchLoss] = []
+        count: Tensor | int = 0
+        for micro_batch in earlier:
+            losses.append(loss := self._accumulate(micro_batch, self._weight_of(micro_batch, batches)))
+            count = count + loss.count
+        loss, norm, total = self._finish(
+            last, self._weight_of(last, batches), count, self._sums if earlier else [], measure
+        )
+        losses.append(loss)
+        return StepLoss(losses, batches.items if loss.is_mean else total), Update(True, norm)
+
+    def _weight_of(self, micro_batch: MicroBatch, batches: StepBatches) -> Tensor | None:
+        """What a mean over the micro-batch is multiplied by; None = 1."""
+        weight = micro_batch.items / batches.items
+        if weight == 1:
+            return None
+        if weight not in self._weights:
+            self._weights[weight] = torch.tensor(weight, device=self._rates[0].device)
+        return self._weights[weight]
+
+    def _add_gradients(self, micro_batch: MicroBatch, weight: Tensor | None) -> MicroBatchLoss:
+        """Traced: a micro-batch that is not the last."""
+        loss, gradients = self._gradients(micro_batch, weight)
+        with torch.no_grad():
+            for total, gradient in zip(self._sums, gradients, strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
+        return loss
+
+    def _step(
+        self, micro_batch: MicroBatch, weight: Tensor | None, count: Tensor | int, sums: list[Tensor], measure: bool
+    ) -> tuple[MicroBatchLoss, Tensor | None, Tensor | int]:
+        """Traced: the last micro-batch, given the count and the sums of those before it, and the update."""
+        loss, found = self._gradients(micro_batch, weight)
+        with torch.no_grad():
+            of = {one: gradient for one, gradient in zip(self._parameters, found, strict=True) if gradient is not None}
+            if sums:
+                places = {one: number for number, one in enumerate(self._parameters)}
+                of = {one: gradient + sums[places[one]] for one, gradient in of.items()}
+            total = count + loss.count
+            if not loss.is_mean:
+                of = {one: gradient / at_least_one(total) for one, gradient in of.items()}
+            norm = (
+                norm_of_whole(list(of.values()), self._parameters) if measure or self._clip.norm is not None else None
+            )
+            self._update_in_graph(self._optimizer, self._clipped(of, norm), self._rates)
+            for one in sums:
+                one.zero_()
+        return loss, norm, total
+
+    def _gradients(self, micro_batch: MicroBatch, weight: Tensor | None) -> tuple[MicroBatchLoss, list[Tensor | None]]:
+        loss = forward_loss(self._forward, micro_batch)
+        value = loss.value if weight is None or not loss.is_mean else loss.value * weight
+        gradients = torch.autograd.grad(value, self._parameters, allow_unused=True)
+        return loss._replace(value=loss.value.detach()), list(gradients)
+
+    def _clipped(self, of: dict[Tensor, Tensor], norm: Tensor | None) -> dict[Tensor, Tensor]:
+        clip = self._clip
+        if (limit := clip.value) is not None:
+            of = {one: gradient.clamp(-limit, limit) for one, gradient in of.items()}
+        if clip.norm is not None and norm is not None:
+            length = norm if clip.value is None else norm_of_whole(list(of.values()), self._parameters)
+            factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0)
+            of = {one: gradient * factor for one, gradient in of.items()}
+        return of
+
+
+@final
+class _Graph:
+    """A compiled function. Says how long it took to compile, and why it cannot be."""
+
+    def __init__(self, what: str, function: Callable[..., Any]) -> None:
+        self._what = what
+        self._function = function
+        self._is_compiled = False
+
+    def __call__(self, *args: Any) -> Any:
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        began = time.monotonic()
+        try:
+            result = self._function(*args)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise HookError(f"torch cannot compile {self._what} as one graph: {reason} {WAY_OUT}") from error
+        if not self._is_compiled:
+            self._is_compiled = True
+            logger.info("compiled %s in %.1f s", self._what, time.monotonic() - began)
+        return result
