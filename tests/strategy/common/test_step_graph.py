@@ -1,4 +1,4 @@
-"""A step that is compiled as a whole trains as a hand-written loop does; what cannot be compiled is told with a reason."""
+"""A step compiled as a whole trains as a hand-written loop does; what cannot be compiled is told with a reason."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -190,11 +190,12 @@ def test_a_hook_that_reads_values_is_told_so(read: Callable[[Tensor], Tensor], s
         trainable.take_step(batches(1, [12]), measure=False)
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one(runner: Callable[..., Ended]) -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.exhaustive)])
+def test_a_resumed_run_repeats_the_uninterrupted_one(runner: Callable[..., Ended], backend: str) -> None:
     """With dropout, accumulation, a schedule, a last batch of another size, and an asynchronous save."""
     words = [
         "compile.what=step",
-        "compile.backend=aot_eager",
+        f"compile.backend={backend}",
         "model.dropout=0.3",
         "batch.micro_items=4",
         "run.steps=8",
