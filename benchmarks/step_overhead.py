@@ -44,7 +44,6 @@ VARIANTS: dict[str, list[str]] = {
     "bf16": ["precision=bf16"],
     "fp16": ["precision=fp16", "precision.init_scale=1024"],
     "tensorboard": ["tracker=[tensorboard]"],
-    "compiled step": ["compile.what=step"],
 }
 
 

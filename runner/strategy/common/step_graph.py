@@ -149,9 +149,14 @@ class _Graph:
         try:
             result = self._function(*args)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise HookError(f"torch cannot compile {self._what} as one graph: {reason} {WAY_OUT}") from error
+            raise HookError(f"torch cannot compile {self._what} as one graph: {_reason(error)} {WAY_OUT}") from error
         if not self._is_compiled:
             self._is_compiled = True
             logger.info("compiled %s in %.1f s", self._what, time.monotonic() - began)
         return result
+
+
+def _reason(error: Exception) -> str:
+    """The first line of torch's explanation; with the next, where it only announces that."""
+    first, _, rest = str(error).strip().partition("\n")
+    return f"{first} {rest.strip().splitlines()[0]}" if first.endswith(":") and rest.strip() else first

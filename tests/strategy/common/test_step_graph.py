@@ -123,6 +123,7 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(how, loss, *words, marks=marks, id=f"{name}-{loss.__name__}-{how.backend}")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's, in inductor
 @pytest.mark.parametrize(("how", "loss", "optimizer", "lengths", "clip"), [*cases()])
 def test_weights_and_norms_are_those_of_the_hand_written_loop(
     how: Compile, loss: Any, optimizer: Any, lengths: Any, clip: Clip
