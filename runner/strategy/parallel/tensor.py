@@ -6,6 +6,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -72,6 +73,7 @@ class TensorPlan:
                 if line.parts > 1:
                     self._pack(name, module, line.parts)
                 parallelize_module(module, self._mesh, self._style(line, module), src_data_rank=None)
+                module.register_forward_hook(_completed)
         self._has_loss_parallel = any(line.style is Style.COLWISE_LOSS_PARALLEL for line in lines.values())
         for first, *others in tied:
             shared = model.get_parameter(first)
@@ -200,6 +202,21 @@ class _Untouched(ParallelStyle):
 
     def _apply(self, module: Module, device_mesh: DeviceMesh) -> Module:
         return module
+
+
+def _completed(module: Module, args: Any, output: Any) -> Tensor | None:
+    """Wait for an output whose sum is under way: torch 2.13 loses its gradient where it enters a compiled block."""
+    return cast("Tensor", _Waited.apply(output)) if isinstance(output, AsyncCollectiveTensor) else None  # type: ignore[no-untyped-call]
+
+
+class _Waited(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: AsyncCollectiveTensor) -> Tensor:
+        return cast("Tensor", output.trigger_wait())  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def split_parameters(module: Module, mesh: DeviceMesh, *, weight: Placement, bias: Placement) -> None:
