@@ -1,9 +1,13 @@
 """Applies torch.compile to modules in place, whose classes and names do not change, and to functions."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, final
 
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
 from torch.nn import Module
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from runner.config.nearest import did_you_mean, listed
 from runner.config.of_blocks import Compile
@@ -18,8 +22,9 @@ def compile_in_place(modules: Iterable[Module], part: Compile) -> None:
     """
     if faults := list(compiler_faults(part)):
         raise SpecError(*faults)
+    backend = _CopiesViews(part)
     for module in modules:
-        module.compile(backend=part.backend, mode=part.mode, dynamic=part.dynamic)
+        module.compile(backend=backend, dynamic=part.dynamic)
 
 
 def compile_function(function: Callable[..., Any], part: Compile) -> Callable[..., Any]:
@@ -48,3 +53,37 @@ def compiler_faults(part: Compile) -> Iterator[Fault]:
     if part.mode is not None and part.mode not in modes:
         rule = f"there is no such mode.{did_you_mean(part.mode, modes)} There are: {listed(modes)}."
         yield Fault(key="compile.mode", message=f"{part.mode}: {rule}")
+
+
+@final
+class _CopiesViews:
+    """A backend of torch.compile, whose graphs return copies where they would return views of DTensors.
+
+    Where a graph breaks, views are made again from their base, by as_strided, which DTensor does not have.
+    """
+
+    def __init__(self, part: Compile) -> None:
+        own: Any = torch  # what torch.compile makes of its arguments
+        if part.backend == "inductor":
+            self._compile = own._TorchCompileInductorWrapper(part.mode, None, part.dynamic)
+        else:
+            self._compile = own._TorchCompileWrapper(part.backend, None, None, part.dynamic)
+
+    def __call__(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graph: Any = module.graph
+        output = graph.output_node()
+        with graph.inserting_before(output):
+            output.args = (tuple(self._copied(graph, node) for node in output.args[0]),)
+        module.recompile()
+        compiled: Callable[..., Any] = self._compile(module, inputs)
+        return compiled
+
+    def reset(self) -> None:
+        """Free what the backend holds for all of its graphs."""
+        self._compile.reset()
+
+    @staticmethod
+    def _copied(graph: Any, node: Any) -> Any:
+        value: Any = node.meta.get("example_value") if isinstance(node, Node) else None
+        is_view = isinstance(value, Tensor) and value._is_view() and is_traceable_wrapper_subclass(value)
+        return graph.call_method("clone", (node,)) if is_view else node

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import skip_code
 from torch.autograd.graph import _engine_run_backward
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -134,6 +135,10 @@ class _Replicated(TorchFunctionMode):
         exact = _EXACT.get(func)
         result = func(*args, **kwargs) if exact is None else exact(func, *args, **kwargs)
         return tuple(map(_without_summands, result)) if type(result) is tuple else _without_summands(result)
+
+    # Compiled blocks inline it. As a frame of its own it must not be compiled: to torch 2.13's guards, func is the same
+    # for x.shape and x.device.
+    skip_code(__torch_function__.__code__)
 
     def _is_divided(self, value: Any) -> bool:
         if isinstance(value, list | tuple):

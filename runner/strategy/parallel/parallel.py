@@ -152,8 +152,9 @@ class Parallel:
         for axis in (Axis.EXPERT, Axis.PIPELINE):
             if axes.size([axis]) > 1:
                 yield Fault(key=f"strategy.{axis}", message=f"{axes.size([axis])} does not work {rule} yet. Use 1.")
-        if (what := spec.compile.what) is not Compiled.NONE:
-            yield Fault(key="compile.what", message=f"{what.value} does not work {rule} yet. Use none.")
+        if spec.compile.what is Compiled.MODEL:
+            way_out = "torch.compile wants a gradient for every divided tensor that leaves a graph. Use blocks."
+            yield Fault(key="compile.what", message=f"model does not work {rule}: {way_out}")
         if self.sequence_parallel:
             rule = "true divides sequences among tensor ranks, too. Use false with strategy.context."
             yield Fault(key="strategy.sequence_parallel", message=rule)

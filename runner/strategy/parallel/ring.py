@@ -41,7 +41,8 @@ def ring_attention(mesh: DeviceMesh) -> Iterator[None]:
         if not is_divided:
             return scaled_dot_product_attention(query, key, value, *arguments, **options)
         with torch._C.DisableTorchFunction():  # what is called inside is meant as it stands
-            return attention(mesh, query, key, value, *arguments, **options)
+            mixed: Tensor = attention(mesh, query, key, value, *arguments, **options)
+        return mixed
 
     options, dispatcher = torch_ring._cp_options, DTensor._op_dispatcher
     before, options.enable_load_balance = options.enable_load_balance, True
@@ -56,6 +57,8 @@ def ring_attention(mesh: DeviceMesh) -> Iterator[None]:
         options.enable_load_balance = before
 
 
+# A compiled block breaks its graph here: which kernel takes the tensors is asked at run time.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention(
     mesh: DeviceMesh,
     query: Tensor,
