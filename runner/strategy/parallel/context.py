@@ -25,7 +25,8 @@ from runner.errors import HookError
 from runner.protocols import Loss
 from runner.strategy.parallel.balance import in_order
 from runner.strategy.parallel.context_blocks import context_blocks
-from runner.strategy.parallel.parts import of_part, part_of, replicated, summed
+from runner.strategy.parallel.expert_modules import expert_modules
+from runner.strategy.parallel.parts import of_part, on_own_tokens, part_of, replicated, summed
 from runner.strategy.parallel.ring import attention, ring_attention, scaled_dot_product_attention
 from runner.strategy.parallel.sequence import SEQUENCE
 from runner.strategy.parallel.styles import is_transposed
@@ -44,17 +45,20 @@ class ContextPlan:
         self._computing = False
         self._has_divided = False
 
-    def apply(self, model: Module, classes: Sequence[str]) -> None:
+    def apply(self, model: Module, classes: Sequence[str], experts: Sequence[str]) -> None:
         """Divide what reaches the first block, whichever that is in the model's forward.
 
         Args:
             classes: of blocks; empty = those that the model names, or else members of its lists of modules.
+            experts: patterns of the names of modules that hold experts; empty = those of `runner.model.experts`.
         """
         for block in context_blocks(model, classes):
             block.register_forward_pre_hook(self._divide, with_kwargs=True)
         for module in model.modules():
             if (num_trailing := _trailing_dims(module)) is not None:
                 _OnParts(self._mesh, num_trailing).hook(module)
+        for _, module in expert_modules(model, experts):
+            module.forward = on_own_tokens(module.forward)
 
     @contextmanager
     def computing(self) -> Iterator[None]:

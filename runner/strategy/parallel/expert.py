@@ -16,7 +16,7 @@ from runner.model.experts import Groups
 from runner.protocols import Axis
 from runner.strategy.fsdp.shard import Apart
 from runner.strategy.parallel.expert_modules import StackedExperts, expert_modules
-from runner.strategy.parallel.sizes import SHARERS
+from runner.strategy.parallel.sizes import SHARERS, SHARERS_OF_EXPERTS
 from runner.strategy.parallel.tensor import split_parameters
 
 Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,9 +51,9 @@ class ExpertPlan:
             module.forward = dispatched(module, module.forward, mesh.get_group())
 
     def apart(self, model: Module) -> Mapping[Module, Apart]:
-        """The modules that are sharded by themselves, over `shard` only: along `expert` they are divided already."""
-        names = tuple(axis for axis in (Axis.REPLICATE, Axis.SHARD) if axis in (self._mesh.mesh_dim_names or ()))
-        mesh, ranks = self._mesh[names], self._mesh[Axis.SHARD].size()
+        """The modules that are sharded by themselves: along `expert` they are divided already."""
+        mesh = sharing_mesh(self._mesh, SHARERS_OF_EXPERTS)
+        ranks = mesh.size(mesh.ndim - 1)
         own = Apart(mesh, lambda parameter: Shard(shard_dim(cast("DTensor", parameter).to_local().shape, ranks)))
         return {module: own for _, module in self._modules(model)}
 
@@ -63,18 +63,18 @@ class ExpertPlan:
         return ((name, module) for name, module in found if any(True for _ in module.parameters()))
 
 
-def sharing_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """The ranks that share what is not experts, after those that hold replicas of it if there are any.
+def sharing_mesh(mesh: DeviceMesh, sharers: Sequence[Axis] = SHARERS) -> DeviceMesh:
+    """The ranks along the axes of sharers, after those that hold replicas if there are any.
 
     Ranks that hold different experts read different items, so they are shards like those along `shard`. Ranks that have
     different parts of a sequence have summands of the same gradients, so they share them as well.
     """
-    names = [axis for axis in (Axis.REPLICATE, *SHARERS) if axis in (mesh.mesh_dim_names or ())]
-    sharing = [axis for axis in names if axis in SHARERS]
+    names = [axis for axis in (Axis.REPLICATE, *sharers) if axis in (mesh.mesh_dim_names or ())]
+    sharing = [axis for axis in names if axis in sharers]
     if len(sharing) == 1:
         return mesh[tuple(map(str, names))]
-    sharers = mesh[tuple(map(str, sharing))]._flatten("_".join(sharing))
-    return DeviceMesh._concatenate([mesh[Axis.REPLICATE], sharers]) if Axis.REPLICATE in names else sharers
+    shared = mesh[tuple(map(str, sharing))]._flatten("_".join(sharing))
+    return DeviceMesh._concatenate([mesh[Axis.REPLICATE], shared]) if Axis.REPLICATE in names else shared
 
 
 def shard_dim(shape: Sequence[int], ranks: int) -> int:

@@ -13,7 +13,7 @@ from runner.protocols import Axes, Axis, Builder, Placed, Trainable, World
 from runner.strategy.fsdp.settings import Build, ShardSettings
 from runner.strategy.fsdp.wrap import Wrap
 from runner.strategy.parallel.schedule import PipelineSettings
-from runner.strategy.parallel.sizes import AUTO, SHARERS, axes_of
+from runner.strategy.parallel.sizes import AUTO, SHARERS, SHARERS_OF_EXPERTS, axes_of
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -100,7 +100,7 @@ class Parallel:
             plan = self.tensor_plan if ranks > 1 else None
             yield partial(context_faults, classes=self.shards.wrap_classes, plan=plan)
         if experts > 1:
-            shards = axes.size([Axis.SHARD])
+            shards = axes.size(SHARERS_OF_EXPERTS)
             yield partial(expert_faults, patterns=self.expert_modules, ranks=experts, shards=shards)
         yield from self.pipelining.model_checks(axes.size([Axis.PIPELINE]))
         yield from self.shards.model_checks()
@@ -149,12 +149,14 @@ class Parallel:
     def _context_faults(self, spec: "RunSpec", axes: Axes) -> Iterable[Fault]:
         """Report keys that parts of sequences do not support."""
         rule = "with strategy.context"
-        for axis in (Axis.EXPERT, Axis.PIPELINE):
-            if axes.size([axis]) > 1:
-                yield Fault(key=f"strategy.{axis}", message=f"{axes.size([axis])} does not work {rule} yet. Use 1.")
+        if (stages := axes.size([Axis.PIPELINE])) > 1:
+            yield Fault(key="strategy.pipeline", message=f"{stages} does not work {rule} yet. Use 1.")
         if spec.compile.what is Compiled.MODEL:
             way_out = "torch.compile wants a gradient for every divided tensor that leaves a graph. Use blocks."
             yield Fault(key="compile.what", message=f"model does not work {rule}: {way_out}")
+        elif spec.compile.what is Compiled.BLOCKS and axes.size([Axis.EXPERT]) > 1:
+            way_out = "torch.compile cannot pass divided sequences that are flattened to tokens. Use none."
+            yield Fault(key="compile.what", message=f"blocks does not work {rule} and strategy.expert: {way_out}")
         if self.sequence_parallel:
             rule = "true divides sequences among tensor ranks, too. Use false with strategy.context."
             yield Fault(key="strategy.sequence_parallel", message=rule)
@@ -252,7 +254,7 @@ class Parallel:
             if experts is not None:
                 experts.apply(model)
             if context is not None:
-                context.apply(model, self.shards.wrap_classes)
+                context.apply(model, self.shards.wrap_classes, self.expert_modules)
             builder.recompute(model)
             builder.compile(model)
             return model

@@ -4,12 +4,14 @@ As DTensor's `to_local` and `from_local`, but the memory of parts and of their g
 believes it to be: it takes the strides of the whole from those of a part, which is wrong where lengths do not divide.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from runner.strategy.parallel.balance import in_order
 
@@ -21,7 +23,7 @@ def part_of(whole: DTensor) -> Tensor:
 
 def of_part(part: Tensor, mesh: DeviceMesh, *, dim: int, length: int) -> DTensor:
     """The whole tensor, given this rank's part of it along a dimension of this length."""
-    return cast("DTensor", _OfPart.apply(part, mesh, dim, length))  # type: ignore[no-untyped-call]
+    return cast("DTensor", _OfPart.apply(part, mesh, Shard(dim), length))  # type: ignore[no-untyped-call]
 
 
 def replicated(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
@@ -41,28 +43,48 @@ def gathered(whole: DTensor) -> Tensor:
     return cast("Tensor", _Gathered.apply(whole))  # type: ignore[no-untyped-call]
 
 
+def on_own_tokens(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of tokens that treats each by itself, such that each rank computes it of its own tokens.
+
+    Args:
+        compute: from tensors of which each begins with the tokens, to one that does.
+    """
+
+    def function(tokens: Tensor, *others: Tensor) -> Tensor:
+        if not isinstance(tokens, DTensor):
+            return compute(tokens, *others)
+        # Sequences are divided by length: in what is flattened from [items, length], a rank has a part of each item.
+        placement, mesh = tokens.placements[0], tokens.device_mesh
+        if not isinstance(placement, Shard | _StridedShard) or placement.dim:
+            placement = Shard(0)
+        own = [part_of(replicated(one, mesh).redistribute(mesh, [placement])) for one in (tokens, *others)]
+        return cast("DTensor", _OfPart.apply(compute(*own), mesh, placement, len(tokens)))  # type: ignore[no-untyped-call]
+
+    return function
+
+
 class _PartOf(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, whole: DTensor) -> Tensor:
-        ctx.dim = cast("Shard", whole.placements[0]).dim
-        ctx.mesh, ctx.length = whole.device_mesh, whole.shape[ctx.dim]
+        ctx.placement = cast("Shard", whole.placements[0])
+        ctx.mesh, ctx.length = whole.device_mesh, whole.shape[ctx.placement.dim]
         part = whole.to_local()
         return part.view_as(part)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> DTensor:
-        return _divided(gradient, ctx.mesh, ctx.dim, ctx.length)
+        return _divided(gradient, ctx.mesh, ctx.placement, ctx.length)
 
 
 class _OfPart(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, mesh: DeviceMesh, dim: int, length: int) -> DTensor:
-        ctx.mesh, ctx.dim = mesh, dim
-        return _divided(part, mesh, dim, length)
+    def forward(ctx: Any, part: Tensor, mesh: DeviceMesh, placement: Shard, length: int) -> DTensor:
+        ctx.mesh, ctx.placement = mesh, placement
+        return _divided(part, mesh, placement, length)
 
     @staticmethod
     def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None, None, None]:
-        return gradient.redistribute(ctx.mesh, [Shard(ctx.dim)]).to_local().contiguous(), None, None, None
+        return gradient.redistribute(ctx.mesh, [ctx.placement]).to_local().contiguous(), None, None, None
 
 
 class _Replicated(torch.autograd.Function):
@@ -88,7 +110,7 @@ class _Gathered(torch.autograd.Function):
         summed = summands.redistribute(ctx.mesh, [ctx.placement])
         if ctx.placement.is_replicate():
             return summed
-        return _divided(summed.to_local(), ctx.mesh, ctx.placement.dim, gradient.shape[ctx.placement.dim])
+        return _divided(summed.to_local(), ctx.mesh, ctx.placement, gradient.shape[ctx.placement.dim])
 
 
 class _Summed(torch.autograd.Function):
@@ -116,9 +138,10 @@ def _summand(gradient: DTensor) -> Tensor:
     return summand
 
 
-def _divided(part: Tensor, mesh: DeviceMesh, dim: int, length: int) -> DTensor:
+def _divided(part: Tensor, mesh: DeviceMesh, placement: Shard, length: int) -> DTensor:
+    dim = placement.dim
     shape = torch.Size((*part.shape[:dim], length, *part.shape[dim + 1 :]))
     strides = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
-        part.detach().contiguous(), mesh, [Shard(dim)], run_check=False, shape=shape, stride=strides
+        part.detach().contiguous(), mesh, [placement], run_check=False, shape=shape, stride=strides
     )

@@ -12,6 +12,8 @@ DATA = (Axis.REPLICATE, Axis.SHARD, Axis.EXPERT)
 PARTIAL = (Axis.PIPELINE,)
 SHARERS = (Axis.SHARD, Axis.EXPERT, Axis.CONTEXT)
 """The axes along which ranks share what is not divided by experts; neighbours in the mesh."""
+SHARERS_OF_EXPERTS = (Axis.SHARD, Axis.CONTEXT)
+"""The axes along which ranks share the experts that each of them has."""
 
 
 def axes_in(name: str) -> list[Axis]:

@@ -1,4 +1,4 @@
-"""Small language models for the axes of strategy=parallel: user_hooks.pydoc_lm's GPT, and transformers' GPT-2."""
+"""Small language models for the axes of strategy=parallel: user_hooks' GPTs, and transformers' GPT-2."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +16,7 @@ from runner.storage.names import to_names
 from runner.strategy.single import Single
 from runner.world.solo import SoloWorld
 from tests.strategy.ranks import builder
+from user_hooks import moe_pydoc
 from user_hooks.pydoc_lm import build_model, compute_loss, pad
 
 CPU = torch.device("cpu")
@@ -53,6 +54,12 @@ def seeded_gpt2(*, depth: int = 2) -> Module:
     return GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=16, n_embd=16, n_layer=depth, n_head=4, **dropout))
 
 
+def seeded_moe() -> Module:
+    """user_hooks.moe_pydoc's GPT, whose blocks have four experts."""
+    torch.manual_seed(0)
+    return moe_pydoc.build_model(width=16, depth=2, heads=4, hidden=16, experts=4, top_k=2)
+
+
 def labelled(batch: list[Tensor]) -> dict[str, Tensor]:
     """The keyword arguments of GPT-2: inputs, and labels without the padding."""
     rows = pad(batch)
@@ -88,6 +95,7 @@ GPT2 = Case(
         "lm_head": "colwise_gather_output",
     },
 )
+MOE = Case(seeded_moe, partial(moe_pydoc.compute_loss, top_k=2, balance=0.1, router_z=0.01), pad, {})
 SEQUENCE = {
     "blocks.*.attention_norm": "sequence",
     "blocks.*.feed_forward_norm": "sequence",

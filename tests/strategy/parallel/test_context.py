@@ -4,6 +4,7 @@ import re
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runner import Loss
+from runner.config.of_blocks import Compile, Compiled
 from runner.errors import HookError
 from runner.losses import own_causal_loss
 from runner.precision.bf16 import BF16
@@ -27,6 +29,7 @@ from tests.conftest import Ended
 from tests.strategy.parallel.small_gpt import (
     GPT,
     GPT2,
+    MOE,
     Case,
     alone,
     assert_as_alone,
@@ -49,6 +52,11 @@ LAYOUTS = [
     pytest.param(GPT, {"context": 2, "shards": UNITS}, 2, 3, CLIP, id="context, accumulated and clipped"),
     pytest.param(GPT, {"context": 2, "shard": 2}, 4, 3, CLIP, id="context × shard"),
     pytest.param(GPT, {"context": 2, "shard": 1, **TENSOR}, 4, 3, CLIP, id="context × tensor"),
+    pytest.param(MOE, {"context": 2, "expert": 2}, 4, 3, CLIP, id="context × expert"),
+    pytest.param(MOE, {"context": 2}, 2, 3, CLIP, id="context, whole experts", marks=pytest.mark.exhaustive),
+    pytest.param(
+        MOE, {"context": 2, "expert": 2, "shard": 2}, 8, 1, CLIP, id="× expert × shard", marks=pytest.mark.exhaustive
+    ),
     pytest.param(GPT, {"context": 2}, 2, 1, Clip(), id="context", marks=pytest.mark.exhaustive),
     pytest.param(GPT2, {"context": 3}, 3, 1, CLIP, id="gpt2: three", marks=pytest.mark.exhaustive),
     pytest.param(GPT, {"context": 4}, 4, 1, Clip(), id="four", marks=pytest.mark.exhaustive),
@@ -312,14 +320,19 @@ def test_what_does_not_fit_the_model_is_told_before_launch() -> None:
     assert fault.message.startswith("head: colwise_loss_parallel splits logits that strategy.context has divided")
 
 
+def test_compiled_blocks_of_experts_are_rejected() -> None:
+    spec: Any = SimpleNamespace(world_size=4, compile=Compile(what=Compiled.BLOCKS))
+    (fault,) = Parallel(context=2, expert=2).check(spec)
+    assert fault.message.startswith("blocks does not work with strategy.context and strategy.expert: torch.compile")
+
+
 def test_the_command_tells_what_does_not_go_together(runner: Any) -> None:
     arguments = ["hardware=cpu", "hardware.processes=8", "hardware.oversubscribe=true", "compile.what=model"]
-    sizes = ["strategy.context=2", "strategy.expert=2", "strategy.pipeline=2", "strategy.build=rank_0"]
+    sizes = ["strategy.context=2", "strategy.pipeline=2", "strategy.build=rank_0"]
     ended: Ended = runner(
         "check", "pydoc_lm", "strategy=parallel", "strategy.sequence_parallel=true", *sizes, *arguments, code=2
     )
     for key, rule in {
-        "strategy.expert": "2 does not work with strategy.context yet. Use 1.",
         "strategy.pipeline": "2 does not work with strategy.context yet. Use 1.",
         "strategy.sequence_parallel": "true divides sequences among tensor ranks, too.",
         "strategy.build": "rank_0 sends weights to shards, but strategy.context shares them as well.",

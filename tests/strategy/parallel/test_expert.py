@@ -60,6 +60,7 @@ LAYOUTS = {
     "expert=2 replicate=2": (4, Parallel(expert=2, replicate=2)),
     "expert=2 tensor=2": (4, Parallel(expert=2, tensor=2, tensor_plan={"head": "colwise_gather_output"})),
     "expert=2 pipeline=2": (4, Parallel(expert=2, pipeline=2)),
+    "expert=2 context=2": (4, Parallel(expert=2, context=2)),
     "fsdp": (2, FSDP()),
     "ddp": (2, DDP()),
 }

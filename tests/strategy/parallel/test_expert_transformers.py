@@ -45,7 +45,8 @@ def losses(world: Any, part: Any, build: Any) -> Any:
     """Loss and gradient norm of three steps of two micro-batches."""
     trainable = prepare(world, part, build=build, loss=loss)
     found = []
-    parts = IDS.chunk(2 * world.size)[world.rank :: world.size]
+    data = world.along(*world.axes.data)
+    parts = IDS.chunk(2 * data.size)[data.rank :: data.size]
     for _ in range(3):
         step = trainable.forward_backward(StepBatches([MicroBatch(ids, len(ids)) for ids in parts], len(IDS)))
         found += [mean(world, step.losses), trainable.update(measure=True).grad_norm.item()]
@@ -56,11 +57,15 @@ def twice(world: Any, part: Any) -> Any:
     return losses(world, part, seeded_mixtral), losses(world, part, lopsided_mixtral)
 
 
-def test_mixtral_with_half_of_its_experts_on_each_rank_has_the_losses_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("context", [1, 2])
+def test_mixtral_with_half_of_its_experts_on_each_rank_has_the_losses_of_one_process(
+    context: int, tmp_path: Path
+) -> None:
     seeded_mixtral()  # imports what the ranks then have
     alone = twice(SoloWorld(torch.device("cpu")), Single())
-    part = Parallel(expert=2, expert_modules=[PATTERN])
-    for found in on_ranks(2, twice, part, axes=part.axes(2), scratch=tmp_path):
+    part = Parallel(expert=2, context=context, expert_modules=[PATTERN])
+    ranks = 2 * context
+    for found in on_ranks(ranks, twice, part, axes=part.axes(ranks), scratch=tmp_path):
         for one, expected in zip(found, alone, strict=True):
             torch.testing.assert_close(one, expected, rtol=0, atol=1e-6)  # fp32 sums in another order
 
