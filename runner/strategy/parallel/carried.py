@@ -31,7 +31,7 @@ class Carried(NamedTuple):
     trained: bool
     """Whether a gradient comes back."""
     part: tuple[int, ...] | None = None
-    """If it is split by sequence among tensor ranks, the shape of this rank's part, which is what passes."""
+    """If it is split by sequence among ranks, the shape of this rank's part, which is what passes."""
 
 
 class Output(NamedTuple):

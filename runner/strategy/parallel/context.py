@@ -8,6 +8,7 @@ position by itself see this rank's part as a plain tensor.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -28,7 +29,7 @@ from runner.strategy.parallel.context_blocks import context_blocks
 from runner.strategy.parallel.expert_modules import expert_modules
 from runner.strategy.parallel.parts import of_part, on_own_tokens, part_of, replicated, summed
 from runner.strategy.parallel.ring import attention, ring_attention, scaled_dot_product_attention
-from runner.strategy.parallel.sequence import SEQUENCE
+from runner.strategy.parallel.sequence import SEQUENCE, SequenceParts
 from runner.strategy.parallel.styles import is_transposed
 from runner.strategy.parallel.whole_loss import Hook, whole_result
 
@@ -39,26 +40,36 @@ ACTIVATION_DIMS = 3
 class ContextPlan:
     """How the sequences in one model are divided among ranks."""
 
-    def __init__(self, mesh: DeviceMesh) -> None:
-        """Hold a plan for the ranks of a mesh."""
-        self._mesh = mesh
-        self._computing = False
-        self._has_divided = False
-
-    def apply(self, model: Module, classes: Sequence[str], experts: Sequence[str]) -> None:
-        """Divide what reaches the first block, whichever that is in the model's forward.
+    def __init__(self, mesh: DeviceMesh, classes: Sequence[str], experts: Sequence[str]) -> None:
+        """Hold a plan.
 
         Args:
+            mesh: the ranks that sequences are divided among.
             classes: of blocks; empty = those that the model names, or else members of its lists of modules.
             experts: patterns of the names of modules that hold experts; empty = those of `runner.model.experts`.
         """
-        for block in context_blocks(model, classes):
-            block.register_forward_pre_hook(self._divide, with_kwargs=True)
+        self._mesh, self._classes, self._experts = mesh, classes, experts
+        self._computing = False
+        self._has_divided = False
+
+    @property
+    def sequence(self) -> SequenceParts:
+        """How activations pass between the stages of a pipeline."""
+        return SequenceParts(self._mesh)
+
+    def apply(self, model: Module) -> None:
+        """Divide what reaches the first block, whichever that is in the model's forward."""
+        self.at_blocks(model, lambda x: self._part(x) if self._computing else x)
         for module in model.modules():
             if (num_trailing := _trailing_dims(module)) is not None:
                 _OnParts(self._mesh, num_trailing).hook(module)
-        for _, module in expert_modules(model, experts):
+        for _, module in expert_modules(model, self._experts):
             module.forward = on_own_tokens(module.forward)
+
+    def at_blocks(self, model: Module, divided: Callable[[Tensor], Tensor]) -> None:
+        """Let the first activation among the arguments of each block become what `divided` makes of it."""
+        for block in context_blocks(model, self._classes):
+            block.register_forward_pre_hook(partial(_with_first_activation, divided), with_kwargs=True)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -92,23 +103,10 @@ class ContextPlan:
         """The same loss; of one that every rank has computed as a whole, each has a summand of the gradient only."""
         return replicated(loss, self._mesh)
 
-    def _divide(
-        self, block: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A block's arguments, of which the first activation is divided, unless it is already."""
-        if self._computing:
-            for at, value in enumerate(args):
-                if _is_activation(value):
-                    return (*args[:at], self._part(value), *args[at + 1 :]), kwargs
-            for name, value in kwargs.items():
-                if _is_activation(value):
-                    return args, {**kwargs, name: self._part(value)}
-        return args, kwargs
-
     def _part(self, x: Tensor) -> Tensor:
+        self._has_divided = True
         if isinstance(x, DTensor):
             return x
-        self._has_divided = True
         length = x.shape[SEQUENCE]
         mine = in_order(length, self._mesh.size(), self._mesh.get_local_rank())
         # The gradient of what was whole is this rank's summand of it: zero outside its part.
@@ -219,6 +217,19 @@ def _trailing_dims(module: Module) -> int | None:
 def _without_summands(result: Any) -> Any:
     """The same; what ranks have summands of is summed, since DTensor computes further with summands of any size."""
     return summed(result) if isinstance(result, DTensor) and result.placements[0].is_partial() else result
+
+
+def _with_first_activation(
+    divided: Callable[[Tensor], Tensor], block: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a block, of which the first activation is divided."""
+    for at, value in enumerate(args):
+        if _is_activation(value):
+            return (*args[:at], divided(value), *args[at + 1 :]), kwargs
+    for name, value in kwargs.items():
+        if _is_activation(value):
+            return args, {**kwargs, name: divided(value)}
+    return args, kwargs
 
 
 def _is_activation(value: Any) -> bool:

@@ -22,11 +22,13 @@ from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch
 from runner.strategy.parallel.carried import Carried, Origin, Output, Progress, Record, Source, add_sources
 from runner.strategy.parallel.expert_modules import expert_modules
+from runner.strategy.parallel.sequence import SequenceParts
 from runner.strategy.parallel.split import Cut
 from runner.strategy.parallel.stand_in import Absent, Finished, absent_leaves, all_parameters, fake_of
 from runner.world.seeds import host_generators_kept
 
 if TYPE_CHECKING:
+    from runner.strategy.parallel.context import ContextPlan
     from runner.strategy.parallel.tensor import TensorPlan
 
 Hook = Callable[[Module, Any, int], Loss | Tensor]
@@ -46,6 +48,7 @@ class Outline:
         *,
         experts: Sequence[str] = (),
         plan: "TensorPlan | None" = None,
+        context: "ContextPlan | None" = None,
     ) -> None:
         """Copy the modules of a model; its parameters and buffers are not copied.
 
@@ -57,6 +60,7 @@ class Outline:
             device: that the stages compute on.
             experts: patterns of the names of modules that hold experts; empty = those of `runner.model.experts`.
             plan: how weight matrices are split; None if they are not.
+            context: how sequences are divided; None if they are not.
         """
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._where = Progress(cut.num_stages)
@@ -74,10 +78,12 @@ class Outline:
                 self._watch(name, module)
             if name in cut.begins:
                 module.register_forward_pre_hook(self._begin(name), with_kwargs=True, prepend=True)
-        self._parts = None if plan is None else plan.sequence
-        if plan is not None and self._parts is not None:
+        self._parts = sequence_parts(plan, context)
+        if plan is not None and plan.sequence is not None:
             for module, is_split in plan.outputs(self._model):
                 module.register_forward_hook(partial(_mark, is_split))
+        if context is not None:
+            context.at_blocks(self._model, _split)
         for _, module in expert_modules(self._model, experts):
             module.forward = partial(_like_tokens, module)  # the sizes of the experts' groups depend on values
 
@@ -222,6 +228,18 @@ def called_elsewhere(name: str, stage: int, now: int) -> str:
         f"{now}. Define modules in the order in which they are called, or let the stages begin elsewhere: "
         "strategy.split."
     )
+
+
+def sequence_parts(plan: "TensorPlan | None", context: "ContextPlan | None") -> SequenceParts | None:
+    """How activations that are split by sequence pass; None if none are."""
+    return next((one.sequence for one in (context, plan) if one is not None), None)
+
+
+def _split(x: Tensor) -> Tensor:
+    """An activation that is divided from here on, and everything computed from it."""
+    if not isinstance(x, Absent) or x.is_split:
+        return x
+    return Absent.of(x.fake, trained=x.trained, held=x.held, where=x.progress, origin=x.origin, is_split=True)
 
 
 def _mark(is_split: bool, module: Module, args: Any, output: Any) -> None:

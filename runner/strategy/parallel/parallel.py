@@ -13,12 +13,14 @@ from runner.protocols import Axes, Axis, Builder, Placed, Trainable, World
 from runner.strategy.fsdp.settings import Build, ShardSettings
 from runner.strategy.fsdp.wrap import Wrap
 from runner.strategy.parallel.schedule import PipelineSettings
-from runner.strategy.parallel.sizes import AUTO, SHARERS, SHARERS_OF_EXPERTS, axes_of
+from runner.strategy.parallel.sizes import AUTO, SHARERS, SHARERS_OF_EXPERTS, axes_of, size_of
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.nn import Module
 
     from runner.config.run_spec import RunSpec
+    from runner.strategy.parallel.context import ContextPlan
     from runner.strategy.parallel.expert import ExpertPlan
     from runner.strategy.parallel.pipeline import PlacedStages
     from runner.strategy.parallel.tensor import TensorPlan
@@ -144,13 +146,11 @@ class Parallel:
             Axis.TENSOR: self.tensor,
             Axis.PIPELINE: self.pipeline,
         }
-        return dict.fromkeys(Axis, 1) | {axis: _size(axis, value) for axis, value in given.items()}
+        return dict.fromkeys(Axis, 1) | {axis: size_of(axis, value) for axis, value in given.items()}
 
     def _context_faults(self, spec: "RunSpec", axes: Axes) -> Iterable[Fault]:
         """Report keys that parts of sequences do not support."""
         rule = "with strategy.context"
-        if (stages := axes.size([Axis.PIPELINE])) > 1:
-            yield Fault(key="strategy.pipeline", message=f"{stages} does not work {rule} yet. Use 1.")
         if spec.compile.what is Compiled.MODEL:
             way_out = "torch.compile wants a gradient for every divided tensor that leaves a graph. Use blocks."
             yield Fault(key="compile.what", message=f"model does not work {rule}: {way_out}")
@@ -194,21 +194,22 @@ class Parallel:
 
     def _place_stages(self, builder: Builder, world: World) -> "tuple[PlacedParts, PlacedStages]":
         """This rank's stages, each split, recomputed, compiled and sharded as a model would be."""
-        from runner.strategy.parallel.expert import sharing_mesh
         from runner.strategy.parallel.place_stages import StageSettings, place_stages
         from runner.strategy.parallel.trainable import PlacedParts
 
         plan, builder = self._tensor_plan(builder, world)
+        context = self._context_plan(world)
         given = StageSettings(
             pipelining=self.pipelining,
             shards=self.shards,
-            sharing=sharing_mesh(world.mesh()) if world.axes.data_ranks > 1 else None,
+            sharing=self._sharing(world),
             plan=plan,
+            context=context,
             experts=self._expert_plan(world),
             expert_modules=self.expert_modules,
         )
         stages = place_stages(builder, world, given)
-        return PlacedParts(stages, nullcontext if plan is None else plan.computing), stages
+        return PlacedParts(stages, _computing(context, plan)), stages
 
     def _tensor_plan(self, builder: Builder, world: World) -> "tuple[TensorPlan | None, Builder]":
         """The plan for weight matrices, if tensor ranks split them, and a builder with a loss hook that fits it."""
@@ -227,6 +228,21 @@ class Parallel:
 
         return ExpertPlan(self.expert_modules, world.mesh()) if world.axes.size([Axis.EXPERT]) > 1 else None
 
+    def _context_plan(self, world: World) -> "ContextPlan | None":
+        """How sequences are divided, if ranks have parts of them."""
+        from runner.strategy.parallel.context import ContextPlan
+
+        if world.axes.size([Axis.CONTEXT]) == 1:
+            return None
+        return ContextPlan(world.mesh()[Axis.CONTEXT], self.shards.wrap_classes, self.expert_modules)
+
+    def _sharing(self, world: World) -> "DeviceMesh | None":
+        """The ranks that share parameters or hold replicas of them; None if there are none."""
+        from runner.strategy.parallel.expert import sharing_mesh
+
+        axes = world.axes
+        return sharing_mesh(world.mesh()) if axes.size(SHARERS) > 1 or axes.data_ranks > 1 else None
+
     def _place_parts(self, builder: Builder, world: World) -> "tuple[PlacedParts, NoSync]":
         """Build the model, split it by tensor plan and experts, divide its sequences, recompute, compile, shard.
 
@@ -236,12 +252,9 @@ class Parallel:
         from runner.strategy.common.loss_module import LossModule
         from runner.strategy.common.named_state import unchanged
         from runner.strategy.fsdp.trainable import PlacedShards
-        from runner.strategy.parallel.context import ContextPlan
-        from runner.strategy.parallel.expert import sharing_mesh
         from runner.strategy.parallel.trainable import PlacedParts
 
-        axes = world.axes
-        context = ContextPlan(world.mesh()[Axis.CONTEXT]) if axes.size([Axis.CONTEXT]) > 1 else None
+        context = self._context_plan(world)
         if context is not None:
             builder = replace(builder, loss=context.whole_loss(builder.loss))
         plan, builder = self._tensor_plan(builder, world)
@@ -254,33 +267,23 @@ class Parallel:
             if experts is not None:
                 experts.apply(model)
             if context is not None:
-                context.apply(model, self.shards.wrap_classes, self.expert_modules)
+                context.apply(model)
             builder.recompute(model)
             builder.compile(model)
             return model
 
         as_stored = unchanged if plan is None else plan.as_stored
-        if axes.size(SHARERS) > 1 or axes.data_ranks > 1:
-            sharing = sharing_mesh(world.mesh())
+        if (sharing := self._sharing(world)) is not None:
             apart = None if experts is None else experts.apart
             shards, units = self.shards.place_shards(build, builder, world, sharing, as_stored=as_stored, apart=apart)
-            no_sync = self.shards.no_sync(units, axes)
+            no_sync = self.shards.no_sync(units, world.axes)
         else:
             root = LossModule(build().to(world.device), builder.loss)
             shards = PlacedShards(root, [], builder, world, sync_buffers=False, as_stored=as_stored)
             no_sync = nullcontext
-        computing = next((part.computing for part in (context, plan) if part is not None), nullcontext)
-        return PlacedParts(shards, computing), no_sync
+        return PlacedParts(shards, _computing(context, plan)), no_sync
 
 
-def _size(axis: Axis, value: int | str) -> int | None:
-    """Ranks along an axis; None for auto.
-
-    Raises:
-        ValueError: it is neither a whole number from 1 nor auto.
-    """
-    if value == AUTO:
-        return None
-    if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError(f"{axis}={value} must be a whole number from 1, or auto for the ranks that are left.")
-    return int(value)
+def _computing(context: "ContextPlan | None", plan: "TensorPlan | None") -> NoSync:
+    """The context of every forward and backward."""
+    return next((one.computing for one in (context, plan) if one is not None), nullcontext)

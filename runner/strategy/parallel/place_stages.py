@@ -13,7 +13,7 @@ from runner.strategy.common.named_state import AsStored, distinct_tensors, uncha
 from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.fsdp.settings import ShardSettings
 from runner.strategy.parallel.build_own import build_own
-from runner.strategy.parallel.outline import Outline, copy_modules, hide
+from runner.strategy.parallel.outline import Outline, copy_modules, hide, sequence_parts
 from runner.strategy.parallel.pipeline import PlacedStages
 from runner.strategy.parallel.schedule import PipelineSettings
 from runner.strategy.parallel.shared import SharedParameters
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
+    from runner.strategy.parallel.context import ContextPlan
     from runner.strategy.parallel.expert import ExpertPlan
     from runner.strategy.parallel.tensor import TensorPlan
 
@@ -41,6 +42,8 @@ class StageSettings:
     """The ranks that share a stage or replicate it; None if it is on one rank."""
     plan: "TensorPlan | None"
     """How weight matrices are split; None if they are not."""
+    context: "ContextPlan | None"
+    """How sequences are divided; None if they are not."""
     experts: "ExpertPlan | None"
     """How experts are divided; None if they are not."""
     expert_modules: Sequence[str]
@@ -52,6 +55,8 @@ class StageSettings:
             self.plan.apply(tree)
         if self.experts is not None:
             self.experts.apply(tree)
+        if self.context is not None:
+            self.context.apply(tree)
         builder.recompute(tree)
         builder.compile(tree)
 
@@ -74,7 +79,16 @@ def place_stages(builder: Builder, world: World, given: StageSettings) -> Placed
     holders = holders_of(model, cut)
     shapes = {name: tuple(tensor.shape) for name, tensor in distinct_tensors(model)}
     trained = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
-    outline = Outline(model, cut, holders, builder.loss, world.device, experts=given.expert_modules, plan=given.plan)
+    outline = Outline(
+        model,
+        cut,
+        holders,
+        builder.loss,
+        world.device,
+        experts=given.expert_modules,
+        plan=given.plan,
+        context=given.context,
+    )
     own = settings.stages_of(pipeline.rank, pipeline.size)
     if given.sharing is not None:
         _check_can_be_sharded(holders, trained, own)
@@ -170,8 +184,8 @@ def _stage(
     remove_absent(tree, outline, absent, world.device)
     tree.to(world.device)
     given.divide(tree, builder)
-    parts = None if given.plan is None else given.plan.sequence
-    root = StageModel(tree, index, cut, builder.loss, world.device, parts)
+    loss = builder.loss if given.context is None else given.context.whole_loss(builder.loss)
+    root = StageModel(tree, index, cut, loss, world.device, sequence_parts(given.plan, given.context))
     root.install(held)
     return root
 

@@ -1,4 +1,4 @@
-"""How activations that are split by sequence among tensor ranks pass from one stage of a pipeline to the next."""
+"""How activations that are split by sequence among ranks pass from one stage of a pipeline to the next."""
 
 from collections.abc import Sequence
 from typing import final
@@ -16,10 +16,10 @@ SEQUENCE = 1
 
 @final
 class SequenceParts:
-    """Activations of which each tensor rank sends its own part, to that rank of the next stage which has the same."""
+    """Activations of which each rank sends its own part, to that rank of the next stage which has the same."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
-        """Hold the tensor ranks."""
+        """Hold the ranks of one stage that have parts."""
         self._mesh = mesh
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:

@@ -21,6 +21,19 @@ def axes_in(name: str) -> list[Axis]:
     return [Axis(part) for part in name.split("_")]
 
 
+def size_of(axis: Axis, value: int | str) -> int | None:
+    """Ranks along an axis; None for auto.
+
+    Raises:
+        ValueError: it is neither a whole number from 1 nor auto.
+    """
+    if value == AUTO:
+        return None
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"{axis}={value} must be a whole number from 1, or auto for the ranks that are left.")
+    return int(value)
+
+
 def axes_of(sizes: Mapping[Axis, int | None], num_ranks: int) -> Axes:
     """The mesh of so many ranks.
 

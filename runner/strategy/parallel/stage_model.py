@@ -180,11 +180,11 @@ class StageModel(Module):
                 "must not depend on values in its shapes."
             )
         if (expected.part is None) == isinstance(tensor, DTensor):
-            ways = ("divided among tensor ranks", "whole on every tensor rank")
+            ways = ("divided among ranks", "whole on every rank")
             found, planned = ways if expected.part is None else ways[::-1]
             raise HookError(
-                f"{name} gets a tensor {list(tensor.shape)} that is {found}, but by the tensor plan it should be "
-                f"{planned}. Let the stages begin elsewhere: strategy.split."
+                f"{name} gets a tensor {list(tensor.shape)} that is {found}, but by the shapes of the batch it should "
+                f"be {planned}. Let the stages begin elsewhere: strategy.split."
             )
         assert expected.trained or not tensor.requires_grad, f"{name}: no gradient would come back"
         if self._parts is not None and isinstance(tensor, DTensor):

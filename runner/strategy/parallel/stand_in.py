@@ -46,7 +46,7 @@ class Absent(Tensor):
     origin: Origin
     """How other stages could know its values."""
     is_split: bool
-    """Whether tensor ranks have parts of it, split by sequence."""
+    """Whether ranks have parts of it, split by sequence."""
     arrived: Tensor | None
     """The tensor that has taken its place."""
 

@@ -53,6 +53,20 @@ LAYOUTS = [
     pytest.param(GPT, {"context": 2, "shard": 2}, 4, 3, CLIP, id="context × shard"),
     pytest.param(GPT, {"context": 2, "shard": 1, **TENSOR}, 4, 3, CLIP, id="context × tensor"),
     pytest.param(MOE, {"context": 2, "expert": 2}, 4, 3, CLIP, id="context × expert"),
+    pytest.param(MOE, {"context": 2, "pipeline": 2}, 4, 3, CLIP, id="context × pipeline"),
+    pytest.param(
+        MOE,
+        {"context": 2, "pipeline": 2, "expert": 2},
+        8,
+        3,
+        CLIP,
+        id="× pipeline × expert",
+        marks=pytest.mark.exhaustive,
+    ),
+    pytest.param(
+        GPT, {"context": 2, "pipeline": 2, **TENSOR}, 8, 3, CLIP, id="× pipeline × tensor", marks=pytest.mark.exhaustive
+    ),
+    pytest.param(GPT2, {"context": 2, "pipeline": 2}, 4, 3, CLIP, id="gpt2 × pipeline", marks=pytest.mark.exhaustive),
     pytest.param(MOE, {"context": 2}, 2, 3, CLIP, id="context, whole experts", marks=pytest.mark.exhaustive),
     pytest.param(
         MOE, {"context": 2, "expert": 2, "shard": 2}, 8, 1, CLIP, id="× expert × shard", marks=pytest.mark.exhaustive
@@ -328,12 +342,11 @@ def test_compiled_blocks_of_experts_are_rejected() -> None:
 
 def test_the_command_tells_what_does_not_go_together(runner: Any) -> None:
     arguments = ["hardware=cpu", "hardware.processes=8", "hardware.oversubscribe=true", "compile.what=model"]
-    sizes = ["strategy.context=2", "strategy.pipeline=2", "strategy.build=rank_0"]
+    sizes = ["strategy.context=2", "strategy.build=rank_0"]
     ended: Ended = runner(
         "check", "pydoc_lm", "strategy=parallel", "strategy.sequence_parallel=true", *sizes, *arguments, code=2
     )
     for key, rule in {
-        "strategy.pipeline": "2 does not work with strategy.context yet. Use 1.",
         "strategy.sequence_parallel": "true divides sequences among tensor ranks, too.",
         "strategy.build": "rank_0 sends weights to shards, but strategy.context shares them as well.",
         "compile.what": "model does not work with strategy.context: torch.compile wants a gradient",

@@ -262,7 +262,13 @@ def stage_of_two(index: int, build: Callable[[], Module], loss: Any) -> Any:
     given = builder(build=build, optimizer=torch.optim.SGD, loss=loss)
     outline = Outline(model, cut, holders, given.loss, CPU)
     undivided = StageSettings(
-        pipelining=PipelineSettings(), shards=ShardSettings(), sharing=None, plan=None, experts=None, expert_modules=[]
+        pipelining=PipelineSettings(),
+        shards=ShardSettings(),
+        sharing=None,
+        plan=None,
+        context=None,
+        experts=None,
+        expert_modules=[],
     )
     return _stage(model, index, cut, holders, outline, given, SoloWorld(CPU), undivided), outline
 
@@ -280,7 +286,7 @@ def test_an_activation_that_is_not_divided_as_planned_is_told() -> None:
     stage, _ = stage_of_two(0, Blocks, squared)
     planned = Carried(0, (3, WIDTH), torch.float32, True, part=(3, WIDTH // 2))
     with pytest.raises(
-        HookError, match="that is whole on every tensor rank, but by the tensor plan it should be divid"
+        HookError, match="that is whole on every rank, but by the shapes of the batch it should be divided"
     ):
         stage._sent("blocks.2", torch.ones(3, WIDTH), planned)
 
