@@ -5,14 +5,41 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec
 
 from runner.errors import HookError
 
 
+class Attribute(NamedTuple):
+    """An attribute of a module, or of one inside it, that its forward sets to a tensor: a router's own loss, say."""
+
+    path: str
+    name: str
+
+    def get(self, module: Module) -> Any:
+        """Its value."""
+        return vars(module.get_submodule(self.path))[self.name]
+
+    def set(self, module: Module, value: Any) -> None:
+        """Give it a value."""
+        setattr(module.get_submodule(self.path), self.name, value)
+
+
+def tensor_attributes(module: Module) -> dict[Attribute, Tensor]:
+    """The tensors that a module and those inside it have as plain attributes."""
+    return {
+        Attribute(path, name): value
+        for path, one in module.named_modules()
+        for name, value in vars(one).items()
+        if isinstance(value, Tensor)
+    }
+
+
 class Source(NamedTuple):
-    """A tensor that a module returned."""
+    """A tensor that a module returned, or kept as an attribute."""
 
     piece: str
     call: int
@@ -35,11 +62,12 @@ class Carried(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a module returned."""
+    """What a module returned, and what it kept as attributes."""
 
     leaves: list[Any]
     """Absent tensors, and whatever else there was."""
     spec: TreeSpec
+    kept: list[Attribute]
 
 
 @dataclass(frozen=True)

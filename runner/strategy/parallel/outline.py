@@ -20,7 +20,17 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from runner.errors import HookError
 from runner.protocols import Loss, MicroBatch
-from runner.strategy.parallel.carried import Carried, Origin, Output, Progress, Record, Source, add_sources
+from runner.strategy.parallel.carried import (
+    Attribute,
+    Carried,
+    Origin,
+    Output,
+    Progress,
+    Record,
+    Source,
+    add_sources,
+    tensor_attributes,
+)
 from runner.strategy.parallel.expert_modules import expert_modules
 from runner.strategy.parallel.sequence import SequenceParts
 from runner.strategy.parallel.split import Cut
@@ -148,6 +158,7 @@ class Outline:
     def _watch(self, name: str, module: Module) -> None:
         """Record what a piece returns, which is absent wherever the piece is."""
         where, stage = self._where, self._cut.pieces[name]
+        before: dict[Attribute, Tensor] = {}
 
         def enter(module: Module, args: Any, kwargs: Any) -> None:
             if where.stage != stage:
@@ -157,16 +168,19 @@ class Outline:
                     else called_elsewhere(name, stage, where.stage)
                 )
             where.inside = name
+            before.clear()
+            before.update(tensor_attributes(module))
 
         def leave(module: Module, args: Any, kwargs: Any, output: Any) -> Any:
             where.inside = ""
             call = len(self._record.outputs.setdefault(name, []))
-            leaves, spec = tree_flatten(output)
+            set_now = {key: value for key, value in tensor_attributes(module).items() if value is not before.get(key)}
+            leaves, spec = tree_flatten((output, list(set_now.values())))
             for number, leaf in enumerate(leaves):
                 if isinstance(leaf, Tensor):
                     leaves[number] = self._returned(leaf, Source(name, call, number))
-            self._record.outputs[name].append(Output(leaves, spec))
-            return tree_unflatten(leaves, spec)
+            self._record.outputs[name].append(Output(leaves, spec, list(set_now)))
+            return with_attributes(module, self._record.outputs[name][call], leaves)
 
         module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave, with_kwargs=True)
@@ -181,8 +195,8 @@ class Outline:
         return value
 
 
-def output_again(output: Output, arrived: Mapping[int, Tensor]) -> Any:
-    """What a module returned, with new absent tensors of the same shapes.
+def output_again(module: Module, output: Output, arrived: Mapping[int, Tensor]) -> Any:
+    """What a module returned, with new absent tensors of the same shapes; sets its attributes likewise.
 
     Args:
         arrived: those that are not absent here, by the number of the leaf.
@@ -195,7 +209,15 @@ def output_again(output: Output, arrived: Mapping[int, Tensor]) -> Any:
         else Absent.of(one.fake, trained=one.trained)
         for number, one in enumerate(output.leaves)
     ]
-    return tree_unflatten(leaves, output.spec)
+    return with_attributes(module, output, leaves)
+
+
+def with_attributes(module: Module, output: Output, leaves: Sequence[Any]) -> Any:
+    """What a module returns, made of these leaves; those of its attributes are set."""
+    returned, kept = tree_unflatten(leaves, output.spec)
+    for attribute, value in zip(output.kept, kept, strict=True):
+        attribute.set(module, value)
+    return returned
 
 
 def copy_modules(model: Module) -> Module:

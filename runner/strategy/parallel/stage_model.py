@@ -113,9 +113,9 @@ class StageModel(Module):
         """
         for name, module in self.model.named_modules(remove_duplicate=False):
             if not held.get(name, True):
-                module._compiled_call_impl = self._absent(name)  # instead of the module's forward and all hooks
+                module._compiled_call_impl = self._absent(name, module)  # instead of the module's forward and all hooks
             elif name in held:
-                _around(module, lambda args, kwargs: present((args, kwargs)), self._note(name))
+                _around(module, lambda args, kwargs: present((args, kwargs)), self._note(name, module))
                 if not any(True for _ in module.parameters()):
                     _let_shapes_pass(module)
             if not self.is_first and name == self._cut.begins[self.index - 1]:
@@ -192,8 +192,8 @@ class StageModel(Module):
         # Zero-bubble schedules detach it in place, which a view or what has arrived does not allow.
         return tensor.clone() if tensor._is_view() or (tensor.is_leaf and tensor.requires_grad) else tensor
 
-    def _note(self, name: str) -> Callable[[Any], None]:
-        """Keep what a piece of this stage returns, if a later stage uses it."""
+    def _note(self, name: str, module: Module) -> Callable[[Any], None]:
+        """Keep what a piece of this stage returns or has as an attribute, if a later stage uses it."""
 
         def note(output: Any) -> None:
             wanted = self._now().record.sources
@@ -202,13 +202,16 @@ class StageModel(Module):
             visit = self._now()
             call = visit.calls[name]
             visit.calls[name] += 1
-            for number, leaf in enumerate(tree_leaves(output)):
+            # The run without values may have ended before this call, and does not record modules without weights.
+            recorded = visit.record.outputs.get(name, [])[call : call + 1]
+            kept = [attribute.get(module) for one in recorded for attribute in one.kept]
+            for number, leaf in enumerate(tree_leaves((output, kept))):
                 if (source := Source(name, call, number)) in wanted:
                     visit.sources[source] = leaf
 
         return note
 
-    def _absent(self, name: str) -> Any:
+    def _absent(self, name: str, module: Module) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             visit, stage = self._now(), self._cut.pieces[name]
             outputs = visit.record.outputs.get(name, ())
@@ -219,7 +222,7 @@ class StageModel(Module):
                 raise HookError(called_elsewhere(name, stage, self.index))
             visit.calls[name] += 1
             arrived = {source.leaf: tensor for source, tensor in visit.sources.items() if source[:2] == (name, number)}
-            return output_again(outputs[number], arrived)
+            return output_again(module, outputs[number], arrived)
 
         return call
 

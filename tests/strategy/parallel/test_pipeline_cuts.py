@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from runner.errors import HookError
-from runner.protocols import Loss, MicroBatch, StepBatches
+from runner.protocols import Clip, Loss, MicroBatch, StepBatches
 from runner.strategy.fsdp.settings import ShardSettings
 from runner.strategy.parallel import Parallel
 from runner.strategy.parallel.carried import Carried, Record
@@ -20,7 +20,7 @@ from runner.strategy.parallel.place_stages import StageSettings, _stage
 from runner.strategy.parallel.schedule import PipelineSettings, Schedule
 from runner.strategy.parallel.split import cut_model, holders_of, split_faults
 from runner.world.solo import SoloWorld
-from tests.strategy.parallel.small_gpt import CPU, Case, alone, prepare, step_batches, train
+from tests.strategy.parallel.small_gpt import CPU, Case, alone, assert_as_alone, prepare, step_batches, train
 from tests.strategy.ranks import builder, on_ranks
 
 WIDTH = 4
@@ -112,6 +112,23 @@ class Remembers(Blocks):
         self.blocks = nn.ModuleList(Remembering(WIDTH, WIDTH) for _ in range(4))
 
 
+class Listing(nn.Linear):
+    """A block that keeps its losses in a list."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        self.own_losses = [x.square().mean()]
+        return x
+
+
+class Lists(Blocks):
+    """Has such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Listing(WIDTH, WIDTH) for _ in range(4))
+
+
 class Branches(Blocks):
     """Decides by a value of an activation."""
 
@@ -192,6 +209,12 @@ def with_remembered(model: Any, batch: tuple[Tensor, Tensor]) -> Loss:
     return Loss(total + sum(block.own_loss for block in model.blocks), count)
 
 
+def with_listed(model: Any, batch: tuple[Tensor, Tensor]) -> Loss:
+    """A hook that adds what the blocks have in lists."""
+    total, count, *_ = squared(model, batch)
+    return Loss(total + sum(loss for block in model.blocks for loss in block.own_losses), count)
+
+
 def noisy(model: Module, batch: tuple[Tensor, Tensor]) -> Loss:
     """A hook that draws noise, adds it to the input, and lets the model find it."""
     inputs, _ = batch
@@ -241,7 +264,7 @@ def test_the_activation_before_a_block_is_carried_with_its_shape() -> None:
         (HeadFirst, squared, "head belongs to stage 0 of the pipeline, since the model defines it there"),
         (Blocks, twice, "called twice for one micro-batch"),
         (Blocks, with_penalty, "stage 0 has, and stem.weight is not on that stage. Pass it through the blocks"),
-        (Remembers, with_remembered, r"takes a tensor \[\] that stage 0 has, and blocks.0 does not return it"),
+        (Lists, with_listed, r"takes a tensor \[\] that stage 0 has, and blocks.0 does not return it"),
         (SkipsAtRandom, squared, "drawn at random outside the modules that have weights"),
         (SkipsChanged, squared, "mul_ changes in place what stem returned, which a later stage"),
         (lambda: Blocks().requires_grad_(False), lambda model, batch: model.stem(batch[0]), "does not call blocks"),
@@ -349,6 +372,19 @@ def test_what_the_forward_holds_and_shares_reaches_every_stage(
         assert found.losses == pytest.approx(expected.losses, rel=1e-6)
         for name, weight in expected.weights.items():
             torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "split"), [("1f1b", ["blocks.1"]), ("zero_bubble_v", ["blocks.1", "blocks.2", "blocks.3"])]
+)
+def test_a_loss_that_blocks_keep_as_an_attribute_reaches_the_last_stage(
+    schedule: str, split: list[str], tmp_path: Path
+) -> None:
+    settings = PipelineSettings(schedule=Schedule(schedule), stages_per_rank=(len(split) + 1) // 2, split=split)
+    part, case = Parallel(pipeline=2, shard=1, pipelining=settings), case_of(Remembers, with_remembered)
+    expected = alone(case, 2, steps=3)
+    for found in on_ranks(2, train, part, case, 2, Clip(), 3, scratch=tmp_path, axes=part.axes(2)):
+        assert_as_alone(found, expected)
 
 
 def drawn(world: Any, part: Parallel, case: Case) -> Any:
