@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from runner.config.nearest import listed
 from runner.errors import Fault
 from runner.model.blocks import own_classes
+from runner.strategy.parallel.expert_modules import expert_modules
 from runner.strategy.parallel.split import blocks_of
 from runner.strategy.parallel.styles import Style, plan_of, planned
 
@@ -25,13 +26,20 @@ def context_blocks(model: "Module", classes: Sequence[str]) -> "list[Module]":
     return [model.get_submodule(name) for name in blocks_of(model)]
 
 
-def context_faults(model: "Module", *, classes: Sequence[str], plan: Mapping[str, str] | None) -> Iterator[Fault]:
-    """Report a model without blocks, and a tensor plan whose outputs are split in two ways.
+def context_faults(
+    model: "Module", *, classes: Sequence[str], plan: Mapping[str, str] | None, compiled: Sequence[str] | None = None
+) -> Iterator[Fault]:
+    """Report a model without blocks, a tensor plan whose outputs are split in two ways, and compiled blocks of experts.
 
     Args:
         classes: as in `context_blocks`.
         plan: how weights are split among tensor ranks; None = not at all.
+        compiled: patterns of the names of experts in compiled blocks; None = blocks are not compiled.
     """
+    if compiled is not None and any(True for _ in expert_modules(model, compiled)):
+        rule = "blocks does not work with strategy.context and experts"
+        way_out = "torch.compile cannot pass divided sequences that are flattened to tokens. Use none."
+        yield Fault(key="compile.what", message=f"{rule}: {way_out}")
     if not context_blocks(model, classes):
         rule = "sequences are divided where the first block begins, but the model has no lists of modules"
         kinds = listed(dict.fromkeys(type(module).__name__ for module in model.children()))

@@ -83,7 +83,7 @@ class Parallel:
             rule = "names modules to divide by experts, but strategy.expert=1. Set strategy.expert, or []."
             yield Fault(key="strategy.expert_modules", message=rule)
         if axes.size([Axis.CONTEXT]) > 1:
-            yield from self._context_faults(spec, axes)
+            yield from self._context_faults(spec)
         yield from self.pipelining.faults(spec, axes.size([Axis.PIPELINE]))
         if axes.size([Axis.PIPELINE]) > 1:
             yield from self._pipeline_faults()
@@ -100,7 +100,8 @@ class Parallel:
             yield partial(plan_faults, plan=self.tensor_plan, ranks=ranks)
         if axes.size([Axis.CONTEXT]) > 1:
             plan = self.tensor_plan if ranks > 1 else None
-            yield partial(context_faults, classes=self.shards.wrap_classes, plan=plan)
+            experts_compiled = self.expert_modules if spec.compile.what is Compiled.BLOCKS else None
+            yield partial(context_faults, classes=self.shards.wrap_classes, plan=plan, compiled=experts_compiled)
         if experts > 1:
             shards = axes.size(SHARERS_OF_EXPERTS)
             yield partial(expert_faults, patterns=self.expert_modules, ranks=experts, shards=shards)
@@ -148,15 +149,12 @@ class Parallel:
         }
         return dict.fromkeys(Axis, 1) | {axis: size_of(axis, value) for axis, value in given.items()}
 
-    def _context_faults(self, spec: "RunSpec", axes: Axes) -> Iterable[Fault]:
+    def _context_faults(self, spec: "RunSpec") -> Iterable[Fault]:
         """Report keys that parts of sequences do not support."""
         rule = "with strategy.context"
         if spec.compile.what is Compiled.MODEL:
             way_out = "torch.compile wants a gradient for every divided tensor that leaves a graph. Use blocks."
             yield Fault(key="compile.what", message=f"model does not work {rule}: {way_out}")
-        elif spec.compile.what is Compiled.BLOCKS and axes.size([Axis.EXPERT]) > 1:
-            way_out = "torch.compile cannot pass divided sequences that are flattened to tokens. Use none."
-            yield Fault(key="compile.what", message=f"blocks does not work {rule} and strategy.expert: {way_out}")
         if self.sequence_parallel:
             rule = "true divides sequences among tensor ranks, too. Use false with strategy.context."
             yield Fault(key="strategy.sequence_parallel", message=rule)
