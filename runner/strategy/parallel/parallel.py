@@ -195,9 +195,12 @@ class Parallel:
         from runner.strategy.parallel.place_stages import StageSettings, place_stages
         from runner.strategy.parallel.trainable import PlacedParts
 
+        loss, context = builder.loss, self._context_plan(world)
+        if context is not None:
+            builder = replace(builder, loss=context.whole_loss(loss))
         plan, builder = self._tensor_plan(builder, world)
-        context = self._context_plan(world)
         given = StageSettings(
+            loss=loss,
             pipelining=self.pipelining,
             shards=self.shards,
             sharing=self._sharing(world),

@@ -13,7 +13,7 @@ from runner.strategy.common.named_state import AsStored, distinct_tensors, uncha
 from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.fsdp.settings import ShardSettings
 from runner.strategy.parallel.build_own import build_own
-from runner.strategy.parallel.outline import Outline, copy_modules, hide, sequence_parts
+from runner.strategy.parallel.outline import Hook, Outline, copy_modules, hide, sequence_parts
 from runner.strategy.parallel.pipeline import PlacedStages
 from runner.strategy.parallel.schedule import PipelineSettings
 from runner.strategy.parallel.shared import SharedParameters
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 class StageSettings:
     """How a model is divided along all axes of a run with a pipeline."""
 
+    loss: Hook
+    """The user's hook, for the run without values."""
     pipelining: PipelineSettings
     """How it is cut into stages."""
     shards: ShardSettings
@@ -83,7 +85,7 @@ def place_stages(builder: Builder, world: World, given: StageSettings) -> Placed
         model,
         cut,
         holders,
-        builder.loss,
+        given.loss,
         world.device,
         experts=given.expert_modules,
         plan=given.plan,
@@ -184,8 +186,7 @@ def _stage(
     remove_absent(tree, outline, absent, world.device)
     tree.to(world.device)
     given.divide(tree, builder)
-    loss = builder.loss if given.context is None else given.context.whole_loss(builder.loss)
-    root = StageModel(tree, index, cut, loss, world.device, sequence_parts(given.plan, given.context))
+    root = StageModel(tree, index, cut, builder.loss, world.device, sequence_parts(given.plan, given.context))
     root.install(held)
     return root
 

@@ -285,6 +285,7 @@ def stage_of_two(index: int, build: Callable[[], Module], loss: Any) -> Any:
     given = builder(build=build, optimizer=torch.optim.SGD, loss=loss)
     outline = Outline(model, cut, holders, given.loss, CPU)
     undivided = StageSettings(
+        loss=given.loss,
         pipelining=PipelineSettings(),
         shards=ShardSettings(),
         sharing=None,
