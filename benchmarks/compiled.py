@@ -100,10 +100,11 @@ def compiled(hooks: Any, items: int, make: Callable[..., torch.optim.Optimizer])
 
 
 def _sgd(parameters: Any, gradients: Any, state: Any, lr: Any) -> None:
+    momentum: list[Tensor | None] = [None] * len(parameters)
     sgd(
         parameters,
         gradients,
-        list[Tensor | None]([None] * len(parameters)),
+        momentum,
         foreach=True,
         weight_decay=0.0,
         momentum=0.0,

@@ -25,7 +25,6 @@ from runner.protocols import (
     Progress,
     StepBatches,
     StepLoss,
-    StepsAtOnce,
     Trainable,
     Update,
     World,
@@ -119,9 +118,9 @@ class Session:
             if update.stepped:
                 training.advance()
             return loss, update
-        if isinstance(training.trainable, StepsAtOnce):
+        if training.at_once is not None:
             self.checkpointer.finish_copy(after_forward=False)
-            loss, update = training.trainable.take_step(batches, measure=measure)
+            loss, update = training.at_once.take_step(batches, measure=measure)
             training.advance()
             return loss, update
         loss = training.trainable.forward_backward(batches)

@@ -12,7 +12,7 @@ from torch import Tensor
 from runner.engine.listeners import Listeners
 from runner.engine.replicas import ReplicaReader, divide_by_replica
 from runner.errors import CheckpointError
-from runner.protocols import Progress, SavedState, Scheduler, Source, State, Trainable, World
+from runner.protocols import Progress, SavedState, Scheduler, Source, State, StepsAtOnce, Trainable, World
 from runner.protocols.state import of_model
 from runner.teams.phases import Turns
 from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
@@ -39,6 +39,11 @@ class Training:
     time_before_s: float = 0.0
     """Seconds of training in previous attempts."""
     started: float = field(default_factory=time.monotonic)
+    at_once: StepsAtOnce | None = field(init=False)
+    """The trainable, if it takes whole steps in one call."""
+
+    def __post_init__(self) -> None:
+        self.at_once = self.trainable if isinstance(self.trainable, StepsAtOnce) else None
 
     @property
     def progress(self) -> Progress:
@@ -63,7 +68,7 @@ class Training:
 
     def forget(self) -> None:
         """Free models and optimizers to make room for others. The training cannot be used afterwards."""
-        del self.trainable, self.schedules, self.turns
+        del self.trainable, self.schedules, self.turns, self.at_once
 
     def state_dict(self) -> State[Tensor]:
         """Models, optimizers, schedules, position, callbacks, and the generators of this rank. Collective."""

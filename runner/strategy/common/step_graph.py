@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from runner.errors import HookError
 from runner.protocols import Builder, MicroBatchLoss, SavedState, StepBatches, StepGraphs, StepLoss, Update
@@ -143,8 +144,6 @@ class _Graph:
         self._is_compiled = False
 
     def __call__(self, *args: Any) -> Any:
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
         began = time.monotonic()
         try:
             result = self._function(*args)
