@@ -52,9 +52,10 @@ def prepared_for(argv: Sequence[str], cwd: Path) -> str:
 
 
 def pytest_configure() -> None:
-    """Commands that tests start hear Ctrl-C: a job in a shell's background ignores it, and hands that down."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Commands that tests start hear signals that a job in a shell's background ignores, and hands down."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
     # How long an example takes to draw or to run says how busy the machine is.
     slow = hypothesis.HealthCheck.too_slow
     hypothesis.settings.register_profile("runner", deadline=None, suppress_health_check=[slow])

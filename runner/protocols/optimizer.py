@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from runner.protocols.part import Part
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
     from torch.nn import Parameter
     from torch.optim import Optimizer as TorchOptimizer
 
@@ -19,7 +19,9 @@ class Optimizer(Part, Protocol):
         ...
 
 
-GraphUpdate = Callable[["TorchOptimizer", "Mapping[Tensor, Tensor]", "Sequence[Tensor]"], None]
+GraphUpdate = Callable[
+    ["torch.optim.Optimizer", Mapping["torch.Tensor", "torch.Tensor"], Sequence["torch.Tensor"]], None
+]
 """Updates parameters and state in place, given the optimizer, gradients by parameter, and the rate of each group."""
 
 

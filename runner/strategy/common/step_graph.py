@@ -147,7 +147,11 @@ class _Graph:
         began = time.monotonic()
         try:
             result = self._function(*args)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        except FailOnRecompileLimitHit as error:
+            limit = torch._dynamo.config.recompile_limit
+            rule = f"{self._what} was compiled {limit} times, which is torch's limit, for batches of different shapes"
+            raise HookError(f"{rule}. Use compile.dynamic=true or null, or let collate pad to fewer shapes.") from error
+        except TorchDynamoException as error:
             raise HookError(f"torch cannot compile {self._what} as one graph: {_reason(error)} {WAY_OUT}") from error
         if not self._is_compiled:
             self._is_compiled = True

@@ -191,6 +191,17 @@ def test_a_hook_that_reads_values_is_told_so(read: Callable[[Tensor], Tensor], s
         trainable.take_step(batches(1, [12]), measure=False)
 
 
+def test_batches_of_many_shapes_are_told() -> None:
+    fixed = compiled(mean_loss, optimizer=SGD(lr=0.3), how=Compile(backend="eager", dynamic=False))
+    free = compiled(mean_loss, optimizer=SGD(lr=0.3), how=Compile(backend="eager"))
+    for items in range(12, 3, -1):  # the first step is no graph
+        free.take_step(batches(0, [items]), measure=False)
+        fixed.take_step(batches(0, [items]), measure=False)
+    free.take_step(batches(0, [3]), measure=False)
+    with pytest.raises(HookError, match=r"the step was compiled 8 times.*compile\.dynamic=true or null"):
+        fixed.take_step(batches(0, [3]), measure=False)
+
+
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.exhaustive)])
 def test_a_resumed_run_repeats_the_uninterrupted_one(runner: Callable[..., Ended], backend: str) -> None:
     """With dropout, accumulation, a schedule, a last batch of another size, and an asynchronous save."""
