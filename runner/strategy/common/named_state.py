@@ -16,6 +16,7 @@ from runner.errors import CheckpointError
 from runner.protocols import SavedState, State, StoredTensor
 from runner.protocols.state import MODEL
 from runner.strategy.common.optimizer_step import without_dynamo
+from runner.strategy.common.quantized_state import is_part, kept, live_part, make_state, parts_of
 
 OptimizerTensors = dict[str, dict[str, Tensor]]
 """By parameter name, then by the optimizer's own key."""
@@ -110,7 +111,8 @@ def load_settings(
         return
     rows = zip(optimizer.param_groups, saved["built_groups"], built_groups, saved["groups"], strict=True)
     for group, old_built, built, now in rows:
-        group.update({key: value for key, value in now.items() if old_built.get(key) == built.get(key)})
+        loaded = {key: value for key, value in now.items() if old_built.get(key) == built.get(key)}
+        group.update({key: kept(group.get(key), value) for key, value in loaded.items()})
 
 
 def add_optimizer_state(
@@ -127,7 +129,8 @@ def add_optimizer_state(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors.setdefault(name, {})[key] = as_stored(name, value.detach())
+                parts = {part: as_stored(name, tensor.detach()) for part, tensor in parts_of(name, key, value)}
+                tensors.setdefault(name, {}).update(parts)
             else:
                 numbers.setdefault(name, {})[key] = value
     state.optimizers[MODEL] = tensors
@@ -157,11 +160,17 @@ def load_named_state(
     parameters = dict(model.named_parameters())
     slots: dict[str, dict[str, Any]] = {}
     state.optimizers[MODEL] = {}
-    for name, stored in saved.stored.optimizers.get(MODEL, {}).items():
-        if name in parameters:
-            tensors = {key: _allocate(parameters[name], one) for key, one in stored.items()}
-            state.optimizers[MODEL][name] = {key: as_stored(name, tensor) for key, tensor in tensors.items()}
-            slots[name] = dict(tensors)
+    found = {name: one for name, one in saved.stored.optimizers.get(MODEL, {}).items() if name in parameters}
+    if any(is_part(key) for stored in found.values() for key in stored):
+        make_state(optimizer)
+    for name, stored in found.items():
+        slots[name], tensors = {}, {}
+        for key, one in stored.items():
+            if is_part(key):
+                own, slots[name][own], tensors[key] = live_part(optimizer, parameters[name], name, key)
+            else:
+                slots[name][key] = tensors[key] = _allocate(parameters[name], one)
+        state.optimizers[MODEL][name] = {key: as_stored(name, tensor) for key, tensor in tensors.items()}
     saved.read(state)
     values = state.values["optimizer"]
     for name, numbers in values["numbers"].items():
