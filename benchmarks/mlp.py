@@ -1,7 +1,8 @@
 """An MLP on random numbers: three hooks, and the same data for a hand-written loop."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -54,3 +55,28 @@ def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor], marker: str | N
 
 
 compute_loss.calls = 0  # type: ignore[attr-defined]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CountsSteps:
+    """A callback that counts steps."""
+
+    def check(self, spec: Any) -> tuple[()]:
+        """Works with everything."""
+        return ()
+
+    def build(self) -> "Count":
+        """A listener that has seen no step."""
+        return Count()
+
+
+class Count:
+    """How many steps there have been."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def after_step(self, run: Any) -> None:
+        """Count one."""
+        self.steps += 1

@@ -44,6 +44,8 @@ VARIANTS: dict[str, list[str]] = {
     "bf16": ["precision=bf16"],
     "fp16": ["precision=fp16", "precision.init_scale=1024"],
     "tensorboard": ["tracker=[tensorboard]"],
+    "ema": ["callback=[ema]", "callback.ema.start=copy"],
+    "two callbacks": ["+callback.one._target_=mlp.CountsSteps", "+callback.two._target_=mlp.CountsSteps"],
 }
 
 
@@ -77,6 +79,8 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
     ]
     narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(variant)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if variant == "fp16" else None
+    averages = [parameter.detach().clone() for parameter in model.parameters()]
+    counts = [mlp.Count(), mlp.Count()] if variant == "two callbacks" else []
     position, board = 0, None
     if variant == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
@@ -110,6 +114,11 @@ def by_hand(variant: str, directory: Path) -> tuple[float, float]:  # noqa: C901
             if variant == "schedule":
                 schedule.step()
             optimizer.zero_grad()
+            if variant == "ema":
+                with torch.no_grad():
+                    torch._foreach_lerp_(averages, list(model.parameters()), 1 - 0.999)
+            for count in counts:
+                count.after_step(None)
             if step % LOG_EVERY == 0:
                 last = sum(loss.item() for loss in losses) / num_micro_batches
                 record = {"train/loss": last, "train/grad_norm": norm.item(), "train/lr": lr}

@@ -31,17 +31,20 @@ class Average:
         self._in_evaluations = in_evaluations
         self._updates = 0
         self._average: dict[str, Tensor] = {}
+        self._parts: list[Tensor] = []  # this rank's, of the average
         self._weights: list[Tensor] = []  # the live, trained ones
+        self._has_narrow = False  # whether the average is wider than the weights
 
     def after_step(self, run: Run) -> None:
         """Update the average, at every `every_steps`-th step."""
-        if run.progress.step % self._every_steps:
+        if self._every_steps > 1 and run.progress.step % self._every_steps:
             return
         self._place(run.trainable)
         self._updates += 1
-        averages = _local(self._average.values())
-        weights = [w.to(a.dtype) for w, a in zip(self._weights, averages, strict=True)]
-        torch._foreach_lerp_(averages, weights, 1 - self._decay_of(self._updates))
+        weights = self._weights
+        if self._has_narrow:
+            weights = [w.to(a.dtype) for w, a in zip(weights, self._parts, strict=True)]
+        torch._foreach_lerp_(self._parts, weights, 1 - self._decay_of(self._updates))
 
     @contextmanager
     def around_eval(self, run: Run) -> Iterator[None]:
@@ -50,7 +53,7 @@ class Average:
             yield
             return
         kept = [weight.clone() for weight in self._weights]
-        torch._foreach_copy_(self._weights, _local(self._average.values()))
+        torch._foreach_copy_(self._weights, self._parts)
         try:
             yield
         finally:
@@ -94,6 +97,8 @@ class Average:
             name: torch.zeros_like(weight, dtype=torch.float32 if weight.dtype in NARROW else weight.dtype)
             for name, weight in weights.items()
         }
+        self._parts = _local(self._average.values())
+        self._has_narrow = any(weight.dtype in NARROW for weight in self._weights)
 
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
