@@ -102,16 +102,14 @@ class GraphTrainable(Around):
         """Traced: the last micro-batch, given the count and the sums of those before it, and the update."""
         loss, found = self._gradients(micro_batch, weight)
         with torch.no_grad():
-            of = {one: gradient for one, gradient in zip(self._parameters, found, strict=True) if gradient is not None}
             if sums:
-                places = {one: number for number, one in enumerate(self._parameters)}
-                of = {one: gradient + sums[places[one]] for one, gradient in of.items()}
+                found = [None if last is None else last + before for last, before in zip(found, sums, strict=True)]
+            of = {one: gradient for one, gradient in zip(self._parameters, found, strict=True) if gradient is not None}
             total = count + loss.count
             if not loss.is_mean:
                 of = {one: gradient / at_least_one(total) for one, gradient in of.items()}
-            norm = (
-                norm_of_whole(list(of.values()), self._parameters) if measure or self._clip.norm is not None else None
-            )
+            needs_norm = measure or self._clip.norm is not None
+            norm = norm_of_whole(list(of.values()), self._parameters) if needs_norm else None
             self._update_in_graph(self._optimizer, self._clipped(of, norm), self._rates)
             for one in sums:
                 one.zero_()
