@@ -69,12 +69,13 @@ class GraphTrainable(Around):
             self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
         losses: list[MicroBatchLoss] = []
         count: Tensor | int = 0
+        summed: frozenset[int] = frozenset()
         for micro_batch in earlier:
-            losses.append(loss := self._accumulate(micro_batch, self._weight_of(micro_batch, batches)))
-            count = count + loss.count
-        loss, norm, total = self._finish(
-            last, self._weight_of(last, batches), count, self._sums if earlier else [], measure
-        )
+            loss, found = self._accumulate(micro_batch, self._weight_of(micro_batch, batches))
+            losses.append(loss)
+            count, summed = count + loss.count, summed.union(found)
+        sums = [one if number in summed else None for number, one in enumerate(self._sums)] if earlier else []
+        loss, norm, total = self._finish(last, self._weight_of(last, batches), count, sums, measure)
         losses.append(loss)
         return StepLoss(losses, batches.items if loss.is_mean else total), Update(True, norm)
 
@@ -87,23 +88,28 @@ class GraphTrainable(Around):
             self._weights[weight] = torch.tensor(weight, device=self._rates[0].device)
         return self._weights[weight]
 
-    def _add_gradients(self, micro_batch: MicroBatch, weight: Tensor | None) -> MicroBatchLoss:
-        """Traced: a micro-batch that is not the last."""
+    def _add_gradients(self, micro_batch: MicroBatch, weight: Tensor | None) -> tuple[MicroBatchLoss, list[int]]:
+        """Traced: a micro-batch that is not the last. Also returns the numbers of the parameters with a gradient."""
         loss, gradients = self._gradients(micro_batch, weight)
         with torch.no_grad():
             for total, gradient in zip(self._sums, gradients, strict=True):
                 if gradient is not None:
                     total.add_(gradient)
-        return loss
+        return loss, [number for number, gradient in enumerate(gradients) if gradient is not None]
 
     def _step(
-        self, micro_batch: MicroBatch, weight: Tensor | None, count: Tensor | int, sums: list[Tensor], measure: bool
+        self,
+        micro_batch: MicroBatch,
+        weight: Tensor | None,
+        count: Tensor | int,
+        sums: list[Tensor | None],
+        measure: bool,
     ) -> tuple[MicroBatchLoss, Tensor | None, Tensor | int]:
         """Traced: the last micro-batch, given the count and the sums of those before it, and the update."""
         loss, found = self._gradients(micro_batch, weight)
         with torch.no_grad():
             if sums:
-                found = [None if last is None else last + before for last, before in zip(found, sums, strict=True)]
+                found = [_added(last, before) for last, before in zip(found, sums, strict=True)]
             of = {one: gradient for one, gradient in zip(self._parameters, found, strict=True) if gradient is not None}
             total = count + loss.count
             if not loss.is_mean:
@@ -112,7 +118,8 @@ class GraphTrainable(Around):
             norm = norm_of_whole(list(of.values()), self._parameters) if needs_norm else None
             self._update_in_graph(self._optimizer, self._clipped(of, norm), self._rates)
             for one in sums:
-                one.zero_()
+                if one is not None:
+                    one.zero_()
         return loss, norm, total
 
     def _gradients(self, micro_batch: MicroBatch, weight: Tensor | None) -> tuple[MicroBatchLoss, list[Tensor | None]]:
@@ -130,6 +137,11 @@ class GraphTrainable(Around):
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0)
             of = {one: gradient * factor for one, gradient in of.items()}
         return of
+
+
+def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, either of which may not exist."""
+    return other if one is None else one if other is None else one + other
 
 
 @final

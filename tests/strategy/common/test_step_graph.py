@@ -141,6 +141,26 @@ def test_weights_and_norms_are_those_of_the_hand_written_loop(
     assert float(losses.count) == (12 if loss is mean_loss else int(COUNTS.sum()))
 
 
+def test_a_layer_that_only_an_earlier_micro_batch_uses_is_trained() -> None:
+    def loss(model: Any, batch: Any) -> Tensor:
+        x, y, _ = batch
+        hidden = torch.tanh(model.first(x))
+        hidden = torch.tanh(model.last(hidden)) if len(x) > 6 else hidden[:, :3]
+        return nn.functional.cross_entropy(hidden, y)
+
+    trainable = compiled(loss, optimizer=SGD(lr=0.3, weight_decay=0.1), how=Compile(backend="eager"))
+    model = copy.deepcopy(NET)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, weight_decay=0.1)
+    for step in range(STEPS):
+        trainable.take_step(batches(step, [7, 5]), measure=False)
+        for micro_batch, items in batches(step, [7, 5]).micro_batches:
+            (loss(model, micro_batch) * items / 12).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, ours in trainable.models["model"].state_dict().items():
+        assert_close(ours, model.state_dict()[name], rtol=0, atol=2e-6, msg=name)
+
+
 def test_bf16_computes_in_bf16() -> None:
     trainable = compiled(mean_loss, optimizer=SGD(lr=0.3), precision=BF16())
     wide = compiled(mean_loss, optimizer=SGD(lr=0.3))
