@@ -125,8 +125,8 @@ def compile_faults(spec: RunSpec) -> Iterator[Fault]:
         yield _outside_the_step("models", "several models", "compile.what=model")
         return
     if not isinstance(spec.strategy, CompilesSteps):
-        what = "a strategy that exchanges gradients or parameters within a step"
-        yield _outside_the_step("strategy", what, "strategy=single, or compile.what=model")
+        what = "what this strategy exchanges within a step"
+        yield _outside_the_step("strategy", what, "strategy=single, strategy=ddp or compile.what=model")
     if not isinstance(spec.optimizer, UpdatesInGraph):
         yield _outside_the_step("optimizer", "this optimizer", "optimizer=adamw, optimizer=sgd or compile.what=model")
     if spec.precision.scaler().scales:

@@ -78,4 +78,4 @@ class AdamW:
         """The same inside a compiled graph."""
         from runner.optimizer.in_graph import update_adamw
 
-        return update_adamw
+        return GraphUpdate(("step", "exp_avg", "exp_avg_sq"), update_adamw)

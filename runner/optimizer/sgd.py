@@ -84,4 +84,4 @@ class SGD:
         """The same inside a compiled graph."""
         from runner.optimizer.in_graph import update_sgd
 
-        return update_sgd
+        return GraphUpdate(("momentum_buffer",) if self.momentum > 0 else (), update_sgd)

@@ -1,12 +1,12 @@
 """The groups `optimizer` and `schedule`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from runner.protocols.part import Part
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
     from torch.nn import Parameter
     from torch.optim import Optimizer as TorchOptimizer
 
@@ -19,10 +19,18 @@ class Optimizer(Part, Protocol):
         ...
 
 
-GraphUpdate = Callable[
-    ["torch.optim.Optimizer", Mapping["torch.Tensor", "torch.Tensor"], Sequence["torch.Tensor"]], None
-]
-"""Updates parameters and state in place, given the optimizer, gradients by parameter, and the rate of each group."""
+class GraphUpdate(NamedTuple):
+    """An optimizer's update inside a compiled graph."""
+
+    state: tuple[str, ...]
+    """The tensors of each parameter's state that it needs; one step of the optimizer makes them."""
+    update: Callable[
+        [list["Tensor"], list["Tensor"], list[Mapping[str, "Tensor"]], Mapping[str, Any], "Tensor"],
+        None,
+    ]
+    """Updates the parameters of a group and their state in place, given their gradients, their states, the settings of
+    the group, and its learning rate, a scalar.
+    """
 
 
 @runtime_checkable
@@ -30,7 +38,7 @@ class UpdatesInGraph(Protocol):
     """An optimizer whose update can be part of a compiled step."""
 
     def graph_update(self) -> GraphUpdate:
-        """Return a function that torch.compile can trace; the state is what one step of the optimizer has made."""
+        """Return the update, which torch.compile can trace."""
         ...
 
 

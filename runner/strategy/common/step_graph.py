@@ -1,13 +1,15 @@
 """A step as one compiled graph: forward, backward, division, clipping and update. Accumulation adds a second graph."""
 
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch.nn import Parameter
 
 from runner.errors import HookError
 from runner.protocols import Builder, MicroBatchLoss, SavedState, StepBatches, StepGraphs, StepLoss, Update
@@ -17,8 +19,10 @@ from runner.strategy.common.forward_loss import at_least_one, forward_loss
 from runner.strategy.common.gradients import norm_of_whole
 from runner.strategy.common.module_trainable import ModuleTrainable
 from runner.strategy.common.placed_module import PlacedModule
+from runner.strategy.common.replicas import Replicas
 
 logger = logging.getLogger(__name__)
+OUTSIDE = ("params", "lr")
 WAY_OUT = "compile.what=model compiles the model alone, and leaves the loss hook as it is."
 
 
@@ -29,7 +33,15 @@ class GraphTrainable(Around):
     The very first step of a run is taken without: it makes the optimizer's state, and finds what is wrong with hooks.
     """
 
-    def __init__(self, inner: ModuleTrainable, placed: PlacedModule, builder: Builder, graphs: StepGraphs) -> None:
+    def __init__(
+        self,
+        inner: ModuleTrainable,
+        placed: PlacedModule,
+        builder: Builder,
+        graphs: StepGraphs,
+        *,
+        replicas: Callable[[Sequence[Parameter]], Replicas] | None = None,
+    ) -> None:
         """Compile nothing yet.
 
         Args:
@@ -37,15 +49,20 @@ class GraphTrainable(Around):
             placed: its model.
             builder: provides the clipping.
             graphs: compiles, and updates parameters inside a graph.
+            replicas: the ranks that train copies of the model, given its trained parameters; None = there is one copy.
         """
         super().__init__(inner)
         self._forward = placed.forward
         self._clip = builder.clip
         self._optimizer = next(iter(inner.optimizers.values()))
         self._parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
+        self._replicas = None if replicas is None else replicas(self._parameters)
         device = self._parameters[0].device
         self._rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self._optimizer.param_groups]
-        self._update_in_graph = graphs.update
+        self._in_graph = graphs.update
+        self._groups = _numbered(self._optimizer)
+        self._settings: list[dict[str, Any]] = []  # of each group, but its rate
+        self._states: list[Mapping[str, Tensor]] = []  # of each parameter
         self._accumulate = _Graph("a micro-batch", graphs.compile(self._add_gradients))
         self._finish = _Graph("the step", graphs.compile(self._step))
         self._sums: list[Tensor] = []  # of the gradients of a step's micro-batches but the last
@@ -53,17 +70,20 @@ class GraphTrainable(Around):
         self._begun = False
 
     def load_state_dict(self, saved: SavedState) -> None:
-        """Continue from a checkpoint, which has the optimizer's state."""
+        """Continue from a checkpoint, which has the optimizer's state, unless another optimizer wrote it."""
         super().load_state_dict(saved)
-        self._begun = True
+        self._states = []
+        needed, found = self._in_graph.state, self._optimizer.state.values()
+        self._begun = not needed or (bool(found) and all(state.keys() >= {*needed} for state in found))
 
     def take_step(self, batches: StepBatches, *, measure: bool) -> tuple[StepLoss, Update]:
         """Call the graphs. The step with `measure` is one of its own: a norm takes a tenth of a small step."""
         if not self._begun:
             self._begun = True
             return self.forward_backward(batches), self.update(measure=measure)
-        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
-            rate.fill_(group["lr"])
+        if self._replicas is not None:
+            self._replicas.begin_step()
+        self._look_up()
         *earlier, last = batches.micro_batches
         if earlier and not self._sums:
             self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -75,9 +95,25 @@ class GraphTrainable(Around):
             losses.append(loss)
             count, summed = count + loss.count, summed.union(found)
         sums = [one if number in summed else None for number, one in enumerate(self._sums)] if earlier else []
-        loss, norm, total = self._finish(last, self._weight_of(last, batches), count, sums, measure)
+        loss, norm, total, unused, new = self._finish(last, self._weight_of(last, batches), count, sums, measure)
         losses.append(loss)
+        if self._replicas is not None:
+            self._replicas.check_all_used(unused)
+        if new:
+            names = {one: name for name, one in next(iter(self.models.values())).named_parameters()}
+            listed = ", ".join(names[self._parameters[number]] for number in new)
+            rule = "The optimizer's state is made in the first step, in which they had none"
+            raise HookError(f"the loss depends on {listed} for the first time. {rule}. {WAY_OUT}")
         return StepLoss(losses, batches.items if loss.is_mean else total), Update(True, norm)
+
+    def _look_up(self) -> None:
+        """Get what may change between steps. Rates are not among a group's settings, whose values are in the graph."""
+        groups = self._optimizer.param_groups
+        for rate, group in zip(self._rates, groups, strict=True):
+            rate.fill_(group["lr"])
+        self._settings = [{name: value for name, value in one.items() if name not in OUTSIDE} for one in groups]
+        if not self._states:
+            self._states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
 
     def _weight_of(self, micro_batch: MicroBatch, batches: StepBatches) -> Tensor | None:
         """What a mean over the micro-batch is multiplied by; None = 1."""
@@ -104,39 +140,68 @@ class GraphTrainable(Around):
         count: Tensor | int,
         sums: list[Tensor | None],
         measure: bool,
-    ) -> tuple[MicroBatchLoss, Tensor | None, Tensor | int]:
-        """Traced: the last micro-batch, given the count and the sums of those before it, and the update."""
+    ) -> tuple[MicroBatchLoss, Tensor | None, Tensor | int, list[int], list[int]]:
+        """Traced: the last micro-batch, given the count and the sums of those before it, and the update.
+
+        Also returns the numbers of the parameters without a gradient, and of those without state, which stay as they
+        are.
+        """
         loss, found = self._gradients(micro_batch, weight)
         with torch.no_grad():
             if sums:
                 found = [_added(last, before) for last, before in zip(found, sums, strict=True)]
-            of = {one: gradient for one, gradient in zip(self._parameters, found, strict=True) if gradient is not None}
+            unused = [number for number, gradient in enumerate(found) if gradient is None]
             total = count + loss.count
+            if self._replicas is not None:
+                found = [*self._replicas.sum(found)]
+                total = total if loss.is_mean else self._replicas.sum_count(total)
+            of = {number: gradient for number, gradient in enumerate(found) if gradient is not None}
             if not loss.is_mean:
-                of = {one: gradient / at_least_one(total) for one, gradient in of.items()}
+                of = {number: gradient / at_least_one(total) for number, gradient in of.items()}
             needs_norm = measure or self._clip.norm is not None
             norm = norm_of_whole(list(of.values()), self._parameters) if needs_norm else None
-            self._update_in_graph(self._optimizer, self._clipped(of, norm), self._rates)
+            new = self._update(self._clipped(of, norm))
             for one in sums:
                 if one is not None:
                     one.zero_()
-        return loss, norm, total
+        return loss, norm, total, unused, new
+
+    def _update(self, gradients: dict[int, Tensor]) -> list[int]:
+        """Traced. Returns the numbers of the parameters that have no state yet."""
+        new = [number for number in gradients if any(name not in self._states[number] for name in self._in_graph.state)]
+        for numbers, settings, rate in zip(self._groups, self._settings, self._rates, strict=True):
+            if chosen := [number for number in numbers if number in gradients and number not in new]:
+                self._in_graph.update(
+                    [self._parameters[number] for number in chosen],
+                    [gradients[number] for number in chosen],
+                    [self._states[number] for number in chosen],
+                    settings,
+                    rate,
+                )
+        return new
 
     def _gradients(self, micro_batch: MicroBatch, weight: Tensor | None) -> tuple[MicroBatchLoss, list[Tensor | None]]:
         loss = forward_loss(self._forward, micro_batch)
-        value = loss.value if weight is None or not loss.is_mean else loss.value * weight
+        factor = weight if loss.is_mean else None if loss.weight == 1 else loss.weight
+        value = loss.value if factor is None else loss.value * factor
         gradients = torch.autograd.grad(value, self._parameters, allow_unused=True)
         return loss._replace(value=loss.value.detach()), list(gradients)
 
-    def _clipped(self, of: dict[Tensor, Tensor], norm: Tensor | None) -> dict[Tensor, Tensor]:
+    def _clipped(self, of: dict[int, Tensor], norm: Tensor | None) -> dict[int, Tensor]:
         clip = self._clip
         if (limit := clip.value) is not None:
-            of = {one: gradient.clamp(-limit, limit) for one, gradient in of.items()}
+            of = {number: gradient.clamp(-limit, limit) for number, gradient in of.items()}
         if clip.norm is not None and norm is not None:
             length = norm if clip.value is None else norm_of_whole(list(of.values()), self._parameters)
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0)
-            of = {one: gradient * factor for one, gradient in of.items()}
+            of = {number: gradient * factor for number, gradient in of.items()}
         return of
+
+
+def _numbered(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+    """The numbers of each group's parameters, in the order of all."""
+    numbers = itertools.count()
+    return [[next(numbers) for _ in group["params"]] for group in optimizer.param_groups]
 
 
 def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:

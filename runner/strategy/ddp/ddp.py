@@ -1,10 +1,12 @@
 """Distributed data parallel: Li et al. (VLDB 2020), by torch.nn.parallel."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast, final
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, cast, final
 
+from runner.config.of_blocks import Compiled
 from runner.errors import Fault
 from runner.protocols import Axes, Axis, Builder, Trainable, World
 from runner.strategy.ddp.exchange import POWER_SGD, CommHook, CommWrapper, Exchange
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class DDP:
     """The model on every rank; gradients are averaged over ranks while backward is still running."""
+
+    compiles_steps: ClassVar[bool] = True
 
     bucket_mib: float = 25.0
     """MiB of gradients per all-reduce."""
@@ -83,7 +87,9 @@ class DDP:
             raise ValueError(f"{rule} With comm_hook={self.comm_hook.value} use false.")
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
-        """Report PowerSGD's error feedback under a loss scale; any number of processes works."""
+        """Report what a compiled step cannot do, and PowerSGD's error feedback under a loss scale."""
+        if spec.compile.what is Compiled.STEP:
+            yield from self._outside_a_graph()
         if self._exchange.is_factored and self.use_error_feedback and spec.precision.scaler().scales:
             rule = (
                 f"{self.comm_hook.value} adds the compression error of a step to the next, so that one overflow under "
@@ -91,6 +97,18 @@ class DDP:
                 "strategy.use_error_feedback=false."
             )
             yield Fault(key="strategy.comm_hook", message=rule)
+
+    def _outside_a_graph(self) -> Iterator[Fault]:
+        """Report settings for which gradients are exchanged in another way than as sums at the end of a step."""
+        left = {
+            "find_unused_parameters": (self.find_unused_parameters, "false"),
+            "sync_each_round": (self.sync_each_round, "false"),
+            "comm_hook": (self.comm_hook is not CommHook.NONE, "none"),
+        }
+        for name, (is_set, way_out) in left.items():
+            if is_set:
+                rule = f"compile.what=step sums up gradients inside its graph, without it. Use {way_out}"
+                yield Fault(key=f"strategy.{name}", message=f"{rule}, or compile.what=model.")
 
     def axes(self, num_ranks: int) -> Axes:
         """One axis of replicas."""
@@ -109,10 +127,11 @@ class DDP:
         from runner.strategy.common.loss_module import LossModule
         from runner.strategy.common.module_trainable import ModuleTrainable
         from runner.strategy.ddp.comm_hooks import install
+        from runner.strategy.single import Single
 
-        placed = self.place(builder, world)
         if world.size == 1:
-            return ModuleTrainable(placed, builder, world)
+            return Single().prepare(builder, world)
+        placed = self.place(builder, world)
         exchange = self._exchange
         wrapped = DistributedDataParallel(
             LossModule(placed.model, builder.loss),
@@ -126,7 +145,7 @@ class DDP:
             skip_all_reduce_unused_params=self.skip_unused_parameters,
             batched_grad_copy=self.batched_grad_copy,
         )
-        return ModuleTrainable(
+        trainable = ModuleTrainable(
             placed,
             builder,
             world,
@@ -136,6 +155,20 @@ class DDP:
             narrow_exchange=exchange.is_narrow,
             stateful=install(exchange, wrapped),
         )
+        if builder.step_graphs is None:
+            return trainable
+        from runner.strategy.common.replicas import Replicas
+        from runner.strategy.common.step_graph import GraphTrainable
+
+        replicas = partial(
+            Replicas,
+            placed.model,
+            world=world,
+            group=world.mesh().get_group(Axis.REPLICATE),
+            bucket_mibs=self.bucket_mibs or [self.bucket_mib],
+            sync_buffers=self.sync_buffers,
+        )
+        return GraphTrainable(trainable, placed, builder, builder.step_graphs, replicas=replicas)
 
     @property
     def _exchange(self) -> Exchange:

@@ -1,8 +1,10 @@
 """A step compiled as a whole trains as a hand-written loop does; what cannot be compiled is told with a reason."""
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,6 +173,7 @@ def test_bf16_computes_in_bf16() -> None:
 
 
 def test_a_schedule_compiles_nothing_again() -> None:
+    torch._dynamo.reset()  # what it has seen to change in other tests
     trainable = compiled(mean_loss, optimizer=AdamW(lr=0.05))
     graphs = []
     for step in range(STEPS):
@@ -239,10 +242,36 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(runner: Callable[..., Ended
     assert resumed.metrics() == whole
 
 
+def test_a_run_resumes_under_another_optimizer(runner: Callable[..., Ended], tmp_path: Path) -> None:
+    """Whose state the first step makes, as without a graph."""
+    begun = runner("train", "points", "run.steps=8", "run.stop_at_step=4", "optimizer=adamw")
+    words = ["run.stop_at_step=null", "optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"]
+    losses = []
+    for number, how in enumerate(([], ["compile.what=step", "compile.backend=eager"])):
+        copied = shutil.copytree(begun.run_dir.path, tmp_path / str(number))
+        lines = runner("resume", str(copied), *words, *how).metrics()
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert len(losses[0]) == 8
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_layer_that_the_first_step_did_not_use_is_told() -> None:
+    def loss(model: Any, batch: Any) -> Tensor:
+        x, y, _ = batch
+        hidden = torch.tanh(model.first(x))
+        return nn.functional.cross_entropy(hidden[:, :3] if len(x) == 12 else model.last(hidden), y)
+
+    trainable = compiled(loss, optimizer=AdamW(lr=0.05), how=Compile(backend="eager"))
+    trainable.take_step(batches(0, [12]), measure=False)
+    trainable.take_step(batches(1, [12]), measure=False)
+    with pytest.raises(HookError, match=r"depends on last\.weight, last\.bias for the first time"):
+        trainable.take_step(batches(2, [11]), measure=False)
+
+
 @pytest.mark.parametrize(
     ("words", "key"),
     [
-        (["strategy=ddp"], "strategy"),
+        (["strategy=fsdp"], "strategy"),
         (["optimizer._target_=torch.optim.RMSprop"], "optimizer"),
         (["precision=fp16"], "precision"),
         (["guard.non_finite=skip"], "guard.non_finite"),
