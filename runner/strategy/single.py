@@ -40,12 +40,6 @@ class Single:
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """The plain model and its optimizer."""
-        from runner.strategy.common.module_trainable import ModuleTrainable
+        from runner.strategy.common.module_trainable import train_alone
 
-        placed = self.place(builder, world)
-        trainable = ModuleTrainable(placed, builder, world)
-        if builder.step_graphs is None:
-            return trainable
-        from runner.strategy.common.step_graph import GraphTrainable
-
-        return GraphTrainable(trainable, placed, builder, builder.step_graphs)
+        return train_alone(builder, world)

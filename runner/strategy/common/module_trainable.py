@@ -18,6 +18,7 @@ from runner.protocols import (
     Stateful,
     StepBatches,
     StepLoss,
+    Trainable,
     Update,
     World,
 )
@@ -27,7 +28,7 @@ from runner.strategy.common.forward_loss import as_total, at_least_one, check_ha
 from runner.strategy.common.gradients import WHOLE, Gradients, all_finite
 from runner.strategy.common.named_state import add_optimizer_state, load_named_state, settings
 from runner.strategy.common.optimizer_step import OptimizerStep, without_dynamo
-from runner.strategy.common.placed_module import Forward, PlacedModule
+from runner.strategy.common.placed_module import Forward, PlacedModule, place_whole
 from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_dicts
 
 STEPPED = Update(stepped=True)
@@ -247,6 +248,17 @@ class ModuleTrainable:
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0) * factor
         _multiply(gradients, factor)
         return Update(True, norm, self._scaler.record())
+
+
+def train_alone(builder: Builder, world: World) -> Trainable:
+    """The whole model and its optimizer on this rank, which exchanges nothing; its steps are graphs if so built."""
+    placed = place_whole(builder, world)
+    trainable = ModuleTrainable(placed, builder, world)
+    if builder.step_graphs is None:
+        return trainable
+    from runner.strategy.common.step_graph import GraphTrainable  # imports torch's compiler
+
+    return GraphTrainable(trainable, placed, builder, builder.step_graphs)
 
 
 def _multiply(gradients: list[Tensor], factor: Tensor | float) -> None:

@@ -12,12 +12,11 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn import Parameter
 
 from runner.errors import HookError
-from runner.protocols import Builder, MicroBatchLoss, SavedState, StepBatches, StepGraphs, StepLoss, Update
+from runner.protocols import Builder, MicroBatchLoss, SavedState, StepBatches, StepGraphs, StepLoss, Trainable, Update
 from runner.protocols.step import MicroBatch
 from runner.strategy.common.around import Around
 from runner.strategy.common.forward_loss import at_least_one, forward_loss
 from runner.strategy.common.gradients import norm_of_whole
-from runner.strategy.common.module_trainable import ModuleTrainable
 from runner.strategy.common.placed_module import PlacedModule
 from runner.strategy.common.replicas import Replicas
 
@@ -35,7 +34,7 @@ class GraphTrainable(Around):
 
     def __init__(
         self,
-        inner: ModuleTrainable,
+        inner: Trainable,
         placed: PlacedModule,
         builder: Builder,
         graphs: StepGraphs,

@@ -125,12 +125,11 @@ class DDP:
         from torch.nn.parallel import DistributedDataParallel
 
         from runner.strategy.common.loss_module import LossModule
-        from runner.strategy.common.module_trainable import ModuleTrainable
+        from runner.strategy.common.module_trainable import ModuleTrainable, train_alone
         from runner.strategy.ddp.comm_hooks import install
-        from runner.strategy.single import Single
 
         if world.size == 1:
-            return Single().prepare(builder, world)
+            return train_alone(builder, world)
         placed = self.place(builder, world)
         exchange = self._exchange
         wrapped = DistributedDataParallel(
