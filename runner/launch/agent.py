@@ -5,7 +5,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from signal import SIGTERM
@@ -31,8 +31,6 @@ from runner.world.environment import environment
 from runner.world.stop import ENDING_SIGNALS, held_back
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
-# DistributedDataParallel and FSDP import torch._dynamo (0.9 CPU s); imported before the fork, every rank has it.
-PRELOAD = ("torch._dynamo",)
 
 
 @final
@@ -119,6 +117,7 @@ def supervise(
     processes: int,
     timeout_s: float,
     fork: bool,
+    preload: Sequence[str] = (),
     rendezvous: Callable[[Callable[[], bool]], RendezvousHandler],
     log: str = "agent.log",
     worker: str = "runner.worker",
@@ -131,6 +130,7 @@ def supervise(
         processes: how many ranks.
         timeout_s: how long a rank may make no progress.
         fork: fork the ranks from this process; otherwise each is a new interpreter.
+        preload: modules that every rank needs, imported once before the fork.
         rendezvous: makes the rendezvous handler of torch's agent, given a function that says whether a signal has asked
             this launcher to stop.
         log: the file among the run's logs that torch's agent logs to.
@@ -139,7 +139,7 @@ def supervise(
     run_dir = RunDir(spec_path.parent)
     times = {"interrupt_s": supervision.interrupt_s, "grace_s": supervision.grace_s}
     with closing(ActivityTable(processes)) as table, Signals(**times) as signals, _agent_log(run_dir, log):
-        entrypoint, args = _entrypoint(worker, spec_path, table, fork=fork)
+        entrypoint, args = _entrypoint(worker, spec_path, table, fork=fork, preload=preload)
         handler = rendezvous(lambda: signals.stop_requested)
         spec = WorkerSpec(
             role="rank",
@@ -177,12 +177,12 @@ def _run_agent(agent: Agent) -> RunResult | None:
 
 
 def _entrypoint(
-    worker: str, spec_path: Path, table: ActivityTable, *, fork: bool
+    worker: str, spec_path: Path, table: ActivityTable, *, fork: bool, preload: Sequence[str]
 ) -> tuple[str | Callable[..., None], tuple[Any, ...]]:
     """The function that the agent calls in a fork of this process, or the program that it starts, with arguments."""
     if not fork:
         return sys.executable, ("-m", rank.__name__, worker, str(spec_path), str(os.getpid()), table.path)
-    for module in (*PRELOAD, worker):
+    for module in (*preload, worker):
         importlib.import_module(module)
     return rank.enter, (worker, str(spec_path), os.getpid(), table.path)
 

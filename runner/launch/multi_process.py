@@ -1,5 +1,6 @@
 """All ranks of a run in processes of their own, on this machine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config.run_dir import RunDir
@@ -18,6 +19,7 @@ def run(
     processes: int,
     timeout_s: float,
     fork: bool,
+    preload: Sequence[str] = (),
     worker: str = "runner.worker",
 ) -> None:
     """Start the ranks and wait until they are done.
@@ -28,6 +30,7 @@ def run(
         processes: how many ranks.
         timeout_s: how long a rank may make no progress.
         fork: fork the ranks from this process; otherwise each is a new interpreter.
+        preload: modules that every rank needs, imported once before the fork.
         worker: the module whose `work(spec_path, stopping, activity)` is a rank.
 
     Raises:
@@ -40,6 +43,7 @@ def run(
         processes=processes,
         timeout_s=timeout_s,
         fork=fork,
+        preload=preload,
         rendezvous=lambda stop_requested: Rendezvous(SingleNode(), stop_requested=stop_requested),
         worker=worker,
     )

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.config.of_blocks import Compiled, Recompute
 from runner.launch.supervision import Supervision
+from runner.protocols import SparesCompiler
 from runner.world.environment import environment, for_determinism, for_one_machine
 from runner.world.fork import can_fork_ranks
 from runner.world.handover import hand_over
 
 if TYPE_CHECKING:
     from runner.config.run_spec import RunSpec
+
+COMPILER = "torch._dynamo"
 
 
 def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: bool = True) -> None:
@@ -36,7 +40,18 @@ def run(spec_path: Path, spec: "RunSpec", supervision: Supervision, *, fork: boo
         else:
             from runner.launch import multi_process
 
-            fork = fork and can_fork_ranks(hardware)
             multi_process.run(
-                spec_path, supervision, processes=hardware.processes, timeout_s=hardware.timeout_s, fork=fork
+                spec_path,
+                supervision,
+                processes=hardware.processes,
+                timeout_s=hardware.timeout_s,
+                fork=fork and can_fork_ranks(hardware),
+                preload=[COMPILER] if _needs_compiler(spec) else [],
             )
+
+
+def _needs_compiler(spec: "RunSpec") -> bool:
+    """Whether ranks import torch's compiler, as far as the spec tells: a hook may import it, too."""
+    compiles = spec.compile.what is not Compiled.NONE
+    recomputes = spec.activation_checkpointing.what is not Recompute.NONE
+    return compiles or recomputes or bool(spec.models) or not isinstance(spec.strategy, SparesCompiler)

@@ -45,7 +45,16 @@ from runner.protocols.precision import Dtypes, Precision, Scaler
 from runner.protocols.run import Outcome, Run, Trackers
 from runner.protocols.state import Progress, SavedState, State, Stateful, StoredTensor
 from runner.protocols.step import Clip, MicroBatch, MicroBatchLoss, StepBatches, StepLoss, Update
-from runner.protocols.strategy import Builder, CompilesSteps, Placed, StepGraphs, StepsAtOnce, Strategy, Trainable
+from runner.protocols.strategy import (
+    Builder,
+    CompilesSteps,
+    Placed,
+    SparesCompiler,
+    StepGraphs,
+    StepsAtOnce,
+    Strategy,
+    Trainable,
+)
 from runner.protocols.tracker import (
     HasHandle,
     LogsArtifacts,
@@ -116,6 +125,7 @@ __all__ = [
     "Scheduler",
     "Source",
     "SourceRequest",
+    "SparesCompiler",
     "State",
     "Stateful",
     "StepBatches",

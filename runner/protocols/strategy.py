@@ -132,6 +132,13 @@ class CompilesSteps(Protocol):
     compiles_steps: ClassVar[bool]
 
 
+@runtime_checkable
+class SparesCompiler(Protocol):
+    """A strategy under which a run that compiles nothing does not import torch's compiler (a second of CPU time)."""
+
+    spares_compiler: ClassVar[bool]
+
+
 class Strategy(Part, Protocol):
     """How models and optimizers are distributed over ranks."""
 

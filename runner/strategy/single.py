@@ -18,6 +18,7 @@ class Single:
     """The plain module on one device."""
 
     compiles_steps: ClassVar[bool] = True
+    spares_compiler: ClassVar[bool] = True
 
     def check(self, spec: "RunSpec") -> Iterable[Fault]:
         """Report a fault if the run has more than one process."""

@@ -22,6 +22,7 @@ class DDP:
     """The model on every rank; gradients are averaged over ranks while backward is still running."""
 
     compiles_steps: ClassVar[bool] = True
+    spares_compiler: ClassVar[bool] = True
 
     bucket_mib: float = 25.0
     """MiB of gradients per all-reduce."""
@@ -122,17 +123,16 @@ class DDP:
 
     def prepare(self, builder: Builder, world: World) -> Trainable:
         """Wrap the loss in DDP rather than the model, so that hooks always get the user's own module."""
-        from torch.nn.parallel import DistributedDataParallel
-
         from runner.strategy.common.loss_module import LossModule
         from runner.strategy.common.module_trainable import ModuleTrainable, train_alone
         from runner.strategy.ddp.comm_hooks import install
+        from runner.strategy.ddp.wrapper import DataParallel
 
         if world.size == 1:
             return train_alone(builder, world)
         placed = self.place(builder, world)
         exchange = self._exchange
-        wrapped = DistributedDataParallel(
+        wrapped = DataParallel(
             LossModule(placed.model, builder.loss),
             bucket_cap_mb=self.bucket_mib,
             forward_sync_buffers=self.sync_buffers,
