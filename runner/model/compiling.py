@@ -1,6 +1,7 @@
 """Applies torch.compile to modules in place, whose classes and names do not change, and to functions."""
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -12,6 +13,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from runner.config.nearest import did_you_mean, listed
 from runner.config.of_blocks import Compile
 from runner.errors import Fault, SpecError
+
+FIXED = re.compile(r"(dict\()?G\['__(import_(torch|runner)(_dot_\w+)?|builtins_dict__\w+)'\]")
+"""What the name of a check begins with that is of a global of torch, of this package, or of Python."""
+MODULE_HOOKS = "._global_"
+"""What is in the names of torch's hooks for all modules, which may come and go."""
 
 
 def compile_in_place(modules: Iterable[Module], part: Compile) -> None:
@@ -28,7 +34,10 @@ def compile_in_place(modules: Iterable[Module], part: Compile) -> None:
 
 
 def compile_function(function: Callable[..., Any], part: Compile) -> Callable[..., Any]:
-    """Compile a function as a single graph on its first call; it may contain a backward, by torch.autograd.grad."""
+    """Compile a function as a single graph on its first call; it may contain a backward, by torch.autograd.grad.
+
+    A call does not look whether torch's own functions and the runner's are still what they were.
+    """
     import torch._dynamo
 
     torch._dynamo.config.trace_autograd_ops = True  # a graph is compiled again where it is another value
@@ -36,8 +45,19 @@ def compile_function(function: Callable[..., Any], part: Compile) -> Callable[..
     def call(*args: Any) -> Any:
         return function(*args)
 
-    call.__code__ = call.__code__.replace()  # torch keeps graphs by code object, and only some for each
-    return torch.compile(call, fullgraph=True, backend=part.backend, mode=part.mode, dynamic=part.dynamic)
+    return torch.compile(  # type: ignore[call-overload, no-any-return]  # which lacks isolate_recompiles
+        call,
+        fullgraph=True,
+        backend=_backend(part),
+        dynamic=part.dynamic,
+        options={"guard_filter_fn": _what_may_change},
+        isolate_recompiles=True,
+    )
+
+
+def _what_may_change(guards: Sequence[Any]) -> list[bool]:
+    """Of torch's checks before each call of a graph, those that are kept: a third of them are of fixed functions."""
+    return [FIXED.match(guard.name) is None or MODULE_HOOKS in guard.name for guard in guards]
 
 
 def compiler_faults(part: Compile) -> Iterator[Fault]:
@@ -55,6 +75,14 @@ def compiler_faults(part: Compile) -> Iterator[Fault]:
         yield Fault(key="compile.mode", message=f"{part.mode}: {rule}")
 
 
+def _backend(part: Compile) -> Any:
+    """The backend that torch.compile makes of its arguments."""
+    own: Any = torch
+    if part.backend == "inductor":
+        return own._TorchCompileInductorWrapper(part.mode, None, part.dynamic)
+    return own._TorchCompileWrapper(part.backend, None, None, part.dynamic)
+
+
 @final
 class _CopiesViews:
     """A backend of torch.compile, whose graphs return copies where they would return views of DTensors.
@@ -63,11 +91,7 @@ class _CopiesViews:
     """
 
     def __init__(self, part: Compile) -> None:
-        own: Any = torch  # what torch.compile makes of its arguments
-        if part.backend == "inductor":
-            self._compile = own._TorchCompileInductorWrapper(part.mode, None, part.dynamic)
-        else:
-            self._compile = own._TorchCompileWrapper(part.backend, None, None, part.dynamic)
+        self._compile = _backend(part)
 
     def __call__(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         graph: Any = module.graph

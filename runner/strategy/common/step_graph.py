@@ -197,10 +197,10 @@ class GraphTrainable(Around):
         return of
 
 
-def _numbered(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+def _numbered(optimizer: torch.optim.Optimizer) -> list[range]:
     """The numbers of each group's parameters, in the order of all."""
-    numbers = itertools.count()
-    return [[next(numbers) for _ in group["params"]] for group in optimizer.param_groups]
+    ends = [0, *itertools.accumulate(len(group["params"]) for group in optimizer.param_groups)]
+    return [range(*both) for both in itertools.pairwise(ends)]
 
 
 def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:

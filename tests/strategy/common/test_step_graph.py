@@ -184,6 +184,37 @@ def test_a_schedule_compiles_nothing_again() -> None:
     assert graphs[-1] == graphs[1]
 
 
+def test_a_module_that_changes_between_steps_is_noticed() -> None:
+    class Dropping(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(self.dropout(x))
+
+    net = Dropping()
+    trainable = compiled(mean_loss, optimizer=SGD(lr=0.3), how=Compile(backend="eager"), net=net)
+    model = trainable.models["model"]
+
+    def matches() -> bool:
+        with torch.no_grad():
+            expected = nn.functional.cross_entropy(Net.forward(model, X[0]), Y[0])
+        loss = trainable.take_step(batches(0, [12]), measure=False)[0].losses[0].value
+        return bool(torch.isclose(loss, expected, atol=1e-6))
+
+    assert not matches()
+    assert not matches()  # the first graph
+    model.dropout.eval()
+    assert matches()
+    model.dropout.train()
+    assert not matches()
+    with nn.modules.module.register_module_forward_hook(lambda module, given, found: 2 * found):
+        model.dropout.eval()
+        assert not matches()
+    assert matches()
+
+
 def test_the_state_is_that_of_the_optimizer() -> None:
     ours = compiled(mean_loss, optimizer=AdamW(lr=0.05))
     plain = Single().prepare(
