@@ -1,6 +1,5 @@
 """A step as one compiled graph: forward, backward, division, clipping and update. Accumulation adds a second graph."""
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +58,7 @@ class GraphTrainable(Around):
         device = self._parameters[0].device
         self._rates = [torch.zeros((), dtype=torch.float64, device=device) for _ in self._optimizer.param_groups]
         self._in_graph = graphs.update
-        self._groups = _numbered(self._optimizer)
+        self._sizes = [len(group["params"]) for group in self._optimizer.param_groups]
         self._settings: list[dict[str, Any]] = []  # of each group, but its rate
         self._states: list[Mapping[str, Tensor]] = []  # of each parameter
         self._accumulate = _Graph("a micro-batch", graphs.compile(self._add_gradients))
@@ -168,8 +167,10 @@ class GraphTrainable(Around):
     def _update(self, gradients: dict[int, Tensor]) -> list[int]:
         """Traced. Returns the numbers of the parameters that have no state yet."""
         new = [number for number in gradients if any(name not in self._states[number] for name in self._in_graph.state)]
-        for numbers, settings, rate in zip(self._groups, self._settings, self._rates, strict=True):
-            if chosen := [number for number in numbers if number in gradients and number not in new]:
+        end = 0
+        for size, settings, rate in zip(self._sizes, self._settings, self._rates, strict=True):
+            end += size
+            if chosen := [number for number in range(end - size, end) if number in gradients and number not in new]:
                 self._in_graph.update(
                     [self._parameters[number] for number in chosen],
                     [gradients[number] for number in chosen],
@@ -195,12 +196,6 @@ class GraphTrainable(Around):
             factor = torch.clamp(clip.norm / (length + 1e-6), max=1.0)
             of = {number: gradient * factor for number, gradient in of.items()}
         return of
-
-
-def _numbered(optimizer: torch.optim.Optimizer) -> list[range]:
-    """The numbers of each group's parameters, in the order of all."""
-    ends = [0, *itertools.accumulate(len(group["params"]) for group in optimizer.param_groups)]
-    return [range(*both) for both in itertools.pairwise(ends)]
 
 
 def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
