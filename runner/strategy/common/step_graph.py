@@ -97,11 +97,7 @@ class GraphTrainable(Around):
         losses.append(loss)
         if self._replicas is not None:
             self._replicas.check_all_used(unused)
-        if new:
-            names = {one: name for name, one in next(iter(self.models.values())).named_parameters()}
-            listed = ", ".join(names[self._parameters[number]] for number in new)
-            rule = "The optimizer's state is made in the first step, in which they had none"
-            raise HookError(f"the loss depends on {listed} for the first time. {rule}. {WAY_OUT}")
+        self._check_all_known(new)
         return StepLoss(losses, batches.items if loss.is_mean else total), Update(True, norm)
 
     def _look_up(self) -> None:
@@ -112,6 +108,14 @@ class GraphTrainable(Around):
         self._settings = [{name: value for name, value in one.items() if name not in OUTSIDE} for one in groups]
         if not self._states:
             self._states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
+
+    def _check_all_known(self, new: Sequence[int]) -> None:
+        """Raise HookError if parameters have a gradient, but no state: the first step made none for them."""
+        if new:
+            names = {parameter: name for name, parameter in next(iter(self.models.values())).named_parameters()}
+            listed = ", ".join(names[self._parameters[number]] for number in new)
+            rule = "The first step, which makes the optimizer's state, did not use what it depends on now"
+            raise HookError(f"the loss depends on {listed} for the first time. {rule}. {WAY_OUT}")
 
     def _weight_of(self, micro_batch: MicroBatch, batches: StepBatches) -> Tensor | None:
         """What a mean over the micro-batch is multiplied by; None = 1."""
