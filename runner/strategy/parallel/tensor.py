@@ -72,6 +72,8 @@ class TensorPlan:
                     continue
                 if line.parts > 1:
                     self._pack(name, module, line.parts)
+                if isinstance(module, nn.Embedding):
+                    module.register_forward_pre_hook(_PartsOfGradients())
                 parallelize_module(module, self._mesh, self._style(line, module), src_data_rank=None)
                 module.register_forward_hook(_completed)
         self._has_loss_parallel = any(line.style is Style.COLWISE_LOSS_PARALLEL for line in lines.values())
@@ -217,6 +219,29 @@ class _Waited(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
+
+
+@final
+class _PartsOfGradients:
+    """Keeps no more of a gradient than of its weight: torch's backward of a lookup returns that of the whole one."""
+
+    def __init__(self) -> None:
+        self._weight: Tensor | None = None
+
+    def __call__(self, module: Module, args: Any) -> None:
+        """Before a lookup: the weight has been moved or gathered by now, and is another one than the plan split."""
+        weight = module.weight
+        if torch.compiler.is_compiling() or weight is self._weight:
+            return
+        if not isinstance(weight, DTensor) or not weight.requires_grad:
+            return
+        self._weight, placements = weight, weight.placements
+
+        def part(gradient: Tensor) -> Tensor:
+            whole = isinstance(gradient, DTensor) and all(one.is_replicate() for one in gradient.placements)
+            return cast("DTensor", gradient).redistribute(placements=placements) if whole else gradient
+
+        weight.register_hook(part)  # type: ignore[no-untyped-call]
 
 
 def split_parameters(module: Module, mesh: DeviceMesh, *, weight: Placement, bias: Placement) -> None:
