@@ -1,89 +1,88 @@
-"""A checkpoint of any axes goes on under any others, and under single, fsdp and DeepSpeed: the losses are one run's."""
+"""A checkpoint of any axes goes on under any others, and under single, ddp, fsdp and DeepSpeed: as one run's."""
 
-import json
-from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from tests.conftest import Ended
-from tests.strategy.parallel.small_gpt import GPT
+from tests.parity.options import tensors
+from tests.strategy.parallel.small_runs import COMMON, LAYOUTS, MODELS, PLAIN, placed
 
-RECIPE = """\
-# Try it: runner train split_lm
-defaults:
-  - base
-  - _self_
-name: split_lm
-model: {_target_: user_hooks.pydoc_lm.build_model, width: 16, depth: 2, heads: 4}
-data: {_target_: user_hooks.pydoc_lm.build_data, context: 16}
-loss: {_target_: user_hooks.pydoc_lm.compute_loss}
-batch: {items: 12, micro_items: 2}
-run: {steps: 6}
-clip: {norm: 0.5}
-log: {every_steps: 1}
-eval: {every_steps: null, at_end: false}
-optimizer: {lr: 1.0e-3, weight_decay: 0.1}
-blocks: {classes: [Block]}
-"""
-PLAN = "{" + ", ".join(f"{name}: '{style}'" for name, style in GPT.plan.items()) + "}"
-PARALLEL = ["strategy=parallel", f"++strategy.tensor_plan={PLAN}"]
-LAYOUTS: dict[str, tuple[int, list[str]]] = {
-    "single": (1, ["strategy=single"]),
-    "fsdp": (2, ["strategy=fsdp"]),
-    "deepspeed_zero3": (2, ["strategy=deepspeed_zero3"]),
-    "tensor 2": (2, [*PARALLEL, "strategy.tensor=2"]),
-    "tensor 4": (4, [*PARALLEL, "strategy.tensor=4"]),
-    "tensor 2 × shard 2": (4, [*PARALLEL, "strategy.tensor=2", "strategy.shard=2"]),
-    "context 2": (2, ["strategy=parallel", "strategy.context=2"]),
-    "tensor 2 × replicate 2": (4, [*PARALLEL, "strategy.tensor=2", "strategy.shard=1", "strategy.replicate=2"]),
+SAVED_AT, STEPS = 3, 6
+EVERYDAY = {
+    ("gpt", "tensor 2", "single"),
+    ("gpt", "fsdp", "tensor 2"),
+    ("gpt", "tensor 2 × shard 2", "deepspeed_zero3"),
+    ("gpt", "pipeline 2 × tensor 2", "single"),
+    ("gpt", "ddp", "pipeline 2 × tensor 2"),
+    ("experts", "expert 2", "single"),
 }
-EVERYDAY = {("tensor 2", "single"), ("fsdp", "tensor 2"), ("tensor 2 × shard 2", "deepspeed_zero3")}
-CELLS = [
-    pytest.param(
-        saved,
-        resumed,
-        id=f"{saved} to {resumed}",
-        marks=() if (saved, resumed) in EVERYDAY else pytest.mark.exhaustive,
-    )
-    for saved, resumed in permutations(LAYOUTS, 2)
-    if "2" in saved + resumed or "4" in saved + resumed
-]
 
 
-@pytest.fixture
-def recipe(project: Path) -> None:
-    (project / "recipes" / "split_lm.yaml").write_text(RECIPE)
+def cells() -> Iterator[Any]:
+    """Every pair of layouts of which one has axes; a few are tried every day."""
+    for model, layouts in LAYOUTS.items():
+        for saved, resumed in permutations(layouts, 2):
+            if not {saved, resumed} <= PLAIN.keys():
+                marks = () if (model, saved, resumed) in EVERYDAY else pytest.mark.exhaustive
+                yield pytest.param(model, saved, resumed, id=f"{model}: {saved} to {resumed}", marks=marks)
 
 
-def placed(layout: str) -> list[str]:
-    """The overrides of a layout."""
-    if layout.startswith("deepspeed") and find_spec("deepspeed") is None:
-        pytest.skip("needs the extra deepspeed")
-    ranks, overrides = LAYOUTS[layout]
-    return ["hardware=cpu", f"hardware.processes={ranks}", "hardware.oversubscribe=true", *overrides]
+def sources() -> Iterator[Any]:
+    """Every layout but that of one process; those of which a run goes on every day are looked at every day."""
+    everyday = {(model, saved) for model, saved, _ in EVERYDAY}
+    for model, layouts in LAYOUTS.items():
+        for layout in [*layouts][1:]:
+            marks = () if (model, layout) in everyday else pytest.mark.exhaustive
+            yield pytest.param(model, layout, id=f"{model}: {layout}", marks=marks)
+
+
+def begun(trained: Callable[..., Ended], model: str, layout: str, stop: int = SAVED_AT) -> Ended:
+    """The run of a model under a layout up to a step, made when first asked for."""
+    words = [*MODELS[model], *COMMON, "data.context=16", f"run.steps={STEPS}", "eval.at_end=false"]
+    return trained("train", *words, f"run.stop_at_step={stop}", *placed(model, layout))
 
 
 def losses(ended: Ended) -> dict[int, float]:
     """The loss of each step."""
-    lines = map(json.loads, ended.run_dir.metrics.read_text().splitlines())
-    return {line["step"]: line["train/loss"] for line in lines}
+    return {line["step"]: line["train/loss"] for line in ended.metrics() if "train/loss" in line}
 
 
-@cache
-def undisturbed(runner: Any) -> dict[int, float]:
-    return losses(runner("train", "split_lm", "run.dir=undisturbed", *placed("single")))
-
-
-@pytest.mark.usefixtures("recipe")
-@pytest.mark.parametrize(("saved", "resumed"), CELLS)
-def test_a_run_goes_on_under_other_axes(runner: Callable[..., Ended], saved: str, resumed: str) -> None:
-    expected = undisturbed(runner)
-    runner("train", "split_lm", "run.dir=run", "run.stop_at_step=3", *placed(saved))
-    found = losses(runner("resume", "run", "run.stop_at_step=null", *placed(resumed)))
+@pytest.mark.parametrize(("model", "saved", "resumed"), [*cells()])
+def test_a_run_goes_on_under_other_axes(
+    runner: Callable[..., Ended],
+    trained: Callable[..., Ended],
+    tmp_path: Path,
+    model: str,
+    saved: str,
+    resumed: str,
+) -> None:
+    whole = begun(trained, model, "single", STEPS)
+    run = shutil.copytree(begun(trained, model, saved).run_dir.path, tmp_path / "run")
+    ended = runner("resume", str(run), "run.stop_at_step=null", *placed(model, resumed), timeout_s=90)
+    found, expected = losses(ended), losses(whole)
     assert found.keys() == expected.keys()
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=2e-6)
+    assert_weights(tensors(ended, STEPS), tensors(whole, STEPS))
+
+
+@pytest.mark.parametrize(("model", "layout"), [*sources()])
+def test_a_checkpoint_has_the_names_and_weights_of_one_process(
+    trained: Callable[..., Ended], model: str, layout: str
+) -> None:
+    """Fused weights that the plan cuts (query, key and value) too, in the model's own order."""
+    found, expected = (tensors(begun(trained, model, one), SAVED_AT) for one in (layout, "single"))
+    assert_weights(found, expected)
+
+
+def assert_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Sums of fp32 in another order, through up to six steps of AdamW of 1e-3."""
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=2e-6, msg=name)
