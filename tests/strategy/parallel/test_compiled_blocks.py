@@ -19,7 +19,7 @@ from tests.strategy.parallel.small_gpt import GPT, GPT2, Case, alone, assert_as_
 from tests.strategy.parallel.test_context import FROM_TRANSFORMERS, KINDS
 from tests.strategy.ranks import on_ranks
 
-CLIP = Clip(norm=0.5)
+CLIP = Clip(norm=0.1)
 CLASSES = ["Block", "GPT2Block", "LlamaDecoderLayer", "Mixing", "TransformerEncoderLayer"]
 
 

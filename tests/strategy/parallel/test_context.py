@@ -41,7 +41,7 @@ from tests.strategy.parallel.small_gpt import (
 from tests.strategy.ranks import model_of, on_ranks
 from user_hooks.pydoc_lm import pad
 
-CLIP = Clip(norm=0.5)
+CLIP = Clip(norm=0.1)
 UNITS = ShardSettings(wrap_classes=["Block"])
 WIDTH, HEADS, LONGEST = 16, 4, 32
 
@@ -71,7 +71,6 @@ LAYOUTS = [
     pytest.param(
         MOE, {"context": 2, "expert": 2, "shard": 2}, 8, 1, CLIP, id="× expert × shard", marks=pytest.mark.exhaustive
     ),
-    pytest.param(GPT, {"context": 2}, 2, 1, Clip(), id="context", marks=pytest.mark.exhaustive),
     pytest.param(GPT2, {"context": 3}, 3, 1, CLIP, id="gpt2: three", marks=pytest.mark.exhaustive),
     pytest.param(GPT, {"context": 4}, 4, 1, Clip(), id="four", marks=pytest.mark.exhaustive),
     pytest.param(

@@ -29,7 +29,7 @@ from tests.strategy.ranks import model_of, on_ranks
 from tests.strategy.small_tower import X, micro_batches_of, seeded_model
 from tests.strategy.small_tower import prepare as prepare_tower
 
-CLIP = Clip(norm=0.5)
+CLIP = Clip(norm=0.1)
 UNITS = ShardSettings(wrap_classes=["Block"])
 HEAD_SPLIT = GPT._replace(plan=GPT.plan | SEQUENCE)
 
@@ -63,7 +63,6 @@ LAYOUTS = [
         id="sequence × shard",
         marks=pytest.mark.exhaustive,
     ),
-    pytest.param(GPT2, {"tensor": 2, "shard": 2}, 4, 3, CLIP, id="gpt2 × shard", marks=pytest.mark.exhaustive),
     pytest.param(GPT, {"tensor": 4, "shard": 1}, 4, 1, Clip(), id="a head a rank", marks=pytest.mark.exhaustive),
 ]
 
