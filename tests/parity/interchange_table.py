@@ -20,6 +20,11 @@ class Cell(NamedTuple):
     loaded_ranks: int
     difference: float
 
+    @property
+    def loaded_as(self) -> str:
+        """A column of the table: all products of axes of strategy=parallel are one."""
+        return "axes" if " " in self.loaded else self.loaded
+
 
 def cells(path: str) -> Iterator[Cell]:
     """Of one report."""
@@ -46,7 +51,7 @@ def main(paths: list[str]) -> None:
     """Both tables, over all reports together."""
     found = {cell[:4]: cell for path in paths for cell in cells(path)}.values()  # of a pair measured again, the last
     print(f"{len(found)} pairs, {sum(cell.difference == 0 for cell in found)} of them without any difference\n")
-    by_strategy = table("saved ↓, loaded →", found, lambda one: one.saved, lambda one: one.loaded)
+    by_strategy = table("saved ↓, loaded →", found, lambda one: one.saved, lambda one: one.loaded_as)
     by_ranks = table("processes ↓→", found, lambda one: str(one.saved_ranks), lambda one: str(one.loaded_ranks))
     print("\n".join([*by_strategy, "", *by_ranks]))
 

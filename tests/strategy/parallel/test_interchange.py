@@ -1,4 +1,7 @@
-"""A checkpoint of any axes goes on under any others, and under single, ddp, fsdp and DeepSpeed: as one run's."""
+"""A checkpoint of any axes goes on under any others, and under single, ddp, fsdp and DeepSpeed: as one run's.
+
+The table in docs/parallel.md is made of the measured differences: see tests/parity/interchange_table.py.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -59,6 +62,7 @@ def test_a_run_goes_on_under_other_axes(
     runner: Callable[..., Ended],
     trained: Callable[..., Ended],
     tmp_path: Path,
+    record_property: Callable[[str, object], None],
     model: str,
     saved: str,
     resumed: str,
@@ -68,6 +72,9 @@ def test_a_run_goes_on_under_other_axes(
     ended = runner("resume", str(run), "run.stop_at_step=null", *placed(model, resumed), timeout_s=90)
     found, expected = losses(ended), losses(whole)
     assert found.keys() == expected.keys()
+    ranks = [LAYOUTS[model][one][0] for one in (saved, resumed)]
+    difference = max(abs(found[step] - expected[step]) for step in range(SAVED_AT + 1, STEPS + 1))
+    record_property("interchange", [saved, ranks[0], resumed, ranks[1], difference])
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=2e-6)
     assert_weights(tensors(ended, STEPS), tensors(whole, STEPS))
 
