@@ -79,12 +79,8 @@ class Outline:
         self._records: dict[Any, Record] = {}
         self._record = Record()
         for name, module in self._model.named_modules(remove_duplicate=False):
-            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                path = f"{name}.{key}" if name else key
-                if tensor is not None and path in holders:
-                    fake = fake_of(self.mode, tensor, device)
-                    hide(module, key, self._weight(path, fake, tensor, holders[path]))
-            if name in cut.pieces and any(path.startswith(f"{name}.") for path in holders):
+            self._take_values(name, module, holders, device)
+            if name in cut.pieces:
                 self._watch(name, module)
             if name in cut.begins:
                 module.register_forward_pre_hook(self._begin(name), with_kwargs=True, prepend=True)
@@ -107,6 +103,20 @@ class Outline:
         if key not in self._records:
             self._records[key] = self._run(micro_batch, training)
         return self._records[key]
+
+    def _take_values(
+        self, name: str, module: Module, holders: Mapping[str, frozenset[int]], device: torch.device
+    ) -> None:
+        """Put absent tensors in the places of a module's own parameters and buffers."""
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            path = f"{name}.{key}" if name else key
+            if tensor is None or path not in holders:
+                continue
+            weight = self._weight(path, fake_of(self.mode, tensor, device), tensor, holders[path])
+            if key in module._buffers:
+                module._buffers[key] = weight  # still a buffer: a forward may give it another value
+            else:
+                hide(module, key, weight)
 
     def _weight(self, path: str, fake: FakeTensor, tensor: Tensor, held: frozenset[int]) -> Absent:
         """What stands for a parameter or buffer."""

@@ -26,7 +26,9 @@ class Cut:
     begins: tuple[str, ...]
     """The modules at which the stages after the first begin."""
     pieces: dict[str, int]
-    """By name, in the order of definition: the largest modules of which no part belongs to another stage."""
+    """By name, in the order of definition: the largest modules that are in checkpoints and whole on one stage."""
+    stateless: frozenset[str]
+    """The names of such modules with nothing in checkpoints: they belong to no stage, and each computes what it can."""
 
     @property
     def num_stages(self) -> int:
@@ -40,7 +42,9 @@ def cut_model(model: "Module", *, num_stages: int, split: Sequence[str]) -> Cut:
     The model has no `split_faults`.
     """
     begins = tuple(split) or _balanced(model, num_stages)
-    return Cut(begins, dict(_pieces(model, begins)))
+    pieces = dict(_pieces(model, begins))
+    stateless = frozenset(name for name in pieces if not _has_state(model.get_submodule(name)))
+    return Cut(begins, {name: stage for name, stage in pieces.items() if name not in stateless}, stateless)
 
 
 def split_faults(model: "Module", *, num_stages: int, split: Sequence[str]) -> Iterator[Fault]:
@@ -86,6 +90,13 @@ def _pieces(model: "Module", begins: Sequence[str]) -> Iterator[tuple[str, int]]
     yield from walk(model, "")
 
 
+def _has_state(model: "Module") -> bool:
+    """Whether a module has parameters or persistent buffers."""
+    if any(True for _ in model.parameters()):
+        return True
+    return any(module._buffers.keys() - module._non_persistent_buffers_set for module in model.modules())
+
+
 def blocks_of(model: "Module", prefix: str = "") -> Iterator[str]:
     """The names of the members of the outermost chains."""
     if type(model).__name__ in CHAINS:
@@ -125,15 +136,14 @@ def holders_of(model: "Module", cut: Cut) -> dict[str, frozenset[int]]:
     """The stages that have each parameter and buffer, by every name of it.
 
     A shared parameter is on every stage that uses it. What belongs to no piece, but to a module around several (a
-    position embedding of the model itself), is on all stages, and so are buffers of modules without parameters.
+    position embedding of the model itself), is on all stages, and so are buffers of modules that have no state.
     """
     everywhere = frozenset(range(cut.num_stages))
     of_tensor: dict[int, frozenset[int]] = {}
     names: list[tuple[str, int]] = []
     for owner, module in model.named_modules(remove_duplicate=False):
         piece = next((name for name in cut.pieces if owner == name or owner.startswith(f"{name}.")), None)
-        has_weights = piece is not None and any(True for _ in model.get_submodule(piece).parameters())
-        stages = frozenset({cut.pieces[piece]}) if piece is not None and has_weights else everywhere
+        stages = everywhere if piece is None else frozenset({cut.pieces[piece]})
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 names.append((f"{owner}.{key}" if owner else key, id(tensor)))

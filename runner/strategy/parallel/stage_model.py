@@ -115,9 +115,10 @@ class StageModel(Module):
             if not held.get(name, True):
                 module._compiled_call_impl = self._absent(name, module)  # instead of the module's forward and all hooks
             elif name in held:
-                _around(module, lambda args, kwargs: present((args, kwargs)), self._note(name, module))
-                if not any(True for _ in module.parameters()):
-                    _let_shapes_pass(module)
+                _around(module, _present, self._note(name, module))
+            elif name in self._cut.stateless:
+                _around(module, _present)
+                _let_shapes_pass(module)
             if not self.is_first and name == self._cut.begins[self.index - 1]:
                 _around(module, self._begin(name))
             if not self.is_last and name == self._cut.begins[self.index]:
@@ -202,7 +203,7 @@ class StageModel(Module):
             visit = self._now()
             call = visit.calls[name]
             visit.calls[name] += 1
-            # The run without values may have ended before this call, and does not record modules without weights.
+            # The run without values may have ended before this call.
             recorded = visit.record.outputs.get(name, [])[call : call + 1]
             kept = [attribute.get(module) for one in recorded for attribute in one.kept]
             for number, leaf in enumerate(tree_leaves((output, kept))):
@@ -239,6 +240,12 @@ def remove_absent(model: Module, outline: Outline, absent: Mapping[str, Tensor],
         hide(model.get_submodule(owner), key, Absent.of(fake, trained=tensor.requires_grad))
 
 
+def _present(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments of a module, with what has arrived in its places."""
+    found: tuple[Any, Any] = present((args, kwargs))
+    return found
+
+
 def _around(module: Module, change: Change, note: Callable[[Any], None] = lambda _: None) -> None:
     """Change the arguments of a module before anything else sees them: a compiler or what gathers its shards.
 
@@ -257,7 +264,7 @@ def _around(module: Module, change: Change, note: Callable[[Any], None] = lambda
 
 
 def _let_shapes_pass(module: Module) -> None:
-    """Keep the hooks of a module without weights, such as those of a tensor plan, from what has no values."""
+    """Keep the hooks of a module without state, such as those of a tensor plan, from what has no values."""
     inner = module._compiled_call_impl
     assert inner is not None
 

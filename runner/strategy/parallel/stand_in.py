@@ -107,7 +107,7 @@ def _by_shapes(func: Any, leaves: list[Tensor], absent: "list[Absent]", args: An
     args, kwargs = tree_map(_for_shapes, (args, kwargs))
     try:
         with torch.no_grad(), nullcontext() if where is None else draws:
-            result = func(*args, **kwargs)
+            result = _WITHOUT_VALUES.get(func, func)(*args, **kwargs)
     except Exception as error:
         if where is not None and where.is_last:  # which has the values: what comes of the loss need not have a shape
             raise Finished from None
@@ -189,7 +189,8 @@ def all_parameters(model: Module) -> Iterator[None]:
 
 def is_elsewhere(module: Module) -> bool:
     """Whether a module's own parameters are those of another stage."""
-    return not module._parameters and any(isinstance(one, Absent) for one in vars(module).values())
+    has_own = any(parameter is not None for parameter in module._parameters.values())  # a bias that is off is None
+    return not has_own and any(isinstance(one, Absent) for one in vars(module).values())
 
 
 def fake_of(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> FakeTensor:
@@ -199,6 +200,18 @@ def fake_of(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> FakeT
             tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
         )
     return fake
+
+
+def _grouped_mm(mat_a: Tensor, mat_b: Tensor, **kwargs: Any) -> Tensor:
+    """The shape of a product of groups of rows, also in fp32: torch 2.13's kernel without values takes bf16 only."""
+    if mat_a.dtype == torch.bfloat16 or (mat_a.ndim, mat_b.ndim) != (2, 3):
+        return torch._grouped_mm(mat_a, mat_b, **kwargs)
+    dtype = kwargs.get("out_dtype") or mat_a.dtype
+    return (mat_a @ mat_b[0]).to(dtype)
+
+
+_WITHOUT_VALUES: dict[Any, Callable[..., Any]] = {torch._grouped_mm: _grouped_mm}
+"""What is run in place of functions that refuse without values what they take with values."""
 
 
 def _for_shapes(leaf: Any) -> Any:

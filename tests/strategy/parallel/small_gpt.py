@@ -24,6 +24,17 @@ LENGTHS = (9, 4, 12, 7, 5, 12, 3, 8, 6, 11, 12, 2)
 """Bytes of each window, so that micro-batches have unequal counts and lengths that no number of ranks divides."""
 
 
+SIZES = {
+    "vocab_size": 256,
+    "max_position_embeddings": 16,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Of transformers' models."""
+
+
 class Case(NamedTuple):
     """A model, its loss hook and how a batch is made of windows."""
 
@@ -52,6 +63,22 @@ def seeded_gpt2(*, depth: int = 2) -> Module:
     torch.manual_seed(0)
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=16, n_embd=16, n_layer=depth, n_head=4, **dropout))
+
+
+def seeded_llama(*, depth: int = 2, **keys: Any) -> Module:
+    """transformers' Llama: defines its position embeddings, which have no weights, after the blocks that get them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES | keys, num_hidden_layers=depth))
+
+
+def seeded_mixtral() -> Module:
+    """transformers' Mixtral, whose blocks have four experts."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(**SIZES, num_hidden_layers=2, num_local_experts=4))
 
 
 def seeded_moe() -> Module:
@@ -95,6 +122,23 @@ GPT2 = Case(
         "lm_head": "colwise_gather_output",
     },
 )
+LLAMA = Case(
+    seeded_llama,
+    own_causal_loss,
+    labelled,
+    {
+        "model.embed_tokens": "rowwise",
+        "model.layers.*.self_attn.q_proj": "colwise",
+        "model.layers.*.self_attn.k_proj": "colwise",
+        "model.layers.*.self_attn.v_proj": "colwise",
+        "model.layers.*.self_attn.o_proj": "rowwise",
+        "model.layers.*.mlp.gate_proj": "colwise",
+        "model.layers.*.mlp.up_proj": "colwise",
+        "model.layers.*.mlp.down_proj": "rowwise",
+        "lm_head": "colwise_gather_output",
+    },
+)
+MIXTRAL = Case(seeded_mixtral, own_causal_loss, labelled, {})
 MOE = Case(seeded_moe, partial(moe_pydoc.compute_loss, top_k=2, balance=0.1, router_z=0.01), pad, {})
 SEQUENCE = {
     "blocks.*.attention_norm": "sequence",

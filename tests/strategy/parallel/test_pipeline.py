@@ -18,6 +18,8 @@ from tests.strategy.parallel.small_gpt import (
     CPU,
     GPT,
     GPT2,
+    LLAMA,
+    MIXTRAL,
     SEQUENCE,
     Case,
     alone,
@@ -25,6 +27,7 @@ from tests.strategy.parallel.small_gpt import (
     prepare,
     seeded_gpt,
     seeded_gpt2,
+    seeded_llama,
     train,
     windows,
 )
@@ -37,6 +40,7 @@ UNITS = ShardSettings(wrap_classes=["Block"])
 
 DEEP = GPT._replace(build=partial(seeded_gpt, depth=4))
 DEEP_GPT2 = GPT2._replace(build=partial(seeded_gpt2, depth=4))
+DEEP_LLAMA = LLAMA._replace(build=partial(seeded_llama, depth=4))
 """Four blocks, for two stages on each of two ranks."""
 DEEPER = GPT._replace(build=partial(seeded_gpt, depth=8))
 
@@ -57,12 +61,17 @@ def exhaustive(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
+ROPE = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+GROWING_LLAMA = LLAMA._replace(build=partial(seeded_llama, rope_parameters=ROPE, max_position_embeddings=8))
+"""Gives a buffer new values when a sequence is longer than any before."""
 SEQUENTIAL = GPT._replace(plan=GPT.plan | SEQUENCE)
 LAYOUTS = [
     (GPT, {"shard": 1}, 1, Clip()),
     (GPT2, {"shard": 1}, 3, CLIP),
     (GPT, {"shard": 1, "tensor": 2}, 3, CLIP),
     (GPT2, {"shard": 2}, 3, CLIP),
+    (LLAMA, {"shard": 1, "tensor": 2}, 3, CLIP),
+    (MIXTRAL, {"shard": 1}, 3, CLIP),
     (SEQUENTIAL, {"shard": 1, "tensor": 2, "sequence_parallel": True}, 3, CLIP),
     exhaustive(GPT, {"shard": 1}, 3, CLIP),
     exhaustive(GPT, {"shard": 2, "shards": UNITS}, 3, CLIP),
@@ -72,6 +81,10 @@ LAYOUTS = [
     exhaustive(GPT2, {"shard": 1, "tensor": 2}, 1, Clip()),
     exhaustive(GPT2, {"shard": 1, "tensor": 2}, 3, CLIP),
     exhaustive(GPT2, {"shard": 1, "replicate": 2}, 3, CLIP),
+    exhaustive(LLAMA, {"shard": 1}, 3, CLIP),
+    exhaustive(LLAMA, {"shard": 2}, 3, CLIP),
+    exhaustive(LLAMA, {"shard": 1, "context": 2, "tensor_plan": {}}, 3, CLIP),
+    exhaustive(GROWING_LLAMA, {"shard": 1}, 3, CLIP),
 ]
 
 
@@ -87,6 +100,7 @@ SCHEDULES = [
     (DEEP, "interleaved_1f1b", 2, 6, {"shard": 1}),
     (DEEP_GPT2, "zero_bubble_v", 2, 3, {"shard": 1}),
     (GPT, "zero_bubble", 1, 6, {"shard": 1}),
+    (DEEP_LLAMA, "zero_bubble_v", 2, 3, {"shard": 1}),
     exhaustive(DEEP, "gpipe", 2, 3, {"shard": 1}),
     exhaustive(DEEP, "zero_bubble", 2, 6, {"shard": 1}),
     exhaustive(DEEP, "zero_bubble_v", 2, 6, {"shard": 1}),
@@ -117,7 +131,7 @@ def assert_stages_as_alone(
 ) -> None:
     """Losses within 1e-6; weights within the rounding of fp32 sums in another order."""
     expected = alone(case, num_micro_batches, clip, steps)
-    sizes = (part.pipeline, part.tensor, part.shard, part.replicate)
+    sizes = (part.pipeline, part.tensor, part.shard, part.replicate, part.context)
     ranks = math.prod(int(size) for size in sizes if size != "auto")
     args = (part, case, num_micro_batches, clip, steps)
     for found in on_ranks(ranks, train, *args, scratch=scratch, axes=part.axes(ranks)):

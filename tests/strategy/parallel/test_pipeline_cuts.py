@@ -121,6 +121,29 @@ class Listing(nn.Linear):
         return x
 
 
+class Buffering(nn.Linear):
+    """A block that keeps its loss in a buffer."""
+
+    own_loss: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        self.register_buffer("own_loss", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        self.own_loss = x.square().mean()
+        return x
+
+
+class Buffers(Blocks):
+    """Has such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Buffering(WIDTH) for _ in range(4))
+
+
 class Lists(Blocks):
     """Has such blocks."""
 
@@ -147,6 +170,79 @@ class HeadFirst(Blocks):
         blocks = self.blocks
         del self.blocks
         self.blocks = blocks
+
+
+class Tables(Module):
+    """Has a buffer that is in no checkpoint, and is given an activation only for its length."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(0, 1, 100), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.table[: len(x), None].to(x.dtype)
+        return rows.cos(), rows.sin()
+
+
+class Turning(Module):
+    """A block that gets the tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        found: Tensor = self.linear(x * tables[0] + tables[1])
+        return found
+
+
+class TablesLast(Blocks):
+    """Defines after the blocks what it calls before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Turning() for _ in range(4))
+        self.tables = Tables()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        tables = self.tables(x)
+        for block in self.blocks:
+            x = block(x, tables).tanh()
+        return self.head(x)
+
+
+class Means(Module):
+    """Has no weights, but a running mean of its inputs, which checkpoints have."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(dim=0), 0.1)
+        return x - self.mean
+
+
+class Centred(Blocks):
+    """Subtracts running means on the first and on the last stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks, head = self.blocks, self.head
+        del self.blocks, self.head
+        self.before, self.blocks, self.after, self.head = Means(), blocks, Means(), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(self.stem(x))
+        for block in self.blocks:
+            x = block(x).tanh()
+        return self.head(self.after(x))
 
 
 class Doubled(torch.autograd.Function):
@@ -265,6 +361,7 @@ def test_the_activation_before_a_block_is_carried_with_its_shape() -> None:
         (Blocks, twice, "called twice for one micro-batch"),
         (Blocks, with_penalty, "stage 0 has, and stem.weight is not on that stage. Pass it through the blocks"),
         (Lists, with_listed, r"takes a tensor \[\] that stage 0 has, and blocks.0 does not return it"),
+        (Buffers, with_remembered, r"takes a tensor \[\] that stage 0 has, and blocks.0 does not return it"),
         (SkipsAtRandom, squared, "drawn at random outside the modules that have weights"),
         (SkipsChanged, squared, "mul_ changes in place what stem returned, which a later stage"),
         (lambda: Blocks().requires_grad_(False), lambda model, batch: model.stem(batch[0]), "does not call blocks"),
@@ -359,6 +456,10 @@ def test_what_modules_have_returned_passes_through_all_stages_up_to_the_last_tha
         (OwnParameter, "1f1b", ["blocks.1"]),
         (OwnGradient, "1f1b", ["blocks.1"]),
         (Skips, "1f1b", ["blocks.1"]),
+        (TablesLast, "1f1b", ["blocks.1"]),
+        (Centred, "1f1b", ["blocks.1"]),
+        (Centred, "zero_bubble_v", ["blocks.1", "blocks.2", "blocks.3"]),
+        (TablesLast, "zero_bubble_v", ["blocks.1", "blocks.2", "blocks.3"]),
         (SkipsFar, "interleaved_1f1b", ["blocks.1", "blocks.2", "blocks.3"]),
         (SkipsFar, "zero_bubble_v", ["blocks.1", "blocks.2", "blocks.3"]),
     ],
