@@ -65,8 +65,9 @@ class Output(NamedTuple):
     """What a module returned, and what it kept as attributes."""
 
     leaves: list[Any]
-    """Absent tensors, and whatever else there was."""
+    """Absent tensors, and whatever else there was: what it returned, then its attributes."""
     spec: TreeSpec
+    """Of what it returned."""
     kept: list[Attribute]
 
 

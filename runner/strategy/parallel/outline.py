@@ -185,7 +185,8 @@ class Outline:
             where.inside = ""
             call = len(self._record.outputs.setdefault(name, []))
             set_now = {key: value for key, value in tensor_attributes(module).items() if value is not before.get(key)}
-            leaves, spec = tree_flatten((output, list(set_now.values())))
+            leaves, spec = tree_flatten(output)
+            leaves += set_now.values()
             for number, leaf in enumerate(leaves):
                 if isinstance(leaf, Tensor):
                     leaves[number] = self._returned(leaf, Source(name, call, number))
@@ -224,10 +225,10 @@ def output_again(module: Module, output: Output, arrived: Mapping[int, Tensor]) 
 
 def with_attributes(module: Module, output: Output, leaves: Sequence[Any]) -> Any:
     """What a module returns, made of these leaves; those of its attributes are set."""
-    returned, kept = tree_unflatten(leaves, output.spec)
-    for attribute, value in zip(output.kept, kept, strict=True):
+    num_returned = output.spec.num_leaves
+    for attribute, value in zip(output.kept, leaves[num_returned:], strict=True):
         attribute.set(module, value)
-    return returned
+    return tree_unflatten(leaves[:num_returned], output.spec)
 
 
 def copy_modules(model: Module) -> Module:

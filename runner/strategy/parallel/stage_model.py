@@ -143,14 +143,14 @@ class StageModel(Module):
             visit = self._now()
             if visit.begun:
                 raise HookError(called_again(name, self.index))
-            leaves, spec = tree_flatten((args, kwargs))
+            leaves, arguments = _flat(args, kwargs)
             for number, tensor in visit.arguments.items():
                 if isinstance(absent := leaves[number], Absent):
                     absent.arrived = tensor
                 leaves[number] = tensor
             visit.begun = True
             seed_torch(mix(visit.seed, self.index), self._device)  # dropout differs from that of the other stages
-            return tree_unflatten(leaves, spec)
+            return arguments(leaves)
 
         return begin
 
@@ -159,7 +159,7 @@ class StageModel(Module):
             visit = self._now()
             if not visit.begun:
                 raise HookError(f"{name}, at which stage {self.index + 1} begins, is called before stage {self.index}.")
-            leaves = tree_leaves(present((args, kwargs)))
+            leaves, _ = _flat(*present((args, kwargs)))
             tensors = [
                 self._sent(name, leaves[one.at] if isinstance(one.at, int) else visit.sources[one.at], one)
                 for one in visit.record.carried[self.index]
@@ -244,6 +244,14 @@ def _present(args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The arguments of a module, with what has arrived in its places."""
     found: tuple[Any, Any] = present((args, kwargs))
     return found
+
+
+def _flat(args: Any, kwargs: Any) -> tuple[list[Any], Callable[[list[Any]], tuple[Any, Any]]]:
+    """As tree_flatten and tree_unflatten of both, in a tenth of the time if there are only tensors."""
+    if not kwargs and all(isinstance(one, Tensor) for one in args):
+        return list(args), lambda leaves: (tuple(leaves), {})
+    leaves, spec = tree_flatten((args, kwargs))
+    return leaves, lambda leaves: tree_unflatten(leaves, spec)
 
 
 def _around(module: Module, change: Change, note: Callable[[Any], None] = lambda _: None) -> None:
