@@ -2,8 +2,8 @@
 
 From the first block on, activations are DTensors that are divided by sequence. Their shape is that of the whole, so
 that whatever the model or the loss hook computes from it (positions, masks, means) is what one process computes; torch
-moves values between ranks where an operation needs them. Attention is ring attention, and layers that treat each
-position by itself see this rank's part as a plain tensor.
+moves values between ranks where an operation needs them. Attention divides heads among ranks instead, or is ring
+attention, and layers that treat each position by itself see this rank's part as a plain tensor.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +34,8 @@ from runner.strategy.parallel.styles import is_transposed
 from runner.strategy.parallel.whole_loss import Hook, whole_result
 
 ACTIVATION_DIMS = 3
+_LISTS = (list, tuple)
+_MAY_BE_DIVIDED = (DTensor, *_LISTS)
 
 
 @final
@@ -124,12 +126,18 @@ class _Replicated(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        # Most calls are what torch looks up in plain tensors: thousands in a step, so that a microsecond counts.
+        for value in args:
+            if isinstance(value, _MAY_BE_DIVIDED) and self._is_divided(value):
+                break
+        else:
+            if not kwargs:
+                return func(*args) if func is not Tensor.backward else self._backward(*args)
+            if func is Tensor.backward:
+                return self._backward(*args, **kwargs)
+            if not any(map(self._is_divided, kwargs.values())):
+                return func(*args, **kwargs)
         kwargs = kwargs or {}
-        if func is Tensor.backward:  # blocks that are recomputed in it call functions, too
-            with self:
-                return _backward(*args, **kwargs)
-        if not any(map(self._is_divided, args)) and not any(map(self._is_divided, kwargs.values())):
-            return func(*args, **kwargs)
         if func is scaled_dot_product_attention:
             return attention(self._mesh, *args, **kwargs)
         args = tuple(map(self._replicated, args))
@@ -142,10 +150,14 @@ class _Replicated(TorchFunctionMode):
     # for x.shape and x.device.
     skip_code(__torch_function__.__code__)
 
+    def _backward(self, *args: Any, **kwargs: Any) -> None:
+        with self:  # blocks that are recomputed in it call functions, too
+            _backward(*args, **kwargs)
+
     def _is_divided(self, value: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return any(map(self._is_divided, value))
-        return isinstance(value, DTensor) and value.device_mesh == self._mesh
+        if isinstance(value, DTensor):
+            return value.device_mesh is self._mesh or value.device_mesh == self._mesh
+        return isinstance(value, _LISTS) and any(map(self._is_divided, value))
 
     def _replicated(self, value: Any) -> Any:
         if isinstance(value, list | tuple):

@@ -16,6 +16,7 @@ from torch.distributed.tensor.experimental._context_parallel import _attention a
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runner.strategy.parallel.balance import exchange, in_order, to_balanced, to_order
+from runner.strategy.parallel.by_heads import attention_by_heads, can_divide_heads
 from runner.strategy.parallel.parts import gathered, of_part, part_of, replicated
 
 aten = torch.ops.aten
@@ -78,14 +79,22 @@ def attention(
     """
     dim = query.ndim - 2
     query, key, value = (replicated(one, mesh) for one in (query, key, value))
-    query = query.redistribute(mesh, [Shard(dim)])
+    query = _divided(query, dim)
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
-    is_ring = is_causal and attn_mask is None and not dropout_p
-    if is_ring and query.ndim == BATCHED and key.shape[dim] == query.shape[dim]:
-        key, value = (one.redistribute(mesh, [Shard(dim)]) for one in (key, value))
-        if (mixed := _balanced_ring(query, key, value, options)) is not None:
+    if query.ndim == BATCHED and key.shape[dim] == query.shape[dim]:
+        key, value = (_divided(one, dim) for one in (key, value))
+        if can_divide_heads((query, key, value)):
+            further = {"dropout_p": dropout_p, "is_causal": is_causal, **options}
+            return attention_by_heads(query, key, value, attn_mask, further)
+        is_ring = is_causal and attn_mask is None and not dropout_p
+        if is_ring and (mixed := _balanced_ring(query, key, value, options)) is not None:
             return mixed
     return _over_whole_keys(query, key, value, attn_mask, is_causal, {"dropout_p": dropout_p, **options})
+
+
+def _divided(whole: DTensor, dim: int) -> DTensor:
+    """The same, divided along a dimension."""
+    return whole if whole.placements[0] == Shard(dim) else whole.redistribute(whole.device_mesh, [Shard(dim)])
 
 
 def _balanced_ring(query: DTensor, key: DTensor, value: DTensor, options: dict[str, Any]) -> DTensor | None:

@@ -210,6 +210,8 @@ def test_models_may_do_with_sequences_what_they_like(cases: dict[str, Case], tmp
 # ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 LENGTHS = (16, 9, 7, 2)
+NUM_HEADS = ((4, 4), (4, 2), (3, 3), (6, 3))
+"""Of queries, and of keys and values. Two ranks can divide the first two, and three ranks the last two."""
 
 
 def attended(world: Any) -> tuple[list[str], list[int]]:
@@ -229,20 +231,21 @@ def attended(world: Any) -> tuple[list[str], list[int]]:
         return template(*arguments, **named)
 
     own._templated_ring_attention = counted
-    for length, heads in product(LENGTHS, (4, 2)):
+    for length, (heads, key_heads) in product(LENGTHS, NUM_HEADS):
         torch.manual_seed(length)
-        query, weight = torch.randn(2, 4, length, 8, requires_grad=True), torch.randn(2, 4, length, 8)
-        key, value = (torch.randn(2, heads, length, 8, requires_grad=True) for _ in range(2))
+        query, weight = torch.randn(2, heads, length, 8, requires_grad=True), torch.randn(2, heads, length, 8)
+        key, value = (torch.randn(2, key_heads, length, 8, requires_grad=True) for _ in range(2))
         mask = (torch.rand(2, 1, length, length) > 0.3) | torch.eye(length, dtype=torch.bool)
         ways: list[tuple[dict[str, Any], SDPBackend]] = [
             ({"attn_mask": mask}, SDPBackend.FLASH_ATTENTION),
             ({"attn_mask": mask[:, :, :1]}, SDPBackend.FLASH_ATTENTION),
+            ({"attn_mask": torch.randn(1, heads, length, length)}, SDPBackend.FLASH_ATTENTION),
             ({"is_causal": False}, SDPBackend.FLASH_ATTENTION),
             ({"is_causal": True}, SDPBackend.MATH),
             ({"is_causal": True}, SDPBackend.FLASH_ATTENTION),
         ]
         for options, kernel in ways:
-            named: dict[str, Any] = {"enable_gqa": heads == 2, "scale": 0.5, **options}
+            named: dict[str, Any] = {"enable_gqa": heads != key_heads, "scale": 0.5, **options}
             whole = F.scaled_dot_product_attention(query, key, value, **named)
             gradients = torch.autograd.grad((whole * weight).sum(), [query, key, value])
             parts: Any = [
@@ -256,7 +259,7 @@ def attended(world: Any) -> tuple[list[str], list[int]]:
             both = zip((found, *theirs), (whole, *gradients), strict=True)
             errors = [float((cast("DTensor", one).full_tensor() - other).detach().abs().max()) for one, other in both]
             if max(errors) > 3e-6:  # sums of fp32 in another order
-                wrong.append(f"{length} {options.keys()} {kernel} {heads}: {errors}")
+                wrong.append(f"{length} {options.keys()} {kernel} {heads} {key_heads}: {errors}")
     return wrong, rings
 
 
@@ -265,7 +268,9 @@ def test_attention_is_that_over_whole_sequences(ranks: int, tmp_path: Path) -> N
     axes = Parallel(context=ranks).axes(ranks)
     for wrong, rings in on_ranks(ranks, attended, scratch=tmp_path, axes=axes):
         assert wrong == []
-        assert len(rings) == 2 * len(LENGTHS)  # under a causal mask, where the kernel has a ring
+        assert len(rings) == 2 * len(
+            LENGTHS
+        )  # under a causal mask, where heads do not divide and the kernel has a ring
 
 
 @given(length=st.integers(1, 60), ranks=st.integers(2, 7))
