@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # DeepSpeed is built from source by a setup.py that imports torch: it must find this torch, not one of its own.
 BUILD_WITH := torch numpy setuptools wheel ninja py-cpuinfo hatchling editables
 SYSTEM_PACKAGES := git=git g++=g++ ip=iproute2 unshare=util-linux mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs
-BENCHMARKS := step_overhead compiled optimizers synchronisation two_processes startup memory checkpoint checkpoint_ranks checkpoint_blocked data parallel pipeline_idle
+BENCHMARKS := step_overhead compiled optimizers synchronisation two_processes startup resume memory checkpoint checkpoint_ranks checkpoint_blocked data parallel pipeline_idle
 
 # What is built of this checkout lies beside other versions that are there already, in a folder of its own.
 SITE ?= build/docs

@@ -63,14 +63,20 @@ def _call_data(spec: RunSpec, world: World, ranks: HookRanks) -> Data:
     return checked
 
 
-def build_training(spec: RunSpec, run_dir: RunDir, data: Data, world: World, ranks: HookRanks) -> Training:
+def build_training(
+    spec: RunSpec, run_dir: RunDir, data: Data, world: World, ranks: HookRanks, *, restores: bool = False
+) -> Training:
     """Build everything that a checkpoint contains, at step 0. Collective.
+
+    Args:
+        restores: a checkpoint is loaded next. Initial weights may then have no values.
 
     Raises:
         HookError, ModelError: the model hook returned something that cannot be trained.
     """
     see = partial(_report_model, run_dir if world.is_main else None)
-    trainable, turns = prepare(spec, ranks, world, see=see)
+    # A callback that is not in the checkpoint begins with what the model is now.
+    trainable, turns = prepare(spec, ranks, world, see=see, restores=restores and not spec.callback)
     listeners = build_listeners(spec.callback, ranks)
     random_world = world.along(*world.axes.random)
     seed_all(mix(spec.run.seed, TRAINING_SEED, random_world.rank))  # dropout and the like

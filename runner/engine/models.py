@@ -13,6 +13,7 @@ from runner.config.run_spec import RunSpec
 from runner.errors import HookError, ModelError
 from runner.model.named import Call
 from runner.model.shape import apply_compile, apply_recompute
+from runner.model.unset_weights import build_unset
 from runner.protocols import Builder, StepGraphs, UpdatesInGraph
 from runner.protocols.state import MODEL
 from runner.world.hook_ranks import HookRanks
@@ -26,14 +27,18 @@ def look_at_nothing(model: Module, name: str) -> None:
     """Look at a model, and do nothing."""
 
 
-def builder_of(spec: RunSpec, ranks: HookRanks, *, see: See = look_at_nothing) -> Builder:
+def builder_of(spec: RunSpec, ranks: HookRanks, *, see: See = look_at_nothing, restores: bool = False) -> Builder:
     """The functions and options from which a strategy builds a run's only model and its optimizer.
 
     Args:
         ranks: given to hooks that ask for them.
         see: called with the first model that the hook returns, as it returns it.
+        restores: a checkpoint is loaded before anything else is done with the model.
     """
     assert spec.loss is not None
+    assert spec.model is not None
+    # A hook that exchanges something with other ranks may not be called again by one of them.
+    is_unset = restores and not hooks.asks(spec.model, spec.import_roots)
     return Builder(
         build_model=partial(call_model, spec, ranks, _first(lambda model: see(model, MODEL))),
         recompute=partial(apply_recompute, spec=spec),
@@ -43,6 +48,7 @@ def builder_of(spec: RunSpec, ranks: HookRanks, *, see: See = look_at_nothing) -
         precision=spec.precision,
         clip=spec.clip,
         step_graphs=_step_graphs(spec),
+        build_unset=build_unset if is_unset else None,
     )
 
 

@@ -10,8 +10,13 @@ from runner.teams.phases import Turns
 from runner.world.hook_ranks import HookRanks
 
 
-def prepare(spec: RunSpec, ranks: HookRanks, world: World, *, see: See) -> tuple[Trainable, Turns | None]:
+def prepare(
+    spec: RunSpec, ranks: HookRanks, world: World, *, see: See, restores: bool = False
+) -> tuple[Trainable, Turns | None]:
     """Build, place and prepare the model or models of a run. Collective.
+
+    Args:
+        restores: a checkpoint is loaded before anything else is done with the models.
 
     Returns:
         What the run trains and, if it has phases, the updates of a step.
@@ -20,7 +25,7 @@ def prepare(spec: RunSpec, ranks: HookRanks, world: World, *, see: See) -> tuple
         HookError, ModelError: a model hook returned something that cannot be trained.
     """
     if not spec.models:
-        return spec.strategy.prepare(builder_of(spec, ranks, see=see), world), None
+        return spec.strategy.prepare(builder_of(spec, ranks, see=see, restores=restores), world), None
     from runner.engine.several import prepare_several
 
     return prepare_several(spec, ranks, world, see=see)

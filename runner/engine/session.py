@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from runner.config.run_dir import RunDir
@@ -166,10 +167,12 @@ def open_session(
     ranks, data = open_data(spec, world)
     if spec.batch.auto:
         spec = with_fitting_batch(spec, run_dir, data, world)
-    training = build_training(spec, run_dir, data, world, ranks)
-    checkpointer = spec.checkpoint.open(run_dir.path, world)
     checkpoints = Checkpoints(run_dir.checkpoints, world)
-    restore_latest(training, checkpoints)
+    latest = checkpoints.latest()
+    training = build_training(spec, run_dir, data, world, ranks, restores=latest is not None)
+    checkpointer = spec.checkpoint.open(run_dir.path, world)
+    if latest is not None:
+        _restore(training, checkpoints, latest)
     training.listeners.tensors(training.trainable)  # a callback that cannot work with these models raises here
     session = Session(
         spec=spec,
@@ -215,11 +218,14 @@ def _trackers(spec: RunSpec, run_dir: RunDir, training: Training) -> OpenTracker
 def restore_latest(training: Training, checkpoints: Checkpoints) -> bool:
     """Load the newest committed checkpoint; False if there is none. Collective."""
     path = checkpoints.latest()
-    if path is None:
-        return False
+    if path is not None:
+        _restore(training, checkpoints, path)
+    return path is not None
+
+
+def _restore(training: Training, checkpoints: Checkpoints, path: Path) -> None:
     training.load_state_dict(checkpoints.open(path))
     logger.info("continuing after step %d from %s", training.step, path.name)
-    return True
 
 
 @contextmanager

@@ -49,10 +49,12 @@ class Builder:
     clip: Clip
     step_graphs: StepGraphs | None = None
     """Compiles steps as a whole, for a strategy that says `compiles_steps`; None = do not."""
+    build_unset: "Callable[[Callable[[], Module]], Module] | None" = None
+    """Given `build_model`, builds a model whose initial weights are never used; None = they are."""
 
     def build_whole_model(self) -> "Module":
         """The model after `recompute` and `compile`, for strategies that do nothing in between."""
-        model = self.build_model()
+        model = self.build_model() if self.build_unset is None else self.build_unset(self.build_model)
         self.recompute(model)
         self.compile(model)
         return model
