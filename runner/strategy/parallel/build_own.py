@@ -105,18 +105,31 @@ class _LooksLikeHost(TorchFunctionMode):
 
 @final
 class _DrawsForOthers(TorchDispatchMode):
-    """Draws the random numbers of tensors on the meta device."""
+    """Draws the random numbers of tensors on the meta device, all into the same memory.
+
+    What was allocated and freed between weights that stay would leave gaps, which the process keeps.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._memory = torch.empty(0, dtype=torch.uint8)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags and any(map(_is_meta_leaf, tree_leaves((args, kwargs)))):
-            func(*tree_map(_on_host, args), **tree_map(_on_host, kwargs))
+            drawn = [self._zeros(one) if _is_meta_leaf(one) else one for one in args[:1]]
+            func(*drawn, *tree_map(_on_host, args[1:]), **tree_map(_on_host, kwargs))
             kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
         return func(*args, **kwargs)
+
+    def _zeros(self, meta: Tensor) -> Tensor:
+        """As `_on_host`, in the memory for what is drawn."""
+        last = sum((size - 1) * stride for size, stride in zip(meta.shape, meta.stride(), strict=True))
+        num_bytes = meta.element_size() * (last + 1 if meta.numel() else 0)
+        if self._memory.nbytes < num_bytes:
+            self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._memory[:num_bytes].view(meta.dtype).as_strided(meta.shape, meta.stride()).zero_()
 
 
 def _is_meta_leaf(leaf: Any) -> bool:
