@@ -154,7 +154,10 @@ def rank(
     result = action(world, *arguments)
     if world.is_main:
         answer.put(result)
+        answer.close()
+        answer.join_thread()
     world.close()
+    os._exit(0)  # torch's groups may abort the interpreter's own end
 
 
 def in_ranks(action: Callable[..., Any], *arguments: Any, axes: Axes = AXES) -> Any:

@@ -3,7 +3,7 @@
 The GPT of benchmarks/gpt.py with AdamW, from reading to the update. The loops take turns in the same two processes, on
 the same items in the same order. The losses of the last step are compared.
 
-    OMP_NUM_THREADS=1 python benchmarks/two_processes.py              # ddp and fsdp
+    OMP_NUM_THREADS=1 python benchmarks/two_processes.py              # ddp, fsdp, and ddp with compile.what=step
     OMP_NUM_THREADS=1 python benchmarks/two_processes.py ddp
 """
 
@@ -43,20 +43,20 @@ Steps = Iterator[Tensor]
 """Takes a step whenever it is asked for the next loss of this rank."""
 
 
-def spec_of(strategy: str) -> RunSpec:
+def spec_of(way: str) -> RunSpec:
     """The spec of the engine's run."""
     overrides = [
-        f"strategy={strategy}", f"hardware.processes={RANKS}", "hardware=cpu", "hardware.threads=1",
-        f"batch.items={ITEMS}", "run.steps=1000000",
+        f"hardware.processes={RANKS}", "hardware=cpu", "hardware.threads=1", f"batch.items={ITEMS}",
+        "run.steps=1000000",
     ]  # fmt: skip
-    return compose(find(str(RECIPE)), [*overrides, *(["blocks.classes=[Block]"] * (strategy == "fsdp"))]).read()
+    return compose(find(str(RECIPE)), [*overrides, *WAYS[way][0]]).read()
 
 
-def engine(strategy: str, world: GroupWorld, directory: Path) -> Steps:
+def engine(way: str, world: GroupWorld, directory: Path) -> Steps:
     """The runner's steps."""
     run_dir = RunDir(directory)
     log.setup(run_dir.rank_log(world.rank), rank=world.rank, console=False)
-    with open_session(spec_of(strategy), run_dir, world, StopRequest()) as session:
+    with open_session(spec_of(way), run_dir, world, StopRequest()) as session:
         for batches in endless(session.training.source):
             loss, _ = session.take_step(batches, measure=False)
             yield loss.losses[0].value
@@ -97,13 +97,18 @@ def fsdp(model: Any, mesh: DeviceMesh) -> nn.Module:
     return root
 
 
-WAYS = {"ddp": ddp, "fsdp": fsdp}
+WAYS = {
+    "ddp": (["strategy=ddp"], ddp),
+    "fsdp": (["strategy=fsdp", "blocks.classes=[Block]"], fsdp),
+    "ddp_graph": (["strategy=ddp", "compile.what=step"], ddp),
+}
+"""The runner's overrides, and the loop by hand, which compiles nothing."""
 
 
-def measure(world: GroupWorld, strategy: str, turns: int, steps: int, directory: Path) -> list[Any]:
+def measure(world: GroupWorld, way: str, turns: int, steps: int, directory: Path) -> list[Any]:
     """Of each rank: seconds of CPU time per step in each turn, of the engine and by hand, and their last losses."""
     torch.set_num_threads(1)
-    loops = [engine(strategy, world, directory), by_hand(WAYS[strategy], world)]
+    loops = [engine(way, world, directory), by_hand(WAYS[way][1], world)]
     last = [torch.zeros(()), torch.zeros(())]
     times: list[list[float]] = [[], []]
     for turn in range(turns + 1):
@@ -120,24 +125,24 @@ def measure(world: GroupWorld, strategy: str, turns: int, steps: int, directory:
 
 
 def main() -> None:
-    """Print a row for each strategy."""
+    """Print a row for each way."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("strategies", nargs="*", default=list(WAYS), help=", ".join(WAYS))
+    parser.add_argument("ways", nargs="*", default=list(WAYS), help=", ".join(WAYS))
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--steps", type=int, default=15)
     given = parser.parse_args()
-    print(f"{'':8}{'runner':>9}{'by hand':>9}{'ratio':>8}   losses differ by   (ms of CPU time of a step, both ranks)")
-    for strategy in given.strategies:
+    print(f"{'':10}{'runner':>9}{'by hand':>9}{'ratio':>8}   losses differ by   (ms of CPU time of a step, both ranks)")
+    for way in given.ways:
         with tempfile.TemporaryDirectory() as directory:
-            axes = spec_of(strategy).strategy.axes(RANKS)
-            of_ranks = in_ranks(measure, strategy, given.turns, given.steps, Path(directory), axes=axes)
+            axes = spec_of(way).strategy.axes(RANKS)
+            of_ranks = in_ranks(measure, way, given.turns, given.steps, Path(directory), axes=axes)
         ours, theirs = (
             [sum(turn) for turn in zip(*(times[which] for times, _ in of_ranks), strict=True)] for which in (0, 1)
         )
         ratio = statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
         off = max(abs(mine - other) for _, (mine, other) in of_ranks)
         median = [1e3 * statistics.median(times) for times in (ours, theirs)]
-        print(f"{strategy:8}{median[0]:9.1f}{median[1]:9.1f}{ratio:8.3f}   {off:.1e}", flush=True)
+        print(f"{way:10}{median[0]:9.1f}{median[1]:9.1f}{ratio:8.3f}   {off:.1e}", flush=True)
 
 
 if __name__ == "__main__":
