@@ -39,7 +39,7 @@ def place(spec: RunSpec, ranks: HookRanks, world: World, *, call: Call | None = 
     """
     if not spec.models:
         builder = builder_of(spec, ranks)
-        return spec.strategy.place(builder if call is None else replace(builder, loss=call), world)
+        return spec.strategy.place(builder if call is None else replace(builder, loss=call, predicts=True), world)
     from runner.engine.several import place_several
 
     return place_several(spec, ranks, world, call=call)

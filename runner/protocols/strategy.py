@@ -45,6 +45,8 @@ class Builder:
     """Builds the optimizer over parameters, given by the model's names."""
     loss: "Callable[[Module, Any, int], Loss | Tensor]"
     """The user's loss hook, on a micro-batch: its batch, and how many of its items count."""
+    predicts: bool = False
+    """Whether `loss` is a predict hook instead: without gradients, it may call the model any number of times."""
     precision: Precision
     clip: Clip
     step_graphs: StepGraphs | None = None

@@ -81,6 +81,8 @@ class Record:
     """What each call of a piece returned, by its name."""
     sources: set[Source] = field(default_factory=set)
     """All that is carried because a later stage uses it otherwise than as arguments where it begins."""
+    result: Any = None
+    """What the hook returned, with absent tensors; None if it looked at values after the last stage had begun."""
 
 
 Origin = frozenset[Source] | str

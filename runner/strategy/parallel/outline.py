@@ -9,6 +9,7 @@ later stage uses in another way, such as the logits of a router that its loss is
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -142,6 +143,7 @@ class Outline:
             if leaf.held is not None and where.stage not in leaf.held:
                 where.need(leaf.origin, "the loss hook returns what another stage of the pipeline has")
         where.check_unchanged()
+        self._record = replace(self._record, result=result)
         add_sources(self._record, where.needed, self._cut.pieces, self._carried)
         return self._record
 

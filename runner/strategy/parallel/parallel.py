@@ -192,15 +192,19 @@ class Parallel:
 
     def _place_stages(self, builder: Builder, world: World) -> "tuple[PlacedParts, PlacedStages]":
         """This rank's stages, each split, recomputed, compiled and sharded as a model would be."""
+        from runner.strategy.parallel.call_by_call import call_once
         from runner.strategy.parallel.place_stages import StageSettings, place_stages
         from runner.strategy.parallel.trainable import PlacedParts
 
-        loss, context = builder.loss, self._context_plan(world)
+        predict = builder.loss if builder.predicts else None
+        loss = builder.loss if predict is None else call_once
+        builder, context = replace(builder, loss=loss), self._context_plan(world)
         if context is not None:
             builder = replace(builder, loss=context.whole_loss(loss))
         plan, builder = self._tensor_plan(builder, world)
         given = StageSettings(
             loss=loss,
+            predict=predict,
             pipelining=self.pipelining,
             shards=self.shards,
             sharing=self._sharing(world),

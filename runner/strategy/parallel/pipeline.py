@@ -15,7 +15,9 @@ from torch.nn import ModuleList
 from runner.protocols import Axis, Builder, Loss, MicroBatch, MicroBatchLoss, SavedState, State, StepBatches, World
 from runner.strategy.common.forward_loss import check_has_gradient, forward_loss
 from runner.strategy.common.placed_module import PlacedModule, evaluation_losses
-from runner.strategy.parallel.outline import Outline
+from runner.strategy.parallel.call_by_call import Calls
+from runner.strategy.parallel.carried import Record
+from runner.strategy.parallel.outline import Hook, Outline
 from runner.strategy.parallel.schedule import PipelineSettings
 from runner.strategy.parallel.shared import SharedParameters
 from runner.strategy.parallel.stage import Stage
@@ -44,6 +46,7 @@ class PlacedStages:
         num_stages: int,
         sync_buffers: bool,
         trained: Mapping[str, bool],
+        predict: Hook | None,
     ) -> None:
         """Hold stages that are already built.
 
@@ -59,6 +62,7 @@ class PlacedStages:
             num_stages: on all ranks.
             sync_buffers: broadcast the buffers of the first replica before each step and each evaluation.
             trained: the parameters of the whole model, and whether each requires a gradient.
+            predict: evaluates instead of the loss hook, and calls the model as often as it likes; None = the loss hook.
         """
         self.module, self.shared, self.trained = module, shared, trained
         self._roots, self._units, self._outline = roots, units, outline
@@ -74,6 +78,10 @@ class PlacedStages:
         self._schedules: dict[int, Any] = {}
         self._buffers = list(module.model.buffers()) if sync_buffers else []
         self._replicas = world.along(*world.axes.data)
+        self._predict = predict
+        if predict is not None:
+            last = settings.rank_of(num_stages - 1, self._ranks)
+            Calls(roots[0].model, self._take_call, world.along(Axis.PIPELINE), last=last)
 
     @property
     def models(self) -> Any:
@@ -145,20 +153,28 @@ class PlacedStages:
         pending: Works = []
         seed, after = _seeds(2)
 
-        def through(batch: Any, items: int) -> Loss | Tensor:
-            return self._forward(MicroBatch(batch, items), pending, seed)
-
-        def autocast(batch: Any, items: int) -> Loss | Tensor:
+        def forward(batch: Any, items: int) -> Loss | Tensor:
             with self._autocast:
-                return through(batch, items)
+                if self._predict is not None:
+                    return self._predict(self._roots[0].model, batch, items)
+                return self._forward(MicroBatch(batch, items), pending, seed)
 
+        if self._predict is not None:
+            seed_rank(seed, self._device)  # all stages run the hook, and draw the same
         try:
-            for loss in evaluation_losses(ModuleList(self._roots), autocast, micro_batches):
+            for loss in evaluation_losses(ModuleList(self._roots), forward, micro_batches):
                 yield loss if self._roots[-1].is_last else MicroBatchLoss(loss.value, 0, 0, False)
             _wait(pending)
         finally:
             seed_rank(after, self._device)
             self.reshard()
+
+    def _take_call(self, call: MicroBatch) -> tuple[Record, Any]:
+        """Take a call of the model through the stages. Collective."""
+        pending: Works = []
+        result = self._forward(call, pending, 0)
+        _wait(pending)
+        return self._outline.of(call, training=False), result if self._roots[-1].is_last else None
 
     def _forward(self, micro_batch: MicroBatch, pending: Works, seed: int) -> Loss | Tensor:
         """The forward of one micro-batch through the stages of this rank, without gradients."""

@@ -36,6 +36,8 @@ class StageSettings:
 
     loss: Hook
     """The user's hook, for the run without values."""
+    predict: Hook | None
+    """A predict hook, whose calls of the model are what `loss` is called for; None if there is none."""
     pipelining: PipelineSettings
     """How it is cut into stages."""
     shards: ShardSettings
@@ -119,6 +121,7 @@ def place_stages(builder: Builder, world: World, given: StageSettings) -> Placed
         num_stages=cut.num_stages,
         sync_buffers=given.sharing is not None and given.shards.sync_buffers,
         trained=trained,
+        predict=given.predict,
     )
 
 

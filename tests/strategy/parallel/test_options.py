@@ -71,9 +71,11 @@ def test_steps_evaluations_and_averages_are_those_of_one_process(
 
 GENERATING = [
     *(("gpt", layout) for layout in ("tensor 2", "tensor 2 × shard 2", "context 2", "context 2 × shard 2")),
+    *(("gpt", layout) for layout in ("pipeline 2", "pipeline 2 × tensor 2", "pipeline 2 × shard 2")),
+    ("gpt", "pipeline 2 × context 2"),
     *(("experts", layout) for layout in ("expert 2", "expert 2 × shard 2", "expert 2 × context 2")),
+    ("experts", "expert 2 × pipeline 2"),
 ]
-"""A pipeline takes a batch through the model once."""
 
 
 @pytest.mark.exhaustive
