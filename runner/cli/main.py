@@ -29,7 +29,9 @@ def run() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code, which is that of the error: see runner/errors.py."""
     try:
-        return _dispatch(list(argv))
+        code = _dispatch(list(argv))
+        sys.stdout.flush()  # what a pipe has not taken yet, it may refuse here as well
+        return code
     except RunnerError as error:
         print(f"{error}", file=sys.stderr)
         return error.exit_code

@@ -88,6 +88,11 @@ class _LeavesOutDraws(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.unset = _Unset()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch excludes the method below from compiled graphs, for which it would import its compiler."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         """Run the operation, and note what it makes of values that were left out."""
         kwargs = kwargs or {}

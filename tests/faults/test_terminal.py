@@ -123,7 +123,11 @@ def test_a_reader_that_does_not_read(project: Path, print_to: Callable[..., Star
     os.close(read)
 
 
-def test_a_verb_that_only_prints_ends_with_its_reader(project: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_verb_that_only_prints_ends_with_its_reader(
+    project: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)  # else the pipe is written to when the command ends
     run = command(project, "recipes", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert run.stdout is not None
     run.stdout.close()
