@@ -36,7 +36,7 @@ class StageSettings:
 
     loss: Hook
     """The user's hook, for the run without values."""
-    predict: Hook | None
+    predict: Hook | None = None
     """A predict hook, whose calls of the model are what `loss` is called for; None if there is none."""
     pipelining: PipelineSettings
     """How it is cut into stages."""
