@@ -43,7 +43,6 @@ class Replicas:
         self._world = world
         self._group = group
         self._buffers = list(model.buffers()) if sync_buffers else []
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
         self._parameters = parameters
         limits = [int(BYTES_PER_MIB * mib) for mib in bucket_mibs]
         last = len(parameters) - 1
@@ -71,12 +70,15 @@ class Replicas:
         found: Tensor = all_reduce(torch.zeros((), device=self._world.device) + count, "sum", self._group)
         return found
 
-    def check_all_used(self, unused: Sequence[int]) -> None:
-        """Raise HookError if the step left parameters without a gradient on this rank: others may have had one."""
+    def check_all_used(self, unused: str) -> None:
+        """Raise HookError if the step left parameters without a gradient on this rank: others may have had one.
+
+        Args:
+            unused: the names of these parameters; empty if there are none.
+        """
         if unused:
-            names = ", ".join(self._names[self._parameters[number]] for number in unused)
             raise HookError(
-                f"the loss on rank {self._world.rank} does not depend on {names}. With compile.what=step, every rank "
+                f"the loss on rank {self._world.rank} does not depend on {unused}. With compile.what=step, every rank "
                 "needs a gradient of every trained parameter in each step. Freeze what is not used, or use "
                 "compile.what=model and strategy.find_unused_parameters=true."
             )

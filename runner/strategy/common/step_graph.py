@@ -96,8 +96,8 @@ class GraphTrainable(Around):
         loss, norm, total, unused, new = self._finish(last, self._weight_of(last, batches), count, sums, measure)
         losses.append(loss)
         if self._replicas is not None:
-            self._replicas.check_all_used(unused)
-        self._check_all_known(new)
+            self._replicas.check_all_used(self._named(unused))
+        self._check_all_known(self._named(new))
         return StepLoss(losses, batches.items if loss.is_mean else total), Update(True, norm)
 
     def _look_up(self) -> None:
@@ -109,13 +109,18 @@ class GraphTrainable(Around):
         if not self._states:
             self._states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
 
-    def _check_all_known(self, new: Sequence[int]) -> None:
-        """Raise HookError if parameters have a gradient, but no state: the first step made none for them."""
+    def _named(self, numbers: Sequence[int]) -> str:
+        """The names of these parameters, for a message."""
+        if not numbers:
+            return ""
+        names = {parameter: name for name, parameter in next(iter(self.models.values())).named_parameters()}
+        return ", ".join(names[self._parameters[number]] for number in numbers)
+
+    def _check_all_known(self, new: str) -> None:
+        """Raise HookError if there are parameters with a gradient, but no state: the first step made none for them."""
         if new:
-            names = {parameter: name for name, parameter in next(iter(self.models.values())).named_parameters()}
-            listed = ", ".join(names[self._parameters[number]] for number in new)
             rule = "The first step, which makes the optimizer's state, did not use what it depends on now"
-            raise HookError(f"the loss depends on {listed} for the first time. {rule}. {WAY_OUT}")
+            raise HookError(f"the loss depends on {new} for the first time. {rule}. {WAY_OUT}")
 
     def _weight_of(self, micro_batch: MicroBatch, batches: StepBatches) -> Tensor | None:
         """What a mean over the micro-batch is multiplied by; None = 1."""

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from runner.strategy.parallel.balance import in_order
-from runner.strategy.parallel.parts import as_whole, gathered, own_part, replicated
+from runner.strategy.parallel.parts import as_whole, divided, gathered, replicated
 
 HEADS, LENGTH = 1, 2
 """Dimensions of [items, heads, length, features]."""
@@ -69,9 +69,9 @@ def _ranks(mesh: DeviceMesh, length: int) -> _Ranks:
 
 class _ToHeads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *divided: DTensor) -> tuple[Tensor, ...]:
-        ctx.mesh, ctx.length = divided[0].device_mesh, divided[0].shape[LENGTH]
-        return tuple(_to_heads([one.to_local() for one in divided], _ranks(ctx.mesh, ctx.length)))
+    def forward(ctx: Any, *parts: DTensor) -> tuple[Tensor, ...]:
+        ctx.mesh, ctx.length = parts[0].device_mesh, parts[0].shape[LENGTH]
+        return tuple(_to_heads([one.to_local() for one in parts], _ranks(ctx.mesh, ctx.length)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[DTensor, ...]:
@@ -87,7 +87,7 @@ class _ToPositions(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None, None]:
-        part = own_part(gradient, ctx.mesh, Shard(LENGTH))
+        part = divided(gradient, Shard(LENGTH)).to_local()
         return _to_heads([part], _ranks(ctx.mesh, ctx.length))[0], None, None
 
 

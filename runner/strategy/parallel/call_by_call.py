@@ -56,11 +56,16 @@ class Calls:
         model._compiled_call_impl = self._call  # what a module's __call__ calls, if there is one
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        _check_plain("is called with", tree_leaves((args, kwargs)), (*PLAIN,))
+        _check_plain("is called with", tree_leaves((args, kwargs)), PLAIN)
         device = self._pipeline.device
         # A forward seeds generators on every stage; what the hook draws goes on as if it had not.
         with torch.random.fork_rng([] if device.type == "cpu" else [device]), host_generators_kept():
             record, result = self._through(MicroBatch((args, kwargs, list(kwargs)), 1))
+        if record.result is None:
+            raise HookError(
+                "the predict hook's model decides by values after its last stage has begun, so that the other stages "
+                "do not know what it returns. Compute it from tensors, or use strategy=single."
+            )
         expected = dict(record.result.outputs)
         structure = expected.pop(STRUCTURE)
         _check_plain("returns", list(expected.values()), (*PLAIN, Absent))

@@ -87,7 +87,7 @@ class _OfPart(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None, None, None]:
-        return own_part(gradient, ctx.mesh, ctx.placement).contiguous(), None, None, None
+        return divided(gradient, ctx.placement).to_local().contiguous(), None, None, None
 
 
 class _Replicated(torch.autograd.Function):
@@ -141,11 +141,9 @@ def _summand(gradient: DTensor) -> Tensor:
     return summand
 
 
-def own_part(whole: DTensor, mesh: DeviceMesh, placement: Shard) -> Tensor:
-    """As `part_of`, after a redistribution where that is needed. Outside of autograd. Collective."""
-    if whole.placements[0] != placement:
-        whole = whole.redistribute(mesh, [placement])
-    return whole.to_local()
+def divided(whole: DTensor, placement: Shard) -> DTensor:
+    """The same, redistributed where that is needed. Collective."""
+    return whole if whole.placements[0] == placement else whole.redistribute(whole.device_mesh, [placement])
 
 
 def as_whole(part: Tensor, mesh: DeviceMesh, placement: Shard, length: int) -> DTensor:

@@ -157,7 +157,8 @@ class PlacedStages:
             with self._autocast:
                 if self._predict is not None:
                     return self._predict(self._roots[0].model, batch, items)
-                return self._forward(MicroBatch(batch, items), pending, seed)
+                micro_batch = MicroBatch(batch, items)
+                return self._forward(micro_batch, self._outline.of(micro_batch, training=False), pending, seed)
 
         if self._predict is not None:
             seed_rank(seed, self._device)  # all stages run the hook, and draw the same
@@ -172,13 +173,13 @@ class PlacedStages:
     def _take_call(self, call: MicroBatch) -> tuple[Record, Any]:
         """Take a call of the model through the stages. Collective."""
         pending: Works = []
-        result = self._forward(call, pending, 0)
+        record = self._outline.of(call, training=False)
+        result = self._forward(call, record, pending, 0)
         _wait(pending)
-        return self._outline.of(call, training=False), result if self._roots[-1].is_last else None
+        return record, result if self._roots[-1].is_last else None
 
-    def _forward(self, micro_batch: MicroBatch, pending: Works, seed: int) -> Loss | Tensor:
+    def _forward(self, micro_batch: MicroBatch, record: Record, pending: Works, seed: int) -> Loss | Tensor:
         """The forward of one micro-batch through the stages of this rank, without gradients."""
-        record = self._outline.of(micro_batch, training=False)
         result: Any = ()
         before = -2
         for stage, root in zip(self._stages, self._roots, strict=True):

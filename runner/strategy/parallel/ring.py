@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runner.strategy.parallel.balance import exchange, in_order, to_balanced, to_order
 from runner.strategy.parallel.by_heads import attention_by_heads, can_divide_heads
-from runner.strategy.parallel.parts import gathered, of_part, part_of, replicated
+from runner.strategy.parallel.parts import divided, gathered, of_part, part_of, replicated
 
 aten = torch.ops.aten
 KERNELS = {
@@ -79,10 +79,10 @@ def attention(
     """
     dim = query.ndim - 2
     query, key, value = (replicated(one, mesh) for one in (query, key, value))
-    query = _divided(query, dim)
+    query = divided(query, Shard(dim))
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     if query.ndim == BATCHED and key.shape[dim] == query.shape[dim]:
-        key, value = (_divided(one, dim) for one in (key, value))
+        key, value = (divided(one, Shard(dim)) for one in (key, value))
         if can_divide_heads((query, key, value)):
             further = {"dropout_p": dropout_p, "is_causal": is_causal, **options}
             return attention_by_heads(query, key, value, attn_mask, further)
@@ -90,11 +90,6 @@ def attention(
         if is_ring and (mixed := _balanced_ring(query, key, value, options)) is not None:
             return mixed
     return _over_whole_keys(query, key, value, attn_mask, is_causal, {"dropout_p": dropout_p, **options})
-
-
-def _divided(whole: DTensor, dim: int) -> DTensor:
-    """The same, divided along a dimension."""
-    return whole if whole.placements[0] == Shard(dim) else whole.redistribute(whole.device_mesh, [Shard(dim)])
 
 
 def _balanced_ring(query: DTensor, key: DTensor, value: DTensor, options: dict[str, Any]) -> DTensor | None:

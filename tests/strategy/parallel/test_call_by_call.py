@@ -88,6 +88,11 @@ def test_a_model_may_return_numbers_and_nothing(tmp_path: Path) -> None:
     assert last[0]["said"] == [("text", 3, None)] * 3
 
 
+def test_a_model_that_decides_by_values_at_its_end_is_told(tmp_path: Path) -> None:
+    errors = on_ranks(2, predictions, Deciding, said, scratch=tmp_path, axes=PIPELINE.axes(2))
+    assert all("the predict hook's model decides by values" in error for error in errors)
+
+
 class Talkative(nn.Module):
     """Returns other things than tensors, too."""
 
@@ -97,6 +102,14 @@ class Talkative(nn.Module):
 
     def forward(self, tokens: Tensor, *, suffix: str) -> Any:
         return {"logits": self.gpt(tokens), "suffix": suffix, "items": len(tokens), "nothing": None}
+
+
+class Deciding(Talkative):
+    """Looks at its logits."""
+
+    def forward(self, tokens: Tensor, *, suffix: str) -> Any:
+        found = super().forward(tokens, suffix=suffix)
+        return found if found["logits"].sum() > 0 else found | {"suffix": ""}
 
 
 def said(model: nn.Module, prompts: Tensor) -> dict[str, Any]:
