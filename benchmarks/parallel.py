@@ -1,6 +1,6 @@
 """CPU time of a step along each axis of strategy=parallel, beside a hand-written loop with the same parts of torch.
 
-python benchmarks/parallel.py [--turns 9] [--steps 20] [tensor shard context expert pipeline]
+python benchmarks/parallel.py [--width 256] [--turns 9] [--steps 20] [tensor shard context expert pipeline]
 
 Two processes. The two loops take turns, each with its own model. Both must end with the same weights, to the bit except
 along context: there the hand-written loop cuts sequences as torch's ring attention needs them, so that gradients are
@@ -35,10 +35,9 @@ from runner.strategy.parallel import Parallel
 from runner.strategy.parallel.schedule import PipelineSettings
 from tests.strategy.ranks import builder, model_of, on_ranks
 
-RANKS, WIDTH, DEPTH, ITEMS, MICRO_BATCHES = 2, 256, 4, 64, 4
+RANKS, DEPTH, ITEMS, MICRO_BATCHES = 2, 4, 64, 4
 EXPERTS, TOP_K = 8, 2
-HEADS, SEQUENCES, LENGTH = 4, 4, 1024
-TEXTS = (SEQUENCES, LENGTH, WIDTH)
+HEAD, SEQUENCES, LENGTH = 64, 4, 1024
 RATE = 1e-3
 Step = Callable[[], None]
 Loop = tuple[Step, Callable[[], list[Tensor]]]
@@ -48,11 +47,11 @@ Loop = tuple[Step, Callable[[], list[Tensor]]]
 class Block(nn.Module):
     """A feed-forward block with a residual connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.widen = nn.Linear(WIDTH, 4 * WIDTH)
-        self.narrow = nn.Linear(4 * WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = x + self.narrow(nn.functional.gelu(self.widen(self.norm(x))))
@@ -62,10 +61,10 @@ class Block(nn.Module):
 class Mixed(nn.Module):
     """A mixture of experts with a residual connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.mixture = MixtureOfExperts(width=WIDTH, hidden=2 * WIDTH, num_experts=EXPERTS, top_k=TOP_K)
+        self.norm = nn.LayerNorm(width)
+        self.mixture = MixtureOfExperts(width=width, hidden=2 * width, num_experts=EXPERTS, top_k=TOP_K)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = x + self.mixture(self.norm(x)).output
@@ -75,16 +74,16 @@ class Mixed(nn.Module):
 class Attending(nn.Module):
     """Causal attention and a feed-forward block, each after a normalization and around a residual."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm, self.qkv, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.attend: Callable[..., Tensor] | None = None  # None = torch's own, looked up when it is called
-        self.feed_forward = Block()
+        self.feed_forward = Block(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [items, length, width]; returns the same shape."""
         query, key, value = (
-            one.unflatten(-1, (HEADS, -1)).transpose(1, 2) for one in self.qkv(self.norm(x)).chunk(3, dim=-1)
+            one.unflatten(-1, (-1, HEAD)).transpose(1, 2) for one in self.qkv(self.norm(x)).chunk(3, dim=-1)
         )
         attend = self.attend or F.scaled_dot_product_attention
         mixed = attend(query, key, value, is_causal=True)
@@ -92,22 +91,22 @@ class Attending(nn.Module):
         return found
 
 
-def build_attending() -> nn.Sequential:
+def build_attending(width: int) -> nn.Sequential:
     """Blocks with attention, with the same weights on every rank."""
     torch.manual_seed(0)
-    return nn.Sequential(*(Attending() for _ in range(DEPTH)))
+    return nn.Sequential(*(Attending(width) for _ in range(DEPTH)))
 
 
-def build_mixtures() -> nn.Sequential:
+def build_mixtures(width: int) -> nn.Sequential:
     """Mixtures with the same weights on every rank."""
     torch.manual_seed(0)
-    return nn.Sequential(*(Mixed() for _ in range(DEPTH)))
+    return nn.Sequential(*(Mixed(width) for _ in range(DEPTH)))
 
 
-def build() -> nn.Sequential:
+def build(width: int) -> nn.Sequential:
     """Blocks with the same weights on every rank."""
     torch.manual_seed(0)
-    return nn.Sequential(*(Block() for _ in range(DEPTH)))
+    return nn.Sequential(*(Block(width) for _ in range(DEPTH)))
 
 
 def loss(model: nn.Module, batch: Tensor) -> Loss:
@@ -120,20 +119,20 @@ def units(name: str) -> ShardSettings:
     return ShardSettings(wrap_classes=[name], sync_buffers=False)
 
 
-def items(part: int, parts: int, shape: Sequence[int] = (ITEMS, WIDTH)) -> list[Tensor]:
+def items(part: int, parts: int, *shape: int) -> list[Tensor]:
     """This reader's micro-batches."""
     everything = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
     return list(everything.chunk(parts)[part].chunk(MICRO_BATCHES))
 
 
 def by_strategy(
-    world: Any, part: Any, model: Callable[[], nn.Module] = build, shape: Sequence[int] = (ITEMS, WIDTH)
+    world: Any, width: int, part: Any, model: Callable[[int], nn.Module] = build, shape: Sequence[int] = (ITEMS,)
 ) -> Loop:
-    """The strategy's step over items of this shape."""
-    given = builder(build=model, optimizer=partial(SGD(lr=RATE).build, items=1), loss=loss)
+    """The strategy's step over activations of this shape and width."""
+    given = builder(build=partial(model, width), optimizer=partial(SGD(lr=RATE).build, items=1), loss=loss)
     trainable = part.prepare(given, world)
     readers = world.along(*world.axes.data)
-    read = items(readers.rank, readers.size, shape)
+    read = items(readers.rank, readers.size, *shape, width)
     batches = StepBatches([MicroBatch(one, len(one)) for one in read], shape[0])
 
     def step() -> None:
@@ -153,18 +152,18 @@ def local(parameter: Any) -> Tensor:
     return part.detach()
 
 
-def tensor_by_hand(world: Any) -> Loop:
+def tensor_by_hand(world: Any, width: int) -> Loop:
     """Tensor parallelism by parallelize_module."""
-    model = build()
+    model = build(width)
     for block in model:
         plan = {"widen": ColwiseParallel(), "narrow": RowwiseParallel()}
         parallelize_module(block, world.mesh()[Axis.TENSOR], plan, src_data_rank=None)
-    return trained(model, items(0, 1))
+    return trained(model, items(0, 1, ITEMS, width))
 
 
-def shard_by_hand(world: Any) -> Loop:
+def shard_by_hand(world: Any, width: int) -> Loop:
     """Sharding by fully_shard; gradients are reduced in the last micro-batch."""
-    return sharded(build(), world.mesh()[Axis.SHARD], items(world.rank, world.size))
+    return sharded(build(width), world.mesh()[Axis.SHARD], items(world.rank, world.size, ITEMS, width))
 
 
 def sharded(model: Any, mesh: Any, micro_batches: list[Tensor], **options: Any) -> Loop:
@@ -184,14 +183,14 @@ def sharded(model: Any, mesh: Any, micro_batches: list[Tensor], **options: Any) 
     return step, weights
 
 
-def context_by_hand(world: Any) -> Loop:
+def context_by_hand(world: Any, width: int) -> Loop:
     """Sequences cut for torch's ring attention; parameters sharded by fully_shard.
 
     A rank has the same positions from the batch to the loss: the r-th of 2 n parts from the front, and from the back.
     """
     mesh = world.mesh()[Axis.CONTEXT]
     torch_ring._cp_options.enable_load_balance = True
-    model: Any = build_attending()
+    model: Any = build_attending(width)
     for block in model:
         block.attend = partial(RingAttention.call, mesh.get_group())
 
@@ -199,7 +198,7 @@ def context_by_hand(world: Any) -> Loop:
         parts = batch.chunk(2 * world.size, dim=1)
         return torch.cat([parts[world.rank], parts[-1 - world.rank]], dim=1)
 
-    return sharded(model, mesh, items(0, 1, TEXTS), cut=cut, count=SEQUENCES * LENGTH)
+    return sharded(model, mesh, items(0, 1, SEQUENCES, LENGTH, width), cut=cut, count=SEQUENCES * LENGTH)
 
 
 @final
@@ -264,16 +263,16 @@ class HandExperts(nn.Module):
         return groups.combine(all_to_all_single_autograd(in_order, sent, received, self.group), weights)
 
 
-def expert_by_hand(world: Any) -> Loop:
+def expert_by_hand(world: Any, width: int) -> Loop:
     """Experts by all_to_all_single_autograd; what is not experts is sharded by fully_shard."""
-    model: Any = build_mixtures()
+    model: Any = build_mixtures(width)
     mesh = world.mesh()[Axis.EXPERT]
     for block in model:
         block.mixture.experts = HandExperts(block.mixture.experts, world)
     root: Any = fully_shard(model, mesh=mesh, ignored_params={*expert_parameters(model)})
     root.set_gradient_divide_factor(1.0)
     root.set_force_sum_reduction_for_comms(True)
-    step, _ = trained(model, items(world.rank, world.size), last=root.set_requires_gradient_sync)
+    step, _ = trained(model, items(world.rank, world.size, ITEMS, width), last=root.set_requires_gradient_sync)
 
     def weights() -> list[Tensor]:
         root.reshard()
@@ -318,16 +317,16 @@ def divide(model: nn.Module, count: int = ITEMS) -> None:
     torch._foreach_mul_(gradients, torch.tensor(1 / count))
 
 
-def pipeline_by_hand(world: Any) -> Loop:
+def pipeline_by_hand(world: Any, width: int) -> Loop:
     """A pipeline by PipelineStage and Schedule1F1B."""
-    whole = build()
+    whole = build(width)
     half = DEPTH // RANKS
     model = nn.Sequential(*list(whole)[world.rank * half : (world.rank + 1) * half])
     group = world.mesh().get_group(Axis.PIPELINE)
     stage = PipelineStage(model, world.rank, RANKS, torch.device("cpu"), group=group)
     schedule = Schedule1F1B(stage, MICRO_BATCHES, loss_fn=lambda output, _: output.square().sum(), scale_grads=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    batch = torch.cat(items(0, 1))
+    batch = torch.cat(items(0, 1, ITEMS, width))
 
     def step() -> None:
         if world.rank == 0:
@@ -345,10 +344,10 @@ class Case(NamedTuple):
     """What is compared along an axis."""
 
     part: Any
-    by_hand: Callable[[Any], Loop]
-    model: Callable[[], nn.Module] = build
-    shape: Sequence[int] = (ITEMS, WIDTH)
-    """Of all items of a step."""
+    by_hand: Callable[[Any, int], Loop]
+    model: Callable[[int], nn.Module] = build
+    shape: Sequence[int] = (ITEMS,)
+    """Of all activations of a step, without their width."""
     bound: float = 0.0
     """How far the weights of the two loops may be apart."""
     share: float = 1.0
@@ -366,7 +365,7 @@ AXES = {
         Parallel(context=2, shard=1, shards=units("Attending")),
         context_by_hand,
         build_attending,
-        TEXTS,
+        (SEQUENCES, LENGTH),
         bound=1e-6,  # 60 steps with gradients that are sums over 4096 positions; weights are at most 0.06, and 1
         share=0.1,
     ),
@@ -379,10 +378,10 @@ AXES = {
 }
 
 
-def measure(world: Any, axis: str, turns: int, steps: int) -> list[tuple[float, float]]:
+def measure(world: Any, axis: str, width: int, turns: int, steps: int) -> list[tuple[float, float]]:
     """Milliseconds of CPU time a step in each turn, of the strategy and of the loop by hand."""
     case = AXES[axis]
-    ours, theirs = by_strategy(world, case.part, case.model, case.shape), case.by_hand(world)
+    ours, theirs = by_strategy(world, width, case.part, case.model, case.shape), case.by_hand(world, width)
     times = []
     for number in range(turns + 1):
         taken = []
@@ -404,6 +403,7 @@ def main() -> None:
     """Print a row for each axis."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("axes", nargs="*", help="tensor, shard, context, expert, pipeline; all by default")
+    parser.add_argument("--width", type=int, default=256, help="of the blocks")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()
@@ -412,7 +412,7 @@ def main() -> None:
         if given.axes and not any(axis.startswith(one) for one in given.axes):
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            args = (axis, given.turns, max(1, round(given.steps * case.share)))
+            args = (axis, given.width, given.turns, max(1, round(given.steps * case.share)))
             axes = case.part.axes(RANKS)
             of_ranks = on_ranks(RANKS, measure, *args, scratch=Path(scratch), timeout_s=300, axes=axes)
         turns = [tuple(map(sum, zip(*turn, strict=True))) for turn in zip(*of_ranks, strict=True)]  # all ranks

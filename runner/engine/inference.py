@@ -81,7 +81,8 @@ def open_inference(
         CheckpointError: the weights are damaged, or those of another model.
     """
     ranks, data = open_data(replace(spec, eval=replace(spec.eval, every_steps=None)), world)
-    placed = place(spec, ranks, world, call=call(ranks))
+    loads = task.checkpoint is not None or task.weights is not None
+    placed = place(spec, ranks, world, call=call(ranks), restores=loads and not spec.callback)
     listeners = build_listeners(spec.callback, ranks)
     progress = _restore(task, placed, listeners, world)
     seed_all(mix(spec.run.seed, INFERENCE_SEED, world.along(*world.axes.random).rank))

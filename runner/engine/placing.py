@@ -31,14 +31,15 @@ def prepare(
     return prepare_several(spec, ranks, world, see=see)
 
 
-def place(spec: RunSpec, ranks: HookRanks, world: World, *, call: Call | None = None) -> Placed:
+def place(spec: RunSpec, ranks: HookRanks, world: World, *, call: Call | None = None, restores: bool = False) -> Placed:
     """Build and place the model or models of a run, without optimizers. Collective.
 
     Args:
         call: what evaluations call in place of the loss hook.
+        restores: weights are loaded before anything else is done with the models.
     """
     if not spec.models:
-        builder = builder_of(spec, ranks)
+        builder = builder_of(spec, ranks, restores=restores)
         return spec.strategy.place(builder if call is None else replace(builder, loss=call, predicts=True), world)
     from runner.engine.several import place_several
 

@@ -15,6 +15,7 @@ from runner.protocols import Axes, Axis, Hardware, World
 from runner.world.activity import UNREAD, Activity, Phase
 from runner.world.identity import RankIdentity
 from runner.world.meeting import meet
+from runner.world.objects import gather_pickled
 from runner.world.scattering import scatter_bytes
 from runner.world.solo import SoloWorld
 
@@ -98,10 +99,8 @@ class GroupWorld:
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all ranks in rank order. Collective; pickled, between processes of this run only."""
-        values: list[Any] = [None] * self.size
         with self._waiting():
-            dist.all_gather_object(values, value, group=self._host)
-        return values
+            return gather_pickled(value, group=self._host)
 
     def gather_on_main(self, value: Any) -> Iterator[Any]:
         """The values of all ranks, one at a time, on rank 0. Collective; pickled, between this run's processes only."""

@@ -19,6 +19,7 @@ from tests.conftest import Ended, Started
 HOOKS = """
 import time
 from pathlib import Path
+import torch
 from runner import Data, Loss
 from user_hooks import points
 
@@ -44,6 +45,13 @@ class Stream:
 
 def stream():
     return Data(train=points.Points(50, 0), eval=Stream())
+
+def watched(calls, **arguments):
+    before = torch.random.get_rng_state()
+    model = points.build_model(**arguments)
+    with open(calls, "a") as file:
+        print("left out" if torch.equal(torch.random.get_rng_state(), before) else "drawn", file=file)
+    return model
 
 def several():
     return Data(train=points.Points(50, 0), eval={"near": points.Points(5, 1), "far": points.Points(7, 2)})
@@ -100,6 +108,19 @@ def test_an_evaluation_gives_what_the_run_has_logged(run: Ended, runner: Callabl
     assert evaluation(runner("evaluate", "run", "--step", "8"))["step"] == 8
     assert evaluation(runner("evaluate", "run", "--best"))["step"] == 8  # saved with the metrics of step 5
     assert (project / "run" / "status.json").read_text() == json.dumps(run.run_dir.read_status()) + "\n"
+
+
+def test_no_random_weights_are_drawn_where_weights_are_loaded(runner: Callable[..., Ended], project: Path) -> None:
+    calls = project / "calls"
+    hooks = ["model._target_=user_hooks.jobs.watched", f"+model.calls={calls}", "loss._target_=user_hooks.jobs.loss"]
+    runner(*TRAIN, *hooks, "run.steps=4")
+    assert calls.read_text() == "drawn\n"
+    runner("resume", "run", "run.steps=6")
+    runner("evaluate", "run")
+    runner("export", "run", "--out", "weights")
+    runner("evaluate", "run", "--weights", "weights", "strategy=ddp", *PAIR)
+    runner("predict", "run", "--out", "found.jsonl")
+    assert calls.read_text().splitlines()[1:] == ["left out"] * 5
 
 
 def test_what_cannot_be_evaluated_is_told(run: Ended, runner: Callable[..., Ended], project: Path) -> None:

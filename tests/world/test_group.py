@@ -14,6 +14,9 @@ from runner.protocols import Axes, Axis
 from runner.world.group import open_world
 from runner.world.identity import find_identity
 
+LENGTHS = [*range(970, 1030), 100_000]
+"""Bytes that rank 1 brings to a gathering; the first message has room for about a thousand."""
+
 
 def _rank(rank: Any, port: Any, answers: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -36,6 +39,7 @@ def _rank(rank: Any, port: Any, answers: Any) -> None:
                 "started": int(finish()),
                 "broadcast": world.broadcast_object({"from": world.rank}),
                 "gathered": world.gather_objects(("rank", world.rank)),
+                "lengths": [[len(one) for one in world.gather_objects(bytes(n * rank))] for n in LENGTHS],
                 "any": (world.any(rank == 1), world.any(False)),
                 "threads": torch.get_num_threads(),
             }
@@ -71,6 +75,7 @@ def test_two_ranks_agree() -> None:
             "started": 3,
             "broadcast": {"from": 0},
             "gathered": [("rank", 0), ("rank", 1)],
+            "lengths": [[0, n] for n in LENGTHS],
             "any": (True, False),
             "threads": max(1, cores // 2),
         }
