@@ -36,7 +36,7 @@ def run(name: str, variant: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:  # writers may still be writing
         taken, model = CONTESTANTS[name][1](Setting(variant, Path(directory)))
     points = mlp.Points()
     with torch.no_grad():
