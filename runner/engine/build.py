@@ -75,8 +75,7 @@ def build_training(
         HookError, ModelError: the model hook returned something that cannot be trained.
     """
     see = partial(_report_model, run_dir if world.is_main else None)
-    # A callback that is not in the checkpoint begins with what the model is now.
-    trainable, turns = prepare(spec, ranks, world, see=see, restores=restores and not spec.callback)
+    trainable, turns = prepare(spec, ranks, world, see=see, restores=restores)
     listeners = build_listeners(spec.callback, ranks)
     random_world = world.along(*world.axes.random)
     seed_all(mix(spec.run.seed, TRAINING_SEED, random_world.rank))  # dropout and the like

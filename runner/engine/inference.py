@@ -82,7 +82,7 @@ def open_inference(
     """
     ranks, data = open_data(replace(spec, eval=replace(spec.eval, every_steps=None)), world)
     loads = task.checkpoint is not None or task.weights is not None
-    placed = place(spec, ranks, world, call=call(ranks), restores=loads and not spec.callback)
+    placed = place(spec, ranks, world, call=call(ranks), restores=loads)
     listeners = build_listeners(spec.callback, ranks)
     progress = _restore(task, placed, listeners, world)
     seed_all(mix(spec.run.seed, INFERENCE_SEED, world.along(*world.axes.random).rank))

@@ -33,12 +33,13 @@ def builder_of(spec: RunSpec, ranks: HookRanks, *, see: See = look_at_nothing, r
     Args:
         ranks: given to hooks that ask for them.
         see: called with the first model that the hook returns, as it returns it.
-        restores: a checkpoint is loaded before anything else is done with the model.
+        restores: weights are loaded before anything else is done with the model.
     """
     assert spec.loss is not None
     assert spec.model is not None
-    # A hook that exchanges something with other ranks may not be called again by one of them.
-    is_unset = restores and not hooks.asks(spec.model, spec.import_roots)
+    # A callback that is not in the checkpoint begins with what the model is now. A hook that exchanges something with
+    # other ranks may not be called again by one of them.
+    is_unset = restores and not spec.callback and not hooks.asks(spec.model, spec.import_roots)
     return Builder(
         build_model=partial(call_model, spec, ranks, _first(lambda model: see(model, MODEL))),
         recompute=partial(apply_recompute, spec=spec),

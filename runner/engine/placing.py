@@ -16,7 +16,7 @@ def prepare(
     """Build, place and prepare the model or models of a run. Collective.
 
     Args:
-        restores: a checkpoint is loaded before anything else is done with the models.
+        restores: weights are loaded before anything else is done with the models.
 
     Returns:
         What the run trains and, if it has phases, the updates of a step.
