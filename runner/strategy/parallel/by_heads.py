@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed import ProcessGroup, all_to_all_single
+from torch.distributed import all_to_all_single
+from torch.distributed._functional_collectives import all_to_all_single as functional_all_to_all
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -55,7 +56,7 @@ def _of_own_heads(mask: Tensor, mesh: DeviceMesh) -> Tensor:
 
 
 class _Ranks(NamedTuple):
-    group: ProcessGroup
+    mesh: DeviceMesh
     lengths: list[int]
     """The positions that each has between layers."""
     own: int
@@ -64,7 +65,7 @@ class _Ranks(NamedTuple):
 
 def _ranks(mesh: DeviceMesh, length: int) -> _Ranks:
     lengths = [len(in_order(length, mesh.size(), rank)) for rank in range(mesh.size())]
-    return _Ranks(mesh.get_group(), lengths, lengths[mesh.get_local_rank()])
+    return _Ranks(mesh, lengths, lengths[mesh.get_local_rank()])
 
 
 class _ToHeads(torch.autograd.Function):
@@ -102,8 +103,7 @@ def _to_heads(parts: Sequence[Tensor], ranks: _Ranks) -> list[Tensor]:
     of_ranks = [torch.unflatten(one, HEADS, (num_ranks, one.shape[HEADS] // num_ranks)) for one in parts]
     rows = [one.permute(1, 3, 0, 2, 4).flatten(3) for one in of_ranks]  # [ranks, own positions, items, own heads × …]
     sent = torch.cat(rows, dim=3).flatten(0, 1).contiguous()
-    received = sent.new_empty(sum(ranks.lengths), *sent.shape[1:])
-    all_to_all_single(received, sent, ranks.lengths, [ranks.own] * num_ranks, ranks.group)
+    received = _exchanged(sent, ranks.lengths, [ranks.own] * num_ranks, ranks.mesh)
     of_tensors = torch.split(received, [one.shape[3] for one in rows], dim=2)
     return [
         torch.unflatten(rows, 2, one.shape[2::2]).permute(1, 2, 0, 3)
@@ -116,10 +116,19 @@ def _to_positions(parts: Sequence[Tensor], ranks: _Ranks) -> list[Tensor]:
     num_ranks = len(ranks.lengths)
     rows = [one.permute(2, 0, 1, 3).flatten(2) for one in parts]  # [length, items, own heads × features]
     sent = torch.cat(rows, dim=2).contiguous()
-    received = sent.new_empty(num_ranks, ranks.own, *sent.shape[1:])
-    all_to_all_single(received.flatten(0, 1), sent, [ranks.own] * num_ranks, ranks.lengths, ranks.group)
-    of_tensors = torch.split(received, [one.shape[2] for one in rows], dim=3)
+    received = _exchanged(sent, [ranks.own] * num_ranks, ranks.lengths, ranks.mesh)
+    of_ranks = torch.unflatten(received, 0, (num_ranks, ranks.own))
+    of_tensors = torch.split(of_ranks, [one.shape[2] for one in rows], dim=3)
     return [
         torch.unflatten(rows, 3, one.shape[1::2]).permute(2, 1, 0, 3, 4).flatten(2, 3)
         for rows, one in zip(of_tensors, parts, strict=True)
     ]
+
+
+def _exchanged(sent: Tensor, receives: list[int], sends: list[int], mesh: DeviceMesh) -> Tensor:
+    """What the ranks have sent to this one, given how many rows each sends and gets. Collective."""
+    if torch.compiler.is_compiling():  # a graph cannot hold a process group
+        return functional_all_to_all(sent, receives, sends, mesh)
+    received = sent.new_empty(sum(receives), *sent.shape[1:])
+    all_to_all_single(received, sent, receives, sends, mesh.get_group())
+    return received

@@ -156,7 +156,7 @@ class _Replicated(TorchFunctionMode):
 
     def _is_divided(self, value: Any) -> bool:
         if isinstance(value, DTensor):
-            return value.device_mesh is self._mesh or value.device_mesh == self._mesh
+            return value.device_mesh == self._mesh
         return isinstance(value, _LISTS) and any(map(self._is_divided, value))
 
     def _replicated(self, value: Any) -> Any:

@@ -143,7 +143,10 @@ def _summand(gradient: DTensor) -> Tensor:
 
 def divided(whole: DTensor, placement: Shard) -> DTensor:
     """The same, redistributed where that is needed. Collective."""
-    return whole if whole.placements[0] == placement else whole.redistribute(whole.device_mesh, [placement])
+    # A graph is traced with gradients that are divided as the output is, but may get others.
+    if whole.placements[0] == placement and not torch.compiler.is_compiling():
+        return whole
+    return whole.redistribute(whole.device_mesh, [placement])
 
 
 def as_whole(part: Tensor, mesh: DeviceMesh, placement: Shard, length: int) -> DTensor:
