@@ -19,6 +19,12 @@ NO_IMPLEMENTATION = " does not have a deterministic implementation"
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
+# The generators behind the functions of `random` and `numpy.random`. Those take any kind of seed; not to look at its
+# kind saves a third of the time, for every item that is read and every micro-batch of a pipeline.
+_OF_PYTHON: Any = random.random.__self__  # type: ignore[attr-defined]
+_OF_NUMPY: Any = numpy.random.random_sample.__self__  # type: ignore[attr-defined]
+_seed_of_python = super(random.Random, _OF_PYTHON).seed
+
 
 def mix(*parts: int) -> int:
     """Mix numbers into one 63-bit seed: the same on every machine and release, unrelated for similar inputs."""
@@ -65,9 +71,10 @@ def seed_host(seed: int) -> None:
 
 
 def seed_python(seed: int) -> None:
-    """Seed Python's and NumPy's generators: nine tenths of what `seed_host` takes."""
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
+    """Seed Python's and NumPy's generators, as their own functions do: most of what `seed_host` takes."""
+    _seed_of_python(seed)
+    _OF_PYTHON.gauss_next = None
+    _OF_NUMPY.seed(seed % 2**32)
 
 
 def seed_rank(seed: int, device: torch.device) -> None:

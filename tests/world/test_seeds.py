@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 import torch
 
-from runner.world.seeds import load_rng_state, mix, rng_state, seed_all
+from runner.world.seeds import load_rng_state, mix, rng_state, seed_all, seed_python
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,18 @@ def test_one_seed_seeds_everything() -> None:
     assert draw() == first
     seed_all(8)
     assert draw() != first
+
+
+def test_python_and_numpy_are_seeded_as_by_their_own_functions() -> None:
+    def drawn() -> Any:
+        return [(random.random(), random.gauss(0, 1), *numpy.random.standard_normal(1)) for _ in range(3)]
+
+    for seed in (0, 2**32 + 1, mix(7)):
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        expected = drawn()  # an odd number of Gaussians leaves a spare one in each
+        seed_python(seed)
+        assert drawn() == expected
 
 
 def test_a_state_goes_on_where_it_was_taken() -> None:
