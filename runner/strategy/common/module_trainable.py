@@ -32,7 +32,7 @@ from runner.strategy.common.placed_module import Forward, PlacedModule, place_wh
 from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_dicts
 
 STEPPED = Update(stepped=True)
-Rounds = Callable[[StepBatches, Callable[[MicroBatchLoss], Tensor]], list[MicroBatchLoss]]
+Rounds = Callable[[StepBatches, Callable[[MicroBatchLoss], Tensor]], StepLoss]
 """Takes micro-batches forward and backward; given what makes a loss the scalar that its backward begins at."""
 
 
@@ -186,15 +186,10 @@ class ModuleTrainable:
             factor = loss.weight * scale
             return loss.value if factor == 1.0 else loss.value * factor
 
-        losses = rounds(batches, weighted)
-        world = self._counted_over()
-        local_count = torch.zeros((), device=world.device)
-        for loss in losses:
-            local_count += loss.count
-        count = world.sum(local_count)
+        result = rounds(batches, weighted)
         self._divided = False
-        self._factor = self._averaged * estimate / at_least_one(count)
-        return StepLoss(losses, count)
+        self._factor = self._averaged * estimate / at_least_one(result.count)
+        return result
 
     def _backward(self, loss: MicroBatchLoss, batches: StepBatches) -> None:
         """Run backward. A mean over items is divided before it, since every rank knows the items of the step."""

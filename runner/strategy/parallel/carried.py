@@ -70,6 +70,11 @@ class Output(NamedTuple):
     """Of what it returned."""
     kept: list[Attribute]
 
+    @property
+    def is_one_leaf(self) -> bool:
+        """Whether it returned one tensor, and kept nothing."""
+        return self.spec.is_leaf() and not self.kept
+
 
 @dataclass(frozen=True)
 class Record:

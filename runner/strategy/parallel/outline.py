@@ -35,7 +35,7 @@ from runner.strategy.parallel.carried import (
 from runner.strategy.parallel.expert_modules import expert_modules
 from runner.strategy.parallel.sequence import SequenceParts
 from runner.strategy.parallel.split import Cut
-from runner.strategy.parallel.stand_in import Absent, Finished, absent_leaves, all_parameters, fake_of
+from runner.strategy.parallel.stand_in import Absent, AllParameters, Finished, absent_leaves, fake_of
 from runner.world.seeds import host_generators_kept
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Outline:
         self._record, where = Record(), self._where
         where.start()
         self._model.train(training)
-        with torch.random.fork_rng(), host_generators_kept(), all_parameters(self._model):
+        with torch.random.fork_rng(), host_generators_kept(), AllParameters(self._model):
             try:
                 result = self._loss(self._model, *micro_batch)
             except Finished:
@@ -222,7 +222,7 @@ def output_again(module: Module, output: Output, arrived: Mapping[int, Tensor]) 
         else Absent.of(one.fake, trained=one.trained)
         for number, one in enumerate(output.leaves)
     ]
-    return with_attributes(module, output, leaves)
+    return leaves[0] if output.is_one_leaf else with_attributes(module, output, leaves)
 
 
 def with_attributes(module: Module, output: Output, leaves: Sequence[Any]) -> Any:

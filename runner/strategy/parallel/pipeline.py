@@ -12,7 +12,18 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import ModuleList
 
-from runner.protocols import Axis, Builder, Loss, MicroBatch, MicroBatchLoss, SavedState, State, StepBatches, World
+from runner.protocols import (
+    Axis,
+    Builder,
+    Loss,
+    MicroBatch,
+    MicroBatchLoss,
+    SavedState,
+    State,
+    StepBatches,
+    StepLoss,
+    World,
+)
 from runner.strategy.common.forward_loss import check_has_gradient, forward_loss
 from runner.strategy.common.placed_module import PlacedModule, evaluation_losses
 from runner.strategy.parallel.call_by_call import Calls
@@ -108,18 +119,17 @@ class PlacedStages:
         self.reshard()
         self.module.load_state_dict(saved)
 
-    def forward_backward(
-        self, batches: StepBatches, weighted: Callable[[MicroBatchLoss], Tensor]
-    ) -> list[MicroBatchLoss]:
+    def forward_backward(self, batches: StepBatches, weighted: Callable[[MicroBatchLoss], Tensor]) -> StepLoss:
         """Forward and backward of every micro-batch; leaves summed gradients. Collective.
 
         Args:
             weighted: from the loss of a micro-batch to the scalar that backward begins at.
 
         Returns:
-            The losses of all micro-batches on the rank of the last stage; none on others.
+            The losses of all micro-batches on the rank of the last stage, none on others; the step's count on all.
         """
-        micro_batches, losses = batches.micro_batches, []
+        micro_batches, losses = batches.micro_batches, list[MicroBatchLoss]()
+        count = torch.zeros((), device=self._device)
         seeds = _seeds(len(micro_batches) + 1)
         with self._autocast:
             records = [self._outline.of(one, training=True) for one in micro_batches]
@@ -132,6 +142,10 @@ class PlacedStages:
                     sent: tuple[Tensor, ...] = root(micro_batch, visit)
                     return sent
                 losses.append(forward_loss(lambda *_: root(micro_batch, visit), micro_batch))
+            if len(losses) == len(micro_batches):
+                for loss in losses:
+                    count.add_(loss.count)
+                count.copy_(self._replicas.sum(count))
             value = weighted(losses[-1])
             check_has_gradient(value)
             return (value,)
@@ -141,11 +155,12 @@ class PlacedStages:
                 lambda number, arrived, stage=stage, root=root: compute(stage, root, number, arrived),  # type: ignore[misc]
                 [] if root.is_first else [record.carried[root.index - 1] for record in records],
                 [] if root.is_last else [record.carried[root.index] for record in records],
+                count,
             )
         self._run(len(micro_batches))
         seed_rank(seeds[-1], self._device)
         self.shared.sum_gradients()
-        return losses
+        return StepLoss(losses, count)
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatchLoss]:
         """The losses on the rank of the last stage, fillers on others. Collective."""

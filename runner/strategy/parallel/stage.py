@@ -35,10 +35,15 @@ class Stage(_PipelineStageBase):
         self._gradients: dict[int, list[Tensor | None]] = {}
         self._answers: dict[int, list[Tensor | None]] = {}
         self._weights_left: dict[int, dict[str, Any]] = {}
+        self._counts: dict[int, list[Tensor]] = {}
         self.args_recv_info[0] = ()  # a schedule of several stages a rank looks for skips to other stages here
 
     def begin_step(
-        self, compute: Compute, receives: Sequence[Sequence[Carried]], sends: Sequence[Sequence[Carried]]
+        self,
+        compute: Compute,
+        receives: Sequence[Sequence[Carried]],
+        sends: Sequence[Sequence[Carried]],
+        count: Tensor,
     ) -> None:
         """Get ready for some micro-batches.
 
@@ -46,10 +51,13 @@ class Stage(_PipelineStageBase):
             compute: their forward.
             receives: what arrives from the stage before, for each; empty for the first stage.
             sends: what goes to the next, for each; empty for the last stage.
+            count: a scalar, the same tensor for all stages of a rank. After the last forward, the last stage has the
+                step's count in it; all others get it with the gradients of the last micro-batch.
         """
         self.clear_runtime_states()
-        self.chunks = max(len(receives), len(sends))
+        self.chunks = num_micro_batches = max(len(receives), len(sends))
         self._compute, self._receives, self._sends = compute, receives, sends
+        self._counts = {num_micro_batches - 1: [count]}  # what passes beside the gradients of a micro-batch
 
     def clear_runtime_states(self) -> None:
         """Forget the micro-batches of the last step."""
@@ -78,13 +86,14 @@ class Stage(_PipelineStageBase):
         if self.is_last or not self.has_backward:
             return []
         self._gradients[bwd_chunk_id] = buffers = self._empty([one for one in self._sends[bwd_chunk_id] if one.trained])
-        return self._ops(dist.irecv, buffers, self.stage_index + 1)
+        return self._ops(dist.irecv, [*buffers, *self._counts.get(bwd_chunk_id, ())], self.stage_index + 1)
 
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
         """Send the gradients of what has arrived."""
         if self.is_first or not self.has_backward:
             return []
-        return self._ops(dist.isend, self.get_local_bwd_output(bwd_chunk_id), self.stage_index - 1)
+        gradients = self.get_local_bwd_output(bwd_chunk_id)
+        return self._ops(dist.isend, [*gradients, *self._counts.get(bwd_chunk_id, ())], self.stage_index - 1)
 
     def set_local_fwd_input(self, prev_stage_outputs: Any, mb_index: int) -> None:
         """Take activations from the stage before, which is on the same rank."""
@@ -153,7 +162,7 @@ class Stage(_PipelineStageBase):
 
     def _ops(self, operation: Any, tensors: Sequence[Tensor], stage: int) -> list[dist.P2POp]:
         peer = self._resolve_peer_global_rank(stage)
-        return [dist.P2POp(operation, tensor.detach().contiguous(), peer, self.group) for tensor in tensors]
+        return [dist.P2POp(operation, tensor.contiguous(), peer, self.group) for tensor in tensors]
 
     def _empty(self, wanted: Sequence[Carried]) -> list[Any]:
         return [torch.empty(one.part or one.shape, dtype=one.dtype, device=self.device) for one in wanted]

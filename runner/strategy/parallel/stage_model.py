@@ -5,7 +5,7 @@ earlier stages return absent tensors; where the stage begins, what has arrived t
 stage begins, the forward ends.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -22,7 +22,7 @@ from runner.strategy.parallel.carried import Carried, Record, Source
 from runner.strategy.parallel.outline import Hook, Outline, called_again, called_elsewhere, hide, output_again
 from runner.strategy.parallel.sequence import SequenceParts
 from runner.strategy.parallel.split import Cut
-from runner.strategy.parallel.stand_in import Absent, absent_leaves, all_parameters, fake_of, present
+from runner.strategy.parallel.stand_in import Absent, AllParameters, absent_leaves, fake_of, present
 from runner.world.seeds import mix, seed_rank, seed_torch
 
 Change = Callable[[Any, Any], tuple[Any, Any]]
@@ -52,7 +52,7 @@ class Visit:
         self.record = record
         self.seed = seed
         self.begun = False
-        self.calls: Counter[str] = Counter()
+        self.calls: dict[str, int] = defaultdict(int)
         self.arguments: dict[int, Tensor] = {}
         """Those of the module at which the stage begins, by the number of the leaf."""
         self.sources: dict[Source, Tensor] = {}
@@ -82,6 +82,7 @@ class StageModel(Module):
         self.index = index
         self.is_first, self.is_last = index == 0, index == cut.num_stages - 1
         self._cut, self._loss, self._device, self._parts = cut, loss, device, parts
+        self._all_parameters = AllParameters(model)
         self._visits: list[Visit] = []  # the one that is going on, if there is one
 
     def forward(self, micro_batch: MicroBatch, visit: Visit) -> Any:
@@ -94,7 +95,7 @@ class StageModel(Module):
         visit.begun = self.is_first
         seed_rank(visit.seed, self._device)
         try:
-            with all_parameters(self.model):
+            with self._all_parameters:
                 result = self._loss(self.model, micro_batch.batch, micro_batch.items)
         except _Ended as end:
             return end.tensors
@@ -159,7 +160,7 @@ class StageModel(Module):
             visit = self._now()
             if not visit.begun:
                 raise HookError(f"{name}, at which stage {self.index + 1} begins, is called before stage {self.index}.")
-            leaves, _ = _flat(*present((args, kwargs)))
+            leaves, _ = _flat(*_present(args, kwargs))
             tensors = [
                 self._sent(name, leaves[one.at] if isinstance(one.at, int) else visit.sources[one.at], one)
                 for one in visit.record.carried[self.index]
@@ -242,8 +243,7 @@ def remove_absent(model: Module, outline: Outline, absent: Mapping[str, Tensor],
 
 def _present(args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The arguments of a module, with what has arrived in its places."""
-    found: tuple[Any, Any] = present((args, kwargs))
-    return found
+    return present(args), present(kwargs) if kwargs else kwargs
 
 
 def _flat(args: Any, kwargs: Any) -> tuple[list[Any], Callable[[list[Any]], tuple[Any, Any]]]:

@@ -7,7 +7,7 @@ sent take the place of those that are absent, wherever the model's forward holds
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, final
 
 import torch
@@ -174,22 +174,25 @@ def _any_absent(values: Any) -> bool:
     return False
 
 
-@contextmanager
-def all_parameters(model: Module) -> Iterator[None]:
-    """Let a hook that looks at all parameters (to add their norms, say) see that some are not here."""
+@final
+class AllParameters:
+    """Lets a hook that looks at all parameters (to add their norms, say) see that some are not here."""
 
-    def named_parameters(prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
-        yield from Module.named_parameters(model, prefix, recurse, remove_duplicate)
-        for name, module in model.named_modules(prefix=prefix):
+    def __init__(self, model: Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._model.__dict__["named_parameters"] = self._named
+
+    def __exit__(self, *error: object) -> None:
+        del self._model.__dict__["named_parameters"]
+
+    def _named(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[Any]:
+        yield from Module.named_parameters(self._model, prefix, recurse, remove_duplicate)
+        for name, module in self._model.named_modules(prefix=prefix):
             for key, value in vars(module).items():
                 if isinstance(value, Absent):
                     yield f"{name}.{key}" if name else key, value
-
-    model.__dict__["named_parameters"] = named_parameters
-    try:
-        yield
-    finally:
-        del model.__dict__["named_parameters"]
 
 
 def is_elsewhere(module: Module) -> bool:

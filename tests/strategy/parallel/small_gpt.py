@@ -190,6 +190,8 @@ def take_steps(trainable: Any, world: Any, case: Case, num_micro_batches: int, s
     for _ in range(steps):
         result = trainable.forward_backward(step_batches(world, case, num_micro_batches))
         losses.append(of_all(world, result.losses))
+        counted = torch.tensor(float(sum(loss.count for loss in result.losses)))
+        assert result.count == world.along(*world.axes.loss).sum(counted), "every rank knows the count of the step"
         norms.append(float(trainable.update(measure=True).grad_norm))
     return losses, norms
 
