@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -90,9 +91,19 @@ class WandB:
         """
         wandb = _import_wandb()
         try:
-            opened = self._init(wandb, run, mode=self.mode)
+            opened = self._begin(wandb, run)
+        except wandb.errors.Error as error:
+            _end_service(wandb)
+            raise RunnerError(f"tracker=[wandb]: {error} Or record offline: tracker.wandb.mode=offline") from error
+        _announce(opened)
+        return WandBLog(wandb, opened)
+
+    def _begin(self, wandb: Any, run: RunInfo) -> Any:
+        """The W&B run; an offline one if the server does not answer."""
+        try:
+            return self._init(wandb, run, mode=self.mode)
         except wandb.errors.CommError as error:
-            wandb.teardown()  # its service still has the run's id
+            _end_service(wandb)
             if isinstance(error, wandb.errors.AuthenticationError) or REFUSED.search(str(error)):
                 raise RunnerError(
                     f"tracker=[wandb]: the server refused the run: {error}. Check the login (`wandb login`), "
@@ -100,12 +111,7 @@ class WandB:
                 ) from error
             rule = "tracker=wandb: the server did not answer within %g s, so this attempt is recorded offline: %s"
             logger.warning(rule, self.init_timeout_s, error)
-            opened = self._init(wandb, run, mode=Mode.offline)
-        except wandb.errors.Error as error:
-            wandb.teardown()
-            raise RunnerError(f"tracker=[wandb]: {error} Or record offline: tracker.wandb.mode=offline") from error
-        _announce(opened)
-        return WandBLog(wandb, opened)
+        return self._init(wandb, run, mode=Mode.offline)
 
     def _init(self, wandb: Any, run: RunInfo, *, mode: Mode) -> Any:
         settings = {
@@ -191,6 +197,12 @@ class WandBLog:
             self.handle.finish(exit_code=0 if outcome is Outcome.DONE else 1)
         finally:
             self._wandb.teardown()  # ends its service, before this process ends without running exit handlers
+
+
+def _end_service(wandb: Any) -> None:
+    """End wandb's own process, which has the run's id. What goes wrong there must not hide why no run began."""
+    with suppress(SystemExit, OSError):  # wandb would end this process with the exit code of its own
+        wandb.teardown()
 
 
 def _announce(opened: Any) -> None:

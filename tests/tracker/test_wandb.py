@@ -221,6 +221,21 @@ def test_a_server_that_refuses_is_an_error(tmp_path: Path, monkeypatch: pytest.M
         server.shutdown()
 
 
+@pytest.mark.parametrize("end", [SystemExit(2), ConnectionResetError()])
+def test_how_its_process_ends_does_not_hide_what_the_server_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    import wandb
+
+    def teardown() -> None:
+        ended()
+        raise end
+
+    ended = wandb.teardown
+    monkeypatch.setattr(wandb, "teardown", teardown)
+    test_a_server_that_refuses_is_an_error(tmp_path, monkeypatch, 401)
+
+
 def test_nobody_logged_in_is_an_error(runner: Callable[..., Ended], project: Path) -> None:
     environment = {"HOME": str(project), "WANDB_ERROR_REPORTING": "false"}
     ended = runner("train", "points", "tracker=[wandb]", env=environment, code=1)
