@@ -1,13 +1,15 @@
 """CPU time of a step along each axis of strategy=parallel, beside a hand-written loop with the same parts of torch.
 
-python benchmarks/parallel.py [--width 256] [--turns 9] [--steps 20] [tensor shard context expert pipeline]
+python benchmarks/parallel.py [--width 256] [--runs 7] [--turns 15] [--steps 3] [tensor shard context expert pipeline]
 
-Two processes. The two loops take turns, each with its own model. Both must end with the same weights, to the bit except
-along context: there the hand-written loop cuts sequences as torch's ring attention needs them, so that gradients are
-sums in another order.
+Two processes. The two loops take short turns, each with its own model; memory that is freed stays with the process.
+What else differs by chance between two loops, such as where their models are in memory, is drawn again for each run.
+Both must end with the same weights, to the bit except along context: there the hand-written loop cuts sequences as
+torch's ring attention needs them, so that gradients are sums in another order.
 """
 
 import argparse
+import ctypes
 import statistics
 import tempfile
 import time
@@ -39,6 +41,7 @@ RANKS, DEPTH, ITEMS, MICRO_BATCHES = 2, 4, 64, 4
 EXPERTS, TOP_K = 8, 2
 HEAD, SEQUENCES, LENGTH = 64, 4, 1024
 RATE = 1e-3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 Step = Callable[[], None]
 Loop = tuple[Step, Callable[[], list[Tensor]]]
 """A function that takes one step, and one that returns this rank's weights."""
@@ -378,8 +381,17 @@ AXES = {
 }
 
 
+def keep_memory() -> None:
+    """Let the C library keep what is freed: which loop gives memory back, and pays for getting it again, is chance."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc: no memory of their own for large allocations, none given back
+        for option, value in ((M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 1 << 26)):
+            assert libc.mallopt(option, value), f"mallopt({option}, {value}) was refused"
+
+
 def measure(world: Any, axis: str, width: int, turns: int, steps: int) -> list[tuple[float, float]]:
     """Milliseconds of CPU time a step in each turn, of the strategy and of the loop by hand."""
+    keep_memory()
     case = AXES[axis]
     ours, theirs = by_strategy(world, width, case.part, case.model, case.shape), case.by_hand(world, width)
     times = []
@@ -404,18 +416,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("axes", nargs="*", help="tensor, shard, context, expert, pipeline; all by default")
     parser.add_argument("--width", type=int, default=256, help="of the blocks")
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=7, help="in new processes")
+    parser.add_argument("--turns", type=int, default=15, help="in a run")
+    parser.add_argument("--steps", type=int, default=3)
     given = parser.parse_args()
     print("| axis | strategy=parallel, ms of CPU time a step | by hand | ratio |\n|---|---|---|---|")
     for axis, case in AXES.items():
         if given.axes and not any(axis.startswith(one) for one in given.axes):
             continue
-        with tempfile.TemporaryDirectory() as scratch:
-            args = (axis, given.width, given.turns, max(1, round(given.steps * case.share)))
-            axes = case.part.axes(RANKS)
-            of_ranks = on_ranks(RANKS, measure, *args, scratch=Path(scratch), timeout_s=300, axes=axes)
-        turns = [tuple(map(sum, zip(*turn, strict=True))) for turn in zip(*of_ranks, strict=True)]  # all ranks
+        turns = list[tuple[float, ...]]()
+        for _ in range(given.runs):
+            with tempfile.TemporaryDirectory() as scratch:
+                args = (axis, given.width, given.turns, max(1, round(given.steps * case.share)))
+                axes = case.part.axes(RANKS)
+                of_ranks = on_ranks(RANKS, measure, *args, scratch=Path(scratch), timeout_s=300, axes=axes)
+            turns += (tuple(map(sum, zip(*turn, strict=True))) for turn in zip(*of_ranks, strict=True))  # all ranks
         ours, theirs = (statistics.median(turn[which] for turn in turns) for which in (0, 1))
         ratio = statistics.median(ours / theirs for ours, theirs in turns)
         print(f"| {axis} | {ours:.2f} | {theirs:.2f} | {ratio:.3f} |", flush=True)
