@@ -33,7 +33,8 @@ from runner.strategy.common.stateful import NO_STATE, load_state_dicts, state_di
 
 STEPPED = Update(stepped=True)
 Rounds = Callable[[StepBatches, Callable[[MicroBatchLoss], Tensor]], StepLoss]
-"""Takes micro-batches forward and backward; given what makes a loss the scalar that its backward begins at."""
+"""Takes micro-batches forward and backward, and finds the step's count; given what makes a loss the scalar that its
+backward begins at."""
 
 
 @final

@@ -142,7 +142,7 @@ class PlacedStages:
                     sent: tuple[Tensor, ...] = root(micro_batch, visit)
                     return sent
                 losses.append(forward_loss(lambda *_: root(micro_batch, visit), micro_batch))
-            if len(losses) == len(micro_batches):
+            if len(losses) == len(micro_batches):  # the backward of this one takes the count to the other stages
                 for loss in losses:
                     count.add_(loss.count)
                 count.copy_(self._replicas.sum(count))
