@@ -162,11 +162,12 @@ class GroupWorld:
         return self._activity.during(Phase.WAITING)
 
     def close(self) -> None:
-        """Destroy the process group. Collective; objects that use it (a DDP model) must have been freed before.
+        """Destroy the process groups. Collective; objects that use them (a DDP model) must have been freed before.
 
         A reducer's destructor that runs after this joins a gloo thread, and has been seen to hang.
         """
         dist.destroy_process_group()
+        self._run.release()
 
 
 @final
@@ -222,6 +223,14 @@ class _Run:
     def duplicate(self, world: GroupWorld, activity: Activity) -> GroupWorld:
         key = next((axes for axes, created in self._along.items() if created is world), frozenset(self._axes.names))
         return self._world(world.group, self._subgroup(key, backend="gloo"), activity)
+
+    def release(self) -> None:
+        """Let go of all groups, which ends their threads: one that outlives the interpreter may abort the process."""
+        worlds = {id(one): one for one in (self.world, *self._along.values()) if isinstance(one, GroupWorld)}
+        for world in worlds.values():
+            del world.group, world._host
+        self._along.clear()
+        self._mesh = None
 
     def _create(self, axes: frozenset[Axis]) -> World:
         size = self._axes.size(axes)

@@ -5,6 +5,7 @@ import os
 import socket
 import traceback
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ from runner.world.identity import find_identity
 
 LENGTHS = [*range(970, 1030), 100_000]
 """Bytes that rank 1 brings to a gathering; the first message has room for about a thousand."""
+
+
+def threads() -> list[str]:
+    """The names of this process's threads, torch's own included."""
+    return [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 
 
 def _rank(rank: Any, port: Any, answers: Any) -> None:
@@ -44,8 +50,12 @@ def _rank(rank: Any, port: Any, answers: Any) -> None:
                 "threads": torch.get_num_threads(),
             }
         )
+        world.mesh()
+        del finish  # it has the group
         world.barrier()
         world.close()
+        left = [thread for thread in threads() if thread.startswith(("pt_", "gloo"))]
+        assert not left, f"{left}: a thread that outlives the interpreter may abort the process"
     except BaseException:
         answers.put({"rank": rank, "error": traceback.format_exc()})
         raise
