@@ -32,8 +32,8 @@ from runner.data.steps import RankSteps
 from runner.engine.session import open_session
 from runner.protocols import World
 from runner.protocols.state import MODEL
-from runner.world.group import open_world
 from runner.world.identity import find_identity
+from runner.world.opening import open_world
 from runner.world.stop import StopRequest
 
 RANKS, MICRO_BATCHES, MICRO_ITEMS, HIDDEN = 2, 4, 8, 16384

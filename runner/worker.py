@@ -20,10 +20,10 @@ from runner.engine.out_of_memory import report_out_of_memory
 from runner.engine.session import Stopping, open_session
 from runner.protocols import World
 from runner.world.activity import Activity, Phase
-from runner.world.group import open_world
 from runner.world.handover import receive
 from runner.world.identity import find_identity
 from runner.world.memory import keep_freed_blocks
+from runner.world.opening import open_world
 
 LAUNCHER_FIRST_S = 60.0
 """How much longer torch waits in a collective than the launcher, which can name the rank that is missing."""

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from runner.errors import RankError
-from runner.protocols import Axes, Axis, Hardware, World
+from runner.protocols import Axes, Axis, World
 from runner.world.activity import UNREAD, Activity, Phase
-from runner.world.identity import RankIdentity
 from runner.world.meeting import meet
 from runner.world.objects import gather_pickled
 from runner.world.scattering import scatter_bytes
@@ -284,24 +283,3 @@ def join_group(
         meet(backend, timeout=timeout)
     run = _Run(device, axes=axes, backend=backend, local_rank=local_rank, timeout=timeout, activity=activity)
     return run.world
-
-
-def open_world(
-    hardware: Hardware, axes: Axes, identity: RankIdentity | None, *, timeout: timedelta, activity: Activity = UNREAD
-) -> World:
-    """The world of this process: one of several ranks, or a world of one if it has no identity. Collective.
-
-    Args:
-        hardware: gives this rank its device.
-        axes: the mesh of all ranks.
-        identity: which rank this process is. Torch's rendezvous variables say where the ranks meet.
-        timeout: of every collective.
-        activity: is told when this rank waits for others.
-    """
-    if identity is None:
-        return SoloWorld(hardware.claim(0), axes=axes)
-    local_rank = identity.local_rank
-    device = hardware.claim(local_rank)
-    return join_group(
-        device, axes=axes, backend=hardware.backend, local_rank=local_rank, timeout=timeout, activity=activity
-    )

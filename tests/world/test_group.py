@@ -12,8 +12,8 @@ import torch
 
 from runner.hardware.cpu import CPU
 from runner.protocols import Axes, Axis
-from runner.world.group import open_world
 from runner.world.identity import find_identity
+from runner.world.opening import open_world
 
 LENGTHS = [*range(970, 1030), 100_000]
 """Bytes that rank 1 brings to a gathering; the first message has room for about a thousand."""
