@@ -9,7 +9,6 @@ torch's ring attention needs them, so that gradients are sums in another order.
 """
 
 import argparse
-import ctypes
 import statistics
 import tempfile
 import time
@@ -35,13 +34,13 @@ from runner.strategy.fsdp.settings import ShardSettings
 from runner.strategy.fsdp.wrap import Wrap
 from runner.strategy.parallel import Parallel
 from runner.strategy.parallel.schedule import PipelineSettings
+from runner.world.memory import keep_freed_blocks
 from tests.strategy.ranks import builder, model_of, on_ranks
 
 RANKS, DEPTH, ITEMS, MICRO_BATCHES = 2, 4, 64, 4
 EXPERTS, TOP_K = 8, 2
 HEAD, SEQUENCES, LENGTH = 64, 4, 1024
 RATE = 1e-3
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 Step = Callable[[], None]
 Loop = tuple[Step, Callable[[], list[Tensor]]]
 """A function that takes one step, and one that returns this rank's weights."""
@@ -381,17 +380,9 @@ AXES = {
 }
 
 
-def keep_memory() -> None:
-    """Let the C library keep what is freed: which loop gives memory back, and pays for getting it again, is chance."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc: no memory of their own for large allocations, none given back
-        for option, value in ((M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 1 << 26)):
-            assert libc.mallopt(option, value), f"mallopt({option}, {value}) was refused"
-
-
 def measure(world: Any, axis: str, width: int, turns: int, steps: int) -> list[tuple[float, float]]:
     """Milliseconds of CPU time a step in each turn, of the strategy and of the loop by hand."""
-    keep_memory()
+    keep_freed_blocks()  # as a run's ranks do
     case = AXES[axis]
     ours, theirs = by_strategy(world, width, case.part, case.model, case.shape), case.by_hand(world, width)
     times = []
